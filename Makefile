@@ -1,0 +1,52 @@
+# Everything a contributor types. `make demo` and `make test` need Python >= 3.11, pip and make, nothing else.
+PYTHON ?= python3
+VENV   ?= .venv
+BIN    := $(VENV)/bin
+STAMP  := $(VENV)/.installed
+PYTEST_ARGS ?=
+
+.PHONY: setup demo demo-fast test check lint format imports types fix protos docs bench conformance package clean
+
+setup: $(STAMP)
+
+$(STAMP): pyproject.toml
+	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "meshlib needs Python 3.11 or newer, this is " + sys.version.split()[0])'
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[dev]'
+	touch $@
+
+demo: setup            ## the main job: a canary across real services, live in the terminal
+	$(BIN)/meshctl demo
+
+demo-fast: setup       ## the same acts with fewer calls
+	$(BIN)/meshctl demo --fast
+
+test: setup            ## all tests
+	$(BIN)/python -m pytest $(PYTEST_ARGS)
+
+check: lint format imports types test   ## the whole gate
+
+lint: setup
+	$(BIN)/ruff check .
+
+format: setup
+	$(BIN)/ruff format --check .
+
+imports: setup
+	$(BIN)/lint-imports --no-cache
+
+types: setup
+	$(BIN)/mypy
+
+fix: setup             ## format and repair what can be repaired by itself
+	$(BIN)/ruff format .
+	$(BIN)/ruff check --fix .
+
+protos: setup          ## rebuild meshlib/protos/descriptors.bin from the pinned xds-protos
+	$(BIN)/python tools/build_protos.py
+
+package: setup         ## build the wheel and the sdist and look inside
+	$(BIN)/python -m pytest tests/packaging $(PYTEST_ARGS)
+
+clean:
+	rm -rf $(VENV) build dist .mypy_cache .ruff_cache .pytest_cache .import_linter_cache

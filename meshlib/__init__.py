@@ -1,0 +1,1 @@
+"""A service mesh without proxies for Python."""

@@ -1,0 +1,54 @@
+"""Compile the xDS message descriptors of the pinned `xds-protos` into one data file.
+
+Run by `make protos`. The file is committed; a test proves that it equals what the pinned package says.
+"""
+
+import importlib
+import pkgutil
+import sys
+import zlib
+from pathlib import Path
+
+from google.protobuf import descriptor_pb2
+
+ROOTS = ("envoy.config", "envoy.extensions", "envoy.service", "envoy.type", "envoy.data", "envoy.admin", "xds", "udpa", "validate")
+TARGET = Path(__file__).resolve().parent.parent / "meshlib" / "protos" / "descriptors.bin"
+
+
+def _import_all(package: str) -> None:
+    module = importlib.import_module(package)
+    for info in pkgutil.walk_packages(module.__path__, package + "."):
+        if info.name.endswith("_pb2"):
+            importlib.import_module(info.name)
+
+
+def build() -> bytes:
+    """Return a zlib-compressed FileDescriptorSet, dependencies before dependents, in a stable order."""
+    for root in ROOTS:
+        _import_all(root)
+    importlib.import_module("google.rpc.error_details_pb2")
+    files: dict[str, descriptor_pb2.FileDescriptorProto] = {}
+
+    def add(descriptor: object) -> None:
+        name = descriptor.name  # type: ignore[attr-defined]
+        if name in files:
+            return
+        for dependency in descriptor.dependencies:  # type: ignore[attr-defined]
+            add(dependency)
+        proto = descriptor_pb2.FileDescriptorProto()
+        descriptor.CopyToProto(proto)  # type: ignore[attr-defined]
+        files[name] = proto
+
+    wanted = tuple(root.replace(".", "/") + "/" for root in ROOTS)
+    for name in sorted(sys.modules):
+        descriptor = getattr(sys.modules[name], "DESCRIPTOR", None)
+        path = getattr(descriptor, "name", "")
+        if isinstance(path, str) and (path.startswith(wanted) or path == "google/rpc/error_details.proto"):
+            add(descriptor)
+    result = descriptor_pb2.FileDescriptorSet(file=files.values())
+    return zlib.compress(result.SerializeToString(deterministic=True), 9)
+
+
+if __name__ == "__main__":
+    TARGET.write_bytes(build())
+    print(f"{TARGET}: {TARGET.stat().st_size} bytes")
