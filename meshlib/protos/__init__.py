@@ -72,5 +72,7 @@ def from_dict(full_name: str, value: dict[str, Any]) -> Any:
 
 def to_dict(message: Message) -> dict[str, Any]:
     """Return a message of this pool as proto3 JSON data, with proto field names."""
-    result: dict[str, Any] = json_format.MessageToDict(message, preserving_proto_field_name=True, descriptor_pool=pool())
+    result: dict[str, Any] = json_format.MessageToDict(
+        message, preserving_proto_field_name=True, descriptor_pool=pool()
+    )
     return result

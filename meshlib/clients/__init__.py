@@ -1,0 +1,1 @@
+"""Shells that carry out calls: one per client library, all over the same `Call`."""

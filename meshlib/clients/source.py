@@ -1,0 +1,55 @@
+"""What the client shells ask of a Mesh."""
+
+from typing import Protocol
+
+from meshlib.events import Event
+from meshlib.ports import Clock, Rng
+from meshlib.view import TargetView, View
+
+__all__ = ["MeshSource"]
+
+
+class MeshSource(Protocol):
+    """The face of `Mesh` that shells depend on; tests pass a fake.
+
+    Attributes:
+        clock: Monotonic seconds.
+        guard_unsafe: Repeat requests that may have been processed only when that is safe.
+        is_disabled: `MESHLIB_DISABLE=1`: everything goes out directly.
+    """
+
+    clock: Clock
+    rng: Rng
+    guard_unsafe: bool
+    is_disabled: bool
+
+    @property
+    def view(self) -> View:
+        """The current view; read it once per call."""
+        ...
+
+    def target(self, authority: str) -> TargetView | None:
+        """Return the target of an authority if it is known and usable right now; never blocks.
+
+        Raises:
+            RoutingError: The management server says that it does not exist.
+            UnavailableError: Its configuration cannot be used.
+        """
+        ...
+
+    def wait_target(self, authority: str, timeout_s: float | None = None) -> TargetView:
+        """Subscribe to a target if need be, and wait until it is usable; None: the mesh's default time.
+
+        Raises:
+            RoutingError: The management server says that it does not exist.
+            UnavailableError: It was not there in time; the text says what is missing and how the server is.
+        """
+        ...
+
+    async def wait_target_async(self, authority: str, timeout_s: float | None = None) -> TargetView:
+        """As `wait_target`, without blocking the event loop."""
+        ...
+
+    def emit(self, event: Event) -> None:
+        """Hand an event to the hooks; never raises."""
+        ...

@@ -1,0 +1,171 @@
+"""What is worth seeing, one frozen event each. Logs, metrics and traces are hooks on events."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from meshlib.model.endpoint import Endpoint
+
+__all__ = [
+    "AttemptFinished",
+    "CallFinished",
+    "CertificateRotated",
+    "ControlPlaneConnected",
+    "ControlPlaneLost",
+    "Event",
+    "Hook",
+    "HostEjected",
+    "HostUnejected",
+    "RequestServed",
+    "ResourceAccepted",
+    "ResourceRejected",
+]
+
+
+@dataclass(frozen=True, slots=True)
+class AttemptFinished:
+    """One attempt ended: response headers are there, or it failed.
+
+    Attributes:
+        number: 1 for the first attempt.
+        duration_s: From the pick to the response headers or the failure.
+        status: HTTP status, or 0 without a response.
+        grpc_status: gRPC status code, or None when it is not a gRPC call or unknown.
+        failure: Kind of failure (`connect`, `reset`, ...), or empty.
+        will_retry: Another attempt follows.
+    """
+
+    target: str
+    cluster: str
+    endpoint: Endpoint
+    number: int
+    duration_s: float
+    status: int
+    grpc_status: int | None
+    failure: str
+    will_retry: bool
+
+
+@dataclass(frozen=True, slots=True)
+class CallFinished:
+    """A call ended as its caller sees it.
+
+    Attributes:
+        kind: `http` or `grpc`.
+        route: Name of the route, or empty.
+        endpoint: Of the last attempt, or None when there was none.
+        status: HTTP status given to the caller; 0: an exception.
+        flag: Envoy's response flags, comma separated, or `-`.
+    """
+
+    kind: str
+    target: str
+    method: str
+    route: str
+    cluster: str
+    endpoint: Endpoint | None
+    attempts: int
+    duration_s: float
+    status: int
+    grpc_status: int | None
+    flag: str
+    secure: bool
+
+
+@dataclass(frozen=True, slots=True)
+class RequestServed:
+    """A request that came in was answered.
+
+    Attributes:
+        principal: SPIFFE id of the caller, or empty.
+        denied: Authorization refused it.
+    """
+
+    kind: str
+    service: str
+    method: str
+    path: str
+    principal: str
+    duration_s: float
+    status: int
+    grpc_status: int | None
+    denied: bool
+
+
+@dataclass(frozen=True, slots=True)
+class HostEjected:
+    """Outlier detection took an endpoint out."""
+
+    cluster: str
+    endpoint: Endpoint
+    reason: str
+    ejection_time_s: float
+
+
+@dataclass(frozen=True, slots=True)
+class HostUnejected:
+    """An ejected endpoint came back."""
+
+    cluster: str
+    endpoint: Endpoint
+
+
+@dataclass(frozen=True, slots=True)
+class ResourceAccepted:
+    """A resource was taken over."""
+
+    type_url: str
+    name: str
+    version: str
+
+
+@dataclass(frozen=True, slots=True)
+class ResourceRejected:
+    """A resource was refused; the one before it stays in use."""
+
+    type_url: str
+    name: str
+    version: str
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class ControlPlaneConnected:
+    """A stream to a management server delivered its first response."""
+
+    server_uri: str
+
+
+@dataclass(frozen=True, slots=True)
+class ControlPlaneLost:
+    """A stream to a management server ended; the last configuration stays in use."""
+
+    server_uri: str
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class CertificateRotated:
+    """A certificate took the place of another.
+
+    Attributes:
+        expires_at: Seconds since the epoch.
+    """
+
+    name: str
+    spiffe_id: str
+    expires_at: float
+
+
+Event = (
+    AttemptFinished
+    | CallFinished
+    | RequestServed
+    | HostEjected
+    | HostUnejected
+    | ResourceAccepted
+    | ResourceRejected
+    | ControlPlaneConnected
+    | ControlPlaneLost
+    | CertificateRotated
+)
+Hook = Callable[[Event], None]

@@ -1,0 +1,159 @@
+"""Clusters (CDS)."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+from meshlib.model.endpoint import NO_METADATA, ClusterLoadAssignment
+from meshlib.model.secret import ClientTls
+
+__all__ = [
+    "AggregateDiscovery",
+    "CircuitBreakers",
+    "Cluster",
+    "DnsDiscovery",
+    "EdsDiscovery",
+    "LbPolicy",
+    "LeastRequest",
+    "OutlierDetection",
+    "Random",
+    "RoundRobin",
+    "StaticDiscovery",
+    "TransportSocketMatch",
+]
+
+UNLIMITED = 2**32 - 1
+
+
+@dataclass(frozen=True, slots=True)
+class EdsDiscovery:
+    """Attributes:
+    service_name: EDS resource name.
+    """
+
+    service_name: str
+
+
+@dataclass(frozen=True, slots=True)
+class StaticDiscovery:
+    assignment: ClusterLoadAssignment
+
+
+@dataclass(frozen=True, slots=True)
+class DnsDiscovery:
+    """Attributes:
+    assignment: Endpoints whose addresses are names to resolve.
+    logical: LOGICAL_DNS (one connection target) instead of STRICT_DNS (every address is an endpoint).
+    refresh_s: Envoy's `dns_refresh_rate`; default 5 s.
+    """
+
+    assignment: ClusterLoadAssignment
+    logical: bool = False
+    refresh_s: float = 5.0
+    respect_ttl: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class AggregateDiscovery:
+    clusters: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class RoundRobin:
+    pass
+
+
+@dataclass(frozen=True, slots=True)
+class LeastRequest:
+    """Attributes:
+    choice_count: Endpoints drawn; Envoy's default is 2.
+    active_request_bias: Exponent for weighted endpoints; Envoy's default is 1.0.
+    """
+
+    choice_count: int = 2
+    active_request_bias: float = 1.0
+
+
+@dataclass(frozen=True, slots=True)
+class Random:
+    pass
+
+
+LbPolicy = RoundRobin | LeastRequest | Random
+
+
+@dataclass(frozen=True, slots=True)
+class CircuitBreakers:
+    """Thresholds of one priority. Envoy's defaults: 1024 each, and 3 retries.
+
+    Attributes:
+        retry_budget_percent: When given, retries are limited to this share of active requests instead of `max_retries`.
+    """
+
+    max_connections: int = 1024
+    max_pending_requests: int = 1024
+    max_requests: int = 1024
+    max_retries: int = 3
+    retry_budget_percent: float | None = None
+    min_retry_concurrency: int = 3
+
+
+@dataclass(frozen=True, slots=True)
+class OutlierDetection:
+    """Envoy's fields and defaults (`envoy.config.cluster.v3.OutlierDetection`). Percentages are 0-100."""
+
+    consecutive_5xx: int = 5
+    enforcing_consecutive_5xx: int = 100
+    consecutive_gateway_failure: int = 5
+    enforcing_consecutive_gateway_failure: int = 0
+    consecutive_local_origin_failure: int = 5
+    enforcing_consecutive_local_origin_failure: int = 100
+    split_external_local_origin_errors: bool = False
+    interval_s: float = 10.0
+    base_ejection_time_s: float = 30.0
+    max_ejection_time_s: float = 300.0
+    max_ejection_time_jitter_s: float = 0.0
+    max_ejection_percent: int = 10
+    always_eject_one_host: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class TransportSocketMatch:
+    """Attributes:
+    match: Must be contained in the endpoint's `envoy.transport_socket_match` metadata; empty matches all.
+    tls: None: plaintext.
+    """
+
+    name: str
+    match: tuple[tuple[str, object], ...]
+    tls: ClientTls | None
+
+
+@dataclass(frozen=True, slots=True)
+class Cluster:
+    """One upstream service.
+
+    Attributes:
+        connect_timeout_s: Envoy's default is 5 s.
+        tls: For endpoints that no `socket_matches` entry takes.
+        panic_threshold_percent: `healthy_panic_threshold`; Envoy's default is 50; 0: no panic.
+        locality_weighted: Locality weights are honoured.
+        http2: The endpoints are spoken to over HTTP/2.
+        max_requests_per_connection: None: no limit.
+        idle_timeout_s: None: Envoy's 1 h.
+    """
+
+    name: str
+    discovery: EdsDiscovery | StaticDiscovery | DnsDiscovery | AggregateDiscovery
+    lb_policy: LbPolicy = field(default_factory=RoundRobin)
+    connect_timeout_s: float = 5.0
+    circuit_breakers: CircuitBreakers = field(default_factory=CircuitBreakers)
+    high_priority_circuit_breakers: CircuitBreakers = field(default_factory=CircuitBreakers)
+    outlier_detection: OutlierDetection | None = None
+    tls: ClientTls | None = None
+    socket_matches: tuple[TransportSocketMatch, ...] = ()
+    panic_threshold_percent: float = 50.0
+    locality_weighted: bool = False
+    http2: bool = False
+    max_requests_per_connection: int | None = None
+    idle_timeout_s: float | None = None
+    metadata: Mapping[str, Mapping[str, object]] = field(default=NO_METADATA, hash=False, repr=False)

@@ -1,0 +1,92 @@
+"""Conditions on strings, headers, queries and paths (xDS `type.matcher.v3`, `config.route.v3`)."""
+
+from dataclasses import dataclass
+from enum import Enum
+
+__all__ = [
+    "Fraction",
+    "HeaderMatcher",
+    "PathKind",
+    "PathMatcher",
+    "QueryMatcher",
+    "RangeMatcher",
+    "StringKind",
+    "StringMatcher",
+]
+
+
+class StringKind(Enum):
+    EXACT = "exact"
+    PREFIX = "prefix"
+    SUFFIX = "suffix"
+    CONTAINS = "contains"
+    REGEX = "regex"
+
+
+@dataclass(frozen=True, slots=True)
+class StringMatcher:
+    """Attributes:
+    value: What to compare with; for REGEX an RE2 pattern that must match fully.
+    ignore_case: ASCII only; never set with REGEX.
+    """
+
+    kind: StringKind
+    value: str
+    ignore_case: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class RangeMatcher:
+    """Base-10 integers with `start <= n < end`."""
+
+    start: int
+    end: int
+
+
+@dataclass(frozen=True, slots=True)
+class HeaderMatcher:
+    """Attributes:
+    name: Lower case; may be a pseudo header.
+    test: What a value must satisfy; a bool asks for presence (True) or absence (False).
+    exact_empty_matches_any: Only for the deprecated `exact_match: ""`, which Envoy reads as "present".
+    """
+
+    name: str
+    test: StringMatcher | RangeMatcher | bool
+    invert: bool = False
+    treat_missing_as_empty: bool = False
+    exact_empty_matches_any: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class QueryMatcher:
+    """Attributes:
+    test: What the first value must satisfy, undecoded; a bool asks for presence or absence.
+    """
+
+    name: str
+    test: StringMatcher | bool
+
+
+class PathKind(Enum):
+    PREFIX = "prefix"
+    PATH = "path"
+    REGEX = "regex"
+    SEPARATED_PREFIX = "path_separated_prefix"
+    TEMPLATE = "uri_template"
+    CONNECT = "connect"
+
+
+@dataclass(frozen=True, slots=True)
+class PathMatcher:
+    kind: PathKind
+    value: str
+    case_sensitive: bool = True
+
+
+@dataclass(frozen=True, slots=True)
+class Fraction:
+    """A share of requests: `numerator / denominator`, the denominator being 100, 10,000 or 1,000,000."""
+
+    numerator: int
+    denominator: int = 100

@@ -1,0 +1,75 @@
+"""How an attempt ended, as its shell reports it, and the answers that the mesh gives itself."""
+
+from dataclasses import dataclass, field
+from enum import Enum
+
+from meshlib.model.request import Headers
+
+__all__ = ["Failure", "FailureKind", "LocalReply", "Outcome", "Response"]
+
+NO_HEADERS = Headers()
+
+
+class FailureKind(Enum):
+    """Why there is no response (Envoy's reset reasons)."""
+
+    CONNECT = "connect"
+    """No connection: refused, unreachable, timed out, TLS failed. No byte of the request was sent."""
+    IDENTITY = "identity"
+    """The peer is not who it must be. No byte of the request was sent."""
+    RESET = "reset"
+    """The connection ended, or the peer reset the stream, before response headers."""
+    REFUSED_STREAM = "refused_stream"
+    """HTTP/2 REFUSED_STREAM, or a GOAWAY that excludes the stream: surely not processed."""
+    TIMEOUT = "timeout"
+    """The time that `Attempt.timeout_s` gave is over."""
+
+
+@dataclass(frozen=True, slots=True)
+class Response:
+    """Response headers have arrived.
+
+    Attributes:
+        status: HTTP status; 200 for gRPC.
+        headers: Response headers; for gRPC initial and trailing metadata together.
+        grpc_status: The status code of a gRPC call that has ended, else None.
+    """
+
+    status: int
+    headers: Headers = NO_HEADERS
+    grpc_status: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Failure:
+    """No response.
+
+    Attributes:
+        request_sent: Whether any byte of the request may have reached the peer.
+        error: What the transport raised.
+    """
+
+    kind: FailureKind
+    request_sent: bool
+    error: BaseException | None = field(default=None, repr=False)
+
+
+@dataclass(frozen=True, slots=True)
+class LocalReply:
+    """An answer of the mesh itself, as Envoy's local replies.
+
+    Attributes:
+        flag: Response flag (`NR`, `NC`, `UH`, `UO`, `UT`, `FI`, ...), or empty (redirects, direct responses).
+        details: Envoy's response code details, e.g. `route_not_found`.
+        grpc_status: For gRPC callers; None: mapped from the HTTP status.
+    """
+
+    status: int
+    flag: str
+    details: str
+    body: bytes = b""
+    headers: tuple[tuple[str, str], ...] = ()
+    grpc_status: int | None = None
+
+
+Outcome = Response | Failure

@@ -1,0 +1,96 @@
+"""What a decision may know of a request."""
+
+from collections.abc import Iterable, Mapping
+
+__all__ = ["Headers", "RequestHead"]
+
+
+class Headers:
+    """Header fields in order, looked up by lower-case name. Immutable; repeated names keep their entries apart.
+
+    The index is built on first use: most routes never look at a header.
+    """
+
+    __slots__ = ("_index", "items")
+
+    def __init__(self, items: Iterable[tuple[str, str]] = ()) -> None:
+        self.items: tuple[tuple[str, str], ...] = tuple(items)
+        self._index: dict[str, tuple[str, ...]] | None = None
+
+    def _build(self) -> dict[str, tuple[str, ...]]:
+        index: dict[str, tuple[str, ...]] = {}
+        for name, value in self.items:
+            index[name] = (*index.get(name, ()), value)
+        self._index = index
+        return index
+
+    def all(self, name: str) -> tuple[str, ...]:
+        """Return every entry of a header, in order; `name` in lower case."""
+        index = self._index
+        if index is None:
+            index = self._build()
+        return index.get(name, ())
+
+    def get(self, name: str) -> str | None:
+        """Return the first entry of a header; `name` in lower case."""
+        values = self.all(name)
+        return values[0] if values else None
+
+    def __contains__(self, name: str) -> bool:
+        return bool(self.all(name))
+
+    def __repr__(self) -> str:
+        return f"Headers({len(self.items)})"
+
+    @classmethod
+    def of(cls, values: Mapping[str, str] | Iterable[tuple[str, str]] | None) -> "Headers":
+        """Make headers of a mapping or of pairs; names are lowered here, once."""
+        if values is None:
+            return cls()
+        pairs = values.items() if isinstance(values, Mapping) else values
+        return cls((name.lower(), value) for name, value in pairs)
+
+
+class RequestHead:
+    """The head of one request. Not changed after creation.
+
+    Attributes:
+        method: As sent, upper case by convention; `POST` for gRPC.
+        authority: Host header, else the authority as written, port included.
+        path: Path with query, as sent.
+        headers: Without pseudo headers.
+        is_grpc: The call is a gRPC call (its content type is `application/grpc...`).
+    """
+
+    __slots__ = ("authority", "headers", "is_grpc", "method", "path", "scheme")
+
+    def __init__(
+        self, method: str, authority: str, path: str, headers: Headers, *, scheme: str = "http", is_grpc: bool = False
+    ) -> None:
+        self.method = method
+        self.authority = authority
+        self.path = path
+        self.headers = headers
+        self.scheme = scheme
+        self.is_grpc = is_grpc
+
+    def values(self, name: str) -> tuple[str, ...]:
+        """Return the entries of a header or pseudo header (`:method`, `:path`, `:authority`, `:scheme`, `host`)."""
+        if name[0] == ":":
+            match name:
+                case ":method":
+                    return (self.method,)
+                case ":path":
+                    return (self.path,)
+                case ":authority":
+                    return (self.authority,)
+                case ":scheme":
+                    return (self.scheme,)
+                case _:
+                    return ()
+        if name == "host":
+            return (self.authority,)
+        return self.headers.all(name)
+
+    def __repr__(self) -> str:
+        return f"RequestHead({self.method} {self.scheme}://{self.authority}{self.path})"

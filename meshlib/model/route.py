@@ -1,0 +1,283 @@
+"""Route configurations (RDS): virtual hosts, routes and what they do."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from enum import Enum
+
+from meshlib.model.endpoint import NO_METADATA
+from meshlib.model.matcher import Fraction, HeaderMatcher, PathMatcher, QueryMatcher
+from meshlib.model.retry import RetryPolicy
+
+__all__ = [
+    "AppendAction",
+    "ClusterHeader",
+    "ClusterWeight",
+    "DirectResponse",
+    "FaultAbort",
+    "FaultDelay",
+    "FaultPolicy",
+    "HashPolicy",
+    "HeaderAdd",
+    "HeaderMutation",
+    "MirrorPolicy",
+    "NonForwarding",
+    "Redirect",
+    "RegexRewrite",
+    "Route",
+    "RouteAction",
+    "RouteConfiguration",
+    "RouteMatcher",
+    "SingleCluster",
+    "VirtualHost",
+    "WeightedClusters",
+]
+
+
+@dataclass(frozen=True, slots=True)
+class FaultDelay:
+    """Attributes:
+    fixed_s: The delay.
+    """
+
+    fixed_s: float
+    share: Fraction
+
+
+@dataclass(frozen=True, slots=True)
+class FaultAbort:
+    """Attributes:
+    http_status: 200-599, or 0 when `grpc_status` is given.
+    """
+
+    share: Fraction
+    http_status: int = 0
+    grpc_status: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class FaultPolicy:
+    """`envoy.extensions.filters.http.fault.v3.HTTPFault`.
+
+    Attributes:
+        headers: The fault only concerns requests that match all of these.
+        max_active: `max_active_faults`; None: no limit.
+    """
+
+    delay: FaultDelay | None = None
+    abort: FaultAbort | None = None
+    headers: tuple[HeaderMatcher, ...] = ()
+    max_active: int | None = None
+
+
+class AppendAction(Enum):
+    APPEND_IF_EXISTS_OR_ADD = 0
+    ADD_IF_ABSENT = 1
+    OVERWRITE_IF_EXISTS_OR_ADD = 2
+    OVERWRITE_IF_EXISTS = 3
+
+
+@dataclass(frozen=True, slots=True)
+class HeaderAdd:
+    """Attributes:
+    value: A substitution format string; `%%` is a per cent sign.
+    """
+
+    name: str
+    value: str
+    action: AppendAction = AppendAction.APPEND_IF_EXISTS_OR_ADD
+    keep_empty: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class HeaderMutation:
+    """What one level (weighted cluster, route, virtual host, route configuration) does to headers."""
+
+    request_remove: tuple[str, ...] = ()
+    request_add: tuple[HeaderAdd, ...] = ()
+    response_remove: tuple[str, ...] = ()
+    response_add: tuple[HeaderAdd, ...] = ()
+
+    def __bool__(self) -> bool:
+        return bool(self.request_remove or self.request_add or self.response_remove or self.response_add)
+
+
+NO_MUTATION = HeaderMutation()
+
+
+@dataclass(frozen=True, slots=True)
+class SingleCluster:
+    name: str
+
+
+@dataclass(frozen=True, slots=True)
+class ClusterHeader:
+    """The cluster is named by the first value of a request header."""
+
+    header: str
+
+
+@dataclass(frozen=True, slots=True)
+class ClusterWeight:
+    """Attributes:
+    fault: Overrides the route's; None: the route's.
+    """
+
+    name: str
+    weight: int
+    mutation: HeaderMutation = NO_MUTATION
+    host_rewrite: str = ""
+    fault: FaultPolicy | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class WeightedClusters:
+    """Attributes:
+    header_name: A request header whose number chooses; empty: none.
+    """
+
+    clusters: tuple[ClusterWeight, ...]
+    header_name: str = ""
+    use_hash_policy: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class RegexRewrite:
+    """Attributes:
+    substitution: With `\\1` references, RE2 style.
+    """
+
+    pattern: str
+    substitution: str
+
+
+@dataclass(frozen=True, slots=True)
+class HashPolicy:
+    """One source of the request's hash.
+
+    Attributes:
+        kind: `header`, `cookie`, `source_ip`, `query_parameter` or `filter_state`.
+        name: Header, cookie, parameter or key.
+        terminal: Stop here if a hash was found so far.
+        regex: Rewrites the header's value before hashing.
+    """
+
+    kind: str
+    name: str = ""
+    terminal: bool = False
+    regex: RegexRewrite | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class MirrorPolicy:
+    cluster: str
+    share: Fraction
+
+
+@dataclass(frozen=True, slots=True)
+class RouteAction:
+    """Forward the request.
+
+    Attributes:
+        timeout_s: Global timeout; None: Envoy's 15 s; 0: none.
+        max_stream_duration_s: None: the message is absent; 0: no limit.
+        grpc_timeout_header_max_s: None: absent; 0: no cap.
+        hash_policies: In order.
+        upgrade_priority: The circuit breaker set is the high priority one.
+    """
+
+    cluster: SingleCluster | WeightedClusters | ClusterHeader
+    timeout_s: float | None = None
+    idle_timeout_s: float | None = None
+    retry: RetryPolicy | None = None
+    max_stream_duration_s: float | None = None
+    grpc_timeout_header_max_s: float | None = None
+    grpc_timeout_header_offset_s: float = 0.0
+    prefix_rewrite: str = ""
+    regex_rewrite: RegexRewrite | None = None
+    host_rewrite_literal: str = ""
+    host_rewrite_header: str = ""
+    auto_host_rewrite: bool = False
+    append_x_forwarded_host: bool = False
+    hash_policies: tuple[HashPolicy, ...] = ()
+    mirrors: tuple[MirrorPolicy, ...] = ()
+    cluster_not_found_status: int = 503
+    high_priority: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Redirect:
+    """Attributes:
+    status: 301, 302, 303, 307 or 308.
+    """
+
+    status: int = 301
+    scheme: str = ""
+    https: bool = False
+    host: str = ""
+    port: int = 0
+    path: str = ""
+    prefix_rewrite: str = ""
+    regex_rewrite: RegexRewrite | None = None
+    strip_query: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class DirectResponse:
+    status: int
+    body: bytes = b""
+
+
+@dataclass(frozen=True, slots=True)
+class NonForwarding:
+    """For servers: let the request in. In a client it leads nowhere."""
+
+
+@dataclass(frozen=True, slots=True)
+class RouteMatcher:
+    """All conditions must hold."""
+
+    path: PathMatcher
+    headers: tuple[HeaderMatcher, ...] = ()
+    query: tuple[QueryMatcher, ...] = ()
+    grpc: bool = False
+    fraction: Fraction | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Route:
+    """Attributes:
+    fault: This route's override of the fault filter; None: not given here.
+    metadata: filter_metadata by filter name; `meshlib` holds the origin.
+    """
+
+    match: RouteMatcher
+    action: RouteAction | Redirect | DirectResponse | NonForwarding
+    name: str = ""
+    mutation: HeaderMutation = NO_MUTATION
+    fault: FaultPolicy | None = None
+    metadata: Mapping[str, Mapping[str, object]] = field(default=NO_METADATA, hash=False, repr=False)
+
+
+@dataclass(frozen=True, slots=True)
+class VirtualHost:
+    name: str
+    domains: tuple[str, ...]
+    routes: tuple[Route, ...]
+    retry: RetryPolicy | None = None
+    mutation: HeaderMutation = NO_MUTATION
+    fault: FaultPolicy | None = None
+    include_attempt_count: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class RouteConfiguration:
+    """Attributes:
+    most_specific_mutations_win: Order of the levels of header mutations (Envoy's flag of that name).
+    """
+
+    name: str
+    virtual_hosts: tuple[VirtualHost, ...]
+    mutation: HeaderMutation = NO_MUTATION
+    most_specific_mutations_win: bool = False
+    ignore_port_in_host: bool = False
+    fault: FaultPolicy | None = None

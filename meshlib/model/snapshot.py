@@ -1,0 +1,85 @@
+"""One complete configuration: what a set of targets needs, all of it there, or the reason why not (gRFC A74)."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from types import MappingProxyType
+from typing import TypeVar
+
+from meshlib.model.cluster import Cluster
+from meshlib.model.endpoint import ClusterLoadAssignment
+from meshlib.model.listener import ClientListener, ServerListener
+from meshlib.model.route import RouteConfiguration
+from meshlib.model.secret import Secret
+
+__all__ = ["ClusterConfig", "ConfigFault", "InboundConfig", "Snapshot", "TargetConfig"]
+
+K = TypeVar("K")
+V = TypeVar("V")
+
+
+def _empty() -> Mapping[K, V]:
+    return MappingProxyType({})
+
+
+@dataclass(frozen=True, slots=True)
+class ConfigFault:
+    """Why something cannot be used.
+
+    Attributes:
+        resource: `type: name` of the resource at fault.
+        message: For the caller, naming the resource and the reason.
+        is_absent: The resource does not exist (as opposed to: refused, or the server cannot be reached).
+    """
+
+    resource: str
+    message: str
+    is_absent: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class ClusterConfig:
+    """A warm cluster.
+
+    Attributes:
+        assignment: Endpoints, from EDS, the resource itself or DNS.
+        note: Why there may be no endpoints; empty when all is well.
+    """
+
+    cluster: Cluster
+    assignment: ClusterLoadAssignment
+    note: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class TargetConfig:
+    """What one target (a listener resource name) resolves to."""
+
+    listener: ClientListener
+    routes: RouteConfiguration
+
+
+@dataclass(frozen=True, slots=True)
+class InboundConfig:
+    """What applies to requests that come in at one address."""
+
+    listener: ServerListener
+    routes: RouteConfiguration
+
+
+@dataclass(frozen=True, slots=True)
+class Snapshot:
+    """Attributes:
+    targets: By listener resource name.
+    inbound: By listener resource name.
+    clusters: Every cluster that a target's routes can choose; only warm ones, or the fault.
+    secrets: By SDS name.
+    number: Grows by one with each snapshot of a process.
+    versions: version_info by (type URL, name) of every resource inside, for explanations.
+    """
+
+    targets: Mapping[str, TargetConfig | ConfigFault] = field(default_factory=_empty)
+    inbound: Mapping[str, InboundConfig | ConfigFault] = field(default_factory=_empty)
+    clusters: Mapping[str, ClusterConfig | ConfigFault] = field(default_factory=_empty)
+    secrets: Mapping[str, Secret] = field(default_factory=_empty, repr=False)
+    number: int = 0
+    versions: Mapping[tuple[str, str], str] = field(default_factory=_empty, repr=False)

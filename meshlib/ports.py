@@ -1,0 +1,32 @@
+"""Seams to the outside world, as protocols: what the pure parts may ask for and the shells provide."""
+
+from threading import Lock
+from typing import Protocol
+
+__all__ = ["Clock", "Lock", "Rng", "WallClock"]
+# Lock is re-exported here so that the decision folders need not import threading: they guard a few assignments with
+# it and nothing else (never I/O, a callback or another lock).
+
+
+class Clock(Protocol):
+    """Monotonic seconds."""
+
+    def __call__(self) -> float: ...
+
+
+class WallClock(Protocol):
+    """Seconds since the epoch; only for what people read and for certificate lifetimes."""
+
+    def __call__(self) -> float: ...
+
+
+class Rng(Protocol):
+    """The part of `random.Random` that decisions use."""
+
+    def random(self) -> float:
+        """Return a float in [0.0, 1.0)."""
+        ...
+
+    def getrandbits(self, k: int, /) -> int:
+        """Return an integer of `k` random bits."""
+        ...
