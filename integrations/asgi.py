@@ -1,0 +1,113 @@
+"""MeshMiddleware for any ASGI application: identity, authorization, deadline, trace context, reports."""
+
+import asyncio
+from collections.abc import Awaitable, Callable, MutableMapping
+from typing import Any
+
+from meshlib.integrations import default_mesh
+from meshlib.model.outcome import LocalReply
+from meshlib.model.request import Headers, RequestHead
+from meshlib.servers.inbound import Inbound, InboundRequest
+from meshlib.servers.peer import ANONYMOUS, Peer, peer_of_pem
+from meshlib.servers.source import ServerSource
+
+__all__ = ["MeshMiddleware", "begin"]
+
+Scope = MutableMapping[str, Any]
+Message = MutableMapping[str, Any]
+Receive = Callable[[], Awaitable[Message]]
+Send = Callable[[Message], Awaitable[None]]
+App = Callable[[Scope, Receive, Send], Awaitable[None]]
+
+
+class MeshMiddleware:
+    """Guards an ASGI application with the mesh's inbound listener.
+
+    The caller's certificate is read from the ASGI TLS extension (`meshlib.integrations.uvicorn` provides it). Where the
+    bootstrap has no `server_listener_resource_name_template` the mesh says nothing about inbound requests: then only
+    deadline, trace context and reports remain.
+    """
+
+    def __init__(
+        self, app: App, *, mesh: ServerSource | None = None, address: str | None = None, service: str = ""
+    ) -> None:
+        """
+        Args:
+            app: The application.
+            mesh: Default: the process-wide one.
+            address: `host:port` of the listener that applies; default: the address of each connection.
+            service: Name of this service in reports.
+        """
+        self.app = app
+        self._inbound = Inbound(mesh if mesh is not None else default_mesh(), kind="http", address=address, service=service)
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] not in ("http", "websocket"):
+            await self.app(scope, receive, send)
+            return
+        request = await begin(self._inbound, scope)
+        if request.reply is not None:
+            await _refuse(scope, receive, send, request.reply)
+            request.finish(request.reply.status)
+            return
+        status = 500
+
+        async def observed(message: Message) -> None:
+            nonlocal status
+            if message["type"] == "http.response.start":
+                status = message["status"]
+            elif message["type"] == "websocket.accept":
+                status = 101
+            await send(message)
+
+        try:
+            with request.entered():
+                await self.app(scope, receive, observed)
+        finally:
+            request.finish(status)
+
+
+async def begin(inbound: Inbound, scope: Scope) -> InboundRequest:
+    """Decide about the request of an ASGI scope."""
+    local = _address(scope.get("server"))
+    if not inbound.is_known(local):
+        await asyncio.to_thread(inbound.wait_known, local)
+    return inbound.begin(_head(scope), _peer(scope), local=local, remote=(scope.get("client") or ("", 0))[0])
+
+
+def _address(server: Any) -> tuple[str, int]:
+    if not server:
+        return ("", 0)
+    return (server[0], server[1] or 0)  # a unix socket has no port
+
+
+def _head(scope: Scope) -> RequestHead:
+    headers = Headers((name.decode("latin-1"), value.decode("latin-1")) for name, value in scope["headers"])
+    raw: bytes = scope.get("raw_path") or scope["path"].encode("utf-8")
+    path = raw.partition(b"?")[0].decode("latin-1")
+    if query := scope.get("query_string"):
+        path = f"{path}?{query.decode('latin-1')}"
+    return RequestHead(
+        scope.get("method", "GET"), headers.get("host") or "", path, headers, scheme=scope.get("scheme", "http")
+    )
+
+
+def _peer(scope: Scope) -> Peer:
+    tls = (scope.get("extensions") or {}).get("tls")
+    if not tls or tls.get("client_cert_error") or not tls.get("client_cert_chain"):
+        return ANONYMOUS
+    return peer_of_pem(tls["client_cert_chain"][0])
+
+
+async def _refuse(scope: Scope, receive: Receive, send: Send, reply: LocalReply) -> None:
+    if scope["type"] == "websocket":
+        await receive()
+        await send({"type": "websocket.close", "code": 1008, "reason": reply.body.decode("utf-8", "replace")[:120]})
+        return
+    headers = [
+        (b"content-type", b"text/plain"),
+        (b"content-length", str(len(reply.body)).encode()),
+        *((name.encode("latin-1"), value.encode("latin-1")) for name, value in reply.headers),
+    ]
+    await send({"type": "http.response.start", "status": reply.status, "headers": headers})
+    await send({"type": "http.response.body", "body": reply.body})

@@ -1,0 +1,1 @@
+"""What the server adapters share: who calls, whether they may, what the request hands on, and what is reported."""

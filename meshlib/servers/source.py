@@ -1,0 +1,75 @@
+"""What the server shells ask of a Mesh."""
+
+from collections.abc import Mapping
+from typing import Protocol
+
+from meshlib.events import Event
+from meshlib.model.snapshot import ConfigFault, InboundConfig
+from meshlib.ports import Clock
+from meshlib.view import View
+
+__all__ = ["InboundHandle", "RegistrationHandle", "ServerSource"]
+
+
+class InboundHandle(Protocol):
+    """The subscription to the listener of one inbound address."""
+
+    @property
+    def current(self) -> InboundConfig | ConfigFault | None:
+        """What applies now; None: not known yet."""
+        ...
+
+    def wait_ready(self, timeout_s: float) -> InboundConfig:
+        """Wait until the listener is there.
+
+        Raises:
+            UnavailableError: It was not there in time; the text says what is missing and how the server is.
+        """
+        ...
+
+
+class RegistrationHandle(Protocol):
+    """A lease that announces one instance of a service."""
+
+    def close(self) -> None:
+        """Take the instance out. Safe to call twice; never raises for a server that is away."""
+        ...
+
+
+class ServerSource(Protocol):
+    """The face of `Mesh` that server adapters depend on.
+
+    Attributes:
+        has_inbound: The bootstrap has a `server_listener_resource_name_template`: the mesh governs inbound requests.
+        is_disabled: `MESHLIB_DISABLE=1`: requests pass untouched.
+        default_inbound_address: The first announced address: it applies where an adapter cannot tell the local address
+            of a connection.
+    """
+
+    clock: Clock
+    is_disabled: bool
+    default_inbound_address: str | None
+
+    @property
+    def has_inbound(self) -> bool: ...
+
+    @property
+    def view(self) -> View: ...
+
+    def inbound(self, address: str) -> InboundHandle: ...
+
+    def register(
+        self,
+        *,
+        service: str,
+        address: str,
+        namespace: str = "default",
+        labels: Mapping[str, str] | None = None,
+        service_account: str = "",
+        protocol: str = "http",
+        service_port: int = 80,
+        weight: int = 1,
+        ttl_s: float = 5.0,
+    ) -> RegistrationHandle: ...
+
+    def emit(self, event: Event) -> None: ...
