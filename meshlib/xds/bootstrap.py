@@ -1,0 +1,370 @@
+"""The bootstrap: where the management servers are and who we are, in gRPC's JSON format.
+
+Unknown keys are ignored, wrong JSON types are errors, and every error names the place by its JSON pointer. One key of
+our own stands beside gRPC's: `meshlib`, with `registry_uri`, the HTTP address where instances register themselves.
+
+Source: gRFCs A27, A30, A47, A65, A71, A97, A102.
+"""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from functools import cache
+from importlib import metadata as distributions
+from types import MappingProxyType
+from typing import Any, Final
+
+from meshlib.errors import BootstrapError
+from meshlib.model.endpoint import Locality
+from meshlib.protos import from_dict, message_class
+from meshlib.xds.bootstrap_json import JsonPlace, parse_json
+
+__all__ = [
+    "CLIENT_FEATURES",
+    "AllowedGrpcService",
+    "AuthorityConfig",
+    "Bootstrap",
+    "ChannelCreds",
+    "FileWatcherConfig",
+    "GoogleDefaultCreds",
+    "InsecureCreds",
+    "JwtTokenFile",
+    "NodeConfig",
+    "ServerConfig",
+    "TlsCreds",
+    "load_bootstrap",
+    "parse_bootstrap",
+]
+
+PATH_VARIABLE: Final = "GRPC_XDS_BOOTSTRAP"
+TEXT_VARIABLE: Final = "GRPC_XDS_BOOTSTRAP_CONFIG"
+
+CLIENT_FEATURES: Final = ("xds.config.resource-in-sotw",)
+"""What we tell a server that we can do. Not `envoy.lb.does_not_support_overprovisioning`: we do support it."""
+
+DEFAULT_REFRESH_S: Final = 600.0
+"""`refresh_interval` of the credential plugins `tls` and `file_watcher` (A29, A65)."""
+
+
+@dataclass(frozen=True, slots=True)
+class InsecureCreds:
+    """Plaintext."""
+
+
+@dataclass(frozen=True, slots=True)
+class GoogleDefaultCreds:
+    """Google's application default credentials."""
+
+
+@dataclass(frozen=True, slots=True)
+class TlsCreds:
+    """Attributes:
+    ca_certificate_file: Empty: the system's roots.
+    certificate_file: Given together with `private_key_file`, or both empty.
+    """
+
+    ca_certificate_file: str = ""
+    certificate_file: str = ""
+    private_key_file: str = ""
+    refresh_interval_s: float = DEFAULT_REFRESH_S
+
+
+ChannelCreds = InsecureCreds | GoogleDefaultCreds | TlsCreds
+
+
+@dataclass(frozen=True, slots=True)
+class JwtTokenFile:
+    """A bearer token in a file, read again as it expires (A97)."""
+
+    path: str
+
+
+@dataclass(frozen=True, slots=True)
+class ServerConfig:
+    """One management server. Equal ones share a channel and a stream.
+
+    Attributes:
+        uri: gRPC target.
+        features: The strings of `server_features`, known or not.
+    """
+
+    uri: str
+    channel_creds: ChannelCreds
+    call_creds: tuple[JwtTokenFile, ...] = ()
+    features: frozenset[str] = frozenset()
+
+
+@dataclass(frozen=True, slots=True)
+class AuthorityConfig:
+    """Servers and naming of one `xdstp` authority (A47).
+
+    Attributes:
+        listener_template: `client_listener_resource_name_template`.
+        servers: Never empty: the top-level servers when the bootstrap gives none.
+    """
+
+    listener_template: str
+    servers: tuple[ServerConfig, ...]
+    fallback_on_reachability_only: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class FileWatcherConfig:
+    """A certificate provider that reads files again every `refresh_interval_s` (A29, A87)."""
+
+    certificate_file: str = ""
+    private_key_file: str = ""
+    ca_certificate_file: str = ""
+    spiffe_bundle_map_file: str = ""
+    refresh_interval_s: float = DEFAULT_REFRESH_S
+
+
+@dataclass(frozen=True, slots=True)
+class AllowedGrpcService:
+    """Credentials for a side channel that the management server may name (A102)."""
+
+    channel_creds: ChannelCreds
+    call_creds: tuple[JwtTokenFile, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class NodeConfig:
+    """Who we are.
+
+    Attributes:
+        metadata: Any JSON object; servers choose configuration by it.
+    """
+
+    id: str = ""
+    cluster: str = ""
+    locality: Locality = field(default_factory=Locality)
+    metadata: Mapping[str, Any] = field(default_factory=lambda: MappingProxyType({}), hash=False)
+
+    def to_proto(self, *, user_agent_version: str = "", client_features: tuple[str, ...] = CLIENT_FEATURES) -> Any:
+        """Return the `envoy.config.core.v3.Node` for the first request of a stream.
+
+        Args:
+            user_agent_version: Empty: that of the installed distribution.
+            client_features: What the caller's protocol code supports.
+        """
+        node = message_class("envoy.config.core.v3.Node")(
+            id=self.id,
+            cluster=self.cluster,
+            user_agent_name="meshlib",
+            user_agent_version=user_agent_version or _version(),
+            client_features=client_features,
+        )
+        if self.metadata:
+            node.metadata.CopyFrom(from_dict("google.protobuf.Struct", dict(self.metadata)))
+        if self.locality != Locality():
+            node.locality.region = self.locality.region
+            node.locality.zone = self.locality.zone
+            node.locality.sub_zone = self.locality.sub_zone
+        return node
+
+
+@dataclass(frozen=True, slots=True)
+class Bootstrap:
+    """Attributes:
+    servers: At least one, in order of preference (A71).
+    client_default_listener_resource_name_template: For targets without an authority.
+    server_listener_resource_name_template: None: a server cannot ask for its listener.
+    certificate_providers: By instance name.
+    registry_uri: Where instances register, or None.
+    """
+
+    servers: tuple[ServerConfig, ...]
+    node: NodeConfig = field(default_factory=NodeConfig)
+    authorities: Mapping[str, AuthorityConfig] = field(default_factory=lambda: MappingProxyType({}), hash=False)
+    client_default_listener_resource_name_template: str = "%s"
+    server_listener_resource_name_template: str | None = None
+    certificate_providers: Mapping[str, FileWatcherConfig] = field(
+        default_factory=lambda: MappingProxyType({}), hash=False
+    )
+    allowed_grpc_services: Mapping[str, AllowedGrpcService] = field(
+        default_factory=lambda: MappingProxyType({}), hash=False
+    )
+    registry_uri: str | None = None
+
+
+def load_bootstrap(env: Mapping[str, str], read_file: Callable[[str], str]) -> Bootstrap:
+    """Find and parse the bootstrap as gRPC does: the file of `GRPC_XDS_BOOTSTRAP`, else `GRPC_XDS_BOOTSTRAP_CONFIG`.
+
+    A file that is named but cannot be used is an error; the second variable is not tried then.
+
+    Args:
+        env: Environment variables.
+        read_file: Returns the text of a file; raises OSError or UnicodeError.
+
+    Raises:
+        BootstrapError: Neither variable is set, the file cannot be read, or its content is not valid.
+    """
+    path = env.get(PATH_VARIABLE)
+    if path:
+        origin = f"{PATH_VARIABLE} ({path})"
+        try:
+            text = read_file(path)
+        except (OSError, UnicodeError) as error:
+            reason = getattr(error, "strerror", None) or str(error)
+            raise BootstrapError(f"bootstrap {origin}: cannot be read: {reason}") from error
+        return parse_bootstrap(text, origin=origin)
+    text = env.get(TEXT_VARIABLE, "")
+    if text:
+        return parse_bootstrap(text, origin=TEXT_VARIABLE)
+    raise BootstrapError(f"bootstrap: environment variables {PATH_VARIABLE} or {TEXT_VARIABLE} not defined")
+
+
+def parse_bootstrap(text_or_dict: str | Mapping[str, Any], *, origin: str) -> Bootstrap:
+    """Parse a bootstrap.
+
+    Args:
+        text_or_dict: JSON text, or the same as Python data.
+        origin: The variable or path that it comes from, for errors.
+
+    Raises:
+        BootstrapError: Naming the origin, the JSON pointer and the reason.
+    """
+    root = parse_json(text_or_dict, origin)
+    servers = _servers(root, required=True)
+    return Bootstrap(
+        servers=servers,
+        node=_node(root.object("node")),
+        authorities=_authorities(root, servers),
+        client_default_listener_resource_name_template=root.string("client_default_listener_resource_name_template")
+        or "%s",
+        server_listener_resource_name_template=root.string("server_listener_resource_name_template") or None,
+        certificate_providers=_providers(root),
+        allowed_grpc_services=_allowed(root),
+        registry_uri=_registry(root.object("meshlib")),
+    )
+
+
+@cache
+def _version() -> str:
+    try:
+        return distributions.version("meshlib-xds")
+    except distributions.PackageNotFoundError:
+        return "unknown"
+
+
+def _servers(place: JsonPlace, *, required: bool) -> tuple[ServerConfig, ...]:
+    servers = tuple(_server(server) for server in place.array("xds_servers").objects())
+    if required and not servers:
+        place.fail("at least one server is required", "xds_servers")
+    return servers
+
+
+def _server(place: JsonPlace) -> ServerConfig:
+    uri = place.string("server_uri")
+    if not uri:
+        place.fail("is required", "server_uri")
+    channel, calls = _credentials(place)
+    features = place.array("server_features").value
+    return ServerConfig(uri, channel, calls, frozenset(item for item in features if isinstance(item, str)))
+
+
+def _credentials(place: JsonPlace) -> tuple[ChannelCreds, tuple[JwtTokenFile, ...]]:
+    """Take the first channel credentials of a known type and all call credentials of known types."""
+    channel = [
+        creds for entry in place.array("channel_creds").objects() if (creds := _channel_creds(entry)) is not None
+    ]
+    if not channel:
+        place.fail("no known creds type found (known: insecure, google_default, tls)", "channel_creds")
+    calls = tuple(token for entry in place.array("call_creds").objects() if (token := _call_creds(entry)) is not None)
+    if calls and isinstance(channel[0], InsecureCreds):
+        # A token would go over the wire in the clear: gRPC too only composes call credentials with secure channels.
+        place.fail("jwt_token_file needs secure channel credentials, not insecure", "call_creds")
+    return channel[0], calls
+
+
+def _channel_creds(place: JsonPlace) -> ChannelCreds | None:
+    config = place.object("config")
+    match place.string("type"):
+        case "":
+            place.fail("is required", "type")
+        case "insecure":
+            return InsecureCreds()
+        case "google_default":
+            return GoogleDefaultCreds()
+        case "tls":
+            certificate, key = _key_pair(config)
+            return TlsCreds(config.string("ca_certificate_file"), certificate, key, _refresh(config))
+        case _:
+            return None
+
+
+def _call_creds(place: JsonPlace) -> JwtTokenFile | None:
+    kind = place.string("type")
+    if not kind:
+        place.fail("is required", "type")
+    config = place.object("config")
+    if kind != "jwt_token_file":
+        return None
+    path = config.string("jwt_token_file")
+    if not path:
+        config.fail("is required", "jwt_token_file")
+    return JwtTokenFile(path)
+
+
+def _key_pair(config: JsonPlace) -> tuple[str, str]:
+    certificate, key = config.string("certificate_file"), config.string("private_key_file")
+    if bool(certificate) != bool(key):
+        config.fail("certificate_file and private_key_file must be given together")
+    return certificate, key
+
+
+def _refresh(config: JsonPlace) -> float:
+    return config.duration("refresh_interval", DEFAULT_REFRESH_S)
+
+
+def _node(place: JsonPlace) -> NodeConfig:
+    locality = place.object("locality")
+    return NodeConfig(
+        id=place.string("id"),
+        cluster=place.string("cluster"),
+        locality=Locality(locality.string("region"), locality.string("zone"), locality.string("sub_zone")),
+        metadata=MappingProxyType(dict(place.object("metadata").value)),
+    )
+
+
+def _authorities(root: JsonPlace, servers: tuple[ServerConfig, ...]) -> Mapping[str, AuthorityConfig]:
+    result = {}
+    for name, place in root.object("authorities").members():
+        prefix = f"xdstp://{name}/"
+        template = place.string("client_listener_resource_name_template")
+        if template and not template.startswith(prefix):
+            place.fail(f"must start with {prefix}", "client_listener_resource_name_template")
+        result[name] = AuthorityConfig(
+            template or f"{prefix}envoy.config.listener.v3.Listener/%s",
+            _servers(place, required=False) or servers,
+            place.boolean("fallback_on_reachability_only"),
+        )
+    return MappingProxyType(result)
+
+
+def _providers(root: JsonPlace) -> Mapping[str, FileWatcherConfig]:
+    result = {}
+    for name, place in root.object("certificate_providers").members():
+        plugin = place.string("plugin_name")
+        if plugin != "file_watcher":
+            place.fail(f"unknown plugin {plugin!r} (known: file_watcher)" if plugin else "is required", "plugin_name")
+        config = place.object("config")
+        certificate, key = _key_pair(config)
+        roots = config.string("ca_certificate_file")
+        # gRFC A87 has the first name, C-core reads the second.
+        bundles = config.string("spiffe_trust_bundle_map_file") or config.string("spiffe_bundle_map_file")
+        if not (certificate or roots or bundles):
+            config.fail("at least one of certificate_file and ca_certificate_file is required")
+        result[name] = FileWatcherConfig(certificate, key, roots, bundles, _refresh(config))
+    return MappingProxyType(result)
+
+
+def _allowed(root: JsonPlace) -> Mapping[str, AllowedGrpcService]:
+    members = root.object("allowed_grpc_services").members()
+    return MappingProxyType({target: AllowedGrpcService(*_credentials(place)) for target, place in members})
+
+
+def _registry(place: JsonPlace) -> str | None:
+    uri = place.string("registry_uri")
+    if uri and not uri.startswith(("http://", "https://")):
+        place.fail("must be an http:// or https:// address", "registry_uri")
+    return uri or None

@@ -1,0 +1,305 @@
+"""The rules that the protos themselves state as `(validate.rules)` options, checked as Envoy checks them.
+
+Envoy refuses a resource that breaks one of these rules, so they are read from the descriptors and not written down a
+second time. A rule on a scalar field without presence holds for its default too (`min_len` of an empty string); one on
+a field of a oneof, a wrapper or a message holds when the field is set. What an `Any` holds is checked where it is
+unpacked.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cache
+from typing import Any, Final
+
+import re2
+from google.protobuf.descriptor import Descriptor, FieldDescriptor
+
+from meshlib.protos import message_class, pool
+from meshlib.xds.problems import Problems
+
+__all__ = ["check_constraints"]
+
+Check = Callable[[Any], str]
+"""Returns why a value is wrong, or the empty string."""
+
+RELAXED: Final = frozenset(
+    {
+        # Names that only label statistics or explanations. Management servers for gRPC, istiod among them, leave them
+        # out, because gRPC does not look at them.
+        "envoy.extensions.filters.network.http_connection_manager.v3.HttpConnectionManager.stat_prefix",
+        "envoy.config.route.v3.VirtualHost.name",
+        "envoy.config.listener.v3.Filter.name",
+        "envoy.config.core.v3.TransportSocket.name",
+        # Required for Envoy; with gRPC's certificate providers the trust comes from a provider instance instead.
+        "envoy.extensions.transport_sockets.tls.v3.CommonTlsContext.CombinedCertificateValidationContext"
+        ".validation_context_sds_secret_config",
+    }
+)
+
+_COMPARISONS: Final = (
+    ("lt", "less than", lambda value, limit: value < limit),
+    ("lte", "at most", lambda value, limit: value <= limit),
+    ("gt", "greater than", lambda value, limit: value > limit),
+    ("gte", "at least", lambda value, limit: value >= limit),
+)
+_HEADER_BREAKERS: Final = ("\0", "\n", "\r")
+_WRAPPERS: Final = frozenset(
+    f"google.protobuf.{kind}Value"
+    for kind in ("Double", "Float", "Int64", "UInt64", "Int32", "UInt32", "Bool", "String", "Bytes")
+)
+
+
+@dataclass(frozen=True, slots=True)
+class _Plan:
+    """What to look at in messages of one type.
+
+    Attributes:
+        oneofs: Of which a member is required, with the members' names.
+        always: Scalar and repeated fields whose rules hold for the default value too.
+        when_set: Rules of fields with presence.
+        required: Message fields that must be there.
+        children: Message fields to descend into, by name; True for maps.
+    """
+
+    oneofs: tuple[tuple[str, str], ...]
+    always: tuple[tuple[str, Check], ...]
+    when_set: tuple[tuple[str, Check], ...]
+    required: tuple[str, ...]
+    items: tuple[tuple[str, Check], ...]
+    children: dict[str, bool]
+
+
+def check_constraints(message: Any, path: str, problems: Problems) -> None:
+    """Report every field below `message` that breaks a rule of its proto.
+
+    Args:
+        message: A message of the private pool.
+        path: Field path of the message, empty for a resource.
+        problems: Takes the errors.
+    """
+    plan = _plan(message.DESCRIPTOR.full_name)
+    prefix = f"{path}." if path else ""
+    for oneof, members in plan.oneofs:
+        if message.WhichOneof(oneof) is None:
+            problems.error(f"{prefix}{oneof}", f"one of {members} is required")
+    for name in plan.required:
+        if not message.HasField(name):
+            problems.error(prefix + name, "is required")
+    for name, check in plan.always:
+        if reason := check(getattr(message, name)):
+            problems.error(prefix + name, reason)
+    for name, check in plan.when_set:
+        if message.HasField(name) and (reason := check(getattr(message, name))):
+            problems.error(prefix + name, reason)
+    for name, check in plan.items:
+        for index, item in enumerate(getattr(message, name)):
+            if reason := check(item):
+                problems.error(f"{prefix}{name}[{index}]", reason)
+    children = plan.children
+    if not children:
+        return
+    for field, value in message.ListFields():
+        name = field.name
+        if name not in children:
+            continue
+        if children[name]:
+            for key in value:
+                check_constraints(value[key], f'{prefix}{name}["{key}"]', problems)
+        elif field.is_repeated:
+            for index, item in enumerate(value):
+                check_constraints(item, f"{prefix}{name}[{index}]", problems)
+        else:
+            check_constraints(value, prefix + name, problems)
+
+
+@cache
+def _plan(full_name: str) -> _Plan:
+    descriptor = pool().FindMessageTypeByName(full_name)
+    always, when_set, required, items, children = [], [], [], [], {}
+    for field in descriptor.fields:
+        rules = _rules(field)
+        if rules is not None and f"{full_name}.{field.name}" not in RELAXED:
+            if rules.message.required or rules.duration.required or rules.any.required:
+                required.append(field.name)
+            check = _check(field, rules)
+            if check is not None:
+                (when_set if field.has_presence else always).append((field.name, check))
+            if field.is_repeated and rules.repeated.HasField("items"):
+                item_check = _scalar_check(rules.repeated.items)
+                if item_check is not None:
+                    items.append((field.name, item_check))
+        if rules is not None and rules.message.skip:
+            continue
+        child = _message_of(field)
+        if child is not None and _has_rules(child.full_name):
+            children[field.name] = _is_map(field)
+    return _Plan(_required_oneofs(descriptor), tuple(always), tuple(when_set), tuple(required), tuple(items), children)
+
+
+@cache
+def _has_rules(full_name: str) -> bool:
+    """Whether a message of this type or anything below it can break a rule; types refer to each other in circles."""
+    seen, todo = {full_name}, [pool().FindMessageTypeByName(full_name)]
+    while todo:
+        descriptor = todo.pop()
+        if _required_oneofs(descriptor):
+            return True
+        for field in descriptor.fields:
+            if _rules(field) is not None:
+                return True
+            child = _message_of(field)
+            if child is not None and child.full_name not in seen:
+                seen.add(child.full_name)
+                todo.append(child)
+    return False
+
+
+def _message_of(field: FieldDescriptor) -> Descriptor | None:
+    """Return the type to descend into: of a map its values'."""
+    child = field.message_type
+    if child is not None and _is_map(field):
+        child = child.fields_by_name["value"].message_type
+    if child is None or child.full_name in _WRAPPERS:
+        return None
+    return child
+
+
+def _is_map(field: FieldDescriptor) -> bool:
+    return field.message_type is not None and field.message_type.GetOptions().map_entry
+
+
+def _rules(field: FieldDescriptor) -> Any:
+    return _extension(field.GetOptions(), "google.protobuf.FieldOptions", "validate.rules")
+
+
+def _required_oneofs(descriptor: Descriptor) -> tuple[tuple[str, str], ...]:
+    return tuple(
+        (oneof.name, ", ".join(field.name for field in oneof.fields))
+        for oneof in descriptor.oneofs
+        if _extension(oneof.GetOptions(), "google.protobuf.OneofOptions", "validate.required")
+    )
+
+
+def _extension(options: Any, options_type: str, name: str) -> Any:
+    """Read an option whose extension only the private pool knows: the options are parsed again as its own message."""
+    raw = options.SerializeToString()
+    if not raw:
+        return None
+    own = message_class(options_type).FromString(raw)
+    extension = pool().FindExtensionByName(name)
+    return own.Extensions[extension] if own.HasExtension(extension) else None
+
+
+def _check(field: FieldDescriptor, rules: Any) -> Check | None:
+    if field.is_repeated:
+        return None if _is_map(field) else _count_check(rules.repeated)
+    check = _scalar_check(rules)
+    if check is not None and field.message_type is not None and field.message_type.full_name in _WRAPPERS:
+        return lambda value: check(value.value)
+    return check
+
+
+def _count_check(rule: Any) -> Check | None:
+    least, most = rule.min_items, rule.max_items if rule.HasField("max_items") else None
+    if not least and most is None and not rule.unique:
+        return None
+
+    def check(values: Any) -> str:
+        if len(values) < least:
+            return f"needs at least {least} element{'s' if least > 1 else ''}"
+        if most is not None and len(values) > most:
+            return f"may have at most {most} elements"
+        if rule.unique and len(set(values)) < len(values):
+            return "has an element twice"
+        return ""
+
+    return check
+
+
+def _scalar_check(rules: Any) -> Check | None:
+    kind = rules.WhichOneof("type")
+    rule = getattr(rules, kind) if kind else None
+    match kind:
+        case "string":
+            return _string_check(rule)
+        case "bytes":
+            return _length_check(rule, "bytes")
+        case "bool":
+            return lambda value: "" if value == rule.const else f"must be {str(rule.const).lower()}"
+        case "enum":
+            return _enum_check(rule)
+        case "duration":
+            return _number_check(rule, _nanoseconds, lambda limit: f"{_nanoseconds(limit) / 1e9:g} s")
+        case None | "message" | "any" | "repeated" | "map" | "timestamp":
+            return None
+        case _:
+            return _number_check(rule, lambda value: value, lambda limit: f"{limit:g}")
+
+
+def _number_check(rule: Any, number: Callable[[Any], Any], show: Callable[[Any], str]) -> Check | None:
+    bounds = [
+        (words, test, number(getattr(rule, name)), show(getattr(rule, name)))
+        for name, words, test in _COMPARISONS
+        if rule.HasField(name)
+    ]
+    if not bounds:
+        return None
+
+    def check(value: Any) -> str:
+        actual = number(value)
+        wrong = next(((words, text) for words, test, limit, text in bounds if not test(actual, limit)), None)
+        return f"must be {wrong[0]} {wrong[1]}" if wrong else ""
+
+    return check
+
+
+def _nanoseconds(duration: Any) -> int:
+    return int(duration.seconds) * 1_000_000_000 + int(duration.nanos)
+
+
+def _enum_check(rule: Any) -> Check | None:
+    forbidden = frozenset(rule.not_in)
+    # Enums with `defined_only` are checked where they are decoded: each value has to be known there anyway.
+    return (lambda value: f"must not be {value}" if value in forbidden else "") if forbidden else None
+
+
+def _string_check(rule: Any) -> Check | None:
+    checks = [check for check in (_length_check(rule, "characters"),) if check is not None]
+    if rule.HasField("max_bytes") or rule.HasField("min_bytes"):
+        checks.append(_byte_length_check(rule))
+    if rule.pattern:
+        pattern = re2.compile(rule.pattern)
+        checks.append(lambda value: "" if pattern.search(value) else f"must match {rule.pattern}")
+    if rule.HasField("prefix"):
+        checks.append(lambda value: "" if value.startswith(rule.prefix) else f"must start with {rule.prefix}")
+    if rule.WhichOneof("well_known") == "well_known_regex":
+        # HTTP_HEADER_NAME and HTTP_HEADER_VALUE; every use in xDS has `strict: false`.
+        checks.append(lambda value: "has a NUL, CR or LF" if any(c in value for c in _HEADER_BREAKERS) else "")
+    if not checks:
+        return None
+    return lambda value: next((reason for check in checks if (reason := check(value))), "")
+
+
+def _length_check(rule: Any, unit: str) -> Check | None:
+    least, most = rule.min_len, rule.max_len if rule.HasField("max_len") else None
+    if not least and most is None:
+        return None
+
+    def check(value: Any) -> str:
+        if len(value) < least:
+            return f"must have at least {least} {unit}" if least > 1 else "must not be empty"
+        return f"must have at most {most} {unit}" if most is not None and len(value) > most else ""
+
+    return check
+
+
+def _byte_length_check(rule: Any) -> Check:
+    least, most = rule.min_bytes, rule.max_bytes if rule.HasField("max_bytes") else None
+
+    def check(value: str) -> str:
+        size = len(value.encode())
+        if size < least:
+            return f"must have at least {least} bytes"
+        return f"must have at most {most} bytes" if most is not None and size > most else ""
+
+    return check
