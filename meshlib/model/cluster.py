@@ -156,4 +156,4 @@ class Cluster:
     http2: bool = False
     max_requests_per_connection: int | None = None
     idle_timeout_s: float | None = None
-    metadata: Mapping[str, Mapping[str, object]] = field(default=NO_METADATA, hash=False, repr=False)
+    metadata: Mapping[str, Mapping[str, object]] = field(default_factory=lambda: NO_METADATA, hash=False, repr=False)

@@ -53,7 +53,7 @@ class Endpoint:
     weight: int = 1
     health: HealthStatus = HealthStatus.UNKNOWN
     hostname: str = ""
-    metadata: Mapping[str, Mapping[str, Any]] = field(default=NO_METADATA, hash=False, repr=False)
+    metadata: Mapping[str, Mapping[str, Any]] = field(default_factory=lambda: NO_METADATA, hash=False, repr=False)
 
     @property
     def host(self) -> str:

@@ -255,7 +255,7 @@ class Route:
     name: str = ""
     mutation: HeaderMutation = NO_MUTATION
     fault: FaultPolicy | None = None
-    metadata: Mapping[str, Mapping[str, object]] = field(default=NO_METADATA, hash=False, repr=False)
+    metadata: Mapping[str, Mapping[str, object]] = field(default_factory=lambda: NO_METADATA, hash=False, repr=False)
 
 
 @dataclass(frozen=True, slots=True)
