@@ -1,0 +1,108 @@
+"""Rules of streams, on real sockets, seen by a scripted client. Silence is shown by what comes next, not by waiting."""
+
+import grpc
+import pytest
+
+from xds_server.ordering import CDS, EDS, LDS, RDS, SDS
+
+
+@pytest.fixture
+def mesh(source, eds_cluster, assignment, route, api_listener):
+    """Set the smallest mesh: svc -> r1 -> c1 -> one endpoint."""
+    source.set(api_listener("svc", "r1"), route("r1", "c1"), eds_cluster("c1"), assignment("c1", 7001))
+    return source
+
+
+async def test_a_client_is_given_what_it_names_from_listener_to_endpoints(mesh, run_server, connect, unpack):
+    async with run_server() as app, connect(app.listen) as client:
+        for type_url, name in ((LDS, "svc"), (RDS, "r1"), (CDS, "c1"), (EDS, "c1")):
+            await client.ask(type_url, name)
+            response = await client.response()
+            assert type_url == response.type_url
+            (resource,) = unpack(response)
+            assert name == (resource.cluster_name if type_url == EDS else resource.name)
+            await client.ack(response, name)
+
+
+async def test_a_wildcard_client_is_given_all_clusters_and_an_ack_is_not_answered(mesh, run_server, connect, unpack):
+    async with run_server() as app, connect(app.listen) as client:
+        await client.ask(CDS)
+        response = await client.response()
+        assert [cluster.name for cluster in unpack(response)] == ["c1"]
+        await client.ack(response)
+        await client.ask(LDS)  # the sentinel
+        assert (await client.response()).type_url == LDS
+
+
+async def test_a_change_is_pushed_and_equal_content_is_not(mesh, run_server, connect, unpack, assignment):
+    async with run_server() as app, connect(app.listen) as client:
+        await client.ask(EDS, "c1")
+        first = await client.response()
+        await client.ack(first, "c1")
+        mesh.publish()  # nothing changed
+        mesh.resources[EDS]["c1"] = assignment("c1", 7001, 7002)
+        mesh.publish()
+        second = await client.response()
+        assert len(unpack(second)[0].endpoints[0].lb_endpoints) == 2
+        assert first.version_info != second.version_info
+
+
+async def test_a_rejection_is_not_answered_and_the_corrected_resource_is_sent(
+    mesh, run_server, connect, unpack, route, eds_cluster
+):
+    async with run_server() as app, connect(app.listen) as client:
+        await client.ask(RDS, "r1")
+        response = await client.response()
+        await client.ack(response, "r1", error="bad route")
+        await client.ask(CDS, "c1")  # the sentinel
+        clusters = await client.response()
+        assert clusters.type_url == CDS
+        await client.ack(clusters, "c1")
+        changed = route("r1", "c1")
+        changed.virtual_hosts[0].name = "corrected"
+        mesh.resources[RDS]["r1"] = changed
+        mesh.publish()
+        assert unpack(await client.response())[0].virtual_hosts[0].name == "corrected"
+
+
+async def test_a_missing_node_ends_the_stream(mesh, run_server, connect):
+    async with run_server() as app, connect(app.listen, node={"cluster": "no id"}) as client:
+        await client.ask(CDS)
+        assert await client.call.code() == grpc.StatusCode.INVALID_ARGUMENT
+        assert await client.call.details() == "the first request must carry a node with an id"
+
+
+async def test_delta_is_refused_with_what_to_use_instead(mesh, run_server):
+    async with run_server() as app, grpc.aio.insecure_channel(str(app.listen)) as channel:
+        call = channel.stream_stream(
+            "/envoy.service.discovery.v3.AggregatedDiscoveryService/DeltaAggregatedResources"
+        )()
+        assert await call.code() == grpc.StatusCode.UNIMPLEMENTED
+        assert "StreamAggregatedResources" in await call.details()
+
+
+async def test_secrets_are_never_served_in_plaintext(mesh, run_server, connect, tmp_path):
+    async with run_server(state_dir=tmp_path / "state") as app, connect(app.listen) as client:
+        await client.ask(SDS, "default", "ROOTCA")
+        response = await client.response()
+        assert list(response.resources) == []
+        assert {
+            error.resource_name.name: error.error_detail.code for error in response.resource_errors
+        } == {"default": 7, "ROOTCA": 7}
+
+
+async def test_half_close_ends_the_stream_with_ok_and_leaves_nothing(mesh, run_server, connect):
+    async with run_server() as app, connect(app.listen) as client:
+        await client.ask(CDS)
+        await client.response()
+        await client.call.done_writing()
+        assert await client.call.code() == grpc.StatusCode.OK
+        assert list(app.hub.streams()) == []
+
+
+async def test_shutdown_ends_streams_with_unavailable(mesh, run_server, connect):
+    async with run_server() as app, connect(app.listen) as client:
+        await client.ask(CDS)
+        await client.response()
+        await app.ads.stop(drain_s=0.0)
+        assert await client.call.code() == grpc.StatusCode.UNAVAILABLE

@@ -1,0 +1,326 @@
+"""The whole server in one event loop: sources, publisher, streams, leases, certificates and the HTTP side."""
+
+import asyncio
+import contextlib
+import logging
+import socket
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import timedelta
+from pathlib import Path
+
+import grpc
+import uvicorn
+
+from xds_server.addresses import Address, bind, check_free
+from xds_server.admin import AdminState, build_admin
+from xds_server.ca import CertificateAuthority, utc_now
+from xds_server.groups import Group
+from xds_server.hub import Hub
+from xds_server.model import Finding, Profile, Severity
+from xds_server.publisher import Compile, Load, Publisher
+from xds_server.registrations import load_leases, save_leases
+from xds_server.registry import Registry
+from xds_server.secrets import SECRET_NAMES, Secrets
+from xds_server.server import AdsServer, Authentication
+from xds_server.server_certificate import ServerCertificate
+from xds_server.statistics import Statistics
+from xds_server.tokens import Tokens
+from xds_server.waiting import wait_for
+
+_log = logging.getLogger(__name__)
+
+# A file that changes while the watch on it is being set up would go unseen; this long after it we look again.
+_SECOND_LOOK_S = 0.5
+
+
+@dataclass(frozen=True, slots=True)
+class Config:
+    """What `xds-server serve` was told.
+
+    Attributes:
+        secure_listen: None without a state directory: the certificate authority lives there.
+        cert_ttl: Lifetime of the clients' certificates.
+        quiet_s: Pause after which a change of files is acted on, in seconds.
+    """
+
+    paths: tuple[str, ...]
+    listen: Address
+    admin: Address
+    secure_listen: Address | None = None
+    state_dir: Path | None = None
+    trust_domain: str = "cluster.local"
+    cert_ttl: timedelta = timedelta(hours=24)
+    quiet_s: float = 0.1
+    admin_allow_remote: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Source:
+    """Where documents come from and how they become resources.
+
+    Attributes:
+        watch: Yields after each change.
+    """
+
+    load: Load
+    watch: Callable[[], AsyncIterator[None]]
+    compile_group: Compile
+
+
+def file_source(config: Config) -> Source:
+    """Return the source that reads the configured paths and translates what is in them."""
+    from xds_server import translate
+    from xds_server.sources import files
+
+    return Source(
+        load=lambda: files.load(config.paths),
+        watch=lambda: files.watch(config.paths),
+        compile_group=lambda documents, instances, group: translate.compile_documents(
+            documents,
+            instances,
+            profile=group.profile,
+            trust_domain=config.trust_domain,
+            outbound_listen=group.outbound_listen,
+        ),
+    )
+
+
+class StartError(Exception):
+    """The server cannot start; the text says why and what to do.
+
+    Attributes:
+        findings: What is wrong with the documents, if that is the reason.
+    """
+
+    def __init__(self, message: str, findings: tuple[Finding, ...] = ()) -> None:
+        super().__init__(message)
+        self.findings = findings
+
+
+class App:
+    """One running server.
+
+    Attributes:
+        listen: Where it really listens, once started; likewise `secure_listen` and `admin`.
+    """
+
+    def __init__(self, config: Config, source: Source | None = None) -> None:
+        self.config = config
+        self._source = source or file_source(config)
+        self.listen = config.listen
+        self.secure_listen = config.secure_listen
+        self.admin = config.admin
+        self.hub = Hub()
+        self.registry = Registry()
+        self.statistics = Statistics()
+        self._leases_changed = asyncio.Event()
+        self._authority, self._tokens = _open_state(config)
+        self._secrets = Secrets(self._authority, ttl=config.cert_ttl) if self._authority is not None else None
+        self.publisher = Publisher(
+            self.hub,
+            load=self._source.load,
+            compile_group=self._source.compile_group,
+            instances=self.registry.instances,
+            secrets=SECRET_NAMES if self._secrets is not None else frozenset(),
+            statistics=self.statistics,
+            quiet_s=config.quiet_s,
+        )
+        authentication = None
+        if self._tokens is not None and self._secrets is not None:
+            authentication = Authentication(self._tokens, self._secrets)
+        self.ads = AdsServer(
+            self.hub, self.publisher.snapshot, authentication=authentication, statistics=self.statistics
+        )
+        self._http: _Http | None = None
+        self._tasks: list[asyncio.Task[None]] = []
+
+    @property
+    def ready_line(self) -> str:
+        """The one line that says that the server is ready, and where."""
+        snapshot = self.hub.snapshot(Group(Profile.MESHLIB))
+        count = snapshot.resource_count if snapshot is not None else 0
+        secure = self.secure_listen if self.secure_listen is not None else "off"
+        return f"xds-server ready: xds={self.listen} secure={secure} admin=http://{self.admin} resources={count}"
+
+    async def start(self) -> None:
+        """Load everything, publish it, then listen.
+
+        Raises:
+            StartError: It cannot be done.
+        """
+        config = self.config
+        try:
+            check_free(config.listen, "--listen")
+            if config.secure_listen is not None:
+                check_free(config.secure_listen, "--secure-listen")
+            admin_socket = bind(config.admin, "--admin")
+        except OSError as error:
+            raise StartError(error.strerror or str(error)) from error
+        try:
+            await self._start(admin_socket)
+        except BaseException:
+            admin_socket.close()
+            await self.stop(drain_s=0.0)
+            raise
+
+    async def _start(self, admin_socket: socket.socket) -> None:
+        config = self.config
+        loop = asyncio.get_running_loop()
+        if config.state_dir is not None:
+            try:
+                self.registry.restore(load_leases(_leases_path(config.state_dir)), loop.time())
+            except (OSError, ValueError) as error:
+                raise StartError(str(error)) from error
+        self._spawn("watch", self._watch)
+        if not await self.publisher.publish("start", reload=True):
+            findings = tuple(each for each in self.publisher.findings if each.severity is Severity.ERROR)
+            raise StartError("the configuration has errors", findings)
+        self._spawn("publish", self.publisher.run)
+        loop.call_later(_SECOND_LOOK_S, self.publisher.sources_changed)
+        self._spawn("leases", self._keep_leases)
+        try:
+            self.listen = config.listen.with_port(await self.ads.listen(str(config.listen)))
+            if config.secure_listen is not None and self._authority is not None:
+                port = await self.ads.listen(str(config.secure_listen), self._credentials(config.secure_listen))
+                self.secure_listen = config.secure_listen.with_port(port)
+        except OSError as error:
+            raise StartError(str(error)) from error
+        if self._secrets is not None:
+            self._spawn("rotate", self._rotate)
+        self.admin = config.admin.with_port(admin_socket.getsockname()[1])
+        state = AdminState(
+            hub=self.hub,
+            publisher=self.publisher,
+            registry=self.registry,
+            statistics=self.statistics,
+            tokens=self._tokens,
+            registrations_changed=self.publisher.registrations_changed,
+            leases_changed=self._leases_changed.set,
+        )
+        hosts = ("localhost", "127.0.0.1", config.admin.host) if _keeps_to_ipv4_loopback(config) else None
+        self._http = _Http(
+            uvicorn.Config(build_admin(state, hosts=hosts), log_config=None, access_log=False, lifespan="off")
+        )
+        await self._http.start(admin_socket)
+
+    async def stop(self, drain_s: float = 0.2) -> None:
+        """Drain and stop; harmless when it never started."""
+        await self.ads.stop(drain_s)
+        if self._http is not None:
+            await self._http.stop()
+        for task in self._tasks:
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+        self._tasks.clear()
+
+    def _credentials(self, address: Address) -> grpc.ServerCredentials:
+        assert self._authority is not None
+        certificate = ServerCertificate(self._authority, ("localhost", "127.0.0.1", address.host))
+        return grpc.dynamic_ssl_server_credentials(certificate.configuration(), certificate.configuration)
+
+    def _spawn(self, name: str, body: Callable[[], Awaitable[None]]) -> None:
+        self._tasks.append(asyncio.create_task(_guarded(name, body), name=name))
+
+    async def _watch(self) -> None:
+        async for _ in self._source.watch():
+            self.publisher.sources_changed()
+
+    async def _keep_leases(self) -> None:
+        """Expire leases in time and write them down when they change."""
+        loop = asyncio.get_running_loop()
+        saved = None
+        while True:
+            self._leases_changed.clear()
+            sweep = self.registry.sweep(loop.time())
+            for instance in sweep.expired:
+                _log.warning("registration %s of %s expired", instance.id, instance.service)
+            for instance in sweep.held:
+                _log.error(
+                    "registration %s of %s is overdue with most of its service: held for one more lifetime, since the "
+                    "usual cause is that renewals do not reach this server",
+                    instance.id,
+                    instance.service,
+                )
+            if sweep.expired:
+                self.publisher.registrations_changed()
+            if self.config.state_dir is not None:
+                current = [(lease.instance, lease.ttl_s) for lease in self.registry.leases()]
+                if current != saved:
+                    path = _leases_path(self.config.state_dir)
+                    try:
+                        await asyncio.to_thread(save_leases, path, self.registry.leases())
+                        saved = current
+                    except OSError as error:
+                        _log.error("cannot write %s: %s; registrations do not survive a restart", path, error)
+            expiry = self.registry.next_expiry()
+            await wait_for(self._leases_changed, None if expiry is None else max(0.0, expiry - loop.time()))
+
+    async def _rotate(self) -> None:
+        assert self._secrets is not None
+        loop = asyncio.get_running_loop()
+        while True:
+            for identity, state in self._secrets.sweep(loop.time()):
+                _log.info("new certificate for %s", identity)
+                self.hub.publish_secrets(identity, state)
+            rotation = self._secrets.next_rotation()
+            # A stream that opens meanwhile cannot need a rotation before half of a new certificate's lifetime.
+            limit = self.config.cert_ttl.total_seconds() / 4
+            due = limit if rotation is None else min(limit, max(0.0, rotation - loop.time()))
+            await asyncio.sleep(due)
+
+
+class _Http(uvicorn.Server):
+    """Uvicorn in a loop and a process that are not its own."""
+
+    _task: asyncio.Task[None] | None = None
+
+    @contextmanager
+    def capture_signals(self) -> Iterator[None]:
+        yield  # signals are the command's business
+
+    async def start(self, sock: socket.socket) -> None:
+        self._task = asyncio.create_task(self.serve(sockets=[sock]), name="http")
+        while not self.started and not self._task.done():
+            await asyncio.sleep(0.005)
+        if self._task.done():
+            await self._task
+            raise StartError("the HTTP server did not start")
+
+    async def stop(self) -> None:
+        self.should_exit = True
+        if self._task is not None:
+            with contextlib.suppress(asyncio.CancelledError):
+                await self._task
+
+
+async def _guarded(name: str, body: Callable[[], Awaitable[None]]) -> None:
+    """Run a background task; a fault in it is logged and it starts again, so that the rest goes on."""
+    while True:
+        try:
+            await body()
+            return
+        except Exception:
+            _log.exception("the %s task failed and starts again", name)
+            await asyncio.sleep(1.0)
+
+
+def _open_state(config: Config) -> tuple[CertificateAuthority | None, Tokens | None]:
+    if config.state_dir is None:
+        return None, None
+    try:
+        config.state_dir.mkdir(parents=True, exist_ok=True, mode=0o700)
+        return CertificateAuthority.open(config.state_dir, config.trust_domain, utc_now()), Tokens.open(
+            config.state_dir
+        )
+    except (OSError, ValueError) as error:
+        raise StartError(f"--state-dir: {error}") from error
+
+
+def _leases_path(state_dir: Path) -> Path:
+    return state_dir / "leases.json"
+
+
+def _keeps_to_ipv4_loopback(config: Config) -> bool:
+    return config.admin.is_loopback and ":" not in config.admin.host

@@ -1,0 +1,43 @@
+"""Bootstraps for clients of this server, in gRPC's format; `meshlib` reads one key more."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+LISTENER_TEMPLATE = "xds.istio.io/grpc/lds/inbound/%s"
+
+
+@dataclass(frozen=True, slots=True)
+class Bootstrap:
+    """What the bootstraps of one client have in common.
+
+    Attributes:
+        admin: `host:port` of the server's HTTP side, where instances register.
+    """
+
+    node_id: str
+    cluster: str
+    admin: str
+
+    def plaintext(self, address: str) -> dict[str, Any]:
+        """Return a bootstrap for the plaintext listener."""
+        return self._document({"server_uri": address, "channel_creds": [{"type": "insecure"}]})
+
+    def secure(self, address: str, root: Path, token_file: Path | None) -> dict[str, Any]:
+        """Return a bootstrap for the secure listener; paths in it are absolute."""
+        server: dict[str, Any] = {
+            "server_uri": address,
+            "channel_creds": [{"type": "tls", "config": {"ca_certificate_file": str(root.absolute())}}],
+        }
+        if token_file is not None:
+            config = {"jwt_token_file": str(token_file.absolute())}
+            server["call_creds"] = [{"type": "jwt_token_file", "config": config}]
+        return self._document(server)
+
+    def _document(self, server: dict[str, Any]) -> dict[str, Any]:
+        return {
+            "xds_servers": [{**server, "server_features": ["xds_v3"]}],
+            "node": {"id": self.node_id, "cluster": self.cluster},
+            "server_listener_resource_name_template": LISTENER_TEMPLATE,
+            "meshlib": {"registry_uri": f"http://{self.admin}"},
+        }

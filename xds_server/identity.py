@@ -1,0 +1,52 @@
+"""Who a client is: a service account, as Kubernetes and SPIFFE name it."""
+
+import re
+from dataclasses import dataclass
+
+# A DNS label (RFC 1123): what Kubernetes allows as a namespace or service account name.
+_LABEL = re.compile(r"[a-z0-9]([-a-z0-9]{0,61}[a-z0-9])?")
+_SUBJECT_PREFIX = "system:serviceaccount:"
+
+
+def is_label(name: str) -> bool:
+    """Tell whether a name can be a namespace, service or service account: lower-case letters, digits and `-`."""
+    return _LABEL.fullmatch(name) is not None
+
+
+@dataclass(frozen=True, slots=True, order=True)
+class Identity:
+    """A service account in a namespace.
+
+    Raises:
+        ValueError: A part is no DNS label.
+    """
+
+    namespace: str
+    service_account: str
+
+    def __post_init__(self) -> None:
+        for what, name in (("namespace", self.namespace), ("service account", self.service_account)):
+            if not is_label(name):
+                raise ValueError(f"{what} {name!r} is not a DNS label (lower-case letters, digits and '-')")
+
+    @classmethod
+    def from_subject(cls, subject: str) -> "Identity":
+        """Parse the `sub` of a token, `system:serviceaccount:<namespace>:<service account>`.
+
+        Raises:
+            ValueError: It is none.
+        """
+        parts = subject.removeprefix(_SUBJECT_PREFIX).split(":")
+        if not subject.startswith(_SUBJECT_PREFIX) or len(parts) != 2:
+            raise ValueError(f"subject {subject!r} is not system:serviceaccount:<namespace>:<service account>")
+        return cls(*parts)
+
+    @property
+    def subject(self) -> str:
+        return f"{_SUBJECT_PREFIX}{self.namespace}:{self.service_account}"
+
+    def spiffe_id(self, trust_domain: str) -> str:
+        return f"spiffe://{trust_domain}/ns/{self.namespace}/sa/{self.service_account}"
+
+    def __str__(self) -> str:
+        return f"{self.namespace}/{self.service_account}"

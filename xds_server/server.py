@@ -1,0 +1,273 @@
+"""The gRPC side: aggregated discovery streams over `grpc.aio`, each a reader and a writer around one pure machine."""
+
+import asyncio
+import logging
+import uuid
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
+from typing import Any, NoReturn, Protocol
+
+import grpc
+import grpc.aio
+
+from xds_server.groups import Group, group_of
+from xds_server.hub import Hub, LiveStream
+from xds_server.identity import Identity
+from xds_server.ordering import SDS, short_name
+from xds_server.snapshot import EMPTY, NOTHING, Snapshot, TypeState
+from xds_server.sotw import Settings, SotwStream, StreamRefused
+from xds_server.statistics import Statistics
+from xds_server.tokens import TokenRefused, Tokens
+from xds_server.waiting import wait_for
+from xds_server.wire import Request, decode_request
+
+_log = logging.getLogger(__name__)
+
+SERVICE = "envoy.service.discovery.v3.AggregatedDiscoveryService"
+
+_OPTIONS: list[tuple[str, Any]] = [
+    ("grpc.so_reuseport", 0),  # else a second server on the same port starts, and gets half the streams
+    ("grpc.max_concurrent_streams", 1_000_000),
+    ("grpc.max_receive_message_length", 16 * 1024 * 1024),  # LIM-2: Envoy's requests grow with its resources
+    ("grpc.max_send_message_length", -1),
+    ("grpc.keepalive_time_ms", 30_000),
+    ("grpc.keepalive_timeout_ms", 10_000),
+    ("grpc.keepalive_permit_without_calls", 1),
+    ("grpc.http2.min_recv_ping_interval_without_data_ms", 10_000),
+]
+
+_NO_SECRETS = (
+    "secrets are served to an authenticated identity only: connect to the TLS listener (--secure-listen) with a token "
+    "made by `xds-server token`"
+)
+
+
+class SecretSource(Protocol):
+    """Secrets by identity; `acquire` and `release` pair up. `now` is monotonic seconds."""
+
+    def acquire(self, identity: Identity, now: float) -> TypeState: ...
+
+    def release(self, identity: Identity) -> None: ...
+
+
+@dataclass(frozen=True, slots=True)
+class Authentication:
+    """What a secure listener needs to know its clients."""
+
+    tokens: Tokens
+    secrets: SecretSource
+
+
+class AdsServer:
+    """Serves the hub's groups.
+
+    Args:
+        snapshot_of: Returns the state of a group, made now if nobody asked for it before.
+            None: there is no state to serve yet.
+        authentication: Needed for a secure listener.
+        write_timeout_s: A client that does not take a message in this time loses its stream (BP-2).
+    """
+
+    def __init__(
+        self,
+        hub: Hub,
+        snapshot_of: Callable[[Group], Awaitable[Snapshot | None]],
+        *,
+        settings: Settings | None = None,
+        authentication: Authentication | None = None,
+        statistics: Statistics | None = None,
+        write_timeout_s: float = 30.0,
+    ) -> None:
+        self.statistics = statistics or Statistics()
+        self._hub = hub
+        self._snapshot_of = snapshot_of
+        self._settings = settings or Settings()
+        self._authentication = authentication
+        self._write_timeout_s = write_timeout_s
+        self._servers: list[grpc.aio.Server] = []
+        self._is_draining = False
+
+    async def listen(self, address: str, credentials: grpc.ServerCredentials | None = None) -> int:
+        """Start serving on one address and return its port; with credentials it is the secure listener.
+
+        Raises:
+            OSError: The address cannot be used.
+        """
+        server = grpc.aio.server(options=_OPTIONS)
+        handlers: dict[str, grpc.RpcMethodHandler[Any, Any]] = {
+            "StreamAggregatedResources": grpc.stream_stream_rpc_method_handler(
+                self._handle_secure if credentials is not None else self._handle_plain
+            ),
+            "DeltaAggregatedResources": grpc.stream_stream_rpc_method_handler(_handle_delta),
+        }
+        server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler(SERVICE, handlers),))
+        try:
+            if credentials is None:
+                port = server.add_insecure_port(address)
+            else:
+                port = server.add_secure_port(address, credentials)
+        except RuntimeError as error:
+            raise OSError(f"cannot listen on {address}: {error}") from error
+        await server.start()
+        self._servers.append(server)
+        return port
+
+    async def stop(self, drain_s: float = 0.2) -> None:
+        """End the streams, spread over the drain time, then stop (STR-8)."""
+        self._is_draining = True
+        streams = list(self._hub.streams())
+        for stream in streams:
+            stream.finish(StreamRefused("UNAVAILABLE", "the management server is shutting down"))
+            await asyncio.sleep(drain_s / len(streams))
+        await asyncio.gather(*(server.stop(1.0) for server in self._servers))
+        self._servers.clear()
+
+    async def _handle_plain(self, _requests: object, context: Any) -> None:
+        await self._guarded(context, is_secure=False)
+
+    async def _handle_secure(self, _requests: object, context: Any) -> None:
+        await self._guarded(context, is_secure=True)
+
+    async def _guarded(self, context: Any, *, is_secure: bool) -> None:
+        """Run a stream and turn what ends it into a status (section 18)."""
+        self.statistics.streams_opened += 1
+        try:
+            await self._run(context, is_secure=is_secure)
+        except StreamRefused as refused:
+            _log.info("stream of %s ended: %s: %s", context.peer(), refused.code, refused)
+            await _abort(context, refused.code, str(refused))
+        except (grpc.aio.AbortError, asyncio.CancelledError):
+            raise
+        except Exception:
+            incident = uuid.uuid4().hex[:12]
+            _log.exception("stream of %s failed, incident %s", context.peer(), incident)
+            await _abort(context, "INTERNAL", f"a fault of the management server, see {incident} in its log")
+        finally:
+            self.statistics.streams_closed += 1
+
+    async def _run(self, context: Any, *, is_secure: bool) -> None:
+        loop = asyncio.get_running_loop()
+        identity, expires_at = self._authenticate(context) if is_secure else (None, None)
+        request = await _read(context)
+        if request is None:
+            return
+        group, snapshot = await self._admit(request)
+        secrets = EMPTY
+        if identity is not None and self._authentication is not None:
+            secrets = self._authentication.secrets.acquire(identity, loop.time())
+        try:
+            machine = SotwStream(
+                snapshot,
+                secrets=secrets,
+                denied={} if identity is not None else {SDS: _NO_SECRETS},
+                settings=self._settings,
+            )
+            stream = LiveStream(machine, group, context.peer(), loop.time(), identity)
+            self._take(stream, request)
+            self._hub.add(stream)
+            try:
+                await self._serve(stream, context, expires_at)
+            finally:
+                self._hub.remove(stream)
+        finally:
+            if identity is not None and self._authentication is not None:
+                self._authentication.secrets.release(identity)
+
+    async def _admit(self, request: Request) -> tuple[Group, Snapshot]:
+        if self._is_draining:
+            raise StreamRefused("UNAVAILABLE", "the management server is shutting down")
+        if request.node is None or not request.node.id:
+            SotwStream(NOTHING).request(request, 0.0)  # raises: the machine knows the rule and its words
+            raise AssertionError("unreachable")
+        try:
+            group = group_of(request.node)
+        except ValueError as error:
+            raise StreamRefused("INVALID_ARGUMENT", str(error)) from error
+        snapshot = await self._snapshot_of(group)
+        if snapshot is None:
+            raise StreamRefused("UNAVAILABLE", "the management server has not loaded its configuration yet")
+        return group, snapshot
+
+    def _authenticate(self, context: Any) -> tuple[Identity | None, float | None]:
+        """Return identity and expiry (loop time) of the stream's token; nothing without a token."""
+        authorization = dict(context.invocation_metadata() or ()).get("authorization")
+        if authorization is None or self._authentication is None:
+            return None, None
+        if isinstance(authorization, bytes):
+            authorization = authorization.decode("latin-1")
+        try:
+            claims = self._authentication.tokens.verify_header(authorization)
+        except TokenRefused as refused:
+            raise StreamRefused("UNAUTHENTICATED", str(refused)) from refused
+        return claims.identity, asyncio.get_running_loop().time() + claims.expires_in_s
+
+    async def _serve(self, stream: LiveStream, context: Any, expires_at: float | None) -> None:
+        """Write what the machine has to say until the client closes its side."""
+        loop = asyncio.get_running_loop()
+        reader = asyncio.create_task(self._read_all(stream, context))
+        try:
+            while True:
+                stream.wake.clear()
+                if reader.done():
+                    return await reader
+                if stream.end is not None:
+                    raise stream.end
+                if expires_at is not None and loop.time() >= expires_at:
+                    raise StreamRefused("UNAUTHENTICATED", "the token has expired, open a new stream with a fresh one")
+                response = stream.machine.respond(loop.time())
+                if response is not None:
+                    self.statistics.sent(response)
+                    await self._write(context, response.data)
+                    continue
+                deadline = stream.machine.deadline(loop.time())
+                times = [time for time in (deadline, expires_at) if time is not None]
+                await wait_for(stream.wake, min(times) - loop.time() if times else None)
+        finally:
+            reader.cancel()
+            await asyncio.gather(reader, return_exceptions=True)
+
+    async def _write(self, context: Any, data: bytes) -> None:
+        try:
+            await asyncio.wait_for(context.write(data), self._write_timeout_s)
+        except TimeoutError as error:
+            self.statistics.write_timeouts += 1
+            raise StreamRefused("DEADLINE_EXCEEDED", "the client does not read its stream") from error
+
+    async def _read_all(self, stream: LiveStream, context: Any) -> None:
+        try:
+            while (request := await _read(context)) is not None:
+                self._take(stream, request)
+                stream.wake.set()
+        finally:
+            stream.wake.set()
+
+    def _take(self, stream: LiveStream, request: Request) -> None:
+        self.statistics.received(request)
+        stream.machine.request(request, asyncio.get_running_loop().time())
+        if request.error is not None:
+            node = stream.machine.node
+            kind = short_name(request.type_url)
+            _log.warning("node %r rejects %s: %s", node.id if node else "", kind, request.error)
+
+
+async def _handle_delta(_requests: object, context: Any) -> None:
+    await context.abort(
+        grpc.StatusCode.UNIMPLEMENTED,
+        "incremental xDS is not offered: use state of the world (StreamAggregatedResources; Envoy: api_type GRPC)",
+    )
+
+
+async def _read(context: Any) -> Request | None:
+    """Return the next request; None when the client has closed its side."""
+    data = await context.read()
+    if data is grpc.aio.EOF:
+        return None
+    try:
+        return decode_request(data)
+    except ValueError as error:
+        raise StreamRefused("INVALID_ARGUMENT", str(error)) from error
+
+
+async def _abort(context: Any, code: str, message: str) -> NoReturn:
+    await context.abort(grpc.StatusCode[code], message)
+    raise AssertionError("unreachable: abort raises")

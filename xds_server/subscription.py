@@ -1,0 +1,90 @@
+"""What one stream has asked for of one type, and what it has been sent."""
+
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+
+from xds_server.ordering import FULL_STATE_TYPES
+
+
+@dataclass(frozen=True, slots=True)
+class InFlight:
+    """A response that is not answered yet.
+
+    Attributes:
+        sent_at: Monotonic seconds.
+    """
+
+    nonce: str
+    version: str
+    sent_at: float
+
+
+@dataclass(slots=True)
+class Subscription:
+    """State of one (stream, type). The stream's machine changes it; nobody else does.
+
+    Attributes:
+        names: Asked for by name; never contains `*`.
+        wildcard: Everything of the type is wanted.
+        legacy: Nothing has been named on this stream, so an empty list still means "everything" (WC-2).
+        known: Name to version that was sent, accepted or not (ACK-4 and ACK-5 follow from that).
+        in_flight: The response not yet answered.
+        pending: There may be something to send; the machine looks.
+        must_answer: An answer is due although nothing may differ (SW-1, added names of a full-state type).
+        urgent: The client asked for what is pending, so it is not held back for the sake of order.
+        resend: Names to send again though unchanged, because their parent was sent (ORD-4).
+        unreported: Named since the last answer; those that do not exist are reported once (ERR-2).
+        last_error: Text of the last rejection; None once something is accepted.
+    """
+
+    type_url: str
+    names: frozenset[str] = frozenset()
+    wildcard: bool = False
+    legacy: bool = True
+    known: dict[str, str] = field(default_factory=dict)
+    in_flight: InFlight | None = None
+    pending: bool = True
+    must_answer: bool = False
+    urgent: bool = True
+    resend: set[str] = field(default_factory=set)
+    unreported: set[str] = field(default_factory=set)
+    sent_version: str = ""
+    acked_version: str = ""
+    last_error: str | None = None
+    nacks: int = 0
+    stale_nonces: int = 0
+
+    @property
+    def is_full_state(self) -> bool:
+        return self.type_url in FULL_STATE_TYPES
+
+    def wants(self, name: str) -> bool:
+        return self.wildcard or name in self.names
+
+    def is_touched_by(self, names: frozenset[str]) -> bool:
+        return self.wildcard or not self.names.isdisjoint(names)
+
+    def update(self, requested: Iterable[str], *, first: bool = False) -> None:
+        """Take over the names of a request, and note which answer that asks for.
+
+        Source: management server rules, section 3.1 rows 1, 6, 7 and 8, and section 5 for the wildcard.
+        """
+        asked = frozenset(requested)
+        names = asked - {"*"}
+        if asked:
+            self.legacy = False
+        wildcard = self.is_full_state and ("*" in asked or self.legacy)
+        added = names - self.names
+        # From everything to some names: they are known already (WC-4), so nothing is due.
+        narrowed = self.wildcard and not wildcard
+        widened = wildcard and not self.wildcard
+        self.names, self.wildcard = names, wildcard
+        if not wildcard:
+            for name in self.known.keys() - names:
+                del self.known[name]
+            self.resend &= names
+        self.unreported = {name for name in (self.unreported | added) if name in names}
+        if self.is_full_state and (first or widened or (added and not narrowed)):
+            self.must_answer = True
+        if first or added or widened:
+            self.pending = self.urgent = True

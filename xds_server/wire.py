@@ -1,0 +1,110 @@
+"""Requests decoded into plain data, responses put together from bytes that were serialised at publish time."""
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from google.protobuf.message import DecodeError
+
+from meshlib.protos import message_class, to_dict
+
+_DISCOVERY = "envoy.service.discovery.v3."
+# Envoy quotes whole resources in a rejection; a few KiB tell what is wrong.
+_MAX_ERROR_CHARS = 4096
+
+
+@dataclass(frozen=True, slots=True)
+class Node:
+    """Who asks, in its own words."""
+
+    id: str
+    cluster: str = ""
+    user_agent_name: str = ""
+    user_agent_version: str = ""
+    metadata: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class Request:
+    """A `DiscoveryRequest`.
+
+    Attributes:
+        error: Text of `error_detail` when present, even if empty: its presence makes the request a NACK.
+    """
+
+    type_url: str
+    names: tuple[str, ...] = ()
+    nonce: str = ""
+    version: str = ""
+    error: str | None = None
+    node: Node | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class ResourceError:
+    """Why a named resource is not sent. `code` is a gRPC status code."""
+
+    name: str
+    code: int
+    message: str
+
+
+def decode_request(data: bytes) -> Request:
+    """Decode one request.
+
+    Raises:
+        ValueError: The bytes are not a `DiscoveryRequest`.
+    """
+    try:
+        message = message_class(_DISCOVERY + "DiscoveryRequest").FromString(data)
+    except DecodeError as error:
+        raise ValueError(f"not a DiscoveryRequest: {error}") from error
+    return Request(
+        type_url=message.type_url,
+        names=tuple(message.resource_names),
+        nonce=message.response_nonce,
+        version=message.version_info,
+        error=message.error_detail.message[:_MAX_ERROR_CHARS] if message.HasField("error_detail") else None,
+        node=_decode_node(message.node) if message.HasField("node") else None,
+    )
+
+
+def _decode_node(node: Any) -> Node:
+    metadata = to_dict(node.metadata) if node.HasField("metadata") else {}
+    return Node(node.id, node.cluster, node.user_agent_name, node.user_agent_version, metadata)
+
+
+def resource_field(any_bytes: bytes) -> bytes:
+    """Frame a serialised `Any` as one `resources` entry (field 2) of a `DiscoveryResponse`."""
+    return b"\x12" + _varint(len(any_bytes)) + any_bytes
+
+
+def encode_response(
+    *,
+    type_url: str,
+    version: str,
+    nonce: str,
+    resource_fields: Iterable[bytes],
+    errors: Iterable[ResourceError],
+    identifier: str,
+) -> bytes:
+    """Return a serialised `DiscoveryResponse`. Resources are copied as they are; only the envelope is encoded here."""
+    envelope = message_class(_DISCOVERY + "DiscoveryResponse")(version_info=version, type_url=type_url, nonce=nonce)
+    envelope.control_plane.identifier = identifier
+    for error in errors:
+        entry = envelope.resource_errors.add()
+        entry.resource_name.name = error.name
+        entry.error_detail.code = error.code
+        entry.error_detail.message = error.message
+    # Fields of a message may be concatenated in any order (protobuf encoding guide), so the envelope goes first.
+    encoded: bytes = envelope.SerializeToString()
+    return b"".join((encoded, *resource_fields))
+
+
+def _varint(value: int) -> bytes:
+    result = bytearray()
+    while value > 0x7F:
+        result.append(value & 0x7F | 0x80)
+        value >>= 7
+    result.append(value)
+    return bytes(result)
