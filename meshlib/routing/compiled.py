@@ -1,0 +1,338 @@
+"""One route, compiled: its conditions as functions, and what it answers, built ahead of any request."""
+
+from bisect import bisect_right
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
+from itertools import accumulate
+from typing import assert_never
+
+from meshlib.matching import HeadTest, compile_header, describe_header, parse_int
+from meshlib.model.endpoint import NO_METADATA, Endpoint
+from meshlib.model.listener import ClientListener
+from meshlib.model.matcher import Fraction, PathKind
+from meshlib.model.outcome import LocalReply
+from meshlib.model.request import Headers, RequestHead
+from meshlib.model.retry import RetryPolicy
+from meshlib.model.route import (
+    ClusterHeader,
+    ClusterWeight,
+    DirectResponse,
+    FaultPolicy,
+    HeaderMutation,
+    NonForwarding,
+    Redirect,
+    Route,
+    RouteAction,
+    RouteConfiguration,
+    SingleCluster,
+    VirtualHost,
+    WeightedClusters,
+)
+from meshlib.routing.format import Facts
+from meshlib.routing.hash_policy import Hash, compile_hash
+from meshlib.routing.headers import Mutator, order_levels, request_mutator, response_mutator
+from meshlib.routing.matchers import (
+    compile_path,
+    compile_query,
+    describe_path,
+    describe_query,
+    in_fraction,
+    is_grpc_request,
+)
+from meshlib.routing.mirror import pick_mirrors
+from meshlib.routing.redirect import compile_direct_response, compile_redirect
+from meshlib.routing.replies import cluster_not_found, unusable_action
+from meshlib.routing.rewrite import compile_rewrite, rewrite_host
+
+__all__ = ["CompiledRoute", "Condition", "RouteMatch", "compile_route"]
+
+Answer = Callable[[RequestHead, int], "RouteMatch | LocalReply"]
+UINT64 = 2**64 - 1
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class RouteMatch:
+    """Where a request goes and under which policies. Made per update, shared by the requests that match alike.
+
+    Attributes:
+        retry: The route's policy, else the virtual host's.
+        fault: The most specific one; None when nothing is to be injected or the listener has no fault filter.
+        metadata: filter_metadata of the route.
+        mirrors: Clusters that get a copy of this request.
+    """
+
+    cluster: str
+    virtual_host: str
+    route_name: str
+    action: RouteAction
+    retry: RetryPolicy | None = None
+    fault: FaultPolicy | None = None
+    metadata: Mapping[str, Mapping[str, object]] = field(default_factory=lambda: NO_METADATA, repr=False)
+    include_attempt_count: bool = False
+    mirrors: tuple[str, ...] = ()
+    _rewrite: Callable[[RequestHead], RequestHead] | None = field(default=None, repr=False)
+    _response: Mutator | None = field(default=None, repr=False)
+    _hash: Hash | None = field(default=None, repr=False)
+
+    def rewrite(self, head: RequestHead) -> RequestHead:
+        """Return the head as it goes out: header mutations, host and path rewrite. `head` itself if nothing changes."""
+        return head if self._rewrite is None else self._rewrite(head)
+
+    def rewrite_for(self, head: RequestHead, endpoint: Endpoint) -> RequestHead:
+        """Apply `auto_host_rewrite`: the endpoint's hostname, if it has one, becomes the host.
+
+        Args:
+            head: What `rewrite` returned.
+        """
+        if not (self.action.auto_host_rewrite and endpoint.hostname):
+            return head
+        return rewrite_host(head, endpoint.hostname, append_forwarded=self.action.append_x_forwarded_host)
+
+    def response_headers(self, headers: Headers, head: RequestHead | None = None) -> Headers:
+        """Return response headers after the route's mutations; they concern local replies as well.
+
+        Args:
+            head: The request as sent, which `%REQ(...)%` in a value reads; None: it renders as nothing.
+        """
+        return headers if self._response is None else self._response.apply(headers, head)
+
+    def hash(self, head: RequestHead) -> int | None:
+        """Return the request's hash by the route's hash policies, or None.
+
+        Args:
+            head: What `rewrite` returned: a header that the route adds can steer the hash.
+        """
+        return None if self._hash is None else self._hash(head)
+
+
+@dataclass(frozen=True, slots=True)
+class Condition:
+    """Attributes:
+    text: What it asks for.
+    header: Whose value says why it fails; empty: none.
+    """
+
+    test: HeadTest
+    text: str
+    header: str = ""
+
+
+class CompiledRoute:
+    """A route with its conditions. Not changed after creation.
+
+    Attributes:
+        path: The path condition, on the path without query.
+        conditions: The others; None: there are none.
+        fixed: The answer, when it is the same for every request; else None.
+        answer: Makes the answer of one request from its 64 random bits.
+        needs_random: A decision of this route reads the random bits.
+        clusters: Name and weight of every cluster that the route can lead to; a header's cluster is not among them.
+    """
+
+    __slots__ = ("answer", "clusters", "conditions", "details", "fixed", "fraction", "needs_random", "path", "route")
+
+    def __init__(
+        self,
+        route: Route,
+        details: tuple[Condition, ...],
+        answer: Answer,
+        fixed: RouteMatch | None,
+        clusters: tuple[tuple[str, int], ...],
+        *,
+        is_random: bool,
+    ) -> None:
+        self.route = route
+        self.path = compile_path(route.match.path)
+        self.details = details
+        self.fraction: Fraction | None = route.match.fraction
+        has_conditions = bool(details) or self.fraction is not None
+        self.conditions: tuple[HeadTest, ...] | None = (
+            tuple(condition.test for condition in details) if has_conditions else None
+        )
+        self.answer = answer
+        self.fixed = fixed
+        self.clusters = clusters
+        self.needs_random = is_random or self.fraction is not None
+
+    def holds(self, head: RequestHead, stream_id: int) -> bool:
+        """Whether the conditions other than the path hold."""
+        for test in self.conditions or ():
+            if not test(head):
+                return False
+        return self.fraction is None or in_fraction(self.fraction, stream_id)
+
+
+def _conditions(route: Route) -> tuple[Condition, ...]:
+    match = route.match
+    found: list[Condition] = []
+    if match.path.kind is PathKind.CONNECT:
+        found.append(Condition(lambda head: head.method == "CONNECT", describe_path(match.path)))
+    for header in match.headers:
+        found.append(Condition(compile_header(header), describe_header(header), header.name))
+    for query in match.query:
+        found.append(Condition(compile_query(query), describe_query(query)))
+    if match.grpc:
+        found.append(Condition(is_grpc_request, "a gRPC request", "content-type"))
+    return tuple(found)
+
+
+class _Builder:
+    """Builds the answers of one route; knows the levels above it."""
+
+    def __init__(self, route: Route, host: VirtualHost, routes: RouteConfiguration, listener: ClientListener) -> None:
+        self.route, self.host, self.routes, self.listener = route, host, routes, listener
+
+    def _levels(self, weight: HeaderMutation | None) -> tuple[HeaderMutation, ...]:
+        return order_levels(
+            weight,
+            self.route.mutation,
+            self.host.mutation,
+            self.routes.mutation,
+            most_specific_wins=self.routes.most_specific_mutations_win,
+        )
+
+    def fault(self, weight: FaultPolicy | None) -> FaultPolicy | None:
+        """Return the most specific fault; one that injects nothing switches the more general ones off."""
+        if not self.listener.has_fault_filter:
+            return None
+        levels = (weight, self.route.fault, self.host.fault, self.routes.fault, self.listener.fault)
+        found = next((fault for fault in levels if fault is not None), None)
+        return None if found is None or (found.delay is None and found.abort is None) else found
+
+    def response(self, facts: Facts, weight: HeaderMutation | None = None) -> Mutator:
+        return response_mutator(self._levels(weight), facts)
+
+    def forward(
+        self, action: RouteAction, cluster: str, facts: Facts, weight: ClusterWeight | None = None
+    ) -> RouteMatch:
+        mutation = None if weight is None else weight.mutation
+        request = request_mutator(self._levels(mutation), facts)
+        response = self.response(facts, mutation)
+        return RouteMatch(
+            cluster=cluster,
+            virtual_host=self.host.name,
+            route_name=self.route.name,
+            action=action,
+            retry=action.retry if action.retry is not None else self.host.retry,
+            fault=self.fault(None if weight is None else weight.fault),
+            metadata=self.route.metadata,
+            include_attempt_count=self.host.include_attempt_count,
+            _rewrite=compile_rewrite(
+                action, self.route.match.path, request, "" if weight is None else weight.host_rewrite
+            ),
+            _response=response or None,
+            _hash=compile_hash(action.hash_policies) if action.hash_policies else None,
+        )
+
+
+def _with_mirrors(action: RouteAction, answer: Answer) -> Answer:
+    """Let each request's random bits decide which mirrors it gets."""
+
+    def mirrored(head: RequestHead, stream_id: int) -> RouteMatch | LocalReply:
+        found = answer(head, stream_id)
+        mirrors = pick_mirrors(action.mirrors, stream_id)
+        return replace(found, mirrors=mirrors) if mirrors and isinstance(found, RouteMatch) else found
+
+    return mirrored
+
+
+def _by_header(build: _Builder, action: RouteAction, header: str) -> Answer:
+    """The cluster is named by a request header; without one the route still counts as matched."""
+    template = build.forward(action, "", Facts(build.route.name, None, header))
+    status = action.cluster_not_found_status
+
+    def answer(head: RequestHead, stream_id: int) -> RouteMatch | LocalReply:
+        values = head.values(header)
+        if values and values[0]:
+            return replace(template, cluster=values[0])
+        reply = cluster_not_found(head, "", status)
+        return replace(reply, headers=template.response_headers(Headers(reply.headers), head).items)
+
+    return answer
+
+
+def _weighted(build: _Builder, action: RouteAction, weighted: WeightedClusters) -> Answer:
+    """Choose by a number modulo the sum of the weights: a header's, the request's hash, or the random bits."""
+    entries = [entry for entry in weighted.clusters if entry.weight > 0]
+    if not entries:
+        raise ValueError("the weights of weighted_clusters add up to 0")
+    matches = [build.forward(action, entry.name, Facts(build.route.name, entry.name), entry) for entry in entries]
+    ends = list(accumulate(entry.weight for entry in entries))
+    total = ends[-1]
+    header = weighted.header_name.lower()
+    hash_ = compile_hash(action.hash_policies) if weighted.use_hash_policy else None
+
+    def by_chance(head: RequestHead, stream_id: int) -> RouteMatch:
+        return matches[bisect_right(ends, stream_id % total)]
+
+    def by_request(head: RequestHead, stream_id: int) -> RouteMatch:
+        number: int | None = None
+        if header:
+            values = head.values(header)
+            if len(values) == 1:
+                number = parse_int(values[0], low=0, high=UINT64)
+        if number is None and hash_ is not None:
+            number = hash_(head)
+        return by_chance(head, stream_id if number is None else number)
+
+    return by_request if header or hash_ is not None else by_chance
+
+
+def _local(build: _Builder, action: Redirect | DirectResponse | NonForwarding) -> Answer:
+    """The route answers by itself."""
+    facts = Facts(build.route.name)
+    mutator = build.response(facts)
+    match action:
+        case Redirect():
+            redirect = compile_redirect(action, build.route.match.path, mutator)
+            return lambda head, stream_id: redirect(head)
+        case DirectResponse():
+            direct = compile_direct_response(action, mutator)
+            return lambda head, stream_id: direct(head)
+        case NonForwarding():
+
+            def nowhere(head: RequestHead, stream_id: int) -> LocalReply:
+                reply = unusable_action(head, flag="NC", status=503, details="cluster_not_found")
+                return replace(reply, headers=mutator.apply(Headers(), head).items)
+
+            return nowhere
+        case _:
+            assert_never(action)
+
+
+def compile_route(
+    route: Route, host: VirtualHost, routes: RouteConfiguration, listener: ClientListener
+) -> CompiledRoute:
+    """Compile a route together with what the levels above it add.
+
+    Raises:
+        ValueError: A regex, template, format or substitution that is not valid; the decoder should have refused it.
+    """
+    build = _Builder(route, host, routes, listener)
+    action = route.action
+    fixed: RouteMatch | None = None
+    clusters: tuple[tuple[str, int], ...] = ()
+    is_random = False
+    answer: Answer
+    if not isinstance(action, RouteAction):
+        answer = _local(build, action)
+    else:
+        target = action.cluster
+        match target:
+            case SingleCluster(name=name):
+                only = build.forward(action, name, Facts(route.name, name))
+                fixed = None if action.mirrors else only
+                answer = lambda head, stream_id: only  # noqa: E731 - the others are functions made elsewhere
+                clusters = ((name, 1),)
+            case ClusterHeader(header=header):
+                answer = _by_header(build, action, header.lower())
+            case WeightedClusters():
+                answer = _weighted(build, action, target)
+                clusters = tuple((entry.name, entry.weight) for entry in target.clusters if entry.weight > 0)
+                is_random = True
+            case _:
+                assert_never(target)
+        if action.mirrors:
+            answer = _with_mirrors(action, answer)
+            is_random = True
+    return CompiledRoute(route, _conditions(route), answer, fixed, clusters, is_random=is_random)

@@ -1,0 +1,105 @@
+"""Routes that answer by themselves: redirects and direct responses.
+
+Source: Envoy `RouteEntryImplBase::newUri`, `DirectResponseEntry`.
+"""
+
+from collections.abc import Callable
+
+from meshlib.model.matcher import PathMatcher
+from meshlib.model.outcome import LocalReply
+from meshlib.model.request import Headers, RequestHead
+from meshlib.model.route import DirectResponse, Redirect
+from meshlib.routing.headers import Mutator
+from meshlib.routing.replies import text_headers, unusable_action
+from meshlib.routing.rewrite import compile_path_rewrite
+
+__all__ = ["compile_direct_response", "compile_location", "compile_redirect"]
+
+Answer = Callable[[RequestHead], LocalReply]
+DETAILS = "direct_response"
+_DEFAULT_PORTS = {"http": ":80", "https": ":443"}
+
+
+def _own_host(head: RequestHead, scheme: str, *, drop_port: bool) -> str:
+    """Return the request's host; its port goes when another is given, or when it is the default of a scheme left."""
+    host = head.authority
+    colon = host.rfind("]:") + 1 if host.startswith("[") else host.rfind(":")
+    if colon <= 0:
+        return host
+    if drop_port or (scheme != head.scheme and host[colon:] == _DEFAULT_PORTS.get(head.scheme)):
+        return host[:colon]
+    return host
+
+
+def compile_location(redirect: Redirect, matcher: PathMatcher) -> Callable[[RequestHead], str]:
+    """Compile where a redirect leads to.
+
+    Raises:
+        ValueError: The regex or the substitution is not valid.
+    """
+    new_path = compile_path_rewrite(redirect.prefix_rewrite, redirect.regex_rewrite, matcher)
+    has_own_query = "?" in redirect.path
+    port = f":{redirect.port}" if redirect.port else ""
+
+    def location(head: RequestHead) -> str:
+        scheme = "https" if redirect.https else redirect.scheme or head.scheme
+        host = redirect.host or _own_host(head, scheme, drop_port=bool(port))
+        path = head.path
+        if redirect.path:
+            mark = path.find("?")
+            path = redirect.path + (path[mark:] if mark >= 0 and not has_own_query else "")
+        elif new_path is not None:
+            path = new_path(path)
+        if not path.startswith("/"):
+            path = "/" + path
+        if redirect.strip_query and not has_own_query:
+            path = path.partition("?")[0]
+        return f"{scheme}://{host}{port}{path}"
+
+    return location
+
+
+def _reply(head: RequestHead, status: int, headers: list[tuple[str, str]], body: bytes, mutator: Mutator) -> LocalReply:
+    if head.method == "HEAD" and body:
+        headers.append(("content-length", str(len(body))))
+        body = b""
+    changed = mutator.apply(Headers(headers), head) if mutator else Headers(headers)
+    return LocalReply(status, "", DETAILS, body, changed.items)
+
+
+def compile_redirect(redirect: Redirect, matcher: PathMatcher, mutator: Mutator) -> Answer:
+    """Compile a redirect; a gRPC call cannot follow one and fails.
+
+    Args:
+        mutator: What happens to response headers.
+
+    Raises:
+        ValueError: The regex or the substitution is not valid.
+    """
+    location = compile_location(redirect, matcher)
+
+    def answer(head: RequestHead) -> LocalReply:
+        if head.is_grpc:
+            return unusable_action(head, flag="", status=redirect.status, details=DETAILS)
+        return _reply(head, redirect.status, [("location", location(head))], b"", mutator)
+
+    return answer
+
+
+def compile_direct_response(response: DirectResponse, mutator: Mutator) -> Answer:
+    """Compile a direct response; a gRPC call fails with UNAVAILABLE (gRPC has no such action).
+
+    Args:
+        mutator: What happens to response headers.
+    """
+    has_location = response.status == 201 or 300 <= response.status < 400
+
+    def answer(head: RequestHead) -> LocalReply:
+        if head.is_grpc:
+            return unusable_action(head, flag="", status=response.status, details=DETAILS)
+        headers = list(text_headers(response.body))
+        if has_location:
+            headers.append(("location", f"{head.scheme}://{head.authority}{head.path}"))
+        return _reply(head, response.status, headers, response.body, mutator)
+
+    return answer

@@ -1,0 +1,52 @@
+"""Answers that routing gives itself, with Envoy's statuses, texts, flags and details.
+
+A gRPC call gets what gRPC's own clients say where they differ from Envoy: UNAVAILABLE for whatever leads nowhere.
+"""
+
+from meshlib.model.outcome import LocalReply
+from meshlib.model.request import RequestHead
+
+__all__ = ["cluster_not_found", "no_route", "no_virtual_host", "text_headers", "unusable_action"]
+
+UNAVAILABLE = 14
+_TEXT = (("content-type", "text/plain"),)
+_NOT_FOUND = LocalReply(404, "NR", "route_not_found")
+
+
+def text_headers(body: bytes) -> tuple[tuple[str, str], ...]:
+    """Return the headers of a local reply: a content type if there is a body."""
+    return _TEXT if body else ()
+
+
+def no_virtual_host(head: RequestHead, routes: str) -> LocalReply:
+    """No domain of the route configuration fits the authority: 404, `NR`."""
+    if not head.is_grpc:
+        return _NOT_FOUND
+    text = f"could not find VirtualHost for {head.authority} in RouteConfiguration {routes}"
+    return LocalReply(404, "NR", "route_not_found", text.encode(), grpc_status=UNAVAILABLE)
+
+
+def no_route(head: RequestHead) -> LocalReply:
+    """The virtual host has no route for the request: 404, `NR`."""
+    if not head.is_grpc:
+        return _NOT_FOUND
+    text = b"No matching route found in xDS route config"
+    return LocalReply(404, "NR", "route_not_found", text, grpc_status=UNAVAILABLE)
+
+
+def cluster_not_found(head: RequestHead, cluster: str, status: int = 503) -> LocalReply:
+    """The route names a cluster that does not exist: `NC`.
+
+    Args:
+        status: `cluster_not_found_response_code`.
+    """
+    if not head.is_grpc:
+        return LocalReply(status, "NC", "cluster_not_found")
+    text = f"xDS cluster {cluster!r} does not exist" if cluster else "the route names no xDS cluster"
+    return LocalReply(status, "NC", "cluster_not_found", text.encode(), grpc_status=UNAVAILABLE)
+
+
+def unusable_action(head: RequestHead, *, flag: str, status: int, details: str) -> LocalReply:
+    """A gRPC call met a route that does not forward."""
+    body = b"Matching route has inappropriate action" if head.is_grpc else b""
+    return LocalReply(status, flag, details, body, grpc_status=UNAVAILABLE if head.is_grpc else None)

@@ -1,0 +1,179 @@
+"""What a route changes in a request before it goes out: headers, then host, then path.
+
+Source: Envoy `RouteEntryImplBase::finalizeRequestHeaders`. The host of a weighted cluster is set before everything
+else and leaves no trace; a host that the route itself rewrites is kept in `x-envoy-original-host`, a path in
+`x-envoy-original-path`.
+"""
+
+from collections.abc import Callable
+from typing import Any
+
+from meshlib.matching import INLINE_REQUEST_HEADERS, to_bytes, wire_regex
+from meshlib.model.matcher import PathKind, PathMatcher
+from meshlib.model.request import Headers, RequestHead
+from meshlib.model.route import RegexRewrite, RouteAction
+from meshlib.routing.headers import Mutator, append_entry, set_entry
+from meshlib.routing.matchers import path_of
+
+__all__ = [
+    "PathRewrite",
+    "check_regex_rewrite",
+    "compile_path_rewrite",
+    "compile_regex_rewrite",
+    "compile_rewrite",
+    "rewrite_host",
+]
+
+PathRewrite = Callable[[str], str]
+"""Old path with query to new path with query; the same path when there is nothing to rewrite."""
+
+
+def _substitution(text: str, groups: int) -> list[bytes | int]:
+    r"""Split an RE2 substitution (`\0` the match, `\1` a group, `\\` a backslash) into texts and group numbers."""
+    parts: list[bytes | int] = []
+    position = 0
+    while (slash := text.find("\\", position)) >= 0:
+        parts.append(to_bytes(text[position:slash]))
+        following = text[slash + 1 : slash + 2]
+        if following == "\\":
+            parts.append(b"\\")
+        elif following.isascii() and following.isdigit():
+            if int(following) > groups:
+                raise ValueError(f"substitution refers to group {following}, the regex has {groups}")
+            parts.append(int(following))
+        else:
+            raise ValueError(f"bad substitution {text!r}: a backslash must be followed by a digit or a backslash")
+        position = slash + 2
+    parts.append(to_bytes(text[position:]))
+    return parts
+
+
+def compile_regex_rewrite(rewrite: RegexRewrite) -> Callable[[str], str]:
+    """Compile RE2's global replace, which differs from Python's: no empty match right behind another match.
+
+    Raises:
+        ValueError: The regex or the substitution is not valid.
+    """
+    regex: Any = wire_regex(rewrite.pattern)
+    parts = _substitution(rewrite.substitution, regex.groups)
+
+    def replace(text: str) -> str:
+        subject = to_bytes(text)
+        out: list[bytes] = []
+        position = last_end = 0
+        matched = False
+        while position <= len(subject):
+            found = regex.search(subject, position)
+            if found is None:
+                break
+            start, end = found.span()
+            out.append(subject[position:start])
+            if matched and start == end == last_end:
+                out.append(subject[start : start + 1])
+                position = start + 1
+                continue
+            out.extend((found.group(part) or b"") if isinstance(part, int) else part for part in parts)
+            position = last_end = end
+            matched = True
+        if not matched:
+            return text
+        out.append(subject[position:])
+        return b"".join(out).decode("latin-1")
+
+    return replace
+
+
+def check_regex_rewrite(rewrite: RegexRewrite) -> str | None:
+    """Return what is wrong with a regex rewrite, or None."""
+    try:
+        compile_regex_rewrite(rewrite)
+    except ValueError as error:
+        return str(error)
+    return None
+
+
+def compile_path_rewrite(prefix: str, regex: RegexRewrite | None, matcher: PathMatcher) -> PathRewrite | None:
+    """Compile `prefix_rewrite` or `regex_rewrite`, or None when there is neither.
+
+    A prefix takes the place of what the route's condition matched (plain concatenation: `/old/a` with `/` for `/old`
+    is `//a`); for conditions on the whole path that is the path without query. A regex is replaced everywhere in the
+    path without query. The query stays.
+
+    Raises:
+        ValueError: The regex or the substitution is not valid.
+    """
+    if prefix:
+        if matcher.kind in (PathKind.PREFIX, PathKind.SEPARATED_PREFIX):
+            length = len(matcher.value)
+            return lambda path: prefix + path[length:]
+        return lambda path: prefix + path[len(path_of(path)) :]
+    if regex is not None:
+        replace = compile_regex_rewrite(regex)
+
+        def rewrite(path: str) -> str:
+            plain = path_of(path)
+            return (replace(plain) or plain) + path[len(plain) :]
+
+        return rewrite
+    return None
+
+
+def _set_host(entries: list[tuple[str, str]], old: str, *, append_forwarded: bool) -> None:
+    """Leave the traces of a host rewrite."""
+    if append_forwarded and old:
+        forwarded = [value for name, value in entries if name == "x-forwarded-host"]
+        last = ",".join(forwarded).rpartition(",")[2].strip()
+        if last != old:
+            append_entry(entries, "x-forwarded-host", old, INLINE_REQUEST_HEADERS)
+    set_entry(entries, "x-envoy-original-host", old)
+
+
+def rewrite_host(head: RequestHead, host: str, *, append_forwarded: bool = False) -> RequestHead:
+    """Return the head with another host, the old one kept in headers; for `auto_host_rewrite`, once an endpoint is known.
+
+    Args:
+        host: Empty: nothing changes.
+        append_forwarded: `append_x_forwarded_host`.
+    """
+    if not host:
+        return head
+    entries = list(head.headers.items)
+    _set_host(entries, head.authority, append_forwarded=append_forwarded)
+    return RequestHead(head.method, host, head.path, Headers(entries), scheme=head.scheme, is_grpc=head.is_grpc)
+
+
+def compile_rewrite(
+    action: RouteAction, matcher: PathMatcher, mutator: Mutator, weight_host: str = ""
+) -> Callable[[RequestHead], RequestHead] | None:
+    """Compile everything that a route does to a request, or None when it does nothing.
+
+    Args:
+        weight_host: `host_rewrite_literal` of the chosen weighted cluster.
+
+    Raises:
+        ValueError: The regex or the substitution is not valid.
+    """
+    new_path = compile_path_rewrite(action.prefix_rewrite, action.regex_rewrite, matcher)
+    literal, from_header = action.host_rewrite_literal, action.host_rewrite_header.lower()
+    append_forwarded = action.append_x_forwarded_host
+    if not (mutator or new_path or literal or from_header or weight_host):
+        return None
+
+    def rewrite(head: RequestHead) -> RequestHead:
+        headers, authority, path = head.headers, weight_host or head.authority, head.path
+        if mutator:
+            seen = RequestHead(head.method, authority, path, headers, scheme=head.scheme, is_grpc=head.is_grpc)
+            headers = mutator.apply(headers, seen)
+        host = literal or ((headers.get(from_header) or "") if from_header else "")
+        if host or new_path is not None:
+            entries = list(headers.items)
+            if host:
+                _set_host(entries, authority, append_forwarded=append_forwarded)
+                authority = host
+            if new_path is not None:
+                set_entry(entries, "x-envoy-original-path", path)
+                path = new_path(path)
+            headers = Headers(entries)
+        return RequestHead(head.method, authority, path, headers, scheme=head.scheme, is_grpc=head.is_grpc)
+
+    return rewrite
