@@ -1,0 +1,163 @@
+"""Clusters (CDS): one for each port and subset of a service."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from xds_server.model import Position, Profile
+from xds_server.translate.destination_rule import Rule
+from xds_server.translate.endpoints import load_assignment
+from xds_server.translate.load_balancing import balancer_fields
+from xds_server.translate.messages import Json, ads, origin
+from xds_server.translate.names import cluster_name, sni
+from xds_server.translate.peer_authentication import MutualTls, PeerAuthentications
+from xds_server.translate.pools import outlier_fields, pool_fields
+from xds_server.translate.report import Report
+from xds_server.translate.services import Endpoint, Service
+from xds_server.translate.tls import RAW_BUFFER, client_mutual, client_simple, spiffe_id
+
+
+@dataclass(frozen=True, slots=True)
+class Target:
+    """What one cluster stands for.
+
+    Attributes:
+        endpoints: Those of the subset.
+    """
+
+    service: Service
+    port: int
+    subset: str
+    rule: Rule
+    endpoints: tuple[Endpoint, ...]
+
+    @property
+    def name(self) -> str:
+        return cluster_name(self.port, self.subset, self.service.host)
+
+    @property
+    def policy(self) -> Mapping[str, Any]:
+        return self.rule.policy_of(self.port, self.subset)
+
+    @property
+    def place(self) -> Position | None:
+        """Where its policy is written, or the service."""
+        if (subset := self.rule.subsets.get(self.subset)) is not None and subset.policy is not None:
+            return subset.position
+        if self.rule.policy_config is not None:
+            return self.rule.policy_config.position("trafficPolicy")
+        return self.service.origin.document.position() if self.service.origin else None
+
+
+@dataclass(frozen=True, slots=True)
+class ClusterBuilder:
+    """Turns targets into clusters and endpoint resources for one profile."""
+
+    profile: Profile
+    trust_domain: str
+    authentications: PeerAuthentications
+    report: Report
+
+    def is_strict(self, endpoint: Endpoint) -> bool:
+        """Tell whether an endpoint takes nothing but mTLS."""
+        mode = self.authentications.mode(endpoint.namespace, endpoint.labels, endpoint.port)
+        return endpoint.internal and mode is MutualTls.STRICT
+
+    def build(self, target: Target) -> Json:
+        """Return a target's cluster."""
+        policy = target.policy
+        result: Json = {"name": target.name, **self._origin(target), **self._discovery(target)}
+        result |= balancer_fields(policy.get("loadBalancer", {}), self.profile, self.report, target.place)
+        result |= pool_fields(
+            policy, self.profile, self.report, target.place, http2=target.service.is_http2(target.port)
+        )
+        if "outlierDetection" in policy:
+            result |= outlier_fields(policy["outlierDetection"], self.profile, self.report, target.place)
+        return result | self._tls_fields(target, policy.get("tls", {}))
+
+    def endpoints(self, target: Target) -> Json | None:
+        """Return a target's endpoint resource, or nothing if its cluster holds the endpoints itself."""
+        if not self._uses_eds(target):
+            return None
+        endpoints = () if self._is_cut_off(target) else target.endpoints
+        return load_assignment(target.name, endpoints, self.is_strict, self.profile)
+
+    def _uses_eds(self, target: Target) -> bool:
+        return target.service.resolution == "STATIC" or not target.endpoints or self._is_cut_off(target)
+
+    def _discovery(self, target: Target) -> Json:
+        if self._uses_eds(target):
+            return {"type": "EDS", "eds_cluster_config": {"eds_config": ads(), "service_name": target.name}}
+        endpoints = target.endpoints
+        # LOGICAL_DNS takes one name; it is also the only kind that gRPC knows (gRFC A37).
+        logical = self.profile is Profile.GRPC or target.service.resolution == "DNS_ROUND_ROBIN"
+        if logical and len(endpoints) > 1:
+            what = f"{target.service.host}: several DNS names"
+            self.report.dropped(self.profile, what, "only the first is used", target.place)
+            endpoints = endpoints[:1]
+        return {
+            "type": "LOGICAL_DNS" if logical else "STRICT_DNS",
+            "load_assignment": load_assignment(target.name, endpoints, self.is_strict, self.profile),
+        }
+
+    def _is_cut_off(self, target: Target) -> bool:
+        """Tell whether stock gRPC could reach the endpoints only less securely than the documents say."""
+        if self.profile is not Profile.GRPC or target.policy.get("tls", {}).get("mode") != "SIMPLE":
+            return False
+        instead = "the cluster gets no endpoints, since plaintext would be the only way to them"
+        self.report.dropped(self.profile, f"{target.service.host}: tls.mode SIMPLE", instead, target.place)
+        return True
+
+    def _origin(self, target: Target) -> Json:
+        service, rule = target.service, target.rule
+        if (subset := rule.subsets.get(target.subset)) is not None:
+            return origin(self.profile, subset.position, subset.config.resource)
+        config = rule.policy_config or (rule.configs[0] if rule.configs else service.origin)
+        if config is None:
+            return origin(self.profile, None, f"/v1/registrations/{service.namespace}/{service.host}")
+        return origin(self.profile, config.document.position(), config.resource)
+
+    def _tls_fields(self, target: Target, tls: Mapping[str, Any]) -> Json:
+        """Return what the DestinationRule asks for; without a word from it, TLS to those endpoints that demand it."""
+        mode = tls.get("mode")
+        if mode == "DISABLE" or self._is_cut_off(target):
+            return {}
+        if mode == "SIMPLE":
+            name = tls.get("sni", "") or ("" if target.service.host.startswith("*") else target.service.host)
+            names = tls.get("subjectAltNames", ()) or target.service.subject_alt_names
+            return {"transport_socket": client_simple(tls.get("caCertificates", ""), name, names)}
+        if mode == "ISTIO_MUTUAL":
+            return {"transport_socket": self._mutual(target, tls)}
+        # An empty subset is like its service, so that its cluster does not change with the first endpoint.
+        endpoints = target.endpoints or target.service.endpoints.get(target.port, ())
+        strict = [endpoint for endpoint in endpoints if self.is_strict(endpoint)]
+        if not strict:
+            return {}
+        if self.profile is Profile.GRPC:
+            if len(strict) == len(endpoints):
+                return {"transport_socket": self._mutual(target, tls)}
+            what = f"{target.service.host}: mTLS for some endpoints only"
+            self.report.dropped(self.profile, what, "plaintext to all of them", target.place)
+            return {}
+        return {
+            "transport_socket_matches": [
+                {
+                    "name": "tlsMode-istio",
+                    "match": {"tlsMode": "istio"},
+                    "transport_socket": self._mutual(target, tls),
+                },
+                {"name": "tlsMode-disabled", "match": {}, "transport_socket": RAW_BUFFER},
+            ]
+        }
+
+    def _mutual(self, target: Target, tls: Mapping[str, Any]) -> Json:
+        service = target.service
+        # Of the whole service, so that the certificate check does not depend on how subsets cut it up.
+        identities = tls.get("subjectAltNames") or [
+            spiffe_id(self.trust_domain, endpoint.namespace, endpoint.service_account)
+            for endpoint in service.endpoints.get(target.port, ())
+            if endpoint.service_account
+        ]
+        name = tls.get("sni") or sni(target.port, target.subset, service.host)
+        http2 = service.is_http2(target.port)
+        return client_mutual(self.profile, identities, service.namespace, self.trust_domain, name, http2=http2)

@@ -1,0 +1,44 @@
+"""Endpoint resources (EDS)."""
+
+from collections.abc import Callable, Iterable
+
+from xds_server.model import Profile
+from xds_server.translate.messages import Json
+from xds_server.translate.services import Endpoint, Locality
+
+
+def load_assignment(
+    name: str, endpoints: Iterable[Endpoint], is_strict: Callable[[Endpoint], bool], profile: Profile
+) -> Json:
+    """Return a ClusterLoadAssignment: localities in the order of their names, each with the sum of its endpoints' weights.
+
+    Endpoints that take nothing but mTLS are marked, so that clients pick TLS for each endpoint by itself.
+    """
+    localities: dict[Locality, list[Endpoint]] = {}
+    for endpoint in endpoints:
+        localities.setdefault(endpoint.locality, []).append(endpoint)
+    return {
+        "cluster_name": name,
+        "endpoints": [
+            {
+                **_locality(locality),
+                "load_balancing_weight": sum(member.weight for member in members),
+                "lb_endpoints": [_endpoint(member, profile, strict=is_strict(member)) for member in members],
+            }
+            for locality, members in sorted(localities.items())
+        ],
+    }
+
+
+def _locality(locality: Locality) -> Json:
+    # Present even when nameless: gRPC refuses a group of endpoints without the field.
+    region, zone, sub_zone = locality
+    return {"locality": {"region": region, "zone": zone, "sub_zone": sub_zone}}
+
+
+def _endpoint(endpoint: Endpoint, profile: Profile, *, strict: bool) -> Json:
+    address = {"socket_address": {"address": endpoint.address, "port_value": endpoint.port}}
+    result: Json = {"endpoint": {"address": address}, "load_balancing_weight": endpoint.weight}
+    if strict and profile is not Profile.GRPC:
+        result["metadata"] = {"filter_metadata": {"envoy.transport_socket_match": {"tlsMode": "istio"}}}
+    return result
