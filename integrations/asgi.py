@@ -39,7 +39,9 @@ class MeshMiddleware:
             service: Name of this service in reports.
         """
         self.app = app
-        self._inbound = Inbound(mesh if mesh is not None else default_mesh(), kind="http", address=address, service=service)
+        self._inbound = Inbound(
+            mesh if mesh is not None else default_mesh(), kind="http", address=address, service=service
+        )
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] not in ("http", "websocket"):

@@ -18,12 +18,12 @@ from typing import Any
 
 import grpc
 import grpc.aio
+from meshlib.runtime.tls import server_material
 
 from meshlib.errors import IdentityError
 from meshlib.model.outcome import LocalReply
 from meshlib.model.request import Headers, RequestHead
 from meshlib.model.secret import ServerTls
-from meshlib.runtime.tls import server_material
 from meshlib.servers.announce import Announcement, announce
 from meshlib.servers.inbound import Inbound, InboundRequest
 from meshlib.servers.peer import ANONYMOUS, Peer, peer_of_pem
@@ -84,7 +84,11 @@ class _Interceptor(grpc.ServerInterceptor):  # type: ignore[misc]  # grpcio's ow
                 finally:
                     request.finish(200, _code(context, finished))
 
-            make = grpc.stream_stream_rpc_method_handler if handler.request_streaming else grpc.unary_stream_rpc_method_handler
+            make = (
+                grpc.stream_stream_rpc_method_handler
+                if handler.request_streaming
+                else grpc.unary_stream_rpc_method_handler
+            )
             return make(streaming, handler.request_deserializer, handler.response_serializer)
 
         behaviour = handler.stream_unary or handler.unary_unary
@@ -100,7 +104,9 @@ class _Interceptor(grpc.ServerInterceptor):  # type: ignore[misc]  # grpcio's ow
             finally:
                 request.finish(200, _code(context, finished))
 
-        make = grpc.stream_unary_rpc_method_handler if handler.request_streaming else grpc.unary_unary_rpc_method_handler
+        make = (
+            grpc.stream_unary_rpc_method_handler if handler.request_streaming else grpc.unary_unary_rpc_method_handler
+        )
         return make(unary, handler.request_deserializer, handler.response_serializer)
 
 
@@ -142,7 +148,11 @@ class _AioInterceptor(grpc.aio.ServerInterceptor):  # type: ignore[misc]  # grpc
                 finally:
                     request.finish(200, _code(context, finished))
 
-            make = grpc.stream_stream_rpc_method_handler if handler.request_streaming else grpc.unary_stream_rpc_method_handler
+            make = (
+                grpc.stream_stream_rpc_method_handler
+                if handler.request_streaming
+                else grpc.unary_stream_rpc_method_handler
+            )
             return make(streaming, handler.request_deserializer, handler.response_serializer)
 
         behaviour = handler.stream_unary or handler.unary_unary
@@ -158,7 +168,9 @@ class _AioInterceptor(grpc.aio.ServerInterceptor):  # type: ignore[misc]  # grpc
             finally:
                 request.finish(200, _code(context, finished))
 
-        make = grpc.stream_unary_rpc_method_handler if handler.request_streaming else grpc.unary_unary_rpc_method_handler
+        make = (
+            grpc.stream_unary_rpc_method_handler if handler.request_streaming else grpc.unary_unary_rpc_method_handler
+        )
         return make(unary, handler.request_deserializer, handler.response_serializer)
 
 
@@ -288,7 +300,9 @@ def _reserved(address: str) -> Iterator[str]:
 
 def _add_port(server: Any, mesh: ServerSource, address: str, announcement: Announcement) -> None:
     tls = announcement.tls
-    port = server.add_insecure_port(address) if tls is None else server.add_secure_port(address, _credentials(mesh, tls))
+    port = (
+        server.add_insecure_port(address) if tls is None else server.add_secure_port(address, _credentials(mesh, tls))
+    )
     if not port:
         raise IdentityError(f"gRPC could not open {address}", resource=address)
 
@@ -310,4 +324,6 @@ def _credentials(mesh: ServerSource, tls: ServerTls) -> grpc.ServerCredentials:
         served = material
         return fresh
 
-    return grpc.dynamic_ssl_server_credentials(initial, fetch, require_client_authentication=tls.require_client_certificate)
+    return grpc.dynamic_ssl_server_credentials(
+        initial, fetch, require_client_authentication=tls.require_client_certificate
+    )

@@ -1,6 +1,6 @@
 """Run an ASGI application on uvicorn as a service of the mesh: TLS, rotation and identity included.
 
-    meshlib.integrations.uvicorn.run(app, mesh=mesh, service="checkout", labels={"version": "v1"})
+meshlib.integrations.uvicorn.run(app, mesh=mesh, service="checkout", labels={"version": "v1"})
 """
 
 import asyncio
@@ -12,9 +12,9 @@ from collections.abc import Mapping
 from typing import Any
 
 import uvicorn
+from meshlib.runtime.tls import rotating_server_context
 from uvicorn.protocols.http.auto import AutoHTTPProtocol
 
-from meshlib.runtime.tls import rotating_server_context
 from meshlib.servers.announce import announce
 from meshlib.servers.source import ServerSource
 

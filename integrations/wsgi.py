@@ -25,7 +25,9 @@ class MeshMiddleware:
     (`gunicorn.socket`); on servers that don't, callers are anonymous and STRICT listeners refuse them.
     """
 
-    def __init__(self, app: App, *, mesh: ServerSource | None = None, address: str | None = None, service: str = "") -> None:
+    def __init__(
+        self, app: App, *, mesh: ServerSource | None = None, address: str | None = None, service: str = ""
+    ) -> None:
         """
         Args:
             app: The application.
@@ -34,7 +36,9 @@ class MeshMiddleware:
             service: Name of this service in reports.
         """
         self.app = app
-        self._inbound = Inbound(mesh if mesh is not None else default_mesh(), kind="http", address=address, service=service)
+        self._inbound = Inbound(
+            mesh if mesh is not None else default_mesh(), kind="http", address=address, service=service
+        )
 
     def __call__(self, environ: Environ, start_response: StartResponse) -> Iterable[bytes]:
         request = begin(self._inbound, environ)
@@ -87,10 +91,10 @@ def _local(environ: Environ) -> tuple[str, int]:
 
 
 def _head(environ: Environ) -> RequestHead:
-    headers = [
-        (key[5:].replace("_", "-").lower(), value) for key, value in environ.items() if key.startswith("HTTP_")
+    headers = [(key[5:].replace("_", "-").lower(), value) for key, value in environ.items() if key.startswith("HTTP_")]
+    headers += [
+        (key.replace("_", "-").lower(), environ[key]) for key in ("CONTENT_TYPE", "CONTENT_LENGTH") if environ.get(key)
     ]
-    headers += [(key.replace("_", "-").lower(), environ[key]) for key in ("CONTENT_TYPE", "CONTENT_LENGTH") if environ.get(key)]
     # RAW_URI (gunicorn) and REQUEST_URI (uwsgi, mod_wsgi) are the target as sent; PATH_INFO has been decoded, and a rule
     # about paths must see what a proxy would see.
     path = environ.get("RAW_URI") or environ.get("REQUEST_URI")

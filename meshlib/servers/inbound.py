@@ -54,7 +54,9 @@ class _Guard:
             authorizers = tuple(compile_rbac(rbac) for rbac in config.listener.rbac)
             self._authorizers, self._config = authorizers, config
         if _demands_certificate(config.listener) and not peer.is_authenticated:
-            return LocalReply(403, "", "mtls_required", b"mutual TLS is required: the caller showed no certificate", grpc_status=7)
+            return LocalReply(
+                403, "", "mtls_required", b"mutual TLS is required: the caller showed no certificate", grpc_status=7
+            )
         for authorizer in authorizers:
             result = authorizer.check(request)
             if not result.allowed:
@@ -82,7 +84,13 @@ class InboundRequest:
     __slots__ = ("_finished", "_head", "_inbound", "_peer", "_start", "context", "reply")
 
     def __init__(
-        self, inbound: "Inbound", head: RequestHead, peer: Peer, reply: LocalReply | None, context: InboundContext, start: float
+        self,
+        inbound: "Inbound",
+        head: RequestHead,
+        peer: Peer,
+        reply: LocalReply | None,
+        context: InboundContext,
+        start: float,
     ) -> None:
         self._inbound = inbound
         self._head = head
@@ -204,7 +212,12 @@ class Inbound:
         deadline = None if remaining_s is None else now + remaining_s
         attempt = 1
         headers = head.headers
-        if deadline is None and (expected := headers.get(EXPECTED_TIMEOUT_HEADER)) is not None and expected.isascii() and expected.isdigit():
+        if (
+            deadline is None
+            and (expected := headers.get(EXPECTED_TIMEOUT_HEADER)) is not None
+            and expected.isascii()
+            and expected.isdigit()
+        ):
             deadline = now + int(expected[:12]) / 1000
         if (count := headers.get(ATTEMPT_HEADER)) is not None and count.isascii() and count.isdigit():
             attempt = max(1, int(count[:6]))
@@ -217,5 +230,3 @@ def _ip(text: str) -> str:
         return str(ip_address(text))
     except ValueError:
         return ""
-
-

@@ -1,0 +1,84 @@
+"""`meshctl`: what a mesh does, from the command line."""
+
+import json
+import sys
+from typing import Annotated
+
+import typer
+
+from meshlib.errors import MeshError
+from meshlib.mesh import Mesh
+
+__all__ = ["app", "main"]
+
+app = typer.Typer(
+    name="meshctl",
+    help="Look into a mesh, and see one at work.",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    add_completion=False,
+)
+JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON for programs.")]
+TimeoutOption = Annotated[float, typer.Option("--timeout", help="Seconds to wait for the management server.")]
+
+
+@app.command()
+def demo(
+    fast: Annotated[bool, typer.Option("--fast", help="The same acts with fewer calls, under a minute.")] = False,
+    plain: Annotated[bool, typer.Option("--plain", help="Plain lines even in a terminal.")] = False,
+) -> None:
+    """Play the main job: a canary across real services, with no proxy, in seven asserted acts."""
+    from meshlib.cli.demo import run_demo
+
+    raise typer.Exit(run_demo(fast=fast, plain=plain))
+
+
+@app.command()
+def explain(
+    url: Annotated[str, typer.Argument(help="http://service/path")],
+    method: Annotated[str, typer.Option("-X", "--method")] = "GET",
+    header: Annotated[list[str] | None, typer.Option("-H", "--header", help="name: value")] = None,
+    timeout_s: TimeoutOption = 5.0,
+    as_json: JsonOption = False,
+) -> None:
+    """Say where a request would go, and why, without sending it. The bootstrap comes from the environment."""
+    headers = {}
+    for line in header or ():
+        name, separator, value = line.partition(":")
+        if not separator:
+            raise typer.BadParameter(f"{line!r} is not of the form 'name: value'")
+        headers[name.strip()] = value.strip()
+    with Mesh.from_env() as mesh:
+        mesh.wait_ready(_authority(url), timeout_s=timeout_s)
+        explanation = mesh.explain(method, url, headers=headers)
+        print(json.dumps(explanation.to_dict(), indent=2) if as_json else str(explanation))
+
+
+@app.command()
+def status(
+    service: Annotated[
+        list[str] | None, typer.Argument(help="Services to look up; default: none but the connection.")
+    ] = None,
+    timeout_s: TimeoutOption = 5.0,
+    as_json: JsonOption = False,
+) -> None:
+    """Show the state of every resource: version, age, error."""
+    with Mesh.from_env() as mesh:
+        if service:
+            mesh.wait_ready(*service, timeout_s=timeout_s)
+        result = mesh.status()
+        print(json.dumps(result.to_dict(), indent=2) if as_json else str(result))
+
+
+def _authority(url: str) -> str:
+    rest = url.partition("://")[2] or url
+    return rest.partition("/")[0]
+
+
+def main() -> None:
+    """Entry point: errors of the mesh are one line and exit code 1."""
+    try:
+        app()
+    except MeshError as error:
+        print(f"meshctl: {error}", file=sys.stderr)
+        sys.exit(1)

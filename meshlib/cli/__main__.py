@@ -1,0 +1,5 @@
+"""`python -m meshlib.cli`."""
+
+from meshlib.cli import main
+
+main()
