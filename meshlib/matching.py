@@ -342,9 +342,20 @@ def compile_header(matcher: HeaderMatcher, *, server: bool = False) -> HeadTest:
     Raises:
         ValueError: A regex that is not valid RE2.
     """
-    entries = entries_getter(matcher.name, server=server)
+    name = matcher.name
+    entries = entries_getter(name, server=server)
     holds = compile_entries(matcher)
-    return lambda head: holds(entries(head))
+    if name.startswith(":") or name == "host":
+        return lambda head: holds(entries(head))
+    if_missing = holds(())
+
+    def test(head: RequestHead) -> bool:
+        # Most requests lack the header that a route looks for, and need no more than one look-up to know it.
+        if not head.is_grpc and not head.headers.all(name):
+            return if_missing
+        return holds(entries(head))
+
+    return test
 
 
 def compile_response_header(matcher: HeaderMatcher) -> Callable[[Headers], bool]:
