@@ -7,7 +7,7 @@ HTTP by mistake.
 """
 
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from ipaddress import ip_address
 
 from opentelemetry import context as otel_context
@@ -175,10 +175,8 @@ class Inbound:
 
     def wait_known(self, local: tuple[str, int]) -> None:
         """Give the first configuration of an address some time; the request is decided by `begin` in any case."""
-        try:
+        with suppress(UnavailableError):  # begin() answers 503 with the reason
             self._guard(self._key(local)).handle.wait_ready(FIRST_CONFIG_TIMEOUT_S)
-        except UnavailableError:
-            pass  # begin() answers 503 with the reason
 
     def begin(
         self, head: RequestHead, peer: Peer, *, local: tuple[str, int], remote: str, remaining_s: float | None = None

@@ -1,5 +1,6 @@
 """The demo's operating-system processes: the management server, the services, and the clients they talk to."""
 
+import contextlib
 import json
 import os
 import queue
@@ -355,10 +356,8 @@ class ClientProcess:
     def close(self) -> None:
         """End the program and its pipes."""
         assert self._process.stdin is not None and self._process.stdout is not None
-        try:
+        with contextlib.suppress(BrokenPipeError):  # it is gone already
             self._process.stdin.close()
-        except BrokenPipeError:
-            pass  # it is gone already
         try:
             self._process.wait(5)
         except subprocess.TimeoutExpired:
