@@ -56,9 +56,20 @@ async def watch(paths: Sequence[str]) -> AsyncIterator[None]:
     or a Kubernetes volume that swaps a symlink, is seen too. A path that does not exist is watched through its nearest
     existing parent.
     """
-    roots = {str(_watched(Path(path).absolute())) for path in paths}
+    targets = [Path(path).absolute() for path in paths]
+    roots = {str(_watched(target)) for target in targets}
+
+    def is_ours(_change: watchfiles.Change, changed: str) -> bool:
+        place = Path(changed)
+        return any(target == place or target in place.parents or place in target.parents for target in targets)
+
     async for _changes in watchfiles.awatch(
-        *roots, watch_filter=None, debounce=DEBOUNCE_MS, step=DEBOUNCE_MS // 2, recursive=True, raise_interrupt=False
+        *roots,
+        watch_filter=is_ours,
+        debounce=DEBOUNCE_MS,
+        step=DEBOUNCE_MS // 2,
+        # A lone file is watched through its folder, and that may be large: a home directory, or /tmp.
+        recursive=any(target.is_dir() for target in targets),
     ):
         yield None
 

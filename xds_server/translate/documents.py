@@ -34,8 +34,10 @@ _KINDS: dict[str, tuple[str, Kind, str]] = {
     "PeerAuthentication": (SECURITY, PEER_AUTHENTICATION, "peer-authentication"),
 }
 
-_LATER_GROUPS = ("gateway.networking.k8s.io", "gateway.networking.x-k8s.io", "split.smi-spec.io", "specs.smi-spec.io")
-_LATER_GROUPS += ("access.smi-spec.io", "metrics.smi-spec.io")
+_LATER_GROUPS = frozenset(
+    "gateway.networking.k8s.io gateway.networking.x-k8s.io split.smi-spec.io specs.smi-spec.io access.smi-spec.io "
+    "metrics.smi-spec.io".split()
+)
 _LATER_KINDS = frozenset(
     [
         "Gateway",

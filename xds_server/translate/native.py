@@ -7,7 +7,7 @@ from collections.abc import Iterable, Iterator
 from typing import Any
 
 from google.protobuf import json_format
-from google.protobuf.descriptor import Descriptor, FieldDescriptor
+from google.protobuf.descriptor import Descriptor
 from google.protobuf.message import Message
 
 from meshlib.protos import from_dict, pool
@@ -113,11 +113,10 @@ def _check_fields(descriptor: Descriptor, value: Any, at: At, *, is_any: bool = 
             hint = suggestion(key, tuple(field.name for field in descriptor.fields))
             (at / key).error(f"{descriptor.full_name} has no field {key!r:.80}{hint}", NATIVE_UNKNOWN_FIELD)
         elif field.message_type is not None:
-            _check_value(field, item, at / key)
+            _check_value(field.message_type, item, at / key)
 
 
-def _check_value(field: FieldDescriptor, item: Any, at: At) -> None:
-    kind = field.message_type
+def _check_value(kind: Descriptor, item: Any, at: At) -> None:
     if kind.GetOptions().map_entry:
         values = kind.fields_by_name["value"]
         if isinstance(item, dict) and values.message_type is not None:

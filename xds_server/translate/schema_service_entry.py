@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from xds_server.translate.fields import INVALID, At, Choice, Int, List, Map, Obj, Str, Unsupported
+from xds_server.translate.fields import INVALID, At, Choice, Int, Kind, List, Map, Obj, Str, Unsupported
 from xds_server.translate.names import cidr_problem, host_problem, ip_problem, label_problem
 from xds_server.translate.schema_common import HOSTS, LABELS, PORT, TEXT
 
@@ -12,7 +12,7 @@ PROTOCOLS = Choice(
     dict.fromkeys(("TCP", "TLS", "HTTPS", "MONGO", "MYSQL", "REDIS", "UDP", "tcp", "tls", "https"), _NOT_HTTP),
 )
 
-_ENDPOINT = {
+_ENDPOINT: dict[str, Kind] = {
     "address": Str(host_problem, empty=False),
     "ports": Map(PORT),
     "labels": LABELS,

@@ -22,7 +22,7 @@ from xds_server.translate.route_policies import (
     mirror_policies,
     retry_policy,
 )
-from xds_server.translate.services import Service
+from xds_server.translate.services import HTTP2_PROTOCOLS, Service
 
 # What stock gRPC clients get where no rule is left that they can evaluate: a route whose RPCs fail at once. An empty
 # virtual host would do the same by accident; this one has a name.
@@ -92,11 +92,11 @@ class RouteBuilder:
         result: Json = {"match": one, **({"name": name} if name else {})}
         result |= origin(self.profile, place, config.resource)
         if "redirect" in http:
-            self._lacks(place, "redirect", "RPCs that take it fail")
+            self._lacks(config.position("http", index, "redirect"), "redirect", "RPCs that take it fail")
             return result | {"redirect": _redirect(http["redirect"])}
         blocks = [http.get("headers", {})]
         if "directResponse" in http:
-            self._lacks(place, "directResponse", "RPCs that take it fail")
+            self._lacks(config.position("http", index, "directResponse"), "directResponse", "RPCs that take it fail")
             result["direct_response"] = _direct_response(http["directResponse"])
         else:
             if len(http["route"]) == 1:
@@ -105,15 +105,16 @@ class RouteBuilder:
         if "fault" in http:
             result["typed_per_filter_config"] = fault_config(http["fault"])
         if any(blocks):
-            self._lacks(place, "headers", "no header is changed")
+            self._lacks(config.position("http", index, "headers"), "headers", "no header is changed")
             if self.profile is not Profile.GRPC:
                 result |= header_operations(*blocks)
         return result
 
     def _action(self, config: Config, http: Mapping[str, Any], index: int, port: int, blocks: list[Any]) -> Json:
-        place = config.position("http", index)
         targets = [(item, self._destination(config, item["destination"], port)) for item in http["route"]]
-        result: Json = self._timeout(http.get("timeout"))
+        first, _, first_port = targets[0][1]
+        is_grpc = self.services[first].ports.get(first_port) in HTTP2_PROTOCOLS
+        result = self._timeout(http.get("timeout"), is_grpc=is_grpc)
         if len(targets) == 1:
             result["cluster"] = cluster_name(*_key(targets[0][1]))
         else:
@@ -124,9 +125,10 @@ class RouteBuilder:
         result |= self._hashing(host, key_port, subset, http.get("retries"), config.position("http", index, "retries"))
         rewrite = http.get("rewrite", {})
         if rewrite:
-            self._lacks(place, "rewrite", "nothing is rewritten")
+            self._lacks(config.position("http", index, "rewrite"), "rewrite", "nothing is rewritten")
         if "mirror" in http or "mirrors" in http:
-            self._lacks(place, "mirror", "nothing is mirrored")
+            word = "mirror" if "mirror" in http else "mirrors"
+            self._lacks(config.position("http", index, word), "mirror", "nothing is mirrored")
         if self.profile is Profile.GRPC:
             return result
         if "uri" in rewrite:
@@ -150,20 +152,24 @@ class RouteBuilder:
             number = next(iter(ports)) if len(ports) == 1 else port
         return host, destination.get("subset", ""), number
 
-    def _weighted(self, item: Mapping[str, Any], key: tuple[str, str, int]) -> Json:
+    def _weighted(self, item: Mapping[str, Any], key: tuple[str, str, int], place: Position | None) -> Json:
         result: Json = {"name": cluster_name(*_key(key)), "weight": item["weight"]}
         if headers := item.get("headers"):
             if self.profile is not Profile.GRPC:
                 result |= header_operations(headers)
                 if authority := authority_of(headers):
                     result["host_rewrite_literal"] = authority
-            self._lacks(None, "headers", "no header is changed")
+            self._lacks(place, "headers", "no header is changed")
         return result
 
-    def _timeout(self, timeout: str | None) -> Json:
-        """Return the time limits: without a timeout there is none but what a gRPC caller asks for itself."""
+    def _timeout(self, timeout: str | None, *, is_grpc: bool = False) -> Json:
+        """Return the time limits: without a timeout there is none but what a gRPC caller asks for itself.
+
+        gRPC reads `max_stream_duration` only (gRFC A31), and where that is present Envoy and meshlib turn the `timeout` of
+        HTTP requests off. So it is for clients, or destinations, that speak nothing but gRPC.
+        """
         limit = timeout or "0s"
-        if self.profile is Profile.GRPC:
+        if self.profile is Profile.GRPC or (self.profile is Profile.MESHLIB and is_grpc):
             return (
                 {"timeout": limit, "max_stream_duration": {"max_stream_duration": limit}}
                 if timeout
