@@ -7,6 +7,7 @@ meaning; a new one goes to the end of its group.
 SCHEMA = "IST0106"
 REFERENCE_NOT_FOUND = "IST0101"
 CONFLICTING_HOSTS = "IST0109"
+PORT_NEEDED = "IST0112"
 SELECTOR_MATCHES_NOTHING = "IST0127"
 UNREACHABLE_RULE = "IST0130"
 INEFFECTIVE_MATCH = "IST0131"
@@ -47,6 +48,7 @@ EXPLANATIONS: dict[str, str] = {
     SCHEMA: "A field has the wrong type, is out of its range, is missing, or contradicts another one.",
     CONFLICTING_HOSTS: "Two VirtualServices are for the same host. The older one (by creationTimestamp, then name and "
     "namespace) applies and the other has no effect.",
+    PORT_NEEDED: "A destination names a service of several ports, none of them the request's, and no port.",
     SELECTOR_MATCHES_NOTHING: "A selector matches no registered instance, so that the policy protects nothing.",
     UNREACHABLE_RULE: "An HTTP rule can never be reached, because an earlier one takes all of its requests. Its "
     "destinations, a canary's for example, get no traffic.",

@@ -35,8 +35,14 @@ _KINDS: dict[str, tuple[str, Kind, str]] = {
 }
 
 _LATER_GROUPS = frozenset(
-    "gateway.networking.k8s.io gateway.networking.x-k8s.io split.smi-spec.io specs.smi-spec.io access.smi-spec.io "
-    "metrics.smi-spec.io".split()
+    [
+        "gateway.networking.k8s.io",
+        "gateway.networking.x-k8s.io",
+        "split.smi-spec.io",
+        "specs.smi-spec.io",
+        "access.smi-spec.io",
+        "metrics.smi-spec.io",
+    ]
 )
 _LATER_KINDS = frozenset(
     [

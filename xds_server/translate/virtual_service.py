@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from xds_server.codes import PORT_NEEDED
 from xds_server.model import Position, Profile
 from xds_server.translate.destination_rule import Rule
 from xds_server.translate.documents import Config
@@ -119,7 +120,11 @@ class RouteBuilder:
             result["cluster"] = cluster_name(*_key(targets[0][1]))
         else:
             result["weighted_clusters"] = {
-                "clusters": [self._weighted(item, key) for item, key in targets if item.get("weight")]
+                "clusters": [
+                    self._weighted(item, key, config.position("http", index, "route"))
+                    for item, key in targets
+                    if item.get("weight")
+                ]
             }
         host, subset, key_port = targets[0][1]
         result |= self._hashing(host, key_port, subset, http.get("retries"), config.position("http", index, "retries"))
@@ -148,8 +153,16 @@ class RouteBuilder:
         host = fqdn(destination["host"], config.namespace)
         number = destination.get("port", {}).get("number")
         if number is None:
-            ports = self.services[host].ports
-            number = next(iter(ports)) if len(ports) == 1 else port
+            service = self.services[host]
+            number = next(iter(service.ports)) if len(service.ports) == 1 else port
+            if number not in service.ports:
+                # Istio would name a cluster that does not exist.
+                number = service.main_port
+                known = ", ".join(str(one) for one in sorted(service.ports))
+                message = (
+                    f"VirtualService {config.name}: {host} has the ports {known}; give the destination a port.number"
+                )
+                self.report.warning(PORT_NEEDED, f"{message}. {number} is used", config.position("http"))
         return host, destination.get("subset", ""), number
 
     def _weighted(self, item: Mapping[str, Any], key: tuple[str, str, int], place: Position | None) -> Json:
