@@ -6,7 +6,7 @@ and where the listener demands client certificates a request without one is refu
 HTTP by mistake.
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from ipaddress import ip_address
 
@@ -16,7 +16,7 @@ from opentelemetry import propagate
 from meshlib.errors import UnavailableError
 from meshlib.events import RequestServed
 from meshlib.identity.authorization import Authorizer, AuthzRequest, compile_rbac
-from meshlib.model.listener import ServerListener
+from meshlib.identity.san import compile_sans
 from meshlib.model.outcome import LocalReply
 from meshlib.model.request import RequestHead
 from meshlib.model.snapshot import ConfigFault, InboundConfig
@@ -33,15 +33,40 @@ EXPECTED_TIMEOUT_HEADER = "x-envoy-expected-rq-timeout-ms"
 ATTEMPT_HEADER = "x-envoy-attempt-count"
 
 
+class _Rules:
+    """One configuration of an address, compiled."""
+
+    __slots__ = ("_authorizers", "_demands_certificate", "_has_expected_name", "config")
+
+    def __init__(self, config: InboundConfig) -> None:
+        tls = config.listener.tls
+        self.config = config
+        self._demands_certificate = tls is not None and tls.require_client_certificate
+        self._has_expected_name = compile_sans(tls.sans) if tls is not None and tls.sans else None
+        self._authorizers = tuple(compile_rbac(rbac) for rbac in config.listener.rbac)
+
+    def admit(self, request: AuthzRequest, peer: Peer) -> LocalReply | None:
+        if self._demands_certificate:
+            if not peer.is_authenticated:
+                return _refused("mtls_required", "mutual TLS is required: the caller showed no certificate")
+            # Python's ssl has compared the names in the handshake; grpcio's server only verifies the chain.
+            if self._has_expected_name is not None and not self._has_expected_name(peer.certificate):
+                return _refused("mtls_wrong_name", "the caller's certificate has no name that this listener accepts")
+        for authorizer in self._authorizers:
+            result = authorizer.check(request)
+            if not result.allowed:
+                return result.reply
+        return None
+
+
 class _Guard:
     """What applies at one address, compiled once for each configuration."""
 
-    __slots__ = ("_authorizers", "_config", "handle")
+    __slots__ = ("_rules", "handle")
 
     def __init__(self, handle: InboundHandle) -> None:
         self.handle = handle
-        self._config: InboundConfig | None = None
-        self._authorizers: tuple[Authorizer, ...] = ()
+        self._rules: _Rules | None = None
 
     def admit(self, request: AuthzRequest, peer: Peer) -> LocalReply | None:
         config = self.handle.current
@@ -49,23 +74,15 @@ class _Guard:
             return _unconfigured("has not been received yet")
         if isinstance(config, ConfigFault):
             return _unconfigured(config.message)
-        authorizers = self._authorizers
-        if config is not self._config:
-            authorizers = tuple(compile_rbac(rbac) for rbac in config.listener.rbac)
-            self._authorizers, self._config = authorizers, config
-        if _demands_certificate(config.listener) and not peer.is_authenticated:
-            return LocalReply(
-                403, "", "mtls_required", b"mutual TLS is required: the caller showed no certificate", grpc_status=7
-            )
-        for authorizer in authorizers:
-            result = authorizer.check(request)
-            if not result.allowed:
-                return result.reply
-        return None
+        rules = self._rules
+        if rules is None or rules.config is not config:
+            # One assignment of one object: threads that race here each use what they compiled themselves.
+            rules = self._rules = _Rules(config)
+        return rules.admit(request, peer)
 
 
-def _demands_certificate(listener: ServerListener) -> bool:
-    return listener.tls is not None and listener.tls.require_client_certificate
+def _refused(details: str, text: str) -> LocalReply:
+    return LocalReply(403, "", details, text.encode(), grpc_status=7)
 
 
 def _unconfigured(reason: str) -> LocalReply:
@@ -196,7 +213,7 @@ class Inbound:
         if not mesh.is_disabled and mesh.has_inbound:
             request = AuthzRequest(
                 head=head,
-                principals=peer.names,
+                principals=peer.principals,
                 is_authenticated=peer.is_authenticated,
                 source_ip=_ip(remote),
                 destination_ip=_ip(local[0]),

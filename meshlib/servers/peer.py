@@ -5,49 +5,38 @@ from dataclasses import dataclass
 from functools import lru_cache
 
 from cryptography import x509
-from cryptography.x509.oid import ExtensionOID
+
+from meshlib.identity.certificates import names_of
+from meshlib.identity.san import PeerNames
+from meshlib.identity.spiffe import spiffe_id_of
 
 __all__ = ["ANONYMOUS", "Peer", "peer_of_der", "peer_of_pem"]
+
+NO_NAMES = PeerNames()
 
 
 @dataclass(frozen=True, slots=True)
 class Peer:
-    """Names of the caller; only ever made from a certificate that the TLS stack has verified.
+    """The caller; only ever made from a certificate that the TLS stack has verified.
 
     Attributes:
-        spiffe_id: The certificate's one SPIFFE URI; empty when there is none, or more than one URI SAN (the SPIFFE
-            standard calls such a certificate invalid).
-        uri_sans: URI subject alternative names.
-        dns_sans: DNS subject alternative names.
-        subject: RFC 4514 name; may be empty.
+        spiffe_id: The certificate's one valid SPIFFE id; empty when there is none.
+        certificate: The names in it.
         is_authenticated: A certificate was shown.
     """
 
     spiffe_id: str = ""
-    uri_sans: tuple[str, ...] = ()
-    dns_sans: tuple[str, ...] = ()
-    subject: str = ""
+    certificate: PeerNames = NO_NAMES
     is_authenticated: bool = False
 
     @property
-    def names(self) -> tuple[str, ...]:
-        """What a principal may be matched against: URI SANs, else DNS SANs, else the subject (Envoy's rule)."""
-        return self.uri_sans or self.dns_sans or ((self.subject,) if self.subject else ())
+    def principals(self) -> tuple[str, ...]:
+        """What a principal may be matched against: URI SANs, else DNS SANs, else the subject (gRFC A41)."""
+        names = self.certificate
+        return names.usable_uris or names.dns or ((names.subject,) if names.subject else ())
 
 
 ANONYMOUS = Peer()
-
-
-def _peer(certificate: x509.Certificate) -> Peer:
-    try:
-        sans = certificate.extensions.get_extension_for_oid(ExtensionOID.SUBJECT_ALTERNATIVE_NAME).value
-        assert isinstance(sans, x509.SubjectAlternativeName)
-        uris = tuple(sans.get_values_for_type(x509.UniformResourceIdentifier))
-        names = tuple(sans.get_values_for_type(x509.DNSName))
-    except x509.ExtensionNotFound:
-        uris = names = ()
-    spiffe_id = uris[0] if len(uris) == 1 and uris[0].startswith("spiffe://") else ""
-    return Peer(spiffe_id, uris, names, certificate.subject.rfc4514_string(), True)
 
 
 # A connection shows the same certificate for all its requests, and a rotated one is a new key: the bound only matters
@@ -55,7 +44,12 @@ def _peer(certificate: x509.Certificate) -> Peer:
 @lru_cache(maxsize=2048)
 def peer_of_der(der: bytes) -> Peer:
     """Read the names in a verified certificate."""
-    return _peer(x509.load_der_x509_certificate(der))
+    names = names_of(x509.load_der_x509_certificate(der))
+    try:
+        spiffe_id = str(spiffe_id_of(names.uris))
+    except ValueError:
+        spiffe_id = ""
+    return Peer(spiffe_id, names, True)
 
 
 @lru_cache(maxsize=2048)
