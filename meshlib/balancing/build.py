@@ -1,0 +1,124 @@
+"""Makes the picker of a cluster from its configuration and the state of its endpoints."""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import assert_never
+
+from meshlib.balancing.endpoint_state import EndpointState
+from meshlib.balancing.least_request import least_request
+from meshlib.balancing.locality import LocalityPicker, LocalityShare, effective_weights
+from meshlib.balancing.picker import EmptyPicker, HostPicker, Picker
+from meshlib.balancing.priority import PriorityHealth, PriorityPicker, priority_load
+from meshlib.balancing.random_choice import RandomPicker
+from meshlib.balancing.round_robin import round_robin
+from meshlib.model.cluster import LbPolicy, LeastRequest, Random, RoundRobin, StaticDiscovery
+from meshlib.model.snapshot import ClusterConfig
+
+__all__ = ["build_picker"]
+
+_NOBODY = EmptyPicker()
+
+
+@dataclass(frozen=True, slots=True)
+class _Locality:
+    weight: int
+    states: tuple[EndpointState, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class _Priority:
+    localities: tuple[_Locality, ...]
+    states: tuple[EndpointState, ...]
+
+
+def _host_picker(policy: LbPolicy, states: Sequence[EndpointState]) -> HostPicker:
+    if not states:
+        return _NOBODY
+    match policy:
+        case RoundRobin():
+            return round_robin(states)
+        case LeastRequest(choice_count=choice_count, active_request_bias=bias):
+            return least_request(states, choice_count, bias)
+        case Random():
+            return RandomPicker(states)
+        case _:
+            assert_never(policy)
+
+
+def _priorities(config: ClusterConfig, states: Mapping[str, EndpointState]) -> list[_Priority]:
+    """Sort the hosts into priorities. A repeated address counts once, except in a STATIC cluster (as in Envoy)."""
+    keep_repeats = isinstance(config.cluster.discovery, StaticDiscovery)
+    seen: set[str] = set()
+    grouped: dict[int, list[_Locality]] = {}
+    for group in config.assignment.localities:
+        hosts = []
+        for endpoint in group.endpoints:
+            state = states.get(endpoint.address)
+            if state is None or (endpoint.address in seen and not keep_repeats):
+                continue
+            seen.add(endpoint.address)
+            hosts.append(state)
+        grouped.setdefault(group.priority, []).append(_Locality(group.weight or 0, tuple(hosts)))
+    # A gap in the numbers is a priority without hosts.
+    return [
+        _Priority(tuple(localities), tuple(state for locality in localities for state in locality.states))
+        for localities in (grouped.get(number, []) for number in range(max(grouped, default=-1) + 1))
+    ]
+
+
+def _source(config: ClusterConfig, priority: _Priority, is_eligible: Callable[[EndpointState], bool]) -> HostPicker:
+    """Make the picker over a priority's healthy, or degraded, hosts."""
+    policy = config.cluster.lb_policy
+    if config.cluster.locality_weighted:
+        eligible = [tuple(filter(is_eligible, locality.states)) for locality in priority.localities]
+        shares = [
+            LocalityShare(locality.weight, len(chosen), sum(not state.is_excluded for state in locality.states))
+            for locality, chosen in zip(priority.localities, eligible, strict=True)
+        ]
+        weights = effective_weights(shares, config.assignment.overprovisioning_factor)
+        if any(weights):
+            return LocalityPicker([_host_picker(policy, chosen) for chosen in eligible], weights)
+        # All localities without weight: the step is skipped and the hosts are used flat.
+    return _host_picker(policy, tuple(filter(is_eligible, priority.states)))
+
+
+def build_picker(config: ClusterConfig, states: Mapping[str, EndpointState]) -> Picker:
+    """Make the picker of a cluster: priorities, panic, localities, health, and the policy inside.
+
+    Args:
+        states: By address; endpoints without a state are left out.
+    """
+    priorities = _priorities(config, states)
+    health = [
+        PriorityHealth(
+            healthy=sum(state.is_healthy for state in priority.states),
+            degraded=sum(state.is_degraded for state in priority.states),
+            count=sum(not state.is_excluded for state in priority.states),
+            hosts=len(priority.states),
+        )
+        for priority in priorities
+    ]
+    load = priority_load(
+        health,
+        overprovisioning_factor=config.assignment.overprovisioning_factor,
+        panic_threshold=int(config.cluster.panic_threshold_percent),
+    )
+    sources: list[tuple[int, HostPicker]] = []
+    for priority, healthy, degraded, panicking in zip(
+        priorities, load.healthy, load.degraded, load.is_panicking, strict=True
+    ):
+        if panicking:
+            if healthy + degraded:
+                sources.append((healthy + degraded, _host_picker(config.cluster.lb_policy, priority.states)))
+            continue
+        if healthy:
+            sources.append((healthy, _source(config, priority, lambda state: state.is_healthy)))
+        if degraded:
+            sources.append((degraded, _source(config, priority, lambda state: state.is_degraded)))
+    match sources:
+        case []:
+            return _NOBODY
+        case [(_, only)]:
+            return only
+        case _:
+            return PriorityPicker(sources)

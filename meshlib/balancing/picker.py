@@ -1,0 +1,59 @@
+"""What a picker is, and what those that choose among hosts have in common."""
+
+from collections.abc import Sequence
+from typing import Protocol
+
+from meshlib.balancing.endpoint_state import EndpointState
+from meshlib.ports import Rng
+
+__all__ = ["EmptyPicker", "HostPicker", "Picker"]
+
+
+class Picker(Protocol):
+    """Chooses an endpoint; immutable but for its place in a rotation, never blocks, any thread may ask."""
+
+    def pick(
+        self, hash_: int | None, rng: Rng, avoid: Sequence[EndpointState] = (), attempts: int = 1
+    ) -> EndpointState | None:
+        """Choose an endpoint.
+
+        Args:
+            hash_: The request's hash, for policies that use one; None: there is none.
+            avoid: Endpoints not wanted, tried before. When each of the picks finds one of them, the last is taken all
+                the same (Envoy's `retry_host_predicate`).
+            attempts: Picks beyond the first when `avoid` refuses one (`host_selection_retry_max_attempts`).
+
+        Returns:
+            None: no endpoint can be used.
+        """
+        ...
+
+
+class HostPicker:
+    """A picker that knows how to `choose` once."""
+
+    __slots__ = ()
+
+    def choose(self, rng: Rng) -> EndpointState | None:
+        """Choose an endpoint; None: there is none."""
+        raise NotImplementedError
+
+    def pick(
+        self, hash_: int | None, rng: Rng, avoid: Sequence[EndpointState] = (), attempts: int = 1
+    ) -> EndpointState | None:
+        """As `Picker.pick`."""
+        state = self.choose(rng)
+        if avoid:
+            while attempts > 0 and state in avoid:
+                state = self.choose(rng)
+                attempts -= 1
+        return state
+
+
+class EmptyPicker(HostPicker):
+    """There is nothing to choose."""
+
+    __slots__ = ()
+
+    def choose(self, rng: Rng) -> EndpointState | None:
+        return None

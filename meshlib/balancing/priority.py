@@ -1,0 +1,114 @@
+"""How load is spread over priorities, and when a priority panics.
+
+Each priority gets load according to its health: with an overprovisioning factor of 140 % it may lose 28 % of its hosts
+before anything goes to the next one. When hardly anyone is healthy, believing the health data would crush the rest, so
+a priority in panic uses all its hosts.
+
+Source: Envoy, "Priority levels", "Degraded endpoints" and "Panic threshold".
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from meshlib.balancing.endpoint_state import EndpointState
+from meshlib.balancing.picker import HostPicker
+from meshlib.ports import Rng
+
+__all__ = ["PriorityHealth", "PriorityLoad", "PriorityPicker", "priority_load"]
+
+
+@dataclass(frozen=True, slots=True)
+class PriorityHealth:
+    """Attributes:
+    hosts: All hosts.
+    count: Hosts that count: all but the draining ones.
+    """
+
+    healthy: int
+    degraded: int
+    count: int
+    hosts: int
+
+
+@dataclass(frozen=True, slots=True)
+class PriorityLoad:
+    """Per cent of the load by priority. The two sum to 100 together, or to 0 when nothing can be used."""
+
+    healthy: tuple[int, ...]
+    degraded: tuple[int, ...]
+    is_panicking: tuple[bool, ...]
+
+
+def _availability(part: int, count: int, overprovisioning_factor: int) -> int:
+    return min(100, overprovisioning_factor * part // count) if count else 0
+
+
+def _shares(availability: Sequence[int], total: int, left: int) -> tuple[list[int], int]:
+    loads = []
+    for value in availability:
+        load = min(left, value * 100 // total)
+        loads.append(load)
+        left -= load
+    return loads, left
+
+
+def _total_panic(priorities: Sequence[PriorityHealth]) -> list[int]:
+    total = sum(priority.hosts for priority in priorities)
+    if total == 0:
+        return [0] * len(priorities)
+    loads = [100 * priority.hosts // total for priority in priorities]
+    first = next(index for index, priority in enumerate(priorities) if priority.hosts)
+    loads[first] += 100 - sum(loads)
+    return loads
+
+
+def priority_load(
+    priorities: Sequence[PriorityHealth], *, overprovisioning_factor: int = 140, panic_threshold: int = 50
+) -> PriorityLoad:
+    """Spread 100 per cent of load.
+
+    Args:
+        overprovisioning_factor: Per cent.
+        panic_threshold: Per cent of usable hosts below which a priority panics; 0: never.
+    """
+    healthy = [_availability(p.healthy, p.count, overprovisioning_factor) for p in priorities]
+    degraded = [_availability(p.degraded, p.count, overprovisioning_factor) for p in priorities]
+    total = min(100, sum(healthy) + sum(degraded))
+
+    # "If normalized total availability is 100 %, no priority is ever in panic."
+    panicking = tuple(
+        total != 100 and (100 * (p.healthy + p.degraded) / p.count if p.count else 0.0) < panic_threshold
+        for p in priorities
+    )
+    nothing = (0,) * len(priorities)
+    if panicking and all(panicking):
+        return PriorityLoad(tuple(_total_panic(priorities)), nothing, panicking)
+    if total == 0:
+        return PriorityLoad(nothing, nothing, panicking)
+
+    healthy_load, left = _shares(healthy, total, 100)
+    degraded_load, left = _shares(degraded, total, left)
+    if left:
+        if any(healthy):
+            healthy_load[next(index for index, value in enumerate(healthy) if value)] += left
+        else:
+            degraded_load[next(index for index, value in enumerate(degraded) if value)] += left
+    return PriorityLoad(tuple(healthy_load), tuple(degraded_load), panicking)
+
+
+class PriorityPicker(HostPicker):
+    """Draws one of several sources of hosts, by load."""
+
+    __slots__ = ("_table",)
+
+    def __init__(self, sources: Sequence[tuple[int, HostPicker]]) -> None:
+        """Make the picker.
+
+        Args:
+            sources: Load in per cent, summing to 100, and where to choose then.
+        """
+        self._table: tuple[HostPicker, ...] = tuple(source for load, source in sources for _ in range(load))
+
+    def choose(self, rng: Rng) -> EndpointState | None:
+        # A source without hosts gives None: there is no falling through to the next priority.
+        return self._table[int(rng.random() * 100)].choose(rng)

@@ -1,0 +1,55 @@
+"""What an attempt's outcome means: the only place that decides success.
+
+Source: Envoy's `grpc/status.cc`, "gRPC status to HTTP status", and the HTTP to gRPC mapping of gRPC's
+`http-grpc-status-mapping.md`.
+"""
+
+from meshlib.model.outcome import Failure, FailureKind, Outcome, Response
+
+__all__ = ["GRPC_TO_HTTP", "failure_code", "failure_flag", "grpc_code", "http_code", "is_success"]
+
+GRPC_TO_HTTP = (200, 499, 500, 400, 504, 404, 409, 403, 429, 400, 409, 400, 501, 500, 503, 500, 401)
+"""HTTP equivalent by gRPC status, 0 to 16."""
+
+_HTTP_TO_GRPC = {400: 13, 401: 16, 403: 7, 404: 12, 429: 14, 502: 14, 503: 14, 504: 14}
+_UNKNOWN, _DEADLINE_EXCEEDED, _UNAVAILABLE = 2, 4, 14
+
+_FLAGS = {
+    FailureKind.CONNECT: "UF",
+    FailureKind.IDENTITY: "UF",
+    FailureKind.RESET: "UC",
+    FailureKind.REFUSED_STREAM: "UR",
+    FailureKind.TIMEOUT: "UT",
+}
+
+
+def http_code(response: Response) -> int:
+    """Return the status that outlier detection counts: the HTTP status, or the equivalent of the gRPC one."""
+    status = response.grpc_status
+    if status is None:
+        return response.status
+    return GRPC_TO_HTTP[status] if 0 <= status <= 16 else 500
+
+
+def failure_code(failure: Failure) -> int:
+    """Return the status that stands for a failure: 504 for a timeout, else 503 (Envoy's `resultToHttpCode`)."""
+    return 504 if failure.kind is FailureKind.TIMEOUT else 503
+
+
+def failure_flag(failure: Failure) -> str:
+    """Return Envoy's response flag of a failure."""
+    return _FLAGS[failure.kind]
+
+
+def grpc_code(outcome: Outcome) -> int | None:
+    """Return the gRPC status of an outcome; None: a gRPC call that goes on, or has not said yet."""
+    if isinstance(outcome, Failure):
+        return _DEADLINE_EXCEEDED if outcome.kind is FailureKind.TIMEOUT else _UNAVAILABLE
+    if outcome.grpc_status is None and outcome.status != 200:
+        return _HTTP_TO_GRPC.get(outcome.status, _UNKNOWN)
+    return outcome.grpc_status
+
+
+def is_success(outcome: Outcome) -> bool:
+    """Whether an endpoint did its part: a response whose code is below 500."""
+    return isinstance(outcome, Response) and http_code(outcome) < 500

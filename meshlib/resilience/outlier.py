@@ -1,0 +1,249 @@
+"""Outlier detection: takes out a host by its results, and lets it come back.
+
+Three consecutive counters per host: server errors (5xx), gateway errors (502, 503, 504), and, with
+`split_external_local_origin_errors`, failures that happened on our side of the wire. The fifth in a row (by default)
+takes the host out for `base_ejection_time`, longer each time it happens again, and a host that behaves is forgiven one
+step per interval. However bad it looks, at most `max_ejection_percent` of the hosts are out at a time, and there is no
+implicit "at least one": with the default of 10 % a cluster of nine hosts never loses any, as in Envoy.
+
+Source: Envoy, `DetectorImpl`; each rule is quoted by its section of Envoy's "Outlier detection" page.
+"""
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from enum import Enum
+
+from meshlib.model.cluster import OutlierDetection
+from meshlib.ports import Lock, Rng
+
+__all__ = ["Ejection", "EjectionReason", "OutlierDetector", "Unejection"]
+
+
+class EjectionReason(Enum):
+    CONSECUTIVE_5XX = "consecutive_5xx"
+    CONSECUTIVE_GATEWAY_FAILURE = "consecutive_gateway_failure"
+    CONSECUTIVE_LOCAL_ORIGIN_FAILURE = "consecutive_local_origin_failure"
+
+
+@dataclass(frozen=True, slots=True)
+class Ejection:
+    """A host is to be taken out.
+
+    Attributes:
+        ejection_time_s: At least this long; it ends with a sweep.
+    """
+
+    address: str
+    reason: EjectionReason
+    ejection_time_s: float
+
+
+@dataclass(frozen=True, slots=True)
+class Unejection:
+    """A host is to come back."""
+
+    address: str
+
+
+class _Host:
+    """Counters of one host.
+
+    Attributes:
+        multiplier: Of the ejection time.
+        ejected_at: None: it is in.
+        unejected_at: When it came back last.
+    """
+
+    __slots__ = (
+        "consecutive_5xx",
+        "consecutive_gateway",
+        "consecutive_local",
+        "ejected_at",
+        "jitter_s",
+        "multiplier",
+        "unejected_at",
+    )
+
+    def __init__(self) -> None:
+        self.consecutive_5xx = 0
+        self.consecutive_gateway = 0
+        self.consecutive_local = 0
+        self.multiplier = 0
+        self.ejected_at: float | None = None
+        self.jitter_s = 0.0
+        self.unejected_at: float | None = None
+
+
+class OutlierDetector:
+    """The detector of one cluster. Any thread may record; the lock guards the counters.
+
+    Attributes:
+        config: Swapped by `update`.
+        ejections_active: Hosts that are out; at most `max_ejection_percent` of all.
+        ejections_overflow: Ejections refused because of that limit.
+        ejections_detected: Detections, enforced or not.
+    """
+
+    __slots__ = (
+        "_hosts",
+        "_lock",
+        "_swept_at",
+        "config",
+        "ejections_active",
+        "ejections_detected",
+        "ejections_overflow",
+    )
+
+    def __init__(self, config: OutlierDetection, addresses: Iterable[str], now: float) -> None:
+        self.config = config
+        self._lock = Lock()
+        self._hosts = {address: _Host() for address in addresses}
+        self._swept_at = now
+        self.ejections_active = 0
+        self.ejections_overflow = 0
+        self.ejections_detected = 0
+
+    def update(self, config: OutlierDetection, addresses: Iterable[str]) -> None:
+        """Take over a configuration and the hosts; those that stay keep their counters, others start fresh."""
+        with self._lock:
+            self.config = config
+            self._hosts = {address: self._hosts.get(address) or _Host() for address in addresses}
+            self.ejections_active = sum(host.ejected_at is not None for host in self._hosts.values())
+
+    def is_ejected(self, address: str) -> bool:
+        """Whether a host is out."""
+        host = self._hosts.get(address)
+        return host is not None and host.ejected_at is not None
+
+    def record_code(self, address: str, code: int, now: float, rng: Rng) -> Ejection | None:
+        """Count a response, or what stands for one.
+
+        Args:
+            code: HTTP status, or its equivalent.
+
+        Returns:
+            The host's ejection, decided and noted; the caller carries it out.
+        """
+        host = self._hosts.get(address)
+        if host is None or host.ejected_at is not None:
+            return None  # "Already ejected hosts are ignored."
+        if code < 500:
+            # The usual case takes no lock: resets are plain assignments.
+            if host.consecutive_5xx or host.consecutive_gateway:
+                host.consecutive_5xx = 0
+                host.consecutive_gateway = 0
+            return None
+        config, ejection = self.config, None
+        with self._lock:
+            if code in (502, 503, 504):
+                host.consecutive_gateway += 1
+                if host.consecutive_gateway == config.consecutive_gateway_failure:
+                    host.consecutive_gateway = 0
+                    ejection = self._detect(
+                        address,
+                        host,
+                        EjectionReason.CONSECUTIVE_GATEWAY_FAILURE,
+                        config.enforcing_consecutive_gateway_failure,
+                        now,
+                        rng,
+                    )
+            else:
+                host.consecutive_gateway = 0
+            host.consecutive_5xx += 1
+            if host.consecutive_5xx == config.consecutive_5xx:
+                host.consecutive_5xx = 0
+                ejection = ejection or self._detect(
+                    address, host, EjectionReason.CONSECUTIVE_5XX, config.enforcing_consecutive_5xx, now, rng
+                )
+        return ejection
+
+    def record_local_failure(self, address: str, code: int, now: float, rng: Rng) -> Ejection | None:
+        """Count a failure on our side: no connection, a reset, a timeout.
+
+        Args:
+            code: What stands for it when local errors are not split from the others.
+        """
+        config = self.config
+        if not config.split_external_local_origin_errors:
+            return self.record_code(address, code, now, rng)
+        host = self._hosts.get(address)
+        if host is None or host.ejected_at is not None:
+            return None
+        with self._lock:
+            host.consecutive_local += 1
+            if host.consecutive_local != config.consecutive_local_origin_failure:
+                return None
+            host.consecutive_local = 0
+            return self._detect(
+                address,
+                host,
+                EjectionReason.CONSECUTIVE_LOCAL_ORIGIN_FAILURE,
+                config.enforcing_consecutive_local_origin_failure,
+                now,
+                rng,
+            )
+
+    def record_connected(self, address: str) -> None:
+        """Note that a connection worked: ends a run of local failures. Without the split it means nothing."""
+        host = self._hosts.get(address)
+        if host is not None and host.consecutive_local:
+            host.consecutive_local = 0
+
+    def _detect(
+        self, address: str, host: _Host, reason: EjectionReason, enforcing_percent: int, now: float, rng: Rng
+    ) -> Ejection | None:
+        """Decide on an ejection. The lock is held."""
+        config = self.config
+        if host.ejected_at is not None:
+            return None
+        self.ejections_detected += 1
+        percent = 100 * (self.ejections_active + 1) / len(self._hosts)
+        if percent > config.max_ejection_percent and not (config.always_eject_one_host and self.ejections_active == 0):
+            self.ejections_overflow += 1
+            return None
+        if enforcing_percent < 100 and rng.random() * 100 >= enforcing_percent:
+            return None
+        host.ejected_at = now
+        self.ejections_active += 1
+        base_s, max_s = config.base_ejection_time_s, self._max_s()
+        if host.multiplier * base_s < max_s + base_s:
+            host.multiplier += 1
+        # Whole milliseconds, both ends included.
+        host.jitter_s = int(rng.random() * (config.max_ejection_time_jitter_s * 1000 + 1)) / 1000
+        return Ejection(address, reason, self._time_s(host))
+
+    def _max_s(self) -> float:
+        return max(self.config.max_ejection_time_s, self.config.base_ejection_time_s)
+
+    def _time_s(self, host: _Host) -> float:
+        return min(self.config.base_ejection_time_s * host.multiplier, self._max_s()) + host.jitter_s
+
+    def sweep(self, now: float) -> tuple[Unejection, ...]:
+        """Bring back hosts whose time is over, and forgive those that behaved, once per interval.
+
+        Args:
+            now: Not before the previous call's.
+
+        Returns:
+            The hosts that come back; nothing before the interval is over.
+        """
+        if now - self._swept_at < self.config.interval_s:
+            return ()
+        changes = []
+        with self._lock:
+            self._swept_at = now
+            for address, host in self._hosts.items():
+                if host.ejected_at is not None:
+                    if now - host.ejected_at >= self._time_s(host):
+                        host.ejected_at = None
+                        host.unejected_at = now
+                        host.consecutive_5xx = host.consecutive_gateway = host.consecutive_local = 0
+                        self.ejections_active -= 1
+                        changes.append(Unejection(address))
+                elif (
+                    host.multiplier
+                    and host.unejected_at is not None
+                    and now - host.unejected_at >= self.config.interval_s
+                ):
+                    host.multiplier -= 1
+        return tuple(changes)

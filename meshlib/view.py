@@ -1,0 +1,404 @@
+"""The view: one snapshot with all that calls need of it, ready to use.
+
+`build_view` is pure and makes only what changed: route tables and pickers of what stayed the same are taken over. What
+must outlast an update lives in `ClusterState`: requests in flight, ejections, breakers. A call reads one view, once;
+the cluster states it finds there are shared with the views before and after, so a new picker serves the retries of old
+calls too.
+"""
+
+from collections.abc import Mapping
+from types import MappingProxyType
+
+from meshlib.balancing.build import build_picker
+from meshlib.balancing.endpoint_state import EndpointState
+from meshlib.balancing.picker import Picker
+from meshlib.events import Event, HostEjected, HostUnejected
+from meshlib.model.cluster import AggregateDiscovery
+from meshlib.model.endpoint import Endpoint
+from meshlib.model.outcome import Outcome, Response
+from meshlib.model.retry import RetryPolicy
+from meshlib.model.route import RouteAction
+from meshlib.model.secret import ClientTls, Secret
+from meshlib.model.snapshot import ClusterConfig, ConfigFault, InboundConfig, Snapshot, TargetConfig
+from meshlib.ports import Lock, Rng
+from meshlib.resilience.circuit_breaker import CircuitBreaker
+from meshlib.resilience.classify import failure_code, http_code
+from meshlib.resilience.deadline import per_try_timeout_s, route_timeout_s, stream_duration_s
+from meshlib.resilience.outlier import Ejection, OutlierDetector
+from meshlib.resilience.retry import RetryRules
+from meshlib.routing.table import RouteTable
+
+__all__ = ["ActiveFaults", "ClusterState", "RoutePlan", "TargetView", "View", "build_view"]
+
+
+class ClusterState:
+    """One cluster, over all its configurations.
+
+    Attributes:
+        name: Fixed at creation.
+        config: Swapped by updates, one assignment.
+        picker: Swapped by updates and ejections, one assignment; never None.
+        states: By address; a new mapping with each update that changes endpoints.
+        breaker: Limits and counts of requests of the default priority.
+        high_breaker: Of routes with high priority.
+        outlier: None: the cluster has no outlier detection.
+        drops: Shares of requests that EDS asks to drop.
+    """
+
+    __slots__ = (
+        "_generation",
+        "_lock",
+        "_tls",
+        "breaker",
+        "config",
+        "drops",
+        "high_breaker",
+        "name",
+        "outlier",
+        "picker",
+        "states",
+    )
+
+    config: ClusterConfig
+    picker: Picker
+
+    def __init__(self, config: ClusterConfig, now: float) -> None:
+        self.name = config.cluster.name
+        # Guards the counts of both breakers and of the endpoints, the ejection flags, and which picker is the newest.
+        self._lock = Lock()
+        self._generation = 0
+        self.breaker = CircuitBreaker(config.cluster.circuit_breakers, self._lock)
+        self.high_breaker = CircuitBreaker(config.cluster.high_priority_circuit_breakers, self._lock)
+        self.outlier: OutlierDetector | None = None
+        self.states: Mapping[str, EndpointState] = {}
+        self._configure(config, now)
+
+    def __repr__(self) -> str:
+        return f"ClusterState({self.name!r}, {len(self.states)} endpoints)"
+
+    def update(self, config: ClusterConfig, now: float) -> None:
+        """Take over a configuration; equal ones change nothing. Endpoints that stay keep their state."""
+        if config is not self.config and config != self.config:
+            self._configure(config, now)
+
+    def _configure(self, config: ClusterConfig, now: float) -> None:
+        cluster, old = config.cluster, self.states
+        states: dict[str, EndpointState] = {}
+        for locality in config.assignment.localities:
+            for endpoint in locality.endpoints:
+                address = endpoint.address
+                if address in states:
+                    continue  # "later duplicates dropped"
+                state = old.get(address)
+                if state is None:
+                    state = EndpointState(endpoint)
+                elif state.endpoint is not endpoint:
+                    state.endpoint = endpoint
+                states[address] = state
+        self.breaker.limits = cluster.circuit_breakers
+        self.high_breaker.limits = cluster.high_priority_circuit_breakers
+        if cluster.outlier_detection is None:
+            self.outlier = None
+        elif self.outlier is None:
+            self.outlier = OutlierDetector(cluster.outlier_detection, states, now)
+        else:
+            self.outlier.update(cluster.outlier_detection, states)
+        outlier = self.outlier
+        with self._lock:
+            for address, state in states.items():
+                state.is_ejected = outlier is not None and outlier.is_ejected(address)
+            self.states = states
+            self.config = config
+            self._generation += 1
+        self.drops = tuple(
+            (drop.numerator / drop.denominator, drop.category)
+            for drop in config.assignment.drop_overloads
+            if drop.numerator
+        )
+        self._tls: dict[str, ClientTls | None] = {}
+        self._rebuild()
+
+    def _rebuild(self) -> None:
+        """Make the picker anew, outside the lock; whoever sees the newest state last has its picker stay."""
+        while True:
+            generation = self._generation
+            picker = build_picker(self.config, self.states)
+            with self._lock:
+                if generation == self._generation:
+                    self.picker = picker
+                    return
+
+    def tls_for(self, endpoint: Endpoint) -> ClientTls | None:
+        """Return how to reach an endpoint; None: plaintext.
+
+        The first `transport_socket_matches` entry that the endpoint's metadata contains, else the cluster's own.
+        """
+        cluster = self.config.cluster
+        if not cluster.socket_matches:
+            return cluster.tls
+        known = self._tls
+        try:
+            return known[endpoint.address]
+        except KeyError:
+            metadata = endpoint.metadata.get("envoy.transport_socket_match", {})
+            tls = cluster.tls
+            for entry in cluster.socket_matches:
+                if all(key in metadata and metadata[key] == value for key, value in entry.match):
+                    tls = entry.tls
+                    break
+            known[endpoint.address] = tls
+            return tls
+
+    def acquire(self, breaker: CircuitBreaker, state: EndpointState) -> bool:
+        """Count an attempt in; False: the limit of requests is reached, nothing is counted."""
+        with self._lock:
+            if breaker.active >= breaker.limits.max_requests:
+                return False
+            breaker.active += 1
+            state.active += 1
+            return True
+
+    def release(self, breaker: CircuitBreaker, state: EndpointState) -> None:
+        """Count an attempt out."""
+        with self._lock:
+            breaker.active -= 1
+            state.active -= 1
+
+    def record(self, state: EndpointState, outcome: Outcome, now: float, rng: Rng) -> HostEjected | None:
+        """Feed outlier detection with an outcome, and carry out what it decides.
+
+        Returns:
+            The event when the endpoint was ejected.
+        """
+        outlier = self.outlier
+        if outlier is None:
+            return None
+        if isinstance(outcome, Response):
+            outlier.record_connected(state.address)
+            ejection = outlier.record_code(state.address, http_code(outcome), now, rng)
+        else:
+            ejection = outlier.record_local_failure(state.address, failure_code(outcome), now, rng)
+        return None if ejection is None else self._eject(state, ejection)
+
+    def _eject(self, state: EndpointState, ejection: Ejection) -> HostEjected:
+        with self._lock:
+            state.is_ejected = True
+            self._generation += 1
+        self._rebuild()
+        return HostEjected(self.name, state.endpoint, ejection.reason.value, ejection.ejection_time_s)
+
+    def sweep(self, now: float) -> tuple[Event, ...]:
+        """Do the periodic work of outlier detection when it is due."""
+        outlier = self.outlier
+        if outlier is None:
+            return ()
+        events: list[Event] = []
+        for change in outlier.sweep(now):
+            state = self.states.get(change.address)
+            if state is not None:
+                with self._lock:
+                    state.is_ejected = False
+                    self._generation += 1
+                events.append(HostUnejected(self.name, state.endpoint))
+        if events:
+            self._rebuild()
+        return tuple(events)
+
+
+class RoutePlan:
+    """What a route's options come to for every call, worked out once per route.
+
+    Attributes:
+        action: The route's action, and
+        retry: the retry policy in force: they are what the plan was made of.
+        rules: Compiled retry conditions.
+        http: Limits in seconds, None for none: of the call, of one attempt, of the whole exchange.
+        grpc: The same for gRPC calls.
+    """
+
+    __slots__ = ("action", "grpc", "http", "retry", "rules")
+
+    def __init__(self, action: RouteAction, retry: RetryPolicy | None, max_stream_duration_s: float | None) -> None:
+        self.action = action
+        self.retry = retry
+        self.rules = RetryRules.of_policy(retry)
+        per_try_s = None if retry is None else retry.per_try_timeout_s
+        timeout_s = route_timeout_s(action)
+        self.http = (
+            timeout_s,
+            per_try_timeout_s(per_try_s, timeout_s),
+            stream_duration_s(action, max_stream_duration_s, None, is_grpc=False),
+        )
+        # gRPC knows no time of one attempt; it is honoured here as in a proxy.
+        self.grpc = (
+            None,
+            per_try_timeout_s(per_try_s, None),
+            stream_duration_s(action, max_stream_duration_s, None, is_grpc=True),
+        )
+
+
+class ActiveFaults:
+    """Counts injected faults in progress, for `max_active_faults`; one per target, over its configurations."""
+
+    __slots__ = ("_lock", "active")
+
+    def __init__(self) -> None:
+        self.active = 0
+        self._lock = Lock()
+
+    def try_acquire(self, limit: int | None) -> bool:
+        """Count a fault in; False: the limit is reached, nothing is counted."""
+        with self._lock:
+            if limit is not None and self.active >= limit:
+                return False
+            self.active += 1
+            return True
+
+    def release(self) -> None:
+        """Count a fault out."""
+        with self._lock:
+            self.active -= 1
+
+
+class TargetView:
+    """One target: its routes and the clusters they lead to.
+
+    Attributes:
+        name: Listener resource name.
+        config: What the target was made of.
+        max_stream_duration_s: The listener's default for its routes; None: absent.
+        clusters: All clusters of the view.
+        faults: Injected faults in progress.
+    """
+
+    __slots__ = ("_plans", "clusters", "config", "faults", "max_stream_duration_s", "name", "routes")
+
+    faults: ActiveFaults
+    routes: RouteTable
+
+    def __init__(
+        self,
+        name: str,
+        config: TargetConfig,
+        clusters: "Mapping[str, ClusterState | ConfigFault]",
+        *,
+        previous: "TargetView | None" = None,
+    ) -> None:
+        """Make the view of a target.
+
+        Args:
+            previous: Its route table is taken over when the configuration is the same.
+        """
+        self.name = name
+        self.config = config
+        self.clusters = clusters
+        self.max_stream_duration_s = config.listener.max_stream_duration_s
+        self.faults = ActiveFaults() if previous is None else previous.faults
+        # Route plans by the identity of what they are made of, which they keep alive. Only ever grows by one entry per
+        # route; two threads may make the same one, and either is good.
+        self._plans: dict[tuple[int, int], RoutePlan]
+        if previous is not None and (previous.config is config or previous.config == config):
+            self.config = previous.config
+            self.routes = previous.routes
+            self._plans = previous._plans
+        else:
+            self.routes = RouteTable(config.listener, config.routes)
+            self._plans = {}
+
+    def __repr__(self) -> str:
+        return f"TargetView({self.name!r})"
+
+    def plan(self, action: RouteAction, retry: RetryPolicy | None) -> RoutePlan:
+        """Return what a matched route's options come to."""
+        key = (id(action), id(retry))
+        plan = self._plans.get(key)
+        if plan is None:
+            plan = self._plans[key] = RoutePlan(action, retry, self.max_stream_duration_s)
+        return plan
+
+
+class View:
+    """One complete configuration in its working form.
+
+    Attributes:
+        number: The snapshot's.
+        targets: By listener resource name.
+        clusters: By cluster name.
+        inbound: By listener resource name.
+        secrets: By SDS name.
+        snapshot: What the view was made of.
+    """
+
+    __slots__ = ("clusters", "inbound", "number", "secrets", "snapshot", "targets")
+
+    def __init__(
+        self,
+        snapshot: Snapshot,
+        targets: Mapping[str, TargetView | ConfigFault],
+        clusters: Mapping[str, ClusterState | ConfigFault],
+    ) -> None:
+        self.number = snapshot.number
+        self.snapshot = snapshot
+        self.targets = targets
+        self.clusters = clusters
+        self.inbound: Mapping[str, InboundConfig | ConfigFault] = snapshot.inbound
+        self.secrets: Mapping[str, Secret] = snapshot.secrets
+
+    def __repr__(self) -> str:
+        return f"View({self.number}, {len(self.targets)} targets, {len(self.clusters)} clusters)"
+
+    def sweep(self, now: float, rng: Rng) -> tuple[Event, ...]:
+        """Do the periodic work that is due. Cheap; ask about once a second.
+
+        Returns:
+            What changed, for the hooks.
+        """
+        return tuple(
+            event
+            for cluster in self.clusters.values()
+            if isinstance(cluster, ClusterState)
+            for event in cluster.sweep(now)
+        )
+
+
+def _build_cluster(
+    config: ClusterConfig | ConfigFault, previous: ClusterState | ConfigFault | None, now: float
+) -> ClusterState | ConfigFault:
+    if isinstance(config, ConfigFault):
+        return config
+    if isinstance(config.cluster.discovery, AggregateDiscovery):
+        name = config.cluster.name
+        return ConfigFault(
+            f"Cluster: {name}", f"cluster {name!r}: aggregate clusters (envoy.clusters.aggregate) are not supported"
+        )
+    if isinstance(previous, ClusterState):
+        previous.update(config, now)
+        return previous
+    return ClusterState(config, now)
+
+
+def build_view(snapshot: Snapshot, previous: View | None, *, now: float) -> View:
+    """Make the view of a snapshot, taking over from the view before what has not changed.
+
+    Args:
+        previous: The view in use, or None for the first.
+        now: Monotonic seconds.
+    """
+    if previous is None:
+        previous = View(Snapshot(), {}, {})
+    clusters: Mapping[str, ClusterState | ConfigFault] = MappingProxyType(
+        {name: _build_cluster(config, previous.clusters.get(name), now) for name, config in snapshot.clusters.items()}
+    )
+    if clusters == previous.clusters:
+        clusters = previous.clusters  # The same objects: targets that have not changed can stay as they are.
+    targets: dict[str, TargetView | ConfigFault] = {}
+    for name, config in snapshot.targets.items():
+        old = previous.targets.get(name)
+        if isinstance(config, ConfigFault):
+            targets[name] = config
+        elif isinstance(old, TargetView):
+            same = old.clusters is clusters and (old.config is config or old.config == config)
+            targets[name] = old if same else TargetView(name, config, clusters, previous=old)
+        else:
+            targets[name] = TargetView(name, config, clusters)
+    return View(snapshot, MappingProxyType(targets), clusters)
