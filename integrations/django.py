@@ -43,11 +43,12 @@ class MeshMiddleware:
         elif callable(mesh):
             mesh = mesh()
         self._inbound = Inbound(mesh, kind="http", address=options.get("address"), service=options.get("service", ""))
-        if iscoroutinefunction(get_response):
+        self._is_async = iscoroutinefunction(get_response)
+        if self._is_async:
             markcoroutinefunction(self)
 
     def __call__(self, request: HttpRequest) -> HttpResponseBase | Awaitable[HttpResponseBase]:
-        if iscoroutinefunction(self):
+        if self._is_async:
             return self._acall(request)
         inbound = wsgi.begin(self._inbound, request.META)
         if inbound.reply is not None:

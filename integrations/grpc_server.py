@@ -51,7 +51,7 @@ def aio_interceptor(mesh: ServerSource, *, address: str | None = None, service: 
     return _AioInterceptor(Inbound(mesh, kind="grpc", address=address, service=service))
 
 
-class _Interceptor(grpc.ServerInterceptor):  # type: ignore[misc]  # grpcio's own annotations are partial
+class _Interceptor(grpc.ServerInterceptor):
     def __init__(self, inbound: Inbound) -> None:
         self._inbound = inbound
 
@@ -110,7 +110,7 @@ class _Interceptor(grpc.ServerInterceptor):  # type: ignore[misc]  # grpcio's ow
         return make(unary, handler.request_deserializer, handler.response_serializer)
 
 
-class _AioInterceptor(grpc.aio.ServerInterceptor):  # type: ignore[misc]  # grpcio's own annotations are partial
+class _AioInterceptor(grpc.aio.ServerInterceptor):
     def __init__(self, inbound: Inbound) -> None:
         self._inbound = inbound
 
@@ -216,7 +216,7 @@ def _code(context: Any, finished: bool) -> int:
 
 @contextmanager
 def announced(
-    server: grpc.Server,
+    server: grpc.Server | grpc.aio.Server,
     mesh: ServerSource,
     *,
     service: str,

@@ -28,12 +28,15 @@ def _protocol(base: Any) -> Any:
     """Return an HTTP protocol class that adds the ASGI TLS extension, which uvicorn itself lacks."""
 
     class MeshProtocol(base):  # type: ignore[misc]  # the base depends on what is installed
+        app: Any
+
         def connection_made(self, transport: Any) -> None:
             super().connection_made(transport)
             tls = transport.get_extra_info("ssl_object")
             if tls is None:
                 return
-            app, extension = self.app, _extension(tls)
+            app = self.app
+            extension = _extension(tls)
 
             async def with_tls(scope: Any, receive: Any, send: Any) -> None:
                 if scope["type"] != "lifespan":

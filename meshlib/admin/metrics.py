@@ -130,8 +130,8 @@ class StandardMetrics:
             )
             self._count(self._attempts, (event.cluster, "retried" if event.will_retry else outcome))
         elif isinstance(event, RequestServed):
-            key = (event.kind, event.service, event.principal, event.status, event.grpc_status, event.denied)
-            labels = self._labels.get(key) or self._remember(key, self._inbound(event))
+            caller = (event.kind, event.service, event.principal, event.status, event.grpc_status, event.denied)
+            labels = self._labels.get(caller) or self._remember(caller, self._inbound(event))
             self._record(labels, event.duration_s * 1000)
         elif isinstance(event, HostEjected):
             self._count(self._ejections, (event.cluster, event.reason))

@@ -6,7 +6,7 @@ and where the listener demands client certificates a request without one is refu
 HTTP by mistake.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from ipaddress import ip_address
 
@@ -15,7 +15,7 @@ from opentelemetry import propagate
 
 from meshlib.errors import UnavailableError
 from meshlib.events import RequestServed
-from meshlib.identity.authorization import Authorizer, AuthzRequest, compile_rbac
+from meshlib.identity.authorization import AuthzRequest, compile_rbac
 from meshlib.identity.san import compile_sans
 from meshlib.model.outcome import LocalReply
 from meshlib.model.request import RequestHead
