@@ -1,0 +1,98 @@
+"""The two loops over `Call`: one blocks, one awaits, both obey the same directives.
+
+A shell is anything that can carry out one attempt and drop the response of an attempt that is going to be repeated.
+The loops release what the call holds when they leave by an exception, cancellation included. When they return, the
+caller owns the call: a response may still be streaming, and its permits are held until `Call.close`.
+"""
+
+from collections.abc import Awaitable, Callable
+from typing import Protocol, assert_never
+
+from meshlib.call import Attempt, Call, Done, Sleep
+from meshlib.model.outcome import Outcome, Response
+from meshlib.ports import Clock
+
+__all__ = ["AsyncShell", "Shell", "arun", "run"]
+
+
+class Shell(Protocol):
+    """One call's way to the network."""
+
+    def send(self, attempt: Attempt) -> Outcome:
+        """Carry out an attempt until its response headers are there, or it has failed.
+
+        What it raises ends the call: trouble that no other endpoint could mend (the caller's own body, a local limit).
+        """
+        ...
+
+    def discard(self) -> None:
+        """Drop the response of the last attempt: another attempt follows."""
+        ...
+
+
+class AsyncShell(Protocol):
+    """As `Shell`, for an event loop."""
+
+    async def send(self, attempt: Attempt) -> Outcome:
+        """As `Shell.send`."""
+        ...
+
+    async def discard(self) -> None:
+        """As `Shell.discard`."""
+        ...
+
+
+def run(call: Call, shell: Shell, *, clock: Clock, sleep: Callable[[float], None]) -> Done:
+    """Carry a call to its end, blocking.
+
+    Returns:
+        What the call came to. After a response the call stays open, so that its permits cover the body; the caller
+        closes it. On any exception it has been closed here.
+    """
+    try:
+        step = call.start(clock())
+        while True:
+            match step:
+                case Attempt():
+                    outcome = shell.send(step)
+                    step = call.finished(outcome, clock())
+                    if isinstance(outcome, Response) and not _is_answer(step):
+                        shell.discard()
+                case Sleep(seconds=seconds):
+                    sleep(seconds)
+                    step = call.slept(clock())
+                case Done():
+                    return step
+                case _:
+                    assert_never(step)
+    except BaseException:
+        call.close(clock())
+        raise
+
+
+async def arun(call: Call, shell: AsyncShell, *, clock: Clock, sleep: Callable[[float], Awaitable[None]]) -> Done:
+    """As `run`, awaiting; a cancellation at any await closes the call."""
+    try:
+        step = call.start(clock())
+        while True:
+            match step:
+                case Attempt():
+                    outcome = await shell.send(step)
+                    step = call.finished(outcome, clock())
+                    if isinstance(outcome, Response) and not _is_answer(step):
+                        await shell.discard()
+                case Sleep(seconds=seconds):
+                    await sleep(seconds)
+                    step = call.slept(clock())
+                case Done():
+                    return step
+                case _:
+                    assert_never(step)
+    except BaseException:
+        call.close(clock())
+        raise
+
+
+def _is_answer(step: Attempt | Sleep | Done) -> bool:
+    """Whether the response at hand is what the caller gets."""
+    return isinstance(step, Done) and isinstance(step.result, Response)

@@ -1,0 +1,285 @@
+"""What the blocking and the async httpx transport share: requests, responses and the names of pools."""
+
+import importlib.util
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import Any, Literal, cast
+
+import httpcore
+import httpx
+from httpx._content import ByteStream
+from httpx._multipart import MultipartStream
+
+from meshlib.call import Attempt, Call, Done
+from meshlib.clients.httpx_errors import with_record
+from meshlib.clients.pools import PoolKey
+from meshlib.clients.source import MeshSource
+from meshlib.clients.timeouts import AttemptTimeouts
+from meshlib.errors import ConfigError, UnavailableError
+from meshlib.events import CallFinished
+from meshlib.model.outcome import LocalReply, Response
+from meshlib.model.request import Headers, RequestHead
+from meshlib.ports import Clock
+from meshlib.runtime.context import remaining_s
+from meshlib.runtime.tls import client_context
+from meshlib.view import TargetView
+
+__all__ = [
+    "BROKEN",
+    "DEFAULT_LIMITS",
+    "DISCARD_S",
+    "MeshRecord",
+    "Passthrough",
+    "authority_of",
+    "call_for",
+    "head_of",
+    "is_replayable",
+    "is_small",
+    "local_response",
+    "passthrough_event",
+    "pool_key_of",
+    "record_of",
+    "request_for",
+    "response_headers",
+    "response_of",
+    "timeouts_for",
+]
+
+Passthrough = Literal["never", "unknown"]
+
+# Per endpoint. Idle connections are kept for less time than the 5 s after which uvicorn and others close them, so that
+# a request seldom meets a connection which its server is just closing. As many may idle as may exist: a lower number
+# makes a pool at work close and open connections all the time.
+DEFAULT_LIMITS = httpx.Limits(max_connections=100, max_keepalive_connections=100, keepalive_expiry=4.0)
+
+# A response that is going to be retried is read to its end when that is cheap, because its connection can then be kept.
+DISCARD_BYTES = 16384
+DISCARD_S = 0.02
+BROKEN = (httpcore.TimeoutException, httpcore.NetworkError, httpcore.ProtocolError)
+
+
+@dataclass(frozen=True, slots=True)
+class MeshRecord:
+    """What the mesh did for a response: `response.extensions["mesh"]`.
+
+    Attributes:
+        cluster: Cluster that the request went to, or empty.
+        endpoint: `host:port` that answered; empty when the mesh answered itself.
+        attempts: Attempts made.
+        flag: Envoy's response flags, or `-`.
+        endpoints: Every endpoint tried, in order.
+    """
+
+    cluster: str
+    endpoint: str
+    attempts: int
+    flag: str
+    endpoints: tuple[str, ...] = ()
+
+
+def authority_of(request: httpx.Request) -> str:
+    """Return the authority as written in the URL: host, or host:port if there is a port.
+
+    Raises:
+        httpx.UnsupportedProtocol: The URL is neither http nor https.
+    """
+    if request.url.scheme not in ("http", "https"):
+        raise httpx.UnsupportedProtocol(
+            f"meshlib sends http:// and https:// URLs, not {str(request.url)!r}", request=request
+        )
+    return request.url.netloc.decode("ascii")
+
+
+def head_of(request: httpx.Request, authority: str) -> RequestHead:
+    """Return what the mesh needs to know of a request. Values are read as latin-1, which keeps every byte."""
+    host = authority
+    items = []
+    is_grpc = False
+    for raw_name, raw_value in request.headers.raw:
+        name = raw_name.lower().decode("latin-1")
+        value = raw_value.decode("latin-1")
+        if name == "host":
+            host = value
+            continue
+        if name == "content-type":
+            is_grpc = value == "application/grpc" or value.startswith(("application/grpc+", "application/grpc;"))
+        items.append((name, value))
+    target: bytes = request.extensions.get("target") or request.url.raw_path
+    return RequestHead(
+        request.method, host, target.decode("latin-1"), Headers(items), scheme=request.url.scheme, is_grpc=is_grpc
+    )
+
+
+def call_for(mesh: MeshSource, target: TargetView, head: RequestHead, *, replayable: bool) -> Call:
+    """Begin a call. Its time is capped by that of the request which this process is serving meanwhile, if any."""
+    now = mesh.clock()
+    return Call(
+        target,
+        head,
+        rng=mesh.rng,
+        now=now,
+        timeout_s=remaining_s(now),
+        replayable=replayable,
+        guard_unsafe=mesh.guard_unsafe,
+        hook=mesh.emit,
+    )
+
+
+def timeouts_for(attempt: Attempt, request: httpx.Request, clock: Clock, *, replayable: bool) -> AttemptTimeouts:
+    """Begin the time of an attempt."""
+    return AttemptTimeouts(
+        request.extensions.get("timeout", {}),
+        timeout_s=attempt.timeout_s,
+        connect_timeout_s=attempt.cluster.config.cluster.connect_timeout_s,
+        clock=clock,
+        after_body=not replayable,
+    )
+
+
+def pool_key_of(attempt: Attempt, mesh: MeshSource, request: httpx.Request) -> PoolKey:
+    """Return which connections may carry an attempt.
+
+    Raises:
+        httpx.ConnectError: The URL says https, and the mesh has no TLS for this endpoint.
+        httpx.UnsupportedProtocol: The cluster speaks HTTP/2, and `h2` is not installed.
+        IdentityError: A certificate or its trust is missing, broken or expired.
+    """
+    cluster = attempt.cluster.config.cluster
+    http2 = cluster.http2
+    context = None
+    if http2 and not _has_h2():
+        text = (
+            f"cluster {cluster.name!r} is spoken to over HTTP/2, which needs the package h2: pip install 'httpx[http2]'"
+        )
+        raise with_record(httpx.UnsupportedProtocol(text, request=request), ConfigError(text, cluster=cluster.name))
+    if attempt.tls is not None:
+        context = client_context(attempt.tls, mesh.view.secrets, default_alpn=("h2",) if http2 else ("http/1.1",))
+    elif request.url.scheme == "https":
+        text = (
+            f"{request.url} asks for https, but the mesh reaches {attempt.endpoint.address} without TLS; "
+            "write http:// and let the mesh decide, or give the service mTLS"
+        )
+        record = UnavailableError(text, cluster=cluster.name, endpoints=(attempt.endpoint.address,), flag="UF")
+        raise with_record(httpx.ConnectError(text, request=request), record)
+    return PoolKey(
+        attempt.endpoint.address, http2, context, cluster.max_requests_per_connection, cluster.idle_timeout_s
+    )
+
+
+@lru_cache(maxsize=1)
+def _has_h2() -> bool:
+    return importlib.util.find_spec("h2") is not None
+
+
+@lru_cache(maxsize=4096)
+def _host_and_port(address: str) -> tuple[bytes, int]:
+    if address.startswith("unix:"):
+        return b"localhost", 80  # never resolved: the pool connects to the path
+    host, _, port = address.rpartition(":")
+    return host.strip("[]").encode("ascii"), int(port)
+
+
+def request_for(attempt: Attempt, request: httpx.Request, timeouts: AttemptTimeouts, key: PoolKey) -> httpcore.Request:
+    """Return the request of one attempt, to one endpoint."""
+    head = attempt.head
+    host, port = _host_and_port(key.address)
+    extensions: dict[str, Any] = {**request.extensions, "timeout": timeouts}
+    extensions.pop("target", None)  # it is in the head, where rewrites apply to it
+    headers = [(b"host", _encode(head.authority))]
+    headers += [(name.encode("latin-1"), _encode(value)) for name, value in head.headers.items]
+    scheme = b"http" if key.context is None else b"https"
+    return httpcore.Request(
+        method=head.method,
+        url=httpcore.URL(scheme=scheme, host=host, port=port, target=_encode(head.path)),
+        headers=headers,
+        content=cast(Any, request.stream),  # httpx types it as either kind; its client made the right one
+        extensions=extensions,
+    )
+
+
+def _encode(text: str) -> bytes:
+    try:
+        return text.encode("latin-1")
+    except UnicodeEncodeError:  # only what the mesh's configuration adds can be wider
+        return text.encode("utf-8")
+
+
+def response_of(raw: httpcore.Response) -> Response:
+    """Return the outcome of an attempt whose response headers have arrived."""
+    return Response(
+        raw.status, Headers([(name.lower().decode("latin-1"), value.decode("latin-1")) for name, value in raw.headers])
+    )
+
+
+def response_headers(raw: httpcore.Response, outcome: Response, call: Call) -> Sequence[tuple[bytes, bytes]]:
+    """Return the headers for the caller: as received, unless the route changes them."""
+    headers = call.response_headers(outcome.headers)
+    if headers is outcome.headers:
+        return raw.headers
+    return [(name.encode("latin-1"), _encode(value)) for name, value in headers.items]
+
+
+def is_small(raw: httpcore.Response) -> bool:
+    """Whether so little of a response is left that reading it is cheaper than a new connection."""
+    for name, value in raw.headers:
+        if name.lower() == b"content-length":
+            return value.isdigit() and int(value) <= DISCARD_BYTES
+    return False
+
+
+def is_replayable(request: httpx.Request) -> bool:
+    """Whether the body can be sent a second time.
+
+    Bytes, JSON, forms and multipart bodies can. Generators, iterators and files cannot: httpx would repeat a file from
+    where it was left, that is with 0 bytes under the old content-length.
+    """
+    stream = request.stream
+    if isinstance(stream, ByteStream):
+        return True
+    if isinstance(stream, MultipartStream):
+        files = [field.file for field in stream.fields if hasattr(field, "file")]
+        return all(isinstance(file, str | bytes) or _is_seekable(file) for file in files)
+    return False
+
+
+def _is_seekable(file: object) -> bool:
+    seekable = getattr(file, "seekable", None)
+    return seekable is not None and bool(seekable())
+
+
+def record_of(call: Call, done: Done) -> MeshRecord:
+    """Return what goes into `response.extensions["mesh"]`."""
+    endpoints = call.endpoints
+    answered = endpoints[-1] if endpoints and not isinstance(done.result, LocalReply) else ""
+    return MeshRecord(call.cluster_name, answered, call.attempts, done.flag or "-", endpoints)
+
+
+def local_response(reply: LocalReply, request: httpx.Request, record: MeshRecord) -> httpx.Response:
+    """Return an answer that the mesh gives itself, as Envoy writes it."""
+    headers = list(reply.headers)
+    names = {name.lower() for name, _ in headers}
+    if reply.body and "content-type" not in names:
+        headers.append(("content-type", "text/plain"))
+    if "content-length" not in names:
+        headers.append(("content-length", str(len(reply.body))))
+    body = b"" if request.method == "HEAD" else reply.body
+    return httpx.Response(reply.status, headers=headers, content=body, extensions={"mesh": record})
+
+
+def passthrough_event(request: httpx.Request, authority: str, duration_s: float, status: int) -> CallFinished:
+    """Return the event of a request that went past the mesh; the cluster's name is Istio's for such traffic."""
+    return CallFinished(
+        kind="http",
+        target=authority,
+        method=request.method,
+        route="",
+        cluster="PassthroughCluster",
+        endpoint=None,
+        attempts=1,
+        duration_s=duration_s,
+        status=status,
+        grpc_status=None,
+        flag="-",
+        secure=request.url.scheme == "https",
+    )

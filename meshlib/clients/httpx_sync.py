@@ -1,0 +1,248 @@
+"""The blocking httpx transport: `httpx.Client(transport=mesh.httpx_transport())`.
+
+Only a transport: authentication, cookies, redirects, event hooks and mounts of the client work as ever.
+"""
+
+import contextlib
+import time
+from collections.abc import Iterator
+from typing import assert_never
+
+import httpcore
+import httpx
+
+from meshlib.call import Attempt, Call
+from meshlib.clients.drive import run
+from meshlib.clients.httpx_common import (
+    BROKEN,
+    DEFAULT_LIMITS,
+    DISCARD_S,
+    MeshRecord,
+    Passthrough,
+    authority_of,
+    call_for,
+    head_of,
+    is_replayable,
+    is_small,
+    local_response,
+    passthrough_event,
+    pool_key_of,
+    record_of,
+    request_for,
+    response_headers,
+    response_of,
+    timeouts_for,
+)
+from meshlib.clients.httpx_errors import (
+    body_error,
+    failure_or_raise,
+    httpx_error,
+    is_safe_to_resend,
+    refusal,
+)
+from meshlib.clients.network import EndpointPool
+from meshlib.clients.pools import Lease, PoolKey, Pools
+from meshlib.clients.source import MeshSource
+from meshlib.clients.timeouts import AttemptTimeouts
+from meshlib.errors import MeshError, RoutingError
+from meshlib.model.outcome import Failure, LocalReply, Outcome, Response
+from meshlib.ports import Lock
+
+__all__ = ["MeshTransport"]
+
+
+class MeshTransport(httpx.BaseTransport):
+    """Sends requests through the mesh: `http://checkout/orders` goes to the mesh service `checkout`.
+
+    What the mesh answers itself (no route, a limit, an injected fault) is a response, as from Envoy. What fails raises
+    the httpx exception of that failure, with the details as `error.mesh`, a `MeshError`. Every response has a
+    `MeshRecord` in `extensions["mesh"]`.
+
+    Args:
+        mesh: Where policies come from.
+        passthrough: `never`: a host that is not in the mesh is an error. `unknown`: such requests go out directly.
+        limits: Of connections, per endpoint. The default keeps idle ones for 4 s.
+    """
+
+    def __init__(
+        self, mesh: MeshSource, *, passthrough: Passthrough = "never", limits: httpx.Limits = DEFAULT_LIMITS
+    ) -> None:
+        self._mesh = mesh
+        self._passthrough = passthrough
+        self._limits = limits
+        expiry = limits.keepalive_expiry
+        self._pools: Pools[httpcore.ConnectionPool] = Pools(
+            self._make_pool, clock=mesh.clock, idle_s=60.0 if expiry is None else expiry
+        )
+        self._lock = Lock()
+        self._plain: httpx.HTTPTransport | None = None  # guarded by the lock
+
+    def _make_pool(self, key: PoolKey) -> httpcore.ConnectionPool:
+        return EndpointPool(key, self._limits)
+
+    def handle_request(self, request: httpx.Request) -> httpx.Response:
+        """Send one request; called by httpx.
+
+        Raises:
+            httpx.TransportError: As with any transport of httpx; `error.mesh` has the details.
+        """
+        mesh = self._mesh
+        if mesh.is_disabled:
+            return self._direct().handle_request(request)
+        authority = authority_of(request)
+        try:
+            target = mesh.target(authority) or mesh.wait_target(authority)
+        except MeshError as error:
+            if self._passthrough == "unknown" and isinstance(error, RoutingError):
+                return self._pass(request, authority)
+            raise refusal(authority, error, request) from error
+        replayable = is_replayable(request)
+        call = call_for(mesh, target, head_of(request, authority), replayable=replayable)
+        exchange = _Exchange(mesh, self._pools, request, call, replayable=replayable)
+        done = run(call, exchange, clock=mesh.clock, sleep=time.sleep)
+        match done.result:
+            case LocalReply() as reply:
+                call.close(mesh.clock(), status=reply.status)
+                return local_response(reply, request, record_of(call, done))
+            case Failure() as failure:
+                call.close(mesh.clock())
+                raise httpx_error(call, failure, request)
+            case Response() as outcome:
+                return exchange.response(outcome, record_of(call, done))
+            case _:
+                assert_never(done.result)
+
+    def _pass(self, request: httpx.Request, authority: str) -> httpx.Response:
+        clock = self._mesh.clock
+        start = clock()
+        status = 0
+        try:
+            response = self._direct().handle_request(request)
+            status = response.status_code
+            return response
+        finally:
+            self._mesh.emit(passthrough_event(request, authority, clock() - start, status))
+
+    def _direct(self) -> httpx.HTTPTransport:
+        with self._lock:
+            if self._plain is None:
+                self._plain = httpx.HTTPTransport()
+            return self._plain
+
+    def close(self) -> None:
+        """Close every connection. Calls that are still running fail."""
+        for pool in self._pools.close():
+            pool.close()
+        with self._lock:
+            plain, self._plain = self._plain, None
+        if plain is not None:
+            plain.close()
+
+
+class _Exchange:
+    """One request's way to the network: what its latest attempt has leased and received."""
+
+    __slots__ = ("_call", "_lease", "_mesh", "_pools", "_raw", "_replayable", "_request", "_timeouts")
+
+    def __init__(
+        self,
+        mesh: MeshSource,
+        pools: Pools[httpcore.ConnectionPool],
+        request: httpx.Request,
+        call: Call,
+        *,
+        replayable: bool,
+    ) -> None:
+        self._mesh = mesh
+        self._pools = pools
+        self._request = request
+        self._call = call
+        self._replayable = replayable
+        self._lease: Lease[httpcore.ConnectionPool] | None = None
+        self._timeouts: AttemptTimeouts | None = None
+        self._raw: httpcore.Response | None = None
+
+    def send(self, attempt: Attempt) -> Outcome:
+        timeouts = timeouts_for(attempt, self._request, self._mesh.clock, replayable=self._replayable)
+        outcome = self._try(attempt, timeouts, fresh=False)
+        if isinstance(outcome, Failure) and is_safe_to_resend(
+            attempt.head, timeouts, outcome, replayable=self._replayable
+        ):
+            timeouts.begin_again()
+            outcome = self._try(attempt, timeouts, fresh=True)
+        self._timeouts = timeouts
+        return outcome
+
+    def _try(self, attempt: Attempt, timeouts: AttemptTimeouts, *, fresh: bool) -> Outcome:
+        try:
+            key = pool_key_of(attempt, self._mesh, self._request)
+            lease = self._lease = self._pools.acquire(key, fresh=fresh)
+            raw = lease.pool.handle_request(request_for(attempt, self._request, timeouts, key))
+        except Exception as error:
+            self._release()
+            return failure_or_raise(error, timeouts, self._call, self._request)
+        except BaseException:
+            self._release()
+            raise
+        # A request that was streamed has had its own time: the call's began before it.
+        timeouts.begin_body(self._call.deadline if self._replayable else None)
+        self._raw = raw
+        return response_of(raw)
+
+    def discard(self) -> None:
+        raw, self._raw = self._raw, None
+        try:
+            if raw is not None:
+                if is_small(raw) and self._timeouts is not None:
+                    self._timeouts.rush(DISCARD_S)
+                    with contextlib.suppress(*BROKEN):
+                        for _ in raw.iter_stream():
+                            pass
+                raw.close()
+        finally:
+            self._release()
+
+    def response(self, outcome: Response, record: MeshRecord) -> httpx.Response:
+        raw = self._raw
+        assert raw is not None  # the outcome was a response, and it was not discarded
+        return httpx.Response(
+            status_code=raw.status,
+            headers=response_headers(raw, outcome, self._call),
+            stream=_Body(self, raw),
+            extensions={**raw.extensions, "mesh": record},
+        )
+
+    def parts(self, raw: httpcore.Response) -> Iterator[bytes]:
+        try:
+            yield from raw.iter_stream()
+        except Exception as error:
+            raise body_error(self._call, error, self._request)  # noqa: B904 - it carries its cause
+
+    def end(self, raw: httpcore.Response) -> None:
+        try:
+            raw.close()
+        finally:
+            self._call.close(self._mesh.clock(), status=raw.status)
+            self._release()
+
+    def _release(self) -> None:
+        lease, self._lease = self._lease, None
+        if lease is not None:
+            for pool in self._pools.release(lease):
+                pool.close()
+
+
+class _Body(httpx.SyncByteStream):
+    """A response body; the call's permits are held until it is closed."""
+
+    __slots__ = ("_exchange", "_raw")
+
+    def __init__(self, exchange: _Exchange, raw: httpcore.Response) -> None:
+        self._exchange = exchange
+        self._raw = raw
+
+    def __iter__(self) -> Iterator[bytes]:
+        return self._exchange.parts(self._raw)
+
+    def close(self) -> None:
+        self._exchange.end(self._raw)

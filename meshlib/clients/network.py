@@ -1,0 +1,253 @@
+"""httpcore for one endpoint: its pool, its connections, its sockets.
+
+Sockets have time-outs that end at a moment.
+
+httpcore's time-outs are per operation: a peer that sends one byte a second keeps a request alive for ever, and connect
+and TLS handshake get the time twice. A time-out of the kind `Until` is shortened before every step by what has passed.
+Others are passed on as they are.
+"""
+
+import ssl
+from collections.abc import Iterable
+from typing import Any
+
+import httpcore
+import httpx
+from httpcore._backends.auto import AutoBackend
+from httpcore._backends.sync import SyncBackend
+
+from meshlib.clients.pools import PoolKey
+from meshlib.clients.timeouts import Until
+
+__all__ = ["AsyncEndpointPool", "EndpointPool", "keepalive_s"]
+
+SocketOption = tuple[int, int, int] | tuple[int, int, bytes | bytearray] | tuple[int, int, None, int]
+
+
+def _left(timeout: float | None, expired: type[httpcore.TimeoutException]) -> float | None:
+    if not isinstance(timeout, Until):
+        return timeout
+    left = timeout.left()
+    if left <= 0.0:  # 0 would mean "do not block" to a socket
+        raise expired("the time for this attempt is over")
+    return left
+
+
+class _Stream(httpcore.NetworkStream):
+    __slots__ = ("_inner",)
+
+    def __init__(self, inner: httpcore.NetworkStream) -> None:
+        self._inner = inner
+
+    def read(self, max_bytes: int, timeout: float | None = None) -> bytes:
+        return self._inner.read(max_bytes, _left(timeout, httpcore.ReadTimeout))
+
+    def write(self, buffer: bytes, timeout: float | None = None) -> None:
+        self._inner.write(buffer, _left(timeout, httpcore.WriteTimeout))
+
+    def close(self) -> None:
+        self._inner.close()
+
+    def start_tls(
+        self, ssl_context: ssl.SSLContext, server_hostname: str | None = None, timeout: float | None = None
+    ) -> httpcore.NetworkStream:
+        try:
+            left = _left(timeout, httpcore.ConnectTimeout)
+        except httpcore.ConnectTimeout:
+            self._inner.close()
+            raise
+        return _Stream(self._inner.start_tls(ssl_context, server_hostname, left))
+
+    def get_extra_info(self, info: str) -> Any:
+        return self._inner.get_extra_info(info)
+
+
+class DeadlineBackend(httpcore.NetworkBackend):
+    """For the blocking transport."""
+
+    def __init__(self) -> None:
+        self._inner = SyncBackend()
+
+    def connect_tcp(
+        self,
+        host: str,
+        port: int,
+        timeout: float | None = None,
+        local_address: str | None = None,
+        socket_options: Iterable[SocketOption] | None = None,
+    ) -> httpcore.NetworkStream:
+        left = _left(timeout, httpcore.ConnectTimeout)
+        return _Stream(self._inner.connect_tcp(host, port, left, local_address, socket_options))
+
+    def connect_unix_socket(
+        self, path: str, timeout: float | None = None, socket_options: Iterable[SocketOption] | None = None
+    ) -> httpcore.NetworkStream:
+        left = _left(timeout, httpcore.ConnectTimeout)
+        return _Stream(self._inner.connect_unix_socket(path, left, socket_options))
+
+    def sleep(self, seconds: float) -> None:
+        self._inner.sleep(seconds)
+
+
+class _AsyncStream(httpcore.AsyncNetworkStream):
+    __slots__ = ("_inner",)
+
+    def __init__(self, inner: httpcore.AsyncNetworkStream) -> None:
+        self._inner = inner
+
+    async def read(self, max_bytes: int, timeout: float | None = None) -> bytes:
+        return await self._inner.read(max_bytes, _left(timeout, httpcore.ReadTimeout))
+
+    async def write(self, buffer: bytes, timeout: float | None = None) -> None:
+        await self._inner.write(buffer, _left(timeout, httpcore.WriteTimeout))
+
+    async def aclose(self) -> None:
+        await self._inner.aclose()
+
+    async def start_tls(
+        self, ssl_context: ssl.SSLContext, server_hostname: str | None = None, timeout: float | None = None
+    ) -> httpcore.AsyncNetworkStream:
+        try:
+            left = _left(timeout, httpcore.ConnectTimeout)
+        except httpcore.ConnectTimeout:
+            await self._inner.aclose()
+            raise
+        return _AsyncStream(await self._inner.start_tls(ssl_context, server_hostname, left))
+
+    def get_extra_info(self, info: str) -> Any:
+        return self._inner.get_extra_info(info)
+
+
+class AsyncDeadlineBackend(httpcore.AsyncNetworkBackend):
+    """For the async transport, under asyncio (uvloop too) and trio."""
+
+    def __init__(self) -> None:
+        self._inner = AutoBackend()
+
+    async def connect_tcp(
+        self,
+        host: str,
+        port: int,
+        timeout: float | None = None,
+        local_address: str | None = None,
+        socket_options: Iterable[SocketOption] | None = None,
+    ) -> httpcore.AsyncNetworkStream:
+        left = _left(timeout, httpcore.ConnectTimeout)
+        return _AsyncStream(await self._inner.connect_tcp(host, port, left, local_address, socket_options))
+
+    async def connect_unix_socket(
+        self, path: str, timeout: float | None = None, socket_options: Iterable[SocketOption] | None = None
+    ) -> httpcore.AsyncNetworkStream:
+        left = _left(timeout, httpcore.ConnectTimeout)
+        return _AsyncStream(await self._inner.connect_unix_socket(path, left, socket_options))
+
+    async def sleep(self, seconds: float) -> None:
+        await self._inner.sleep(seconds)
+
+
+_BACKEND = DeadlineBackend()
+_ASYNC_BACKEND = AsyncDeadlineBackend()
+
+
+def keepalive_s(key: PoolKey, limits: httpx.Limits) -> float | None:
+    """Return how long a connection may idle: as long as both the cluster and the application let it."""
+    known = [seconds for seconds in (key.idle_s, limits.keepalive_expiry) if seconds is not None]
+    return min(known, default=None)
+
+
+class _Connection(httpcore.HTTPConnection):
+    """Retires after a number of requests (Envoy's `max_requests_per_connection`)."""
+
+    max_requests = 0
+    _served = 0
+
+    def handle_request(self, request: httpcore.Request) -> httpcore.Response:
+        self._served += 1
+        return super().handle_request(request)
+
+    def has_expired(self) -> bool:
+        return super().has_expired() or (self._served >= self.max_requests and self.is_idle())
+
+
+class EndpointPool(httpcore.ConnectionPool):
+    """The connections of one endpoint. httpcore's own retries are off: the mesh decides them."""
+
+    def __init__(self, key: PoolKey, limits: httpx.Limits) -> None:
+        self._key = key
+        self._keepalive_s = keepalive_s(key, limits)
+        super().__init__(
+            ssl_context=key.context,
+            max_connections=limits.max_connections,
+            max_keepalive_connections=limits.max_keepalive_connections,
+            keepalive_expiry=self._keepalive_s,
+            http1=not key.http2,
+            http2=key.http2,
+            uds=key.unix_path,
+            network_backend=_BACKEND,
+        )
+
+    def create_connection(self, origin: httpcore.Origin) -> httpcore.ConnectionInterface:
+        """Called by httpcore, under its lock."""
+        key = self._key
+        if key.max_requests is None:
+            return super().create_connection(origin)
+        connection = _Connection(
+            origin,
+            ssl_context=key.context,
+            keepalive_expiry=self._keepalive_s,
+            http1=not key.http2,
+            http2=key.http2,
+            uds=key.unix_path,
+            network_backend=_BACKEND,
+        )
+        connection.max_requests = key.max_requests
+        return connection
+
+
+class _AsyncConnection(httpcore.AsyncHTTPConnection):
+    """As `_Connection`."""
+
+    max_requests = 0
+    _served = 0
+
+    async def handle_async_request(self, request: httpcore.Request) -> httpcore.Response:
+        self._served += 1
+        return await super().handle_async_request(request)
+
+    def has_expired(self) -> bool:
+        return super().has_expired() or (self._served >= self.max_requests and self.is_idle())
+
+
+class AsyncEndpointPool(httpcore.AsyncConnectionPool):
+    """As `EndpointPool`."""
+
+    def __init__(self, key: PoolKey, limits: httpx.Limits) -> None:
+        self._key = key
+        self._keepalive_s = keepalive_s(key, limits)
+        super().__init__(
+            ssl_context=key.context,
+            max_connections=limits.max_connections,
+            max_keepalive_connections=limits.max_keepalive_connections,
+            keepalive_expiry=self._keepalive_s,
+            http1=not key.http2,
+            http2=key.http2,
+            uds=key.unix_path,
+            network_backend=_ASYNC_BACKEND,
+        )
+
+    def create_connection(self, origin: httpcore.Origin) -> httpcore.AsyncConnectionInterface:
+        """Called by httpcore."""
+        key = self._key
+        if key.max_requests is None:
+            return super().create_connection(origin)
+        connection = _AsyncConnection(
+            origin,
+            ssl_context=key.context,
+            keepalive_expiry=self._keepalive_s,
+            http1=not key.http2,
+            http2=key.http2,
+            uds=key.unix_path,
+            network_backend=_ASYNC_BACKEND,
+        )
+        connection.max_requests = key.max_requests
+        return connection

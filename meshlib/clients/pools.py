@@ -1,0 +1,156 @@
+"""Which connection pools exist: one per endpoint and TLS identity, never a shared one.
+
+A pool that holds the connections of many endpoints looks at all of them on every request: with 200 idle connections
+httpcore 1.0.9 spends 14.7 ms a request that way, and 0.2 ms with a pool per endpoint.
+
+Nobody has to say that an endpoint is gone or a certificate was rotated: calls then stop asking for that pool, and a
+pool without a call for `idle_s` is closed. The bookkeeping does no I/O; it hands out the pools that the shell closes.
+"""
+
+import os
+import ssl
+import weakref
+from collections.abc import Callable
+from typing import Generic, NamedTuple, TypeVar
+
+from meshlib.ports import Clock, Lock
+
+__all__ = ["Lease", "PoolKey", "Pools"]
+
+P = TypeVar("P")
+
+# How often, at most, a call looks for idle pools: the look is linear in the number of pools.
+SWEEP_INTERVAL_S = 1.0
+
+
+class PoolKey(NamedTuple):
+    """What connections of one pool have in common.
+
+    Attributes:
+        address: The endpoint's.
+        http2: Spoken with prior knowledge, or by ALPN over TLS.
+        context: One per TLS configuration and version of the secrets; None: plaintext.
+        max_requests: Requests that a connection may carry; None: no limit.
+        idle_s: How long the cluster lets a connection idle; None: it does not say.
+    """
+
+    address: str
+    http2: bool = False
+    context: ssl.SSLContext | None = None
+    max_requests: int | None = None
+    idle_s: float | None = None
+
+    @property
+    def unix_path(self) -> str | None:
+        """Where to connect to when the endpoint is a unix socket."""
+        return self.address.removeprefix("unix:") if self.address.startswith("unix:") else None
+
+
+class Lease(Generic[P]):
+    """A pool in use by some calls. Fields below `pool` are guarded by the lock of `Pools`."""
+
+    __slots__ = ("active", "key", "last_used", "pool", "shared")
+
+    def __init__(self, key: PoolKey, pool: P, *, shared: bool) -> None:
+        self.key = key
+        self.pool = pool
+        self.active = 0
+        self.last_used = 0.0
+        self.shared = shared
+
+
+class Pools(Generic[P]):
+    """The pools of one transport.
+
+    Args:
+        make: Creates a pool without any I/O.
+        idle_s: A pool without a call for so long is closed. Not shorter than the keep-alive time of its connections.
+    """
+
+    def __init__(self, make: Callable[[PoolKey], P], *, clock: Clock, idle_s: float) -> None:
+        self._make = make
+        self._clock = clock
+        self._idle_s = idle_s
+        # Guarded by the lock:
+        self._lock = Lock()
+        self._shared: dict[PoolKey, Lease[P]] = {}
+        self._leases: set[Lease[P]] = set()
+        self._next_sweep = 0.0
+        self._is_closed = False
+        _all_pools.add(self)
+
+    def acquire(self, key: PoolKey, *, fresh: bool = False) -> Lease[P]:
+        """Take a pool for one attempt; `release` must follow.
+
+        Args:
+            fresh: A pool of its own, without connections from before; it is closed at its release.
+
+        Raises:
+            RuntimeError: The transport was closed.
+        """
+        with self._lock:
+            if self._is_closed:
+                raise RuntimeError("the transport was closed")
+            lease = None if fresh else self._shared.get(key)
+            if lease is None:
+                lease = Lease(key, self._make(key), shared=not fresh)
+                self._leases.add(lease)
+                if not fresh:
+                    self._shared[key] = lease
+            lease.active += 1
+            return lease
+
+    def release(self, lease: Lease[P]) -> list[P]:
+        """Give a pool back.
+
+        Returns:
+            Pools to close now: this one if nobody else may use it, and those that have been idle for too long.
+        """
+        now = self._clock()
+        with self._lock:
+            lease.active -= 1
+            lease.last_used = now
+            closing: list[P] = []
+            if not lease.active and (not lease.shared or self._is_closed) and lease in self._leases:
+                self._drop(lease, closing)
+            if now >= self._next_sweep:
+                self._next_sweep = now + SWEEP_INTERVAL_S
+                for other in [o for o in self._leases if not o.active and now - o.last_used > self._idle_s]:
+                    self._drop(other, closing)
+            return closing
+
+    def close(self) -> list[P]:
+        """Hand out every pool for closing; no call gets one afterwards."""
+        with self._lock:
+            self._is_closed = True
+            closing = [lease.pool for lease in self._leases]
+            self._shared.clear()
+            self._leases.clear()
+            return closing
+
+    def forget(self) -> None:
+        """After a fork, in the child: the sockets belong to the parent's conversations, so start without any."""
+        self._lock = Lock()
+        self._shared = {}
+        self._leases = set()
+
+    def __len__(self) -> int:
+        return len(self._leases)
+
+    def _drop(self, lease: Lease[P], closing: list[P]) -> None:
+        self._leases.discard(lease)
+        if self._shared.get(lease.key) is lease:
+            del self._shared[lease.key]
+        closing.append(lease.pool)
+
+
+_all_pools: "weakref.WeakSet[Pools[object]]" = weakref.WeakSet()
+
+
+def _forget_all() -> None:
+    for pools in list(_all_pools):
+        pools.forget()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_forget_all)

@@ -1,0 +1,124 @@
+"""When an attempt's time is over, and how far it had come."""
+
+from collections.abc import Mapping
+
+from meshlib.ports import Clock
+
+__all__ = ["AttemptTimeouts", "Until"]
+
+
+class Until(float):
+    """A time-out that ends at a moment, for operations that take several steps on a socket.
+
+    As a float it is the time that was left when it was made.
+    """
+
+    __slots__ = ("_cap_s", "_clock", "_deadline")
+
+    _cap_s: float | None
+    _clock: Clock
+    _deadline: float
+
+    @classmethod
+    def at(cls, deadline: float, clock: Clock, cap_s: float | None = None) -> "Until":
+        """Make a time-out.
+
+        Args:
+            deadline: Monotonic seconds.
+            cap_s: The longest that one step may take; None: as long as there is time left.
+        """
+        left = deadline - clock()
+        self = cls(max(0.0, left if cap_s is None else min(left, cap_s)))
+        self._deadline = deadline
+        self._clock = clock
+        self._cap_s = cap_s
+        return self
+
+    def left(self) -> float:
+        """Return the seconds that the next step may take; 0.0 or less: the time is over."""
+        left = self._deadline - self._clock()
+        return left if self._cap_s is None else min(left, self._cap_s)
+
+
+class AttemptTimeouts:
+    """The `timeout` extension of one attempt, and a record of how far it came.
+
+    httpcore asks for each time-out when it begins the step that the time-out is for, so no trace callback is needed to
+    know whether a connection was made or any byte sent. The whole attempt ends at one moment, whatever httpx's own
+    time-outs (which are per operation) allow.
+
+    Attributes:
+        has_connected: A new connection was asked for; else the attempt ran on one from before.
+        has_sent: Bytes of the request may have left.
+    """
+
+    __slots__ = ("_base", "_clock", "_connect_s", "_deadline", "_pending_s", "has_connected", "has_sent")
+
+    def __init__(
+        self,
+        base: Mapping[str, float | None],
+        *,
+        timeout_s: float | None,
+        connect_timeout_s: float,
+        clock: Clock,
+        after_body: bool = False,
+    ) -> None:
+        """Begin an attempt.
+
+        Args:
+            base: httpx's time-outs.
+            timeout_s: For the whole attempt; None: no limit.
+            connect_timeout_s: For the connection with its TLS handshake.
+            after_body: The time runs from the end of the request body. For bodies that the application is still making:
+                Envoy's time-outs too start when the request is complete.
+        """
+        self._base = base
+        self._clock = clock
+        self._connect_s = connect_timeout_s
+        self._deadline = None if timeout_s is None or after_body else clock() + timeout_s
+        self._pending_s = timeout_s if after_body else None
+        self.has_connected = False
+        self.has_sent = False
+
+    @property
+    def is_over(self) -> bool:
+        """The attempt's time has run out."""
+        return self._deadline is not None and self._clock() >= self._deadline
+
+    def left(self) -> float | None:
+        """Return the seconds that the attempt has left; None: no limit, or none yet."""
+        return None if self._deadline is None else max(0.0, self._deadline - self._clock())
+
+    def begin_body(self, deadline: float | None) -> None:
+        """Response headers are there: what follows is subject to httpx's own time-outs and the call's.
+
+        Args:
+            deadline: Of the call, in monotonic seconds; None: no limit. Envoy's time-outs include the response body.
+        """
+        self._deadline = deadline
+
+    def begin_again(self) -> None:
+        """The same attempt starts over on a fresh connection, in the time that it has left."""
+        self.has_connected = False
+        self.has_sent = False
+
+    def rush(self, seconds: float) -> None:
+        """Give what remains of the exchange `seconds`, whatever was said before."""
+        self._deadline = self._clock() + seconds
+
+    def get(self, name: str, default: float | None = None) -> float | None:
+        """Return the seconds that the step `connect`, `write`, `read` or `pool` may take; None: no limit."""
+        limit = self._base.get(name, default)
+        if name == "connect":
+            self.has_connected = True
+            connect_s = self._connect_s if limit is None else min(limit, self._connect_s)
+            end = self._clock() + connect_s
+            return Until.at(end if self._deadline is None else min(end, self._deadline), self._clock)
+        if name == "write":
+            self.has_sent = True
+        elif name == "read" and self._pending_s is not None:
+            self._deadline = self._clock() + self._pending_s
+            self._pending_s = None
+        if self._deadline is None:
+            return limit
+        return Until.at(self._deadline, self._clock, limit)
