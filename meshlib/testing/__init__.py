@@ -1,0 +1,23 @@
+"""Fakes for tests of services that use meshlib: a clock that is moved by hand, chance with a seed, a mesh whose
+configuration is written in the test."""
+
+from meshlib.testing.builders import any_path, assignment, cluster, merge, service, split, target
+from meshlib.testing.clock import FakeClock, Timer
+from meshlib.testing.rng import FixedRng, SeededRng
+from meshlib.testing.source import FakeMesh, mesh_source
+
+__all__ = [
+    "FakeClock",
+    "FakeMesh",
+    "FixedRng",
+    "SeededRng",
+    "Timer",
+    "any_path",
+    "assignment",
+    "cluster",
+    "merge",
+    "mesh_source",
+    "service",
+    "split",
+    "target",
+]
