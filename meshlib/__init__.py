@@ -1,1 +1,54 @@
 """A service mesh without proxies for Python."""
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from meshlib.errors import (
+        BootstrapError,
+        ConfigError,
+        DeadlineExceeded,
+        IdentityError,
+        MeshError,
+        ResourceError,
+        RoutingError,
+        UnavailableError,
+    )
+    from meshlib.mesh import Mesh
+    from meshlib.xds.bootstrap import Bootstrap
+
+__all__ = [
+    "Bootstrap",
+    "BootstrapError",
+    "ConfigError",
+    "DeadlineExceeded",
+    "IdentityError",
+    "Mesh",
+    "MeshError",
+    "ResourceError",
+    "RoutingError",
+    "UnavailableError",
+    "integrations",
+]
+
+# Loaded on first use (PEP 562): `import meshlib` costs nothing, and `import meshlib.protos` alone loads no client.
+_HOMES = {
+    "Bootstrap": "meshlib.xds.bootstrap",
+    "Mesh": "meshlib.mesh",
+    **dict.fromkeys((name for name in __all__ if name.endswith(("Error", "Exceeded"))), "meshlib.errors"),
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name == "integrations":
+        return import_module("meshlib.integrations")
+    home = _HOMES.get(name)
+    if home is None:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    value = getattr(import_module(home), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

@@ -1,0 +1,138 @@
+"""One aggregated stream to a management server, on grpcio's sync stack and a thread of ours.
+
+It carries bytes and knows nothing of their meaning. grpc.aio is not used: its poller does not survive a fork.
+"""
+
+import threading
+from collections.abc import Callable, Iterator
+from queue import SimpleQueue
+from typing import Final, Protocol
+
+import grpc
+
+from meshlib.errors import MeshError
+from meshlib.ports import WallClock
+from meshlib.runtime.credentials import authorization, open_channel
+from meshlib.xds.bootstrap import ServerConfig
+
+__all__ = ["AdsStream", "Stream", "StreamEvents"]
+
+METHOD: Final = "/envoy.service.discovery.v3.AggregatedDiscoveryService/StreamAggregatedResources"
+
+
+class StreamEvents(Protocol):
+    """Who hears of a stream. Called on the stream's threads; must not block."""
+
+    def sent(self) -> None:
+        """The transport has taken the message that was sent last."""
+        ...
+
+    def received(self, data: bytes, done: Callable[[], None]) -> None:
+        """A message came. The next one is read once `done` was called: a slow consumer slows the server down."""
+        ...
+
+    def ended(self, reason: str) -> None:
+        """The stream is over and will say nothing more. Not called after `close`."""
+        ...
+
+
+class Stream(Protocol):
+    """What the control thread needs of a stream; tests have their own."""
+
+    def send(self, data: bytes) -> None: ...
+
+    def close(self) -> None: ...
+
+
+class _Requests(Iterator[bytes]):
+    """What grpcio sends. It asks for the next message only when the transport has taken the one before (`sent`)."""
+
+    def __init__(self, sent: Callable[[], None]) -> None:
+        self._queue: SimpleQueue[bytes | None] = SimpleQueue()
+        self._sent = sent
+        self._has_sent = False
+
+    def put(self, data: bytes | None) -> None:
+        self._queue.put(data)
+
+    def __next__(self) -> bytes:
+        if self._has_sent:
+            self._sent()
+        data = self._queue.get()
+        if data is None:
+            raise StopIteration
+        self._has_sent = True
+        return data
+
+
+class AdsStream:
+    """A stream from its opening to its end. Credentials are read, and the server is dialled, on its own thread."""
+
+    def __init__(self, server: ServerConfig, events: StreamEvents, wall_clock: WallClock) -> None:
+        self._server = server
+        self._events = events
+        self._wall_clock = wall_clock
+        self._requests = _Requests(events.sent)
+        self._lock = threading.Lock()
+        self._channel: grpc.Channel | None = None  # guarded by the lock
+        self._is_closed = False  # guarded by the lock
+        self._may_read = threading.Event()
+        self._thread = threading.Thread(target=self._run, name="meshlib-ads", daemon=True)
+        self._thread.start()
+
+    def send(self, data: bytes) -> None:
+        """Queue a message."""
+        self._requests.put(data)
+
+    def close(self) -> None:
+        """Give the stream and its channel up. No event follows."""
+        with self._lock:
+            self._is_closed = True
+            channel, self._channel = self._channel, None
+        self._may_read.set()
+        self._requests.put(None)
+        if channel is not None:
+            channel.close()
+        # The thread holds nothing that needs it to end first, but a fork must not meet it alive inside grpcio.
+        self._thread.join(timeout=2.0)
+
+    def _run(self) -> None:
+        reason = self._read()
+        with self._lock:
+            was_closed, self._is_closed = self._is_closed, True
+            channel, self._channel = self._channel, None
+        self._requests.put(None)
+        if channel is not None:
+            channel.close()
+        if not was_closed:
+            self._events.ended(reason)
+
+    def _read(self) -> str:
+        """Deliver messages until the stream ends; return why it did."""
+        try:
+            channel = open_channel(self._server)
+            metadata = authorization(self._server, self._wall_clock)
+        except MeshError as error:
+            return str(error)
+        with self._lock:
+            if self._is_closed:
+                channel.close()
+                return ""
+            self._channel = channel
+        try:
+            open_stream: grpc.StreamStreamMultiCallable[bytes, bytes] = channel.stream_stream(METHOD)
+            for data in open_stream(self._requests, metadata=metadata):
+                self._may_read.clear()
+                with self._lock:
+                    if self._is_closed:
+                        return ""
+                self._events.received(data, self._may_read.set)
+                self._may_read.wait()
+        except grpc.RpcError as error:
+            code, details = getattr(error, "code", None), getattr(error, "details", None)
+            name = code().name if callable(code) and code() is not None else "UNKNOWN"
+            return f"{name}: {details() if callable(details) else error}"
+        except ValueError:
+            # grpcio's word for "this channel was closed meanwhile".
+            return "the channel was closed"
+        return "the server ended the stream"

@@ -1,0 +1,67 @@
+"""Certificate providers of the bootstrap (`file_watcher`, A29): files as secrets, read again from time to time."""
+
+from collections.abc import Mapping
+from pathlib import Path
+
+from cryptography import x509
+from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat, load_pem_private_key
+
+from meshlib.errors import ConfigError
+from meshlib.model.secret import Secret, TlsCertificate, TrustedCa
+from meshlib.xds.bootstrap import FileWatcherConfig
+from meshlib.xds.dependencies import provider_secret_names
+
+__all__ = ["read_provider"]
+
+
+def read_provider(instance: str, config: FileWatcherConfig, previous: Mapping[str, Secret]) -> Mapping[str, Secret]:
+    """Read the files of one provider instance.
+
+    Args:
+        instance: Names the secrets, see `provider_secret_names`.
+        config: Where the files are.
+        previous: Of the same instance; a secret whose files did not change stays the same object.
+
+    Raises:
+        ConfigError: A file cannot be read or used; whoever asks keeps what there was.
+    """
+    if config.spiffe_bundle_map_file:
+        raise ConfigError(f"certificate provider {instance!r}: spiffe_bundle_map_file is not supported")
+    certificate_name, roots_name = provider_secret_names(instance)
+    found: dict[str, Secret] = {}
+    if config.certificate_file:
+        chain = _read(instance, config.certificate_file)
+        pair = TlsCertificate(chain, _read(instance, config.private_key_file))
+        _check_pair(instance, config, pair)
+        found[certificate_name] = Secret(certificate_name, pair)
+    if config.ca_certificate_file:
+        roots = _read(instance, config.ca_certificate_file)
+        try:
+            x509.load_pem_x509_certificates(roots)
+        except ValueError as error:
+            raise ConfigError(
+                f"certificate provider {instance!r}: {config.ca_certificate_file} holds no PEM certificates: {error}"
+            ) from error
+        found[roots_name] = Secret(roots_name, TrustedCa(roots))
+    return {name: previous[name] if previous.get(name) == secret else secret for name, secret in found.items()}
+
+
+def _read(instance: str, path: str) -> bytes:
+    try:
+        return Path(path).read_bytes()
+    except OSError as error:
+        raise ConfigError(f"certificate provider {instance!r}: {path}: {error.strerror or error}") from error
+
+
+def _check_pair(instance: str, config: FileWatcherConfig, pair: TlsCertificate) -> None:
+    """Refuse a certificate and a key that do not belong together: one of the two files was caught half-way."""
+    place = f"certificate provider {instance!r}: {config.certificate_file}, {config.private_key_file}"
+    try:
+        leaf = x509.load_pem_x509_certificates(pair.chain_pem)[0]
+        key = load_pem_private_key(pair.key_pem, None)
+    except (ValueError, TypeError):
+        # The library's text may quote the input, and that is a key.
+        raise ConfigError(f"{place}: not a PEM certificate and an unencrypted PEM key") from None
+    form = (Encoding.DER, PublicFormat.SubjectPublicKeyInfo)
+    if leaf.public_key().public_bytes(*form) != key.public_key().public_bytes(*form):
+        raise ConfigError(f"{place}: the key is not the certificate's")

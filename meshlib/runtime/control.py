@@ -1,0 +1,427 @@
+"""The control thread: it owns the stream, the cache, timers and look-ups, and makes snapshots.
+
+One daemon thread per mesh. Others only post to it; what it shares with them are immutable values, replaced by one
+assignment each (`connection`, `waiting`, `snapshot`). No request waits for it, except the first use of a name.
+"""
+
+import logging
+import threading
+from collections.abc import Callable, Mapping
+from copy import copy
+from dataclasses import dataclass
+from functools import partial
+from types import MappingProxyType
+from typing import Final, Protocol, TypeVar
+
+from meshlib.errors import ConfigError
+from meshlib.events import CertificateRotated, Hook
+from meshlib.model.secret import Secret, TlsCertificate
+from meshlib.model.snapshot import Snapshot
+from meshlib.ports import Clock, Rng, WallClock
+from meshlib.runtime.ads import AdsStream, Stream, StreamEvents
+from meshlib.runtime.certificate_files import read_provider
+from meshlib.runtime.certificates import describe
+from meshlib.runtime.dns import DnsLookups, Lookup, look_up
+from meshlib.runtime.scheduler import Scheduler, Timer
+from meshlib.runtime.server_link import ConnectionStatus, OpenStream, ServerLink
+from meshlib.runtime.state_store import StateError, StateStore
+from meshlib.xds.bootstrap import Bootstrap, ServerConfig
+from meshlib.xds.cache import Entry, ResourceCache
+from meshlib.xds.dependencies import DnsAnswer, Facts, resolve
+from meshlib.xds.sotw import SotwMachine
+
+__all__ = ["ControlPlane", "Owner"]
+
+T = TypeVar("T")
+_LOG = logging.getLogger(__name__)
+
+SAVE_AFTER_S: Final = 1.0
+"""Changes come in bursts; the copy on disk is written once for each."""
+TICK_S: Final = 1.0
+RESUME_AFTER_S: Final = 0.5
+"""After a fork the parent waits this long before it opens the stream again: more forks may follow."""
+PARK_TIMEOUT_S: Final = 5.0
+
+
+class Owner(Protocol):
+    """Whom the control thread works for. Called on the control thread."""
+
+    def publish(self, snapshot: Snapshot) -> None:
+        """Take a new snapshot into use."""
+        ...
+
+    def tick(self, now: float) -> None:
+        """About a second has passed."""
+        ...
+
+    def changed(self) -> None:
+        """Something that somebody may be waiting for may have changed."""
+        ...
+
+
+@dataclass(slots=True)
+class _Name:
+    """A host name that is kept resolved."""
+
+    refresh_s: float
+    timer: Timer | None = None
+
+
+class ControlPlane:
+    """Runs the machines. `start` and `close` may be called by any thread, and again."""
+
+    def __init__(
+        self,
+        bootstrap: Bootstrap,
+        owner: Owner,
+        *,
+        clock: Clock,
+        wall_clock: WallClock,
+        rng: Rng,
+        emit: Hook,
+        store: StateStore | None = None,
+        open_stream: OpenStream | None = None,
+        lookup: Lookup = look_up,
+    ) -> None:
+        """Make a control plane that is not running. No I/O.
+
+        Raises:
+            ConfigError: The bootstrap asks for what is not supported.
+        """
+        server = _only_server(bootstrap)
+        # Fixed at creation.
+        self._bootstrap = bootstrap
+        self._server = server
+        self._owner = owner
+        self._clock = clock
+        self._wall_clock = wall_clock
+        self._rng = rng
+        self._emit = emit
+        self._store = store
+        self._open_stream: OpenStream = open_stream or self._open_ads
+        self._lookup = lookup
+        # Guarded by the lock.
+        self._lock = threading.Lock()
+        self._thread: threading.Thread | None = None
+        self._targets: frozenset[str] = frozenset()
+        self._inbound: frozenset[str] = frozenset()
+        # Replaced by the control thread, read by all.
+        self.snapshot = Snapshot()
+        self.waiting: Mapping[str, tuple[str, ...]] = MappingProxyType({})
+        self.problems: Mapping[str, str] = MappingProxyType({})
+        # Of the control thread alone.
+        self._cache = ResourceCache()
+        self._has_loaded = False
+        self._answers: dict[str, DnsAnswer] = {}
+        self._provider_secrets: dict[str, Secret] = {}
+        self._reset_thread_state(SotwMachine(self._cache, features=server.features))
+
+    def _reset_thread_state(self, machine: SotwMachine) -> None:
+        """Make what a running thread needs; nothing of it outlives a fork."""
+        self._scheduler = Scheduler(self._clock)
+        self._link = ServerLink(
+            self._server,
+            self._bootstrap.node,
+            machine,
+            scheduler=self._scheduler,
+            clock=self._clock,
+            rng=self._rng,
+            emit=self._emit,
+            changed=self._on_change,
+            open_stream=self._open_stream,
+        )
+        self._lookups = DnsLookups(self._lookup, self._scheduler.post)
+        self._names: dict[str, _Name] = {}
+        self._is_stopping = False
+        self._is_dirty = True
+        self._done: list[Callable[[], None]] = []
+        self._save_timer: Timer | None = None
+        self._unpark = threading.Event()
+        self._has_parked = False
+
+    # For any thread.
+
+    @property
+    def connection(self) -> ConnectionStatus:
+        return self._link.status
+
+    @property
+    def server_uri(self) -> str:
+        return self._server.uri
+
+    @property
+    def is_running(self) -> bool:
+        thread = self._thread
+        return thread is not None and thread.is_alive()
+
+    def start(self) -> None:
+        """Start the thread unless it runs."""
+        with self._lock:
+            if self._thread is not None:
+                return
+            self._is_stopping = False
+            self._thread = threading.Thread(target=self._run, name="meshlib-control", daemon=True)
+            self._scheduler.post(self._begin)
+            self._thread.start()
+
+    def close(self, timeout_s: float = 5.0) -> None:
+        """Stop the thread: the stream ends, the copy on disk is up to date. It may be started again."""
+        with self._lock:
+            thread, self._thread = self._thread, None
+        if thread is None:
+            return
+        self._scheduler.post(self._stop)
+        self._unpark.set()
+        if thread is not threading.current_thread():
+            thread.join(timeout_s)
+
+    def watch(self, *, targets: frozenset[str] = frozenset(), inbound: frozenset[str] = frozenset()) -> None:
+        """Subscribe to listeners, for good. Costs nothing for names that are subscribed to already."""
+        if targets <= self._targets and inbound <= self._inbound:
+            return
+        with self._lock:
+            self._targets |= targets
+            self._inbound |= inbound
+        self._scheduler.post(partial(self._on_change, None))
+
+    @property
+    def targets(self) -> frozenset[str]:
+        """Names of all client listeners subscribed to."""
+        return self._targets
+
+    def entries(self, timeout_s: float = 2.0) -> tuple[Entry, ...]:
+        """Return copies of all cache entries; an empty tuple when the control thread does not get to it in time."""
+        return self._ask(lambda: tuple(copy(entry) for entry in self._cache), timeout_s) or ()
+
+    def _ask(self, look: Callable[[], T], timeout_s: float) -> T | None:
+        if not self.is_running or threading.current_thread() is self._thread:
+            return look()
+        answer: list[T] = []
+        answered = threading.Event()
+
+        def run() -> None:
+            answer.append(look())
+            answered.set()
+
+        self._scheduler.post(run)
+        answered.wait(timeout_s)
+        return answer[0] if answer else None
+
+    # Fork.
+
+    def before_fork(self) -> None:
+        """Take the stream down and have the thread stand still, so that a fork meets no lock held and no live gRPC."""
+        thread = self._thread
+        if thread is None or thread is threading.current_thread():
+            return
+        parked = threading.Event()
+        self._unpark.clear()
+        self._scheduler.post(partial(self._park, parked))
+        if not parked.wait(PARK_TIMEOUT_S):
+            _LOG.warning("the control thread did not stand still before a fork; the child starts without its cache")
+
+    def after_fork_in_parent(self) -> None:
+        """Go on; the stream opens again after a moment."""
+        self._unpark.set()
+
+    def after_fork_in_child(self) -> None:
+        """Forget the thread, which is not here; `start` makes a new one. The snapshot stays in use."""
+        self._lock = threading.Lock()
+        self._thread = None
+        if self._has_parked:
+            machine = self._link.machine
+        else:
+            self._cache = ResourceCache()
+            machine = SotwMachine(self._cache, features=self._server.features)
+        self._reset_thread_state(machine)
+
+    def _park(self, parked: threading.Event) -> None:
+        self._link.disconnect()
+        self._has_parked = True
+        parked.set()
+        self._unpark.wait()
+        self._has_parked = False
+        if not self._is_stopping:
+            self._link.connect(RESUME_AFTER_S)
+
+    # The control thread.
+
+    def _run(self) -> None:
+        scheduler = self._scheduler
+        while not self._is_stopping:
+            scheduler.run()
+            if self._is_dirty and not self._is_stopping:
+                try:
+                    self._settle()
+                except Exception:
+                    _LOG.exception("the configuration could not be worked out; the last one stays in use")
+            done, self._done = self._done, []
+            for release in done:
+                release()
+
+    def _begin(self) -> None:
+        if not self._has_loaded:
+            self._has_loaded = True
+            self._load()
+        self._read_providers()
+        self._scheduler.later(TICK_S, self._tick)
+        self._is_dirty = True
+        self._link.connect()
+
+    def _stop(self) -> None:
+        self._is_stopping = True
+        self._link.disconnect()
+        self._save()
+        machine = self._link.machine
+        done, self._done = self._done, []
+        for release in done:
+            release()
+        self._reset_thread_state(machine)
+        self._is_stopping = True
+        self._owner.changed()
+
+    def _open_ads(self, server: ServerConfig, events: StreamEvents) -> Stream:
+        return AdsStream(server, events, self._wall_clock)
+
+    def _on_change(self, done: Callable[[], None] | None) -> None:
+        self._is_dirty = True
+        if done is not None:
+            self._done.append(done)
+
+    def _tick(self) -> None:
+        self._scheduler.later(TICK_S, self._tick)
+        self._owner.tick(self._clock())
+
+    def _settle(self) -> None:
+        """Follow everything anew until nothing more is found, then publish."""
+        self._is_dirty = False
+        facts = Facts(
+            self._cache,
+            self._targets,
+            self._inbound,
+            self._answers,
+            self._provider_secrets,
+            self._bootstrap.node.id,
+        )
+        while True:
+            resolution = resolve(facts, self.snapshot)
+            self._link.want(resolution.wanted)
+            # Each round of copies from disk leads to further names; without any this runs once.
+            if not (self._link.may_use_spares and self._link.machine.adopt_spares(self._clock())):
+                break
+        self.waiting = resolution.waiting
+        self._keep_resolved(resolution.dns_names)
+        previous, self.snapshot = self.snapshot, resolution.snapshot
+        if resolution.snapshot is not previous:
+            self._owner.publish(resolution.snapshot)
+            self._report_certificates(previous, resolution.snapshot)
+            self._save_soon()
+        self._owner.changed()
+
+    def _report_certificates(self, previous: Snapshot, snapshot: Snapshot) -> None:
+        for name, secret in snapshot.secrets.items():
+            before = previous.secrets.get(name)
+            if before is None or before is secret or not isinstance(secret.value, TlsCertificate):
+                continue
+            facts = describe(secret.value.chain_pem)
+            if facts is not None and before.value != secret.value:
+                self._emit(CertificateRotated(name, facts.spiffe_id, facts.expires_at))
+
+    # Host names.
+
+    def _keep_resolved(self, wanted: Mapping[str, float]) -> None:
+        for host in self._names.keys() - wanted.keys():
+            timer = self._names.pop(host).timer
+            if timer is not None:
+                timer.cancel()
+            self._answers.pop(host, None)
+        for host, refresh_s in wanted.items():
+            if host in self._names:
+                self._names[host].refresh_s = refresh_s
+            else:
+                self._names[host] = _Name(refresh_s)
+                self._lookups.start(host, partial(self._on_resolved, host))
+
+    def _on_resolved(self, host: str, addresses: tuple[str, ...], error: str) -> None:
+        name = self._names.get(host)
+        if name is None:
+            return
+        before = self._answers.get(host)
+        if error and before is not None:
+            addresses = before.addresses
+        answer = DnsAnswer(addresses, error)
+        if answer != before:
+            self._answers[host] = answer
+            self._is_dirty = True
+        name.timer = self._scheduler.later(
+            name.refresh_s, partial(self._lookups.start, host, partial(self._on_resolved, host))
+        )
+
+    # Files.
+
+    def _read_providers(self) -> None:
+        for instance in self._bootstrap.certificate_providers:
+            self._read_provider(instance)
+
+    def _read_provider(self, instance: str) -> None:
+        config = self._bootstrap.certificate_providers[instance]
+        self._scheduler.later(config.refresh_interval_s, partial(self._read_provider, instance))
+        place = f"certificate provider {instance}"
+        try:
+            found = read_provider(instance, config, self._provider_secrets)
+        except ConfigError as error:
+            self._problem(place, str(error))
+            return
+        self._problem(place, "")
+        if any(self._provider_secrets.get(name) is not secret for name, secret in found.items()):
+            self._provider_secrets.update(found)
+            self._is_dirty = True
+
+    def _load(self) -> None:
+        if self._store is None:
+            return
+        try:
+            self._cache.add_spares(self._store.load(self._wall_clock()))
+        except StateError as error:
+            self._problem("state", str(error))
+
+    def _save_soon(self) -> None:
+        if self._store is not None and self._save_timer is None:
+            self._save_timer = self._scheduler.later(SAVE_AFTER_S, self._save)
+
+    def _save(self) -> None:
+        """Write the copy if something changed since it was written."""
+        timer, self._save_timer = self._save_timer, None
+        if timer is None or self._store is None:
+            return
+        timer.cancel()
+        spares = self._cache.dump(self._wall_clock())
+        if not any(entry.value is not None and not entry.is_spare for entry in self._cache):
+            return
+        try:
+            self._store.save(spares)
+        except StateError as error:
+            self._problem("state", str(error))
+        else:
+            self._problem("state", "")
+
+    def _problem(self, place: str, text: str) -> None:
+        """Note what does not work though the mesh does; told once per change."""
+        if self.problems.get(place, "") == text:
+            return
+        if text:
+            _LOG.warning("%s", text)
+        problems = {**self.problems, place: text}
+        self.problems = MappingProxyType({name: value for name, value in problems.items() if value})
+
+
+def _only_server(bootstrap: Bootstrap) -> ServerConfig:
+    """Return the server to use, and refuse what would need another one."""
+    if len(bootstrap.servers) != 1:
+        raise ConfigError(
+            f"the bootstrap lists {len(bootstrap.servers)} xds_servers; fallback between servers is not supported, list one"
+        )
+    for name, authority in bootstrap.authorities.items():
+        if authority.servers != bootstrap.servers:
+            raise ConfigError(f"authority {name!r} of the bootstrap has xds_servers of its own, which is not supported")
+    return bootstrap.servers[0]

@@ -1,0 +1,128 @@
+"""Channels to management servers: their credentials, read from files anew for every stream."""
+
+import base64
+import binascii
+import json
+from ipaddress import ip_address
+from pathlib import Path
+from typing import Any, Final
+
+import grpc
+
+from meshlib.errors import ConfigError
+from meshlib.ports import WallClock
+from meshlib.xds.bootstrap import GoogleDefaultCreds, InsecureCreds, ServerConfig, TlsCreds
+
+__all__ = ["authorization", "is_local", "open_channel", "read_token"]
+
+KEEPALIVE_S: Final = 300
+"""C-core's and grpc-go's for management servers."""
+KEEPALIVE_TIMEOUT_S: Final = 20
+
+_OPTIONS: Final = (
+    ("grpc.max_receive_message_length", -1),  # a full CDS answer of a large mesh has tens of megabytes
+    ("grpc.keepalive_time_ms", KEEPALIVE_S * 1000),
+    ("grpc.keepalive_timeout_ms", KEEPALIVE_TIMEOUT_S * 1000),
+    # The waits between attempts are ours: each attempt gets a connection of its own.
+    ("grpc.use_local_subchannel_pool", 1),
+    ("grpc.enable_retries", 0),
+)
+
+
+def is_local(uri: str) -> bool:
+    """Whether a gRPC target stays on this machine: a unix socket or a loopback address."""
+    if uri.startswith(("unix:", "unix-abstract:")):
+        return True
+    host = uri.rpartition("/")[2].rpartition(":")[0].strip("[]")
+    if host == "localhost":
+        return True
+    try:
+        return ip_address(host).is_loopback
+    except ValueError:
+        return False
+
+
+def open_channel(server: ServerConfig) -> grpc.Channel:
+    """Open a channel with the server's credentials.
+
+    Raises:
+        ConfigError: A file of the credentials cannot be read, or a library for them is missing.
+    """
+    options: tuple[tuple[str, int], ...] = _OPTIONS
+    if is_local(server.uri):
+        options = (*options, ("grpc.enable_http_proxy", 0))
+    match server.channel_creds:
+        case InsecureCreds():
+            if server.call_creds and not is_local(server.uri):
+                raise ConfigError(f"a bearer token may not go to {server.uri} in the clear; use channel_creds tls")
+            return grpc.insecure_channel(server.uri, options=options)
+        case TlsCreds() as tls:
+            return grpc.secure_channel(server.uri, _tls(tls), options=options)
+        case GoogleDefaultCreds():
+            return grpc.secure_channel(server.uri, _google(), options=options)
+
+
+def authorization(server: ServerConfig, wall_clock: WallClock) -> tuple[tuple[str, str], ...]:
+    """Return the metadata that proves who we are.
+
+    Raises:
+        ConfigError: The token cannot be read or has expired.
+    """
+    return tuple(
+        ("authorization", f"Bearer {read_token(credentials.path, wall_clock())}") for credentials in server.call_creds
+    )
+
+
+def read_token(path: str, wall: float) -> str:
+    """Return the bearer token in a file.
+
+    Args:
+        path: The file is rewritten by whoever issues tokens, so it is read each time.
+        wall: Seconds since the epoch.
+
+    Raises:
+        ConfigError: The file cannot be read, holds no token, or one that has expired. Never with the token in the text.
+    """
+    token = _read(path, "token").decode("ascii", "replace").strip()
+    parts = token.split(".")
+    if len(parts) != 3 or not token.isprintable() or any(character.isspace() for character in token):
+        raise ConfigError(f"token file {path} does not hold a JWT")
+    try:
+        claims: Any = json.loads(base64.urlsafe_b64decode(parts[1] + "=" * (-len(parts[1]) % 4)))
+    except (ValueError, binascii.Error):
+        raise ConfigError(f"token file {path} does not hold a JWT") from None
+    expires = claims.get("exp") if isinstance(claims, dict) else None
+    if isinstance(expires, int | float) and expires <= wall:
+        raise ConfigError(f"the token in {path} expired {int(wall - expires)} s ago; write a new one there")
+    return token
+
+
+def _tls(config: TlsCreds) -> grpc.ChannelCredentials:
+    roots = _read(config.ca_certificate_file, "ca_certificate_file") if config.ca_certificate_file else None
+    if not config.certificate_file:
+        return grpc.ssl_channel_credentials(roots)
+    return grpc.ssl_channel_credentials(
+        roots,
+        private_key=_read(config.private_key_file, "private_key_file"),
+        certificate_chain=_read(config.certificate_file, "certificate_file"),
+    )
+
+
+def _google() -> grpc.ChannelCredentials:
+    try:
+        import google.auth
+        import google.auth.transport.grpc
+        import google.auth.transport.requests
+    except ImportError:
+        raise ConfigError("channel_creds google_default needs the packages google-auth and requests") from None
+    request = google.auth.transport.requests.Request()
+    credentials, _ = google.auth.default(scopes=("https://www.googleapis.com/auth/cloud-platform",))
+    plugin = google.auth.transport.grpc.AuthMetadataPlugin(credentials, request)
+    return grpc.composite_channel_credentials(grpc.ssl_channel_credentials(), grpc.metadata_call_credentials(plugin))
+
+
+def _read(path: str, what: str) -> bytes:
+    try:
+        return Path(path).read_bytes()
+    except OSError as error:
+        raise ConfigError(f"{what} {path} cannot be read: {error.strerror or error}") from error

@@ -1,0 +1,88 @@
+"""What a thread of ours does next: actions posted by others, and timers, in order, one at a time."""
+
+import heapq
+import logging
+from collections.abc import Callable
+from queue import Empty, SimpleQueue
+from typing import Final
+
+from meshlib.ports import Clock
+
+__all__ = ["Scheduler", "Timer"]
+
+Action = Callable[[], None]
+_LOG = logging.getLogger(__name__)
+LONGEST_WAIT_S: Final = 60.0
+"""A thread that has nothing to do still looks at the clock now and then: clocks of machines that slept jump."""
+
+
+class Timer:
+    """One action in the future."""
+
+    __slots__ = ("_action", "when")
+
+    def __init__(self, when: float, action: Action) -> None:
+        self.when = when
+        self._action: Action | None = action
+
+    def cancel(self) -> None:
+        """It will not run. Safe to call at any time."""
+        self._action = None
+
+    def take(self) -> Action | None:
+        action, self._action = self._action, None
+        return action
+
+
+class Scheduler:
+    """`post` may be called by any thread; everything else belongs to the thread that runs it."""
+
+    def __init__(self, clock: Clock) -> None:
+        self._clock = clock
+        self._posted: SimpleQueue[Action] = SimpleQueue()
+        self._timers: list[tuple[float, int, Timer]] = []
+        self._count = 0
+
+    def post(self, action: Action) -> None:
+        """Have an action run soon, after those posted before it."""
+        self._posted.put(action)
+
+    def later(self, delay_s: float, action: Action) -> Timer:
+        """Have an action run in `delay_s` seconds."""
+        timer = Timer(self._clock() + delay_s, action)
+        self._count += 1
+        heapq.heappush(self._timers, (timer.when, self._count, timer))
+        return timer
+
+    def run(self, *, block: bool = True) -> int:
+        """Run what is there to run; with `block`, wait for the first. Returns how many actions ran."""
+        done = 0
+        try:
+            if block:
+                self._guarded(self._posted.get(timeout=self._wait_s()))
+                done += 1
+            while True:
+                self._guarded(self._posted.get_nowait())
+                done += 1
+        except Empty:
+            pass
+        now = self._clock()
+        while self._timers and self._timers[0][0] <= now:
+            action = heapq.heappop(self._timers)[2].take()
+            if action is not None:
+                self._guarded(action)
+                done += 1
+        return done
+
+    def _wait_s(self) -> float:
+        if not self._timers:
+            return LONGEST_WAIT_S
+        return min(max(0.0, self._timers[0][0] - self._clock()), LONGEST_WAIT_S)
+
+    @staticmethod
+    def _guarded(action: Action) -> None:
+        try:
+            action()
+        except Exception:
+            # One action that fails must not end the thread that everything else depends on.
+            _LOG.exception("error in the control thread; it goes on")

@@ -1,0 +1,254 @@
+"""The connection to one management server: its stream, its machine, and when to try again.
+
+Everything runs on the control thread; the stream's own threads only post to it.
+"""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from functools import partial
+from typing import Final
+
+from meshlib.events import ControlPlaneConnected, ControlPlaneLost, Hook
+from meshlib.ports import Clock, Rng
+from meshlib.runtime.ads import Stream, StreamEvents
+from meshlib.runtime.scheduler import Scheduler, Timer
+from meshlib.xds.backoff import ReconnectBackoff
+from meshlib.xds.bootstrap import NodeConfig, ServerConfig
+from meshlib.xds.cache import Key
+from meshlib.xds.sotw import CancelTimer, Command, Report, SotwMachine, StartTimer
+from meshlib.xds.wire import SendRequest, decode_response, encode_request
+
+__all__ = ["ConnectionStatus", "OpenStream", "ServerLink"]
+
+OpenStream = Callable[[ServerConfig, StreamEvents], Stream]
+SPARES_AFTER_S: Final = 2.0
+"""How long a server that neither refuses nor answers may keep us from the copy on disk."""
+
+
+@dataclass(frozen=True, slots=True)
+class ConnectionStatus:
+    """How the connection to a management server is.
+
+    Attributes:
+        state: `idle`, `connecting`, `connected` (it has answered on this stream) or `lost` (waiting to try again).
+        reason: Why the last stream ended, or empty.
+        since: Monotonic seconds of the last change of `state`.
+        failures: Streams in a row that ended without an answer.
+    """
+
+    server_uri: str
+    state: str = "idle"
+    reason: str = ""
+    since: float = 0.0
+    failures: int = 0
+
+    @property
+    def is_up(self) -> bool:
+        """The server takes our requests."""
+        return self.state == "connected"
+
+    def describe(self, now: float) -> str:
+        """Return a sentence for people."""
+        age = f"{max(0.0, now - self.since):.1f} s"
+        match self.state:
+            case "connected":
+                return f"connected to management server {self.server_uri} for {age}"
+            case "idle":
+                return f"not connected to management server {self.server_uri}: not started"
+            case "connecting" if not self.reason:
+                return f"connecting to management server {self.server_uri} for {age}, no answer yet"
+            case _:
+                return (
+                    f"management server {self.server_uri} does not answer "
+                    f"({self.failures} failed attempts, the last one: {self.reason})"
+                )
+
+
+class _Events:
+    """One stream's voice; what comes from a stream that was given up is dropped."""
+
+    def __init__(self, link: "ServerLink", scheduler: Scheduler) -> None:
+        self._link = link
+        self._scheduler = scheduler
+
+    def sent(self) -> None:
+        self._scheduler.post(partial(self._link.on_sent, self))
+
+    def received(self, data: bytes, done: Callable[[], None]) -> None:
+        self._scheduler.post(partial(self._link.on_received, self, data, done))
+
+    def ended(self, reason: str) -> None:
+        self._scheduler.post(partial(self._link.on_ended, self, reason))
+
+
+class ServerLink:
+    """Keeps one aggregated stream up."""
+
+    def __init__(
+        self,
+        server: ServerConfig,
+        node: NodeConfig,
+        machine: SotwMachine,
+        *,
+        scheduler: Scheduler,
+        clock: Clock,
+        rng: Rng,
+        emit: Hook,
+        changed: Callable[[Callable[[], None] | None], None],
+        open_stream: OpenStream,
+    ) -> None:
+        """Make a link that is down.
+
+        Args:
+            server: Whom to talk to.
+            node: Who we are.
+            machine: Says what to send.
+            scheduler: Of the control thread.
+            clock: Monotonic seconds.
+            rng: For the jitter of waits.
+            emit: Takes events.
+            changed: Called when something may have changed; what it is given is to be called once that is dealt with.
+            open_stream: Opens a stream; returns at once.
+        """
+        self.machine = machine
+        self.status = ConnectionStatus(server.uri)
+        self._server = server
+        self._node = node
+        self._scheduler = scheduler
+        self._clock = clock
+        self._rng = rng
+        self._emit = emit
+        self._changed = changed
+        self._open_stream = open_stream
+        self._backoff = ReconnectBackoff()
+        self._stream: Stream | None = None
+        self._events: _Events | None = None
+        self._opened_at = 0.0
+        self._retry: Timer | None = None
+        self._silence: Timer | None = None
+        self._is_silent = False
+        self._timers: dict[Key, Timer] = {}
+
+    @property
+    def may_use_spares(self) -> bool:
+        """The server does not answer, so what is on disk is the best there is."""
+        return self.status.state != "connected" and (self.status.failures > 0 or self._is_silent)
+
+    def connect(self, delay_s: float = 0.0) -> None:
+        """Open the stream, now or later."""
+        if self._stream is not None:
+            return
+        if delay_s > 0.0:
+            self._cancel_retry()
+            self._retry = self._scheduler.later(delay_s, self.connect)
+            return
+        self._retry = None
+        now = self._opened_at = self._clock()
+        self._set_status("connecting", self.status.reason)
+        self._events = _Events(self, self._scheduler)
+        self._stream = self._open_stream(self._server, self._events)
+        if self._silence is None:
+            self._silence = self._scheduler.later(SPARES_AFTER_S, self._on_silence)
+        self._do(self.machine.opened(), now)
+
+    def disconnect(self) -> None:
+        """Take the stream down. What is known stays."""
+        self._cancel_retry()
+        self._end_stream()
+        self._set_status("idle", "")
+
+    def want(self, wanted: Mapping[str, frozenset[str]]) -> None:
+        """Subscribe to exactly these names."""
+        self._do(self.machine.want(wanted), self._clock())
+
+    # What the stream says.
+
+    def on_sent(self, events: _Events) -> None:
+        if events is self._events:
+            self._do(self.machine.sent(), self._clock())
+
+    def on_received(self, events: _Events, data: bytes, done: Callable[[], None]) -> None:
+        if events is not self._events:
+            done()
+            return
+        response = decode_response(data)
+        if response is None:
+            done()
+            return
+        now = self._clock()
+        is_first = self.status.state != "connected"
+        commands = self.machine.received(response, now)
+        if is_first:
+            self._is_silent = False
+            if self._silence is not None:
+                self._silence.cancel()
+                self._silence = None
+            self.status = ConnectionStatus(self._server.uri, "connected", "", now, 0)
+            self._emit(ControlPlaneConnected(self._server.uri))
+        self._do(commands, now)
+        self._changed(done)
+
+    def on_ended(self, events: _Events, reason: str) -> None:
+        if events is not self._events:
+            return
+        had_response = self.machine.has_response
+        now = self._clock()
+        self._end_stream()
+        failures = 0 if had_response else self.status.failures + 1
+        self.status = ConnectionStatus(self._server.uri, "lost", reason, now, failures)
+        if had_response:
+            delay_s = self._backoff.after_success(now - self._opened_at)
+        else:
+            delay_s = self._backoff.after_failure(self._rng)
+        if failures <= 1:
+            self._emit(ControlPlaneLost(self._server.uri, reason))
+        self._retry = self._scheduler.later(delay_s, self.connect)
+        self._changed(None)
+
+    # Parts of the above.
+
+    def _on_silence(self) -> None:
+        self._silence = None
+        self._is_silent = self.status.state != "connected"
+        self._changed(None)
+
+    def _on_timer(self, key: Key) -> None:
+        self._timers.pop(key, None)
+        now = self._clock()
+        self._do(self.machine.timer_fired(key, now), now)
+        self._changed(None)
+
+    def _end_stream(self) -> None:
+        stream, self._stream, self._events = self._stream, None, None
+        if stream is not None:
+            stream.close()
+            self._do(self.machine.closed(), self._clock())
+        for timer in self._timers.values():
+            timer.cancel()
+        self._timers.clear()
+        if self._silence is not None:
+            self._silence.cancel()
+            self._silence = None
+
+    def _cancel_retry(self) -> None:
+        if self._retry is not None:
+            self._retry.cancel()
+            self._retry = None
+
+    def _set_status(self, state: str, reason: str) -> None:
+        self.status = ConnectionStatus(self._server.uri, state, reason, self._clock(), self.status.failures)
+
+    def _do(self, commands: tuple[Command, ...], now: float) -> None:
+        for command in commands:
+            match command:
+                case SendRequest():
+                    if self._stream is not None:
+                        self._stream.send(encode_request(command, self._node))
+                case StartTimer(key=key, delay_s=delay_s):
+                    self._timers[key] = self._scheduler.later(delay_s, partial(self._on_timer, key))
+                case CancelTimer(key=key):
+                    timer = self._timers.pop(key, None)
+                    if timer is not None:
+                        timer.cancel()
+                case Report(event=event):
+                    self._emit(event)

@@ -1,0 +1,139 @@
+"""The last good configuration on disk, so that a new process works while no management server can be reached.
+
+One file per node and server, of mode 0600 in a directory of mode 0700: it holds private keys. It is written to a new
+file that takes the old one's place, carries a checksum, and is of limited size and age. A file that cannot be used is
+set aside under another name and reported, never half used.
+
+Layout: a line `meshlib-state 1 <SHA-256 of the rest, hex>`, then zlib-compressed JSON.
+"""
+
+import base64
+import hashlib
+import json
+import os
+import tempfile
+import zlib
+from collections.abc import Sequence
+from contextlib import suppress
+from pathlib import Path
+from typing import Any, Final
+
+from meshlib.xds.bootstrap import NodeConfig, ServerConfig
+from meshlib.xds.cache import Spare
+
+__all__ = ["MAX_AGE_S", "MAX_BYTES", "StateError", "StateStore", "default_directory"]
+
+MAGIC: Final = b"meshlib-state 1 "
+MAX_BYTES: Final = 256 * 1024 * 1024
+"""Of the JSON: 10,000 clusters with 10 endpoints each need about 30 MB."""
+MAX_AGE_S: Final = 7 * 24 * 3600.0
+"""A week without any management server; endpoints are long gone by then."""
+
+
+class StateError(Exception):
+    """The copy could not be read or written; the text says why. The mesh works without it."""
+
+
+def default_directory() -> Path:
+    """Return the user's cache directory for meshlib."""
+    base = os.environ.get("XDG_CACHE_HOME", "")
+    return (Path(base) if os.path.isabs(base) else Path.home() / ".cache") / "meshlib"
+
+
+class StateStore:
+    """The copy of one node and server. Used by one thread at a time; several processes may share a directory."""
+
+    def __init__(self, directory: Path, node: NodeConfig, server: ServerConfig) -> None:
+        key = "\0".join((node.id, node.cluster, server.uri)).encode()
+        self._directory = directory
+        self.path = directory / f"{hashlib.sha256(key).hexdigest()[:32]}.state"
+
+    def load(self, wall: float) -> tuple[Spare, ...]:
+        """Read the copy; nothing when there is none.
+
+        Args:
+            wall: Seconds since the epoch; older resources than a week are left out.
+
+        Raises:
+            StateError: It is corrupt (it has been set aside) or cannot be read.
+        """
+        try:
+            with self.path.open("rb") as file:
+                status = os.fstat(file.fileno())
+                if status.st_uid != os.getuid() or status.st_mode & 0o077:
+                    raise StateError(
+                        f"{self.path} is not ours alone (owner {status.st_uid}, mode {status.st_mode & 0o777:o})"
+                    )
+                data = file.read(MAX_BYTES)
+        except FileNotFoundError:
+            return ()
+        except OSError as error:
+            raise StateError(f"{self.path} cannot be read: {error.strerror or error}") from error
+        try:
+            spares = _decode(data)
+        except (ValueError, KeyError, TypeError, zlib.error) as error:
+            aside = self.path.with_suffix(".corrupt")
+            with suppress(OSError):
+                self.path.replace(aside)
+            raise StateError(f"{self.path} is corrupt ({error}); it was set aside as {aside.name}") from None
+        return tuple(spare for spare in spares if wall - MAX_AGE_S <= spare.saved_at <= wall + MAX_AGE_S)
+
+    def save(self, spares: Sequence[Spare]) -> None:
+        """Replace the copy.
+
+        Raises:
+            StateError: It cannot be written, is too large, or the directory is open to others.
+        """
+        data = _encode(spares)
+        try:
+            self._directory.mkdir(mode=0o700, parents=True, exist_ok=True)
+            status = self._directory.stat()
+            if status.st_uid != os.getuid() or status.st_mode & 0o022:
+                raise StateError(f"{self._directory} may be written by others (mode {status.st_mode & 0o777:o})")
+            descriptor, name = tempfile.mkstemp(dir=self._directory, prefix=self.path.stem, suffix=".new")
+            try:
+                with os.fdopen(descriptor, "wb") as file:
+                    file.write(data)
+                    file.flush()
+                    os.fsync(file.fileno())
+                os.replace(name, self.path)
+            except BaseException:
+                with suppress(OSError):
+                    os.unlink(name)
+                raise
+        except OSError as error:
+            raise StateError(f"{self.path} cannot be written: {error.strerror or error}") from error
+
+
+def _encode(spares: Sequence[Spare]) -> bytes:
+    text = json.dumps(
+        {
+            "resources": [
+                [spare.type_url, spare.name, spare.version, spare.saved_at, base64.b64encode(spare.body).decode()]
+                for spare in sorted(spares, key=lambda spare: (spare.type_url, spare.name))
+            ]
+        }
+    ).encode()
+    if len(text) > MAX_BYTES:
+        raise StateError(
+            f"the configuration is too large to keep on disk ({len(text)} bytes, the limit is {MAX_BYTES})"
+        )
+    body = zlib.compress(text, 1)
+    return MAGIC + hashlib.sha256(body).hexdigest().encode() + b"\n" + body
+
+
+def _decode(data: bytes) -> list[Spare]:
+    head, _, body = data.partition(b"\n")
+    if not head.startswith(MAGIC):
+        raise ValueError("not a state file of this version")
+    if hashlib.sha256(body).hexdigest().encode() != head[len(MAGIC) :]:
+        raise ValueError("the checksum does not match")
+    inflate = zlib.decompressobj()
+    text = inflate.decompress(body, MAX_BYTES)
+    if inflate.unconsumed_tail:
+        raise ValueError("too large")
+    document: Any = json.loads(text)
+    return [
+        Spare(str(type_url), str(name), str(version), base64.b64decode(body64), float(saved_at))
+        for type_url, name, version, saved_at, body64 in document["resources"]
+    ]

@@ -1,0 +1,152 @@
+"""What is known of each resource subscribed to: its value in use, its state as CSDS names it, and why.
+
+Also holds the copies from disk of an earlier process ("spare" ones). They stand in for resources that no server has
+answered yet, while none can be reached; the server's word, whatever it says, takes their place for good.
+"""
+
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from enum import Enum
+
+from meshlib.model.cluster import Cluster
+from meshlib.model.endpoint import ClusterLoadAssignment
+from meshlib.model.listener import Listener
+from meshlib.model.route import RouteConfiguration
+from meshlib.model.secret import Secret
+
+__all__ = ["Entry", "Key", "ResourceCache", "ResourceState", "ResourceValue", "Spare"]
+
+ResourceValue = Listener | RouteConfiguration | Cluster | ClusterLoadAssignment | Secret
+Key = tuple[str, str]
+"""(type URL, resource name)."""
+
+
+class ResourceState(Enum):
+    """`ClientResourceStatus` of CSDS (A40, A88)."""
+
+    REQUESTED = 1
+    DOES_NOT_EXIST = 2
+    ACKED = 3
+    NACKED = 4
+    RECEIVED_ERROR = 5
+    TIMEOUT = 6
+
+
+@dataclass(slots=True)
+class Entry:
+    """One resource subscribed to. Changed by the stream's machine only.
+
+    Attributes:
+        value: In use, or None. May be there in any state: an error can be ambient.
+        body: The bytes that `value` was decoded from.
+        version: Of the response that brought `value`.
+        error: Why the state is what it is; for people, without secrets.
+        failed_version: Of the last response that was refused or named an error.
+        is_absent: The server says that it does not exist.
+        is_spare: `value` comes from disk; no server has answered for it.
+        unused: Fields of the resource that we do not use.
+        updated_at: Monotonic seconds of the last change of `value`; 0.0: never.
+        failed_at: Monotonic seconds of the last error; 0.0: never.
+    """
+
+    type_url: str
+    name: str
+    value: ResourceValue | None = None
+    body: bytes = b""
+    version: str = ""
+    state: ResourceState = ResourceState.REQUESTED
+    error: str = ""
+    failed_version: str = ""
+    is_absent: bool = False
+    is_spare: bool = False
+    unused: tuple[str, ...] = ()
+    updated_at: float = 0.0
+    failed_at: float = 0.0
+
+    @property
+    def is_answered(self) -> bool:
+        """Something is known: a value, or the reason why there is none."""
+        return self.value is not None or self.state is not ResourceState.REQUESTED
+
+
+@dataclass(frozen=True, slots=True)
+class Spare:
+    """One resource as kept on disk.
+
+    Attributes:
+        saved_at: Seconds since the epoch at which it was known to be in use.
+    """
+
+    type_url: str
+    name: str
+    version: str
+    body: bytes
+    saved_at: float
+
+
+class ResourceCache:
+    """Entries by (type URL, name)."""
+
+    def __init__(self) -> None:
+        self._entries: dict[Key, Entry] = {}
+        self._spares: dict[Key, Spare] = {}
+
+    def get(self, type_url: str, name: str) -> Entry | None:
+        return self._entries.get((type_url, name))
+
+    def value(self, type_url: str, name: str) -> ResourceValue | None:
+        entry = self._entries.get((type_url, name))
+        return entry.value if entry is not None else None
+
+    def add(self, type_url: str, name: str) -> Entry:
+        """Return the entry of a resource, making one in state REQUESTED if need be."""
+        key = (type_url, name)
+        entry = self._entries.get(key)
+        if entry is None:
+            entry = self._entries[key] = Entry(type_url, name)
+        return entry
+
+    def retain(self, type_url: str, names: Iterable[str]) -> None:
+        """Forget the resources of a type other than these."""
+        keep = set(names)
+        for key in [key for key in self._entries if key[0] == type_url and key[1] not in keep]:
+            del self._entries[key]
+
+    def names(self, type_url: str) -> tuple[str, ...]:
+        return tuple(name for kind, name in self._entries if kind == type_url)
+
+    def __iter__(self) -> Iterator[Entry]:
+        return iter(self._entries.values())
+
+    def __len__(self) -> int:
+        return len(self._entries)
+
+    # The copies from disk.
+
+    def add_spares(self, spares: Iterable[Spare]) -> None:
+        """Take over what an earlier process left."""
+        self._spares.update({(spare.type_url, spare.name): spare for spare in spares})
+
+    def spare(self, type_url: str, name: str) -> Spare | None:
+        return self._spares.get((type_url, name))
+
+    def drop_spare(self, type_url: str, name: str) -> None:
+        """The server has answered for this resource, or its copy is of no use."""
+        self._spares.pop((type_url, name), None)
+
+    @property
+    def spares(self) -> Mapping[Key, Spare]:
+        return self._spares
+
+    def dump(self, wall: float) -> tuple[Spare, ...]:
+        """Return what to keep on disk: all values that a server gave, and the copies that none has answered for yet.
+
+        Args:
+            wall: Seconds since the epoch.
+        """
+        result = {
+            key: Spare(entry.type_url, entry.name, entry.version, entry.body, wall)
+            for key, entry in self._entries.items()
+            if entry.value is not None and not entry.is_spare
+        }
+        return (*result.values(), *(spare for key, spare in self._spares.items() if key not in result))

@@ -1,0 +1,141 @@
+"""The messages of the aggregated stream as plain values, and to and from bytes."""
+
+from dataclasses import dataclass
+from typing import Any, Final
+
+from google.protobuf.message import DecodeError
+
+from meshlib.protos import message_class
+from meshlib.xds.bootstrap import NodeConfig
+from meshlib.xds.resources import RESOURCE_WRAPPER
+
+__all__ = [
+    "AnyBytes",
+    "DiscoveryResponse",
+    "ResourceError",
+    "SendRequest",
+    "decode_response",
+    "encode_request",
+    "peek_name",
+]
+
+INVALID_ARGUMENT: Final = 3
+"""`google.rpc.Code` of a NACK."""
+
+
+@dataclass(frozen=True, slots=True)
+class AnyBytes:
+    """One entry of a response.
+
+    Attributes:
+        type_url: Of the resource itself, out of its `Resource` wrapper if it had one.
+        body: The resource's bytes; None: a wrapper without a resource (a heartbeat, which we do not ask for).
+        name: From the wrapper, or empty.
+    """
+
+    type_url: str
+    body: bytes | None
+    name: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class ResourceError:
+    """One entry of `resource_errors` (A88). `code` is a gRPC status code."""
+
+    name: str
+    code: int
+    message: str
+
+
+@dataclass(frozen=True, slots=True)
+class DiscoveryResponse:
+    type_url: str
+    version: str
+    nonce: str
+    resources: tuple[AnyBytes, ...] = ()
+    errors: tuple[ResourceError, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class SendRequest:
+    """Command: put this request on the stream, and say `sent` once the transport has taken it.
+
+    Attributes:
+        names: The complete list wanted now, sorted.
+        error: Makes it a NACK; empty: an ACK or a change of the subscription.
+        with_node: It is the first of its stream.
+    """
+
+    type_url: str
+    names: tuple[str, ...]
+    version: str
+    nonce: str
+    error: str = ""
+    with_node: bool = False
+
+
+def encode_request(request: SendRequest, node: NodeConfig) -> bytes:
+    """Return a request as the bytes of a `DiscoveryRequest`."""
+    message = message_class("envoy.service.discovery.v3.DiscoveryRequest")(
+        type_url=request.type_url,
+        resource_names=request.names,
+        version_info=request.version,
+        response_nonce=request.nonce,
+    )
+    if request.with_node:
+        message.node.CopyFrom(node.to_proto())
+    if request.error:
+        message.error_detail.code = INVALID_ARGUMENT
+        message.error_detail.message = request.error
+    data: bytes = message.SerializeToString()
+    return data
+
+
+def decode_response(data: bytes) -> DiscoveryResponse | None:
+    """Read a `DiscoveryResponse`; None when the bytes are not one (such a response is ignored)."""
+    try:
+        message = message_class("envoy.service.discovery.v3.DiscoveryResponse").FromString(data)
+    except DecodeError:
+        return None
+    return DiscoveryResponse(
+        type_url=message.type_url,
+        version=message.version_info,
+        nonce=message.nonce,
+        resources=tuple(_unwrap(entry) for entry in message.resources),
+        errors=tuple(
+            ResourceError(error.resource_name.name, error.error_detail.code, error.error_detail.message)
+            for error in message.resource_errors
+        ),
+    )
+
+
+def _unwrap(entry: Any) -> AnyBytes:
+    if entry.type_url != RESOURCE_WRAPPER:
+        return AnyBytes(entry.type_url, entry.value)
+    try:
+        wrapper = message_class("envoy.service.discovery.v3.Resource").FromString(entry.value)
+    except DecodeError:
+        return AnyBytes(RESOURCE_WRAPPER, None)
+    name = wrapper.name or wrapper.resource_name.name
+    if not wrapper.HasField("resource"):
+        return AnyBytes("", None, name)
+    return AnyBytes(wrapper.resource.type_url, wrapper.resource.value, name)
+
+
+def peek_name(body: bytes) -> str:
+    """Return the string of field 1 at the start of a message, where all our resource types hold their name.
+
+    A guess that saves decoding resources that did not change; empty when the bytes do not begin so. It is only ever
+    used to look up bytes to compare with, so a wrong guess costs time and nothing else.
+    """
+    if len(body) < 2 or body[0] != 0x0A:
+        return ""
+    length = shift = 0
+    for position in range(1, min(len(body), 6)):
+        byte = body[position]
+        length |= (byte & 0x7F) << shift
+        if byte < 0x80:
+            start = position + 1
+            return body[start : start + length].decode("utf-8", "replace")
+        shift += 7
+    return ""
