@@ -128,7 +128,7 @@ def check_references(configs: Mapping[str, Sequence[Config]], instances: Sequenc
     rules: dict[str, set[str]] = {}
     for rule in configs["DestinationRule"]:
         host = fqdn(rule.spec["host"], rule.namespace)
-        rules.setdefault(host, set()).update(item["name"] for item in rule.spec.get("subsets", ()))
+        rules.setdefault(host, set()).update(_subset_names(rule))
     known = {fqdn(one.service, one.namespace) for one in instances} | rules.keys()
     known |= {host for entry in configs["ServiceEntry"] for host in entry.spec["hosts"]}
     for config in configs["VirtualService"]:
@@ -152,6 +152,14 @@ def check_references(configs: Mapping[str, Sequence[Config]], instances: Sequenc
             elif host not in known | own and (instances or not split_service(host)):
                 message = f"host {destination['host']}: no instance is registered and no ServiceEntry defines it{_near(host, known)}"
                 report.warning(REFERENCE_NOT_FOUND, message, config.position(*path, "host"))
+
+
+def _subset_names(rule: Config) -> set[str]:
+    """Return the names as written: one wrong subset is no reason to complain about routes to the others."""
+    spec = rule.document.content.get("spec")
+    subsets = spec.get("subsets") if isinstance(spec, dict) else None
+    names = (item.get("name") for item in subsets if isinstance(item, dict)) if isinstance(subsets, list) else ()
+    return {name for name in names if isinstance(name, str)}
 
 
 def _near(host: str, known: set[str]) -> str:

@@ -52,7 +52,7 @@ def compile_documents(
         Resources, each of which a client of the profile accepts, and what is wrong with the input. With an error among
         the findings the resources lack what is wrong and must not be published. Never raises on any document.
     """
-    documents = tuple(documents)
+    documents, profile = tuple(documents), Profile(profile)
     report = Report()
     configs = decode_documents(documents, report)
     check(configs, report, instances)

@@ -1,8 +1,8 @@
 """A small language for what a document may contain, and the strict decoder that reads it.
 
 Decoding checks every field, reports what is wrong at its place, and returns a cleaned copy: wrong and unknown fields are
-left out, old names are replaced by new ones, durations are in proto3 JSON form (`1.5s`), and an object that lacks a
-required field is left out itself. So whoever translates a decoded document may rely on the types of what is there.
+left out, old names are replaced by new ones, durations are in proto3 JSON form (`1.5s`), and what lacks a required part is
+left out itself: an object without a required field, a list with a wrong item. So whoever translates a decoded document may rely on the types of what is there.
 """
 
 import difflib
@@ -217,8 +217,8 @@ class List:
         if len(value) < self.low:
             return at.error(f"must have at least {self.low} item{'s' if self.low > 1 else ''}")
         decoded = [self.item.decode(item, at / index) for index, item in enumerate(value)]
-        kept = [item for item in decoded if item is not INVALID]
-        return INVALID if len(kept) < self.low else kept
+        # Leaving single items out would shift the others, and with them the places of later complaints.
+        return INVALID if any(item is INVALID for item in decoded) else decoded
 
 
 @dataclass(frozen=True, slots=True)
@@ -279,6 +279,8 @@ class Obj:
         one_of: Groups of which exactly one field must be there.
         at_most_one_of: Groups of which one field may be there.
         any_of: Groups of which at least one field must be there.
+        whole: Fields that, once there, must be right, because the object would mean something else without them; `("*",)`:
+            all.
         mistaken: Names that people write, and the field that they mean.
         check: Looks at the cleaned object and reports what contradicts; may return `INVALID`.
     """
@@ -288,6 +290,7 @@ class Obj:
     one_of: tuple[tuple[str, ...], ...] = ()
     at_most_one_of: tuple[tuple[str, ...], ...] = ()
     any_of: tuple[tuple[str, ...], ...] = ()
+    whole: tuple[str, ...] = ()
     mistaken: Mapping[str, str] = field(default_factory=dict)
     check: Callable[[dict[str, Any], At], Any] | None = None
 
@@ -313,7 +316,9 @@ class Obj:
                 return at.error(f"{name} is missing")
             if name not in result:
                 return INVALID
-        if not self._groups_hold(present, at):
+        if not self._groups_hold(present, frozenset(result), at):
+            return INVALID
+        if any(name not in result for name in (self.fields if self.whole == ("*",) else self.whole) if name in present):
             return INVALID
         return result if self.check is None else self._checked(result, at)
 
@@ -328,7 +333,8 @@ class Obj:
         if meant and (kind := self.fields.get(meant)) is not None and isinstance(item, dict):
             kind.decode(item, at / key)  # so that what is wrong inside is found in the same run
 
-    def _groups_hold(self, present: frozenset[str], at: At) -> bool:
+    def _groups_hold(self, present: frozenset[str], valid: frozenset[str], at: At) -> bool:
+        """Check the groups as written; then tell whether what they ask for is there and right."""
         for group in self.one_of:
             found = [name for name in group if name in present]
             if len(found) != 1:
@@ -344,7 +350,7 @@ class Obj:
             if present.isdisjoint(group):
                 at.error(f"must have {' or '.join(group)}")
                 return False
-        return True
+        return not any(valid.isdisjoint(group) for group in (*self.one_of, *self.any_of))
 
 
 def suggestion(given: Any, known: "tuple[str, ...]") -> str:

@@ -38,7 +38,7 @@ def _check_maglev(value: dict[str, Any], at: At) -> object:
 
 
 def _check_not_empty(value: dict[str, Any], at: At) -> object:
-    return value if value else at.error("is empty")
+    return value if at.written else at.error("is empty")
 
 
 def _check_subsets(value: dict[str, Any], at: At) -> object:

@@ -156,7 +156,8 @@ MATCH = Obj(
         "sourceLabels": Unsupported("is not supported yet: all clients get the same routes"),
         "sourceNamespace": Unsupported("is not supported yet: all clients get the same routes"),
         "statPrefix": Unsupported(),
-    }
+    },
+    whole=("*",),
 )
 
 FAULT = Obj(
@@ -249,6 +250,7 @@ HTTP = Obj(
     },
     one_of=(("route", "redirect", "directResponse"),),
     at_most_one_of=(("mirror", "mirrors"), ("redirect", "rewrite"), ("redirect", "fault")),
+    whole=("match",),
     mistaken={"routes": "route", "retry": "retries", "rewrites": "rewrite", "cors": "corsPolicy"},
     check=_check_http,
 )
