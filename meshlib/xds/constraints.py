@@ -36,7 +36,7 @@ RELAXED: Final = frozenset(
     }
 )
 
-_COMPARISONS: Final = (
+_COMPARISONS: Final[tuple[tuple[str, str, Callable[[Any, Any], bool]], ...]] = (
     ("lt", "less than", lambda value, limit: value < limit),
     ("lte", "at most", lambda value, limit: value <= limit),
     ("gt", "greater than", lambda value, limit: value > limit),
@@ -115,17 +115,24 @@ def check_constraints(message: Any, path: str, problems: Problems) -> None:
 @cache
 def _plan(full_name: str) -> _Plan:
     descriptor = pool().FindMessageTypeByName(full_name)
-    always, when_set, required, items, children = [], [], [], [], {}
+    always: list[tuple[str, Check]] = []
+    when_set: list[tuple[str, Check]] = []
+    items: list[tuple[str, Check]] = []
+    required: list[str] = []
+    children: dict[str, bool] = {}
     for field in descriptor.fields:
         rules = _rules(field)
         if rules is not None and f"{full_name}.{field.name}" not in RELAXED:
-            if rules.message.required or rules.duration.required or rules.any.required:
+            # A required member of a oneof is required where it is the one chosen, which is true by itself.
+            if field.containing_oneof is None and (
+                rules.message.required or rules.duration.required or rules.any.required
+            ):
                 required.append(field.name)
             check = _check(field, rules)
             if check is not None:
                 (when_set if field.has_presence else always).append((field.name, check))
             if field.is_repeated and rules.repeated.HasField("items"):
-                item_check = _scalar_check(rules.repeated.items)
+                item_check = _scalar_check(field, rules.repeated.items)
                 if item_check is not None:
                     items.append((field.name, item_check))
         if rules is not None and rules.message.skip:
@@ -193,7 +200,7 @@ def _extension(options: Any, options_type: str, name: str) -> Any:
 def _check(field: FieldDescriptor, rules: Any) -> Check | None:
     if field.is_repeated:
         return None if _is_map(field) else _count_check(rules.repeated)
-    check = _scalar_check(rules)
+    check = _scalar_check(field, rules)
     if check is not None and field.message_type is not None and field.message_type.full_name in _WRAPPERS:
         return lambda value: check(value.value)
     return check
@@ -216,9 +223,9 @@ def _count_check(rule: Any) -> Check | None:
     return check
 
 
-def _scalar_check(rules: Any) -> Check | None:
+def _scalar_check(field: FieldDescriptor, rules: Any) -> Check | None:
     kind = rules.WhichOneof("type")
-    rule = getattr(rules, kind) if kind else None
+    rule: Any = getattr(rules, kind) if kind else None
     match kind:
         case "string":
             return _string_check(rule)
@@ -227,7 +234,7 @@ def _scalar_check(rules: Any) -> Check | None:
         case "bool":
             return lambda value: "" if value == rule.const else f"must be {str(rule.const).lower()}"
         case "enum":
-            return _enum_check(rule)
+            return _enum_check(field, rule)
         case "duration":
             return _number_check(rule, _nanoseconds, lambda limit: f"{_nanoseconds(limit) / 1e9:g} s")
         case None | "message" | "any" | "repeated" | "map" | "timestamp":
@@ -257,10 +264,21 @@ def _nanoseconds(duration: Any) -> int:
     return int(duration.seconds) * 1_000_000_000 + int(duration.nanos)
 
 
-def _enum_check(rule: Any) -> Check | None:
+def _enum_check(field: FieldDescriptor, rule: Any) -> Check | None:
     forbidden = frozenset(rule.not_in)
-    # Enums with `defined_only` are checked where they are decoded: each value has to be known there anyway.
-    return (lambda value: f"must not be {value}" if value in forbidden else "") if forbidden else None
+    names = (
+        {number: value.name for number, value in field.enum_type.values_by_number.items()} if field.enum_type else {}
+    )
+    known = frozenset(names) if rule.defined_only else None
+    if not forbidden and known is None:
+        return None
+
+    def check(value: int) -> str:
+        if known is not None and value not in known:
+            return f"unknown value {value}"
+        return f"must not be {names[value]}" if value in forbidden else ""
+
+    return check
 
 
 def _string_check(rule: Any) -> Check | None:
@@ -268,7 +286,7 @@ def _string_check(rule: Any) -> Check | None:
     if rule.HasField("max_bytes") or rule.HasField("min_bytes"):
         checks.append(_byte_length_check(rule))
     if rule.pattern:
-        pattern = re2.compile(rule.pattern)
+        pattern: Any = re2.compile(rule.pattern)
         checks.append(lambda value: "" if pattern.search(value) else f"must match {rule.pattern}")
     if rule.HasField("prefix"):
         checks.append(lambda value: "" if value.startswith(rule.prefix) else f"must start with {rule.prefix}")
@@ -277,7 +295,10 @@ def _string_check(rule: Any) -> Check | None:
         checks.append(lambda value: "has a NUL, CR or LF" if any(c in value for c in _HEADER_BREAKERS) else "")
     if not checks:
         return None
-    return lambda value: next((reason for check in checks if (reason := check(value))), "")
+    may_be_empty = rule.ignore_empty
+    return lambda value: (
+        "" if may_be_empty and not value else next((reason for check in checks if (reason := check(value))), "")
+    )
 
 
 def _length_check(rule: Any, unit: str) -> Check | None:

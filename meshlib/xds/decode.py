@@ -1,0 +1,117 @@
+"""From the bytes of a resource to a value of the model, or to the reasons why not.
+
+This is the one place where resources are validated: what leaves it can be used without further checks. The profile is
+Envoy's: accepted is what Envoy accepts and refused what Envoy refuses. A field that the model cannot express is refused
+by name if ignoring it would change a decision, and reported as unused if not.
+"""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from types import MappingProxyType
+from typing import Any, Final
+
+from google.protobuf.message import DecodeError
+
+from meshlib.model.cluster import Cluster
+from meshlib.model.endpoint import ClusterLoadAssignment
+from meshlib.model.listener import Listener
+from meshlib.model.route import RouteConfiguration
+from meshlib.model.secret import Secret
+from meshlib.protos import message_class
+from meshlib.xds.constraints import check_constraints
+from meshlib.xds.decode_cluster import decode_cluster
+from meshlib.xds.decode_endpoint import decode_assignment
+from meshlib.xds.decode_listener import decode_listener
+from meshlib.xds.decode_route import decode_route_configuration
+from meshlib.xds.decode_secret import decode_secret
+from meshlib.xds.problems import Problems
+from meshlib.xds.resources import CDS, EDS, LDS, RDS, RESOURCE_WRAPPER, SDS
+from meshlib.xds.wire import peek_name
+
+__all__ = ["Decoded", "Resource", "decode_resource", "unwrap"]
+
+Resource = Listener | RouteConfiguration | Cluster | ClusterLoadAssignment | Secret
+
+
+@dataclass(frozen=True, slots=True)
+class Decoded:
+    """What became of one resource.
+
+    Attributes:
+        name: Its name; empty only when not even that could be read.
+        value: None if and only if there are errors.
+        errors: Each as `field.path[0]: reason`; all that were found.
+        unused: Each as `field.path` or `field.path: reason`: fields without an effect here.
+    """
+
+    name: str
+    value: Resource | None
+    errors: tuple[str, ...] = ()
+    unused: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class _Kind:
+    """Attributes:
+    has_fast_checks: The decoder checks the constraints of the proto itself.
+    """
+
+    name_field: str
+    decode: Callable[[Any, str, Problems], Resource]
+    has_fast_checks: bool = False
+
+
+_KINDS: Final[Mapping[str, _Kind]] = MappingProxyType(
+    {
+        LDS: _Kind("name", decode_listener),
+        RDS: _Kind("name", decode_route_configuration),
+        CDS: _Kind("name", decode_cluster),
+        EDS: _Kind("cluster_name", decode_assignment, has_fast_checks=True),
+        SDS: _Kind("name", decode_secret),
+    }
+)
+
+
+def decode_resource(type_url: str, body: bytes) -> Decoded:
+    """Decode and validate one resource; never raises.
+
+    Args:
+        type_url: One of `meshlib.xds.resources.TYPE_URLS`.
+        body: The serialised resource, out of its `Any` and of its `Resource` wrapper.
+    """
+    kind = _KINDS.get(type_url)
+    if kind is None:
+        return Decoded("", None, (f"unknown resource type {type_url!r}",))
+    message_name = type_url.rpartition("/")[2]
+    try:
+        message = message_class(message_name).FromString(body)
+    except DecodeError:
+        return Decoded(peek_name(body), None, (f"its bytes are not a {message_name}",))
+    problems = Problems()
+    if not kind.has_fast_checks:
+        check_constraints(message, "", problems)
+    value = kind.decode(message, "", problems)
+    name: str = getattr(message, kind.name_field)
+    return Decoded(name, None if problems else value, problems.errors, problems.unused_fields)
+
+
+def unwrap(packed: Any) -> tuple[str, str, str, bytes]:
+    """Return name, version, type URL and body of an entry of a response, out of its `Resource` wrapper if it has one.
+
+    Without a wrapper name and version are empty; a wrapper without a resource has an empty type URL.
+
+    Args:
+        packed: A `google.protobuf.Any`.
+
+    Raises:
+        google.protobuf.message.DecodeError: The bytes of the wrapper are not a `Resource`.
+    """
+    if packed.type_url != RESOURCE_WRAPPER:
+        return "", "", packed.type_url, packed.value
+    wrapper = message_class(RESOURCE_WRAPPER.rpartition("/")[2]).FromString(packed.value)
+    return (
+        wrapper.name or wrapper.resource_name.name,
+        wrapper.version,
+        wrapper.resource.type_url,
+        wrapper.resource.value,
+    )

@@ -1,0 +1,300 @@
+"""Clusters (CDS)."""
+
+from typing import Any, Final
+
+from meshlib.model.cluster import (
+    AggregateDiscovery,
+    CircuitBreakers,
+    Cluster,
+    DnsDiscovery,
+    EdsDiscovery,
+    OutlierDetection,
+    StaticDiscovery,
+    TransportSocketMatch,
+)
+from meshlib.model.endpoint import ClusterLoadAssignment
+from meshlib.model.secret import ClientTls
+from meshlib.xds.decode_cluster_http import HTTP_OPTIONS_TYPE, decode_protocol
+from meshlib.xds.decode_cluster_lb import decode_balancing
+from meshlib.xds.decode_common import (
+    any_type,
+    cover,
+    duration,
+    is_discovered_by_ads,
+    join,
+    metadata,
+    struct,
+    unpack,
+    wrapped,
+)
+from meshlib.xds.decode_endpoint import decode_assignment
+from meshlib.xds.decode_matcher import percent
+from meshlib.xds.decode_tls import client_socket
+from meshlib.xds.problems import Problems
+
+__all__ = ["decode_cluster"]
+
+AGGREGATE_TYPE: Final = "envoy.extensions.clusters.aggregate.v3.ClusterConfig"
+STATIC, STRICT_DNS, LOGICAL_DNS, EDS = 0, 1, 2, 3
+_TYPE_NAMES: Final = {4: "ORIGINAL_DST"}
+
+_USED: Final = frozenset(
+    {
+        "name",
+        "type",
+        "cluster_type",
+        "eds_cluster_config",
+        "load_assignment",
+        "connect_timeout",
+        "circuit_breakers",
+        "outlier_detection",
+        "transport_socket",
+        "transport_socket_matches",
+        "metadata",
+        # Read by decode_balancing.
+        "lb_policy",
+        "load_balancing_policy",
+        "common_lb_config",
+        "lb_subset_config",
+        "ring_hash_lb_config",
+        "maglev_lb_config",
+        "original_dst_lb_config",
+        "least_request_lb_config",
+        "round_robin_lb_config",
+        # Read by decode_protocol.
+        "typed_extension_protocol_options",
+        "http2_protocol_options",
+        "common_http_protocol_options",
+        "upstream_http_protocol_options",
+        "max_requests_per_connection",
+    }
+)
+_HARMLESS: Final = frozenset(
+    {
+        # Statistics and reports.
+        "alt_stat_name",
+        "track_timeout_budgets",
+        "track_cluster_stats",
+        "lrs_server",
+        "lrs_report_endpoint_metrics",
+        # How connections are kept; none of it decides where a request goes.
+        "per_connection_buffer_limit_bytes",
+        "http_protocol_options",
+        "protocol_selection",
+        "upstream_connection_options",
+        "preconnect_policy",
+        "connection_pool_per_downstream_connection",
+        "cleanup_interval",
+        "wait_for_warm_on_init",
+        # About active health checks, which are refused.
+        "close_connections_on_host_health_failure",
+        "ignore_health_on_host_removal",
+    }
+)
+_DNS_USED: Final = frozenset({"dns_refresh_rate", "respect_dns_ttl"})
+_DNS_HARMLESS: Final = frozenset(
+    {"dns_jitter", "dns_failure_refresh_rate", "dns_lookup_family", "use_tcp_for_dns_lookups"}
+)
+_DNS_REFUSED: Final = frozenset({"dns_resolvers", "dns_resolution_config", "typed_dns_resolver_config"})
+
+_OUTLIER_INTEGERS: Final = (
+    "consecutive_5xx",
+    "enforcing_consecutive_5xx",
+    "consecutive_gateway_failure",
+    "enforcing_consecutive_gateway_failure",
+    "consecutive_local_origin_failure",
+    "enforcing_consecutive_local_origin_failure",
+    "max_ejection_percent",
+)
+_OUTLIER_USED: Final = frozenset(
+    {
+        *_OUTLIER_INTEGERS,
+        "split_external_local_origin_errors",
+        "interval",
+        "base_ejection_time",
+        "max_ejection_time",
+        "max_ejection_time_jitter",
+        "always_eject_one_host",
+    }
+)
+_OUTLIER_ENFORCING: Final = (
+    "enforcing_success_rate",
+    "enforcing_local_origin_success_rate",
+    "enforcing_failure_percentage",
+    "enforcing_failure_percentage_local_origin",
+)
+_OUTLIER_HARMLESS: Final = frozenset(
+    {
+        # Parameters of the algorithms above.
+        "success_rate_minimum_hosts",
+        "success_rate_request_volume",
+        "success_rate_stdev_factor",
+        "failure_percentage_threshold",
+        "failure_percentage_minimum_hosts",
+        "failure_percentage_request_volume",
+        "successful_active_health_check_uneject_host",
+    }
+)
+_THRESHOLDS_USED: Final = frozenset(
+    {"priority", "max_connections", "max_pending_requests", "max_requests", "max_retries", "retry_budget"}
+)
+DEFAULT_MAX_EJECTION_S: Final = 300.0
+
+
+def decode_cluster(message: Any, path: str, problems: Problems) -> Cluster:
+    """Decode a Cluster."""
+    kind = -1 if message.HasField("cluster_type") else message.type
+    is_dns = kind in (STRICT_DNS, LOGICAL_DNS)
+    used = _USED | (_DNS_USED if is_dns else frozenset())
+    if message.HasField("upstream_config") and _is_http(message.upstream_config.typed_config):
+        used |= {"upstream_config"}
+    harmless = _HARMLESS | _DNS_HARMLESS | (frozenset() if is_dns else _DNS_USED | _DNS_REFUSED)
+    cover(message, path, problems, used=used, harmless=harmless)
+    discovery = _discovery(message, kind, path, problems)
+    balancing = decode_balancing(message, path, problems, is_aggregate=isinstance(discovery, AggregateDiscovery))
+    tls = None
+    if message.HasField("transport_socket"):
+        tls = client_socket(message.transport_socket, join(path, "transport_socket"), problems)
+    matches = _socket_matches(message, path, problems)
+    has_tls = tls is not None or any(match.tls is not None for match in matches)
+    protocol = decode_protocol(message, path, problems, has_tls=has_tls)
+    connect_s = duration(message, "connect_timeout", path, problems)
+    default, high = _circuit_breakers(message.circuit_breakers, join(path, "circuit_breakers"), problems)
+    outlier = None
+    if message.HasField("outlier_detection"):
+        outlier = _outlier_detection(message.outlier_detection, join(path, "outlier_detection"), problems)
+    return Cluster(
+        name=message.name,
+        discovery=discovery,
+        lb_policy=balancing.policy,
+        connect_timeout_s=5.0 if connect_s is None else connect_s,
+        circuit_breakers=default,
+        high_priority_circuit_breakers=high,
+        outlier_detection=outlier,
+        tls=tls,
+        socket_matches=matches,
+        panic_threshold_percent=balancing.panic_threshold_percent,
+        locality_weighted=balancing.locality_weighted,
+        http2=protocol.http2,
+        max_requests_per_connection=protocol.max_requests_per_connection,
+        idle_timeout_s=protocol.idle_timeout_s,
+        metadata=metadata(message.metadata),
+    )
+
+
+def _is_http(packed: Any) -> bool:
+    return any_type(packed) == HTTP_OPTIONS_TYPE
+
+
+def _discovery(
+    message: Any, kind: int, path: str, problems: Problems
+) -> EdsDiscovery | StaticDiscovery | DnsDiscovery | AggregateDiscovery:
+    place = join(path, "load_assignment")
+    if kind in (-1, EDS) and message.HasField("load_assignment"):
+        problems.unused(place)
+    match kind:
+        case -1:
+            return _custom(message.cluster_type, join(path, "cluster_type"), problems)
+        case 3:
+            return _eds(message, path, problems)
+        case 0:
+            if not message.HasField("load_assignment"):
+                return StaticDiscovery(ClusterLoadAssignment(message.name))
+            return StaticDiscovery(decode_assignment(message.load_assignment, place, problems, keep_duplicates=True))
+        case 1 | 2:
+            if not message.HasField("load_assignment"):
+                problems.error(place, "is required")
+            assignment = decode_assignment(message.load_assignment, place, problems, allow_names=True)
+            if kind == LOGICAL_DNS and sum(len(locality.endpoints) for locality in assignment.localities) != 1:
+                problems.error(place, "LOGICAL_DNS must have exactly one locality with exactly one endpoint")
+            return DnsDiscovery(
+                assignment,
+                logical=kind == LOGICAL_DNS,
+                refresh_s=duration(message, "dns_refresh_rate", path, problems) or 5.0,
+                respect_ttl=message.respect_dns_ttl,
+            )
+        case _:
+            problems.error(join(path, "type"), f"{_TYPE_NAMES.get(kind, kind)} is not supported")
+            return StaticDiscovery(ClusterLoadAssignment(message.name))
+
+
+def _eds(message: Any, path: str, problems: Problems) -> EdsDiscovery:
+    place = join(path, "eds_cluster_config")
+    config = message.eds_cluster_config
+    if not config.HasField("eds_config"):
+        problems.error(join(place, "eds_config"), "is required")
+    else:
+        is_discovered_by_ads(config.eds_config, join(place, "eds_config"), problems)
+    if message.name.startswith("xdstp:") and not config.service_name:
+        problems.error(join(place, "service_name"), "is required because the cluster's name is an xdstp name")
+    return EdsDiscovery(config.service_name or message.name)
+
+
+def _custom(message: Any, path: str, problems: Problems) -> AggregateDiscovery:
+    kind = any_type(message.typed_config)
+    if kind != AGGREGATE_TYPE:
+        problems.error(path, f"{kind or message.name or 'an empty cluster type'} is not supported")
+        return AggregateDiscovery(())
+    config = unpack(message.typed_config, join(path, "typed_config"), problems)
+    return AggregateDiscovery(() if config is None else tuple(config.clusters))
+
+
+def _socket_matches(message: Any, path: str, problems: Problems) -> tuple[TransportSocketMatch, ...]:
+    result = []
+    for index, item in enumerate(message.transport_socket_matches):
+        place = f"{join(path, 'transport_socket_matches')}[{index}]"
+        tls: ClientTls | None = None
+        if item.HasField("transport_socket"):
+            tls = client_socket(item.transport_socket, join(place, "transport_socket"), problems)
+        result.append(TransportSocketMatch(item.name, tuple(sorted(struct(item.match).items())), tls))
+    return tuple(result)
+
+
+def _circuit_breakers(message: Any, path: str, problems: Problems) -> tuple[CircuitBreakers, CircuitBreakers]:
+    """Return the limits of the default and of the high priority; the first entry of a priority counts."""
+    used = frozenset({"thresholds"})
+    cover(message, path, problems, used=used, harmless=frozenset())
+    found: dict[int, CircuitBreakers] = {}
+    for index, item in enumerate(message.thresholds):
+        place = f"{join(path, 'thresholds')}[{index}]"
+        harmless = frozenset({"track_remaining", "max_connection_pools"})
+        cover(item, place, problems, used=_THRESHOLDS_USED, harmless=harmless)
+        if item.priority in found:
+            problems.unused(place, "is not the first of its priority")
+            continue
+        found[item.priority] = _thresholds(item, place, problems)
+    return found.get(0, CircuitBreakers()), found.get(1, CircuitBreakers())
+
+
+def _thresholds(message: Any, path: str, problems: Problems) -> CircuitBreakers:
+    names = ("max_connections", "max_pending_requests", "max_requests", "max_retries")
+    given: dict[str, Any] = {name: value for name in names if (value := wrapped(message, name)) is not None}
+    if message.HasField("retry_budget"):
+        # The message alone, even empty, puts the budget in the place of max_retries.
+        budget = message.retry_budget
+        has_share = budget.HasField("budget_percent")
+        given["retry_budget_percent"] = percent(budget.budget_percent) if has_share else 20.0
+        if (least := wrapped(budget, "min_retry_concurrency")) is not None:
+            given["min_retry_concurrency"] = least
+    return CircuitBreakers(**given)
+
+
+def _outlier_detection(message: Any, path: str, problems: Problems) -> OutlierDetection:
+    used = _OUTLIER_USED | {name for name in _OUTLIER_ENFORCING if wrapped(message, name) == 0}
+    cover(message, path, problems, used=used, harmless=_OUTLIER_HARMLESS)
+    if not message.HasField("enforcing_success_rate"):
+        problems.unused(join(path, "enforcing_success_rate"), "ejection by success rate, Envoy's default, is not done")
+    given: dict[str, Any] = {name: value for name in _OUTLIER_INTEGERS if (value := wrapped(message, name)) is not None}
+    for name in ("interval", "base_ejection_time", "max_ejection_time_jitter"):
+        if (seconds := duration(message, name, path, problems)) is not None:
+            given[f"{name}_s"] = seconds
+    base_s = given.get("base_ejection_time_s", 30.0)
+    max_s = duration(message, "max_ejection_time", path, problems)
+    if max_s is not None and max_s < base_s:
+        problems.error(join(path, "max_ejection_time"), "must be at least base_ejection_time")
+    return OutlierDetection(
+        **given,
+        max_ejection_time_s=max(DEFAULT_MAX_EJECTION_S, base_s) if max_s is None else max_s,
+        split_external_local_origin_errors=message.split_external_local_origin_errors,
+        always_eject_one_host=bool(wrapped(message, "always_eject_one_host")),
+    )

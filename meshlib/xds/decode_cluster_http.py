@@ -1,0 +1,106 @@
+"""Which HTTP a cluster speaks and how long its connections live."""
+
+from dataclasses import dataclass
+from typing import Any, Final
+
+from meshlib.xds.decode_common import any_type, cover, duration, join, unpack, wrapped
+from meshlib.xds.problems import Problems
+
+__all__ = ["HTTP_OPTIONS_KEY", "HTTP_OPTIONS_TYPE", "Protocol", "decode_protocol"]
+
+HTTP_OPTIONS_TYPE: Final = "envoy.extensions.upstreams.http.v3.HttpProtocolOptions"
+HTTP_OPTIONS_KEY: Final = HTTP_OPTIONS_TYPE
+UPSTREAM_CODEC_TYPE: Final = "envoy.extensions.filters.http.upstream_codec.v3.UpstreamCodec"
+
+_OPTIONS_USED: Final = frozenset(
+    {
+        "common_http_protocol_options",
+        "upstream_http_protocol_options",
+        "explicit_http_config",
+        "use_downstream_protocol_config",
+        "auto_config",
+        "http_filters",
+    }
+)
+_OPTIONS_HARMLESS: Final = frozenset({"header_validation_config"})
+_COMMON_HARMLESS: Final = frozenset(
+    {"max_connection_duration", "max_headers_count", "max_response_headers_kb", "headers_with_underscores_action"}
+)
+_UPSTREAM_FIELDS: Final = frozenset({"auto_sni", "auto_san_validation", "override_auto_sni_header"})
+
+
+@dataclass(frozen=True, slots=True)
+class Protocol:
+    """Attributes:
+    idle_timeout_s: None: Envoy's default.
+    """
+
+    http2: bool = False
+    max_requests_per_connection: int | None = None
+    idle_timeout_s: float | None = None
+
+
+def decode_protocol(message: Any, path: str, problems: Problems, *, has_tls: bool) -> Protocol:
+    """Decode the protocol options of a Cluster message: the typed ones, else the cluster's own deprecated fields."""
+    place = join(path, "typed_extension_protocol_options")
+    for key in sorted(message.typed_extension_protocol_options):
+        if key != HTTP_OPTIONS_KEY:
+            problems.unused(f'{place}["{key}"]')
+    legacy_limit = wrapped(message, "max_requests_per_connection") or None
+    if HTTP_OPTIONS_KEY not in message.typed_extension_protocol_options:
+        _check_upstream(message, path, problems, has_tls)
+        protocol = _common(message, path, problems)
+        limit = protocol.max_requests_per_connection or legacy_limit
+        return Protocol(message.HasField("http2_protocol_options"), limit, protocol.idle_timeout_s)
+    for name in ("http2_protocol_options", "common_http_protocol_options", "upstream_http_protocol_options"):
+        if message.HasField(name):
+            problems.unused(join(path, name), f"{HTTP_OPTIONS_TYPE} replaces it")
+    place = f'{place}["{HTTP_OPTIONS_KEY}"]'
+    options = unpack(message.typed_extension_protocol_options[HTTP_OPTIONS_KEY], place, problems)
+    if options is None:
+        return Protocol()
+    if options.DESCRIPTOR.full_name != HTTP_OPTIONS_TYPE:
+        problems.error(place, f"must be a {HTTP_OPTIONS_TYPE}")
+        return Protocol()
+    cover(options, place, problems, used=_OPTIONS_USED, harmless=_OPTIONS_HARMLESS)
+    _check_upstream(options, place, problems, has_tls)
+    for index, item in enumerate(options.http_filters):
+        if any_type(item.typed_config) != UPSTREAM_CODEC_TYPE:
+            problems.error(f"{place}.http_filters[{index}]", f"filter {item.name!r} is not supported")
+    protocol = _common(options, place, problems)
+    limit = protocol.max_requests_per_connection or legacy_limit
+    return Protocol(_is_http2(options, place, problems), limit, protocol.idle_timeout_s)
+
+
+def _is_http2(options: Any, path: str, problems: Problems) -> bool:
+    """Only an explicit choice of HTTP/2 counts.
+
+    With `auto_config` a peer may choose HTTP/1.1, which is what is spoken then; with `use_downstream_protocol_config` it
+    is the caller's own version, and callers that speak HTTP/2 (gRPC) do so in any case.
+    """
+    if options.WhichOneof("upstream_protocol_options") != "explicit_http_config":
+        return False
+    config = options.explicit_http_config
+    if config.WhichOneof("protocol_config") == "http3_protocol_options":
+        problems.error(join(path, "explicit_http_config.http3_protocol_options"), "is not supported")
+    return bool(config.WhichOneof("protocol_config") == "http2_protocol_options")
+
+
+def _common(owner: Any, path: str, problems: Problems) -> Protocol:
+    common, place = owner.common_http_protocol_options, join(path, "common_http_protocol_options")
+    used = frozenset({"idle_timeout", "max_requests_per_connection"})
+    cover(common, place, problems, used=used, harmless=_COMMON_HARMLESS)
+    return Protocol(
+        # Zero means no limit.
+        max_requests_per_connection=wrapped(common, "max_requests_per_connection") or None,
+        idle_timeout_s=duration(common, "idle_timeout", place, problems),
+    )
+
+
+def _check_upstream(owner: Any, path: str, problems: Problems, has_tls: bool) -> None:
+    """Refuse names taken from the request where TLS would use them; in plaintext they have no effect."""
+    place = join(path, "upstream_http_protocol_options")
+    if not owner.HasField("upstream_http_protocol_options"):
+        return
+    refused = _UPSTREAM_FIELDS if has_tls else frozenset()
+    cover(owner.upstream_http_protocol_options, place, problems, used=frozenset(), refused=refused)

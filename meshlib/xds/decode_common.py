@@ -1,0 +1,216 @@
+"""What the decoders of all resource types share: coverage of fields, durations, wrapped values, `Any`, metadata.
+
+Decoders work on messages of the private pool, which have no static types: a message is `Any` here, and the values that
+come out are typed.
+"""
+
+import math
+from collections.abc import Mapping
+from types import MappingProxyType
+from typing import Any, Final
+
+from google.protobuf.json_format import ParseError
+from google.protobuf.message import DecodeError
+from google.protobuf.unknown_fields import UnknownFieldSet
+
+from meshlib.model.endpoint import NO_METADATA
+from meshlib.protos import from_any, from_dict
+from meshlib.xds.constraints import check_constraints
+from meshlib.xds.problems import Problems
+
+__all__ = [
+    "any_type",
+    "cover",
+    "duration",
+    "freeze",
+    "inline_data",
+    "is_discovered_by_ads",
+    "join",
+    "metadata",
+    "struct",
+    "unpack",
+    "unpack_extension",
+    "wrapped",
+]
+
+MAX_DURATION_S: Final = 315_576_000_000
+"""Range of `google.protobuf.Duration`."""
+
+_TYPED_STRUCTS: Final = frozenset({"xds.type.v3.TypedStruct", "udpa.type.v1.TypedStruct"})
+
+
+def join(path: str, name: str) -> str:
+    """Return the path of a field below another."""
+    return f"{path}.{name}" if path else name
+
+
+def cover(
+    message: Any,
+    path: str,
+    problems: Problems,
+    *,
+    used: frozenset[str],
+    harmless: frozenset[str] | None = None,
+    refused: frozenset[str] | None = None,
+    strict: bool = False,
+) -> None:
+    """Account for every field that is set, so that none is ignored in silence.
+
+    Exactly one of `harmless` and `refused` is given. With `harmless`, a field that is neither used nor harmless is an
+    error; with `refused`, only those are errors and every other field is reported as unused.
+
+    Args:
+        message: The message.
+        path: Its field path.
+        problems: Takes errors and unused fields.
+        used: Fields that the decoder reads.
+        harmless: Fields without an effect on any decision.
+        refused: Fields with an effect that the model cannot express.
+        strict: A field that this version of the protos does not know is an error too (a condition that is not
+            understood would otherwise hold always).
+    """
+    for field, _ in message.ListFields():
+        name = field.name
+        if name in used:
+            continue
+        if name in harmless if harmless is not None else name not in (refused or ()):
+            problems.unused(join(path, name))
+        else:
+            problems.error(join(path, name), "is not supported")
+    unknown = UnknownFieldSet(message)
+    report = problems.error if strict else problems.unused
+    for index in range(len(unknown)):
+        report(join(path, f"<field {unknown[index].field_number}>"), "is not known to this version")
+
+
+def duration(message: Any, name: str, path: str, problems: Problems) -> float | None:
+    """Return the seconds of a Duration field, or None if it is absent.
+
+    Out of range (negative, more than ten thousand years, more than 999,999,999 nanoseconds) is an error.
+    """
+    if not message.HasField(name):
+        return None
+    value = getattr(message, name)
+    if not (0 <= value.seconds <= MAX_DURATION_S and 0 <= value.nanos < 1_000_000_000):
+        problems.error(join(path, name), "is not a duration between 0 and 315576000000 s")
+        return 0.0
+    return float(value.seconds + value.nanos / 1e9)
+
+
+def wrapped(message: Any, name: str) -> Any:
+    """Return the value of a wrapper field (`UInt32Value`, `BoolValue`, ...), or None if it is absent."""
+    return getattr(message, name).value if message.HasField(name) else None
+
+
+def any_type(packed: Any) -> str:
+    """Return the full message name that an `Any` holds; of a TypedStruct, that of the message inside."""
+    name = str(packed.type_url.rpartition("/")[2])
+    if name in _TYPED_STRUCTS:
+        try:
+            return str(from_any(packed).type_url.rpartition("/")[2])
+        except (DecodeError, KeyError):
+            return name
+    return name
+
+
+def unpack(packed: Any, path: str, problems: Problems) -> Any:
+    """Return the message that an `Any` holds, checked against its constraints, or None after an error.
+
+    A TypedStruct (JSON instead of bytes) is turned into the message that it stands for.
+    """
+    if not packed.type_url:
+        problems.error(path, "is an Any without a type_url")
+        return None
+    try:
+        message = from_any(packed)
+        if message.DESCRIPTOR.full_name in _TYPED_STRUCTS:
+            message = from_dict(message.type_url.rpartition("/")[2], _plain(message.value))
+    except KeyError:
+        problems.error(path, f"unknown type {any_type(packed)}")
+        return None
+    except DecodeError:
+        problems.error(path, f"its bytes are not a {any_type(packed)}")
+        return None
+    except (ParseError, ValueError, RecursionError) as error:
+        problems.error(path, f"is not a {any_type(packed)}: {error}")
+        return None
+    check_constraints(message, path, problems)
+    return message
+
+
+def unpack_extension(extension: Any, path: str, problems: Problems) -> Any:
+    """Return the message of a TypedExtensionConfig, or None after an error."""
+    if not extension.HasField("typed_config"):
+        problems.error(join(path, "typed_config"), "is required")
+        return None
+    return unpack(extension.typed_config, join(path, "typed_config"), problems)
+
+
+def is_discovered_by_ads(source: Any, path: str, problems: Problems) -> bool:
+    """Check a ConfigSource: only the stream that the resource itself came by can be asked."""
+    kind = source.WhichOneof("config_source_specifier")
+    if kind in ("ads", "self"):
+        return True
+    problems.error(path, f"must be ads or self, is {kind or 'empty'}")
+    return False
+
+
+def inline_data(source: Any, path: str, problems: Problems) -> bytes:
+    """Return the bytes of a DataSource. Files and environment variables of this machine are refused."""
+    match source.WhichOneof("specifier"):
+        case "inline_bytes":
+            return bytes(source.inline_bytes)
+        case "inline_string":
+            return bytes(source.inline_string.encode())
+        case None:
+            problems.error(path, "is empty")
+        case kind:
+            problems.error(join(path, str(kind)), "is not supported (only inline_bytes and inline_string)")
+    return b""
+
+
+def metadata(message: Any) -> Mapping[str, Mapping[str, Any]]:
+    """Return the `filter_metadata` of an `envoy.config.core.v3.Metadata`, deeply frozen."""
+    if not message.filter_metadata:
+        return NO_METADATA
+    return MappingProxyType({name: struct(value) for name, value in message.filter_metadata.items()})
+
+
+def struct(message: Any) -> Mapping[str, Any]:
+    """Return a `google.protobuf.Struct` as a read-only mapping with tuples for lists."""
+    return MappingProxyType({key: freeze(value) for key, value in message.fields.items()})
+
+
+def freeze(value: Any) -> Any:
+    """Return a `google.protobuf.Value` as None, bool, float, str, tuple or read-only mapping."""
+    match value.WhichOneof("kind"):
+        case "number_value":
+            # Not a number is not equal to itself, and equal bytes must make equal values: proto JSON writes it so.
+            return value.number_value if math.isfinite(value.number_value) else str(value.number_value)
+        case "string_value":
+            return value.string_value
+        case "bool_value":
+            return value.bool_value
+        case "struct_value":
+            return struct(value.struct_value)
+        case "list_value":
+            return tuple(freeze(item) for item in value.list_value.values)
+        case _:
+            return None
+
+
+def _plain(message: Any) -> dict[str, Any]:
+    """Return a Struct as JSON data."""
+    return {key: _plain_value(value) for key, value in message.fields.items()}
+
+
+def _plain_value(value: Any) -> Any:
+    match value.WhichOneof("kind"):
+        case "struct_value":
+            return _plain(value.struct_value)
+        case "list_value":
+            return [_plain_value(item) for item in value.list_value.values]
+        case "number_value" if value.number_value.is_integer():
+            return int(value.number_value)
+        case _:
+            return freeze(value)

@@ -1,0 +1,248 @@
+"""Endpoints (EDS, and inline in clusters).
+
+The hot path of decoding: an assignment may hold ten thousand endpoints, so the constraints of its protos are checked
+here by hand, and field paths are only made for errors.
+"""
+
+import ipaddress
+import re
+from collections.abc import Mapping
+from functools import lru_cache
+from typing import Any, Final
+
+from meshlib.model.endpoint import (
+    NO_METADATA,
+    ClusterLoadAssignment,
+    DropOverload,
+    Endpoint,
+    HealthStatus,
+    Locality,
+    LocalityEndpoints,
+)
+from meshlib.xds.decode_common import cover, join, metadata
+from meshlib.xds.decode_matcher import fraction
+from meshlib.xds.problems import Problems
+
+__all__ = ["decode_assignment", "socket_address"]
+
+MAX_WEIGHT_SUM: Final = 2**32 - 1
+MAX_PRIORITY: Final = 128
+MAX_PORT: Final = 65535
+SOCKET_METADATA: Final = "envoy.transport_socket_match"
+
+_HEALTH: Final = {status.value: status for status in HealthStatus}
+_IPV4 = re.compile(r"(?:(?:25[0-5]|2[0-4][0-9]|1[0-9][0-9]|[1-9]?[0-9])(?:\.(?!$)|$)){4}")
+
+_ASSIGNMENT_USED: Final = frozenset({"cluster_name", "endpoints", "policy"})
+_ASSIGNMENT_HARMLESS: Final = frozenset({"named_endpoints"})  # only endpoint_name refers to them, which is refused
+_LOCALITY_USED: Final = frozenset({"locality", "lb_endpoints", "load_balancing_weight", "priority", "metadata"})
+_LOCALITY_HARMLESS: Final = frozenset({"proximity"})
+_ENDPOINT_FIELDS: Final = frozenset({"endpoint", "health_status", "metadata", "load_balancing_weight"})
+_HOST_USED: Final = frozenset({"address", "hostname"})
+# Other addresses of the same endpoint are tried when the first cannot be connected to; the first one serves.
+_HOST_HARMLESS: Final = frozenset({"health_check_config", "additional_addresses"})
+_SOCKET_USED: Final = frozenset({"protocol", "address", "port_value"})
+_SOCKET_HARMLESS: Final = frozenset({"ipv4_compat"})
+
+
+class _Metadata:
+    """Freezes endpoint metadata once per distinct value: most endpoints of an assignment share theirs."""
+
+    def __init__(self) -> None:
+        self._known: dict[bytes, Mapping[str, Mapping[str, Any]]] = {}
+
+    def of(self, message: Any) -> Mapping[str, Mapping[str, Any]]:
+        # Map entries have no order of their own, so only the deterministic form is a key.
+        key = message.SerializeToString(deterministic=True)
+        found = self._known.get(key)
+        if found is None:
+            found = self._known[key] = metadata(message)
+        return found
+
+
+def decode_assignment(
+    message: Any, path: str, problems: Problems, *, allow_names: bool = False, keep_duplicates: bool = False
+) -> ClusterLoadAssignment:
+    """Decode a ClusterLoadAssignment.
+
+    Entries of the same locality and priority are put together. An address that stands in the resource twice is taken
+    once, as Envoy does with EDS.
+
+    Args:
+        message: The message; its constraints need not have been checked.
+        path: Its field path, empty for the resource itself.
+        problems: Takes the errors.
+        allow_names: Host names are addresses too (DNS clusters).
+        keep_duplicates: Keep addresses that stand twice (Envoy does for STATIC clusters).
+    """
+    cover(message, path, problems, used=_ASSIGNMENT_USED, harmless=_ASSIGNMENT_HARMLESS)
+    if not message.cluster_name:
+        problems.error(join(path, "cluster_name"), "must not be empty")
+    groups: dict[tuple[int, Locality], list[Endpoint]] = {}
+    weights: dict[tuple[int, Locality], int] = {}
+    seen: set[str] | None = None if keep_duplicates else set()
+    shared = _Metadata()
+    for index, entry in enumerate(message.endpoints):
+        place = f"{join(path, 'endpoints')}[{index}]"
+        _check_locality(entry, place, problems)
+        locality = Locality(entry.locality.region, entry.locality.zone, entry.locality.sub_zone)
+        key = (entry.priority, locality)
+        group = groups.setdefault(key, [])
+        if entry.HasField("load_balancing_weight"):
+            weights[key] = entry.load_balancing_weight.value
+        _endpoints(entry, place, problems, group, seen, shared, allow_names)
+    _check_sums(groups, weights, join(path, "endpoints"), problems)
+    drops, factor = _policy(message, path, problems)
+    localities = (
+        LocalityEndpoints(locality, tuple(endpoints), weights.get((priority, locality)), priority)
+        for (priority, locality), endpoints in groups.items()
+    )
+    return ClusterLoadAssignment(message.cluster_name, tuple(localities), drops, factor)
+
+
+def socket_address(message: Any, path: str, problems: Problems, *, allow_names: bool = False) -> str:
+    """Decode an Address as `host:port`, `[v6]:port` or `unix:/path`."""
+    kind = message.WhichOneof("address")
+    if kind == "pipe":
+        if not message.pipe.path:
+            problems.error(join(path, "pipe.path"), "must not be empty")
+        return f"unix:{message.pipe.path}"
+    if kind != "socket_address":
+        problems.error(join(path, kind or "address"), "is not supported" if kind else "is required")
+        return ""
+    place = join(path, kind)
+    socket = message.socket_address
+    cover(socket, place, problems, used=_SOCKET_USED, harmless=_SOCKET_HARMLESS)
+    if socket.protocol != 0:
+        problems.error(join(place, "protocol"), "is not supported (only TCP)")
+    if socket.WhichOneof("port_specifier") is None:
+        problems.error(join(place, "port_value"), "is required")
+    elif socket.port_value > MAX_PORT:
+        problems.error(join(place, "port_value"), f"must be at most {MAX_PORT}")
+    host = _canonical_host(socket.address)
+    if host is None:
+        if not socket.address:
+            problems.error(join(place, "address"), "must not be empty")
+        elif not allow_names or ":" in socket.address or "/" in socket.address:
+            problems.error(join(place, "address"), f"{socket.address!r} is not an IP address")
+        host = socket.address
+    return f"{host}:{socket.port_value}"
+
+
+@lru_cache(maxsize=16384)
+def _canonical_host(address: str) -> str | None:
+    """Return the canonical text of an IP address, IPv6 in brackets, or None."""
+    if _IPV4.fullmatch(address):
+        return address
+    try:
+        return f"[{ipaddress.IPv6Address(address)}]"
+    except ValueError:
+        return None
+
+
+def _check_locality(entry: Any, path: str, problems: Problems) -> None:
+    cover(entry, path, problems, used=_LOCALITY_USED, harmless=_LOCALITY_HARMLESS)
+    if entry.HasField("load_balancing_weight") and not entry.load_balancing_weight.value:
+        problems.error(join(path, "load_balancing_weight"), "must be at least 1")
+    if entry.priority > MAX_PRIORITY:
+        problems.error(join(path, "priority"), f"must be at most {MAX_PRIORITY}")
+    if entry.HasField("metadata"):
+        if SOCKET_METADATA in entry.metadata.filter_metadata:
+            problems.error(f'{path}.metadata.filter_metadata["{SOCKET_METADATA}"]', "is not supported for localities")
+        else:
+            problems.unused(join(path, "metadata"))
+
+
+def _endpoints(
+    entry: Any,
+    path: str,
+    problems: Problems,
+    into: list[Endpoint],
+    seen: set[str] | None,
+    shared: _Metadata,
+    allow_names: bool,
+) -> None:
+    append = into.append
+    for index, message in enumerate(entry.lb_endpoints):
+        host = message.endpoint
+        address = _fast_address(host.address)
+        weight = 1
+        health = _HEALTH.get(message.health_status)
+        data = shared.of(message.metadata) if message.HasField("metadata") else NO_METADATA
+        if message.HasField("load_balancing_weight"):
+            weight = message.load_balancing_weight.value
+        # Everything that is out of the ordinary is looked at again, slowly, with the field's path at hand.
+        if address is None or not weight or health is None or _is_unusual(host):
+            place = f"{path}.lb_endpoints[{index}]"
+            address = _check_endpoint(message, place, problems, allow_names)
+            health = health or HealthStatus.UNKNOWN
+        if seen is not None:
+            if address in seen:
+                problems.unused(f"{path}.lb_endpoints[{index}]", f"{address} is there already")
+                continue
+            seen.add(address)
+        append(Endpoint(address, weight, health, host.hostname, data))
+
+
+def _fast_address(message: Any) -> str | None:
+    """Return the address of a plain TCP endpoint, or None if it needs a closer look."""
+    socket = message.socket_address
+    port = socket.port_value
+    if not port or port > MAX_PORT or len(socket.ListFields()) > 2:
+        return None
+    host = _canonical_host(socket.address)
+    return None if host is None else f"{host}:{port}"
+
+
+def _is_unusual(host: Any) -> bool:
+    return len(host.ListFields()) > (2 if host.hostname else 1)
+
+
+def _check_endpoint(message: Any, path: str, problems: Problems, allow_names: bool) -> str:
+    cover(message, path, problems, used=_ENDPOINT_FIELDS, harmless=frozenset())
+    if message.WhichOneof("host_identifier") is None:
+        problems.error(join(path, "endpoint"), "is required")
+    if message.HasField("load_balancing_weight") and not message.load_balancing_weight.value:
+        problems.error(join(path, "load_balancing_weight"), "must be at least 1")
+    if message.health_status not in _HEALTH:
+        problems.error(join(path, "health_status"), f"unknown value {message.health_status}")
+    place = join(path, "endpoint")
+    cover(message.endpoint, place, problems, used=_HOST_USED, harmless=_HOST_HARMLESS)
+    return socket_address(message.endpoint.address, join(place, "address"), problems, allow_names=allow_names)
+
+
+def _check_sums(
+    groups: Mapping[tuple[int, Locality], list[Endpoint]],
+    weights: Mapping[tuple[int, Locality], int],
+    path: str,
+    problems: Problems,
+) -> None:
+    priorities = sorted({priority for priority, _ in groups})
+    missing = sorted(set(range(priorities[-1] + 1)) - set(priorities)) if priorities else []
+    if missing and priorities[-1] <= MAX_PRIORITY:
+        # "Priorities should range from 0 (highest) to N (lowest) without skipping" (endpoint_components.proto).
+        problems.error(path, f"priority {missing[0]} is empty, but there is a priority {priorities[-1]}")
+    for priority in priorities:
+        if sum(weight for (own, _), weight in weights.items() if own == priority) > MAX_WEIGHT_SUM:
+            problems.error(path, f"the sum of locality weights of priority {priority} is more than {MAX_WEIGHT_SUM}")
+        members = (endpoints for (own, _), endpoints in groups.items() if own == priority)
+        if sum(endpoint.weight for endpoints in members for endpoint in endpoints) > MAX_WEIGHT_SUM:
+            problems.error(path, f"the sum of endpoint weights of priority {priority} is more than {MAX_WEIGHT_SUM}")
+
+
+def _policy(message: Any, path: str, problems: Problems) -> tuple[tuple[DropOverload, ...], int]:
+    policy, place = message.policy, join(path, "policy")
+    cover(policy, place, problems, used=frozenset({"drop_overloads", "overprovisioning_factor"}), harmless=frozenset())
+    drops = []
+    for index, overload in enumerate(policy.drop_overloads):
+        here = f"{place}.drop_overloads[{index}]"
+        if not overload.category:
+            problems.error(join(here, "category"), "must not be empty")
+        share = fraction(overload.drop_percentage, join(here, "drop_percentage"), problems)
+        drops.append(DropOverload(overload.category, share.numerator, share.denominator))
+    factor = 140
+    if policy.HasField("overprovisioning_factor"):
+        factor = policy.overprovisioning_factor.value
+        if not factor:
+            problems.error(join(place, "overprovisioning_factor"), "must be greater than 0")
+    return tuple(drops), factor

@@ -1,0 +1,127 @@
+"""Fault injection: the filter's own configuration and its overrides at routes, virtual hosts and weighted clusters."""
+
+from collections.abc import Mapping
+from typing import Any, Final
+
+from meshlib.model.matcher import Fraction
+from meshlib.model.route import FaultAbort, FaultDelay, FaultPolicy
+from meshlib.protos import message_class
+from meshlib.xds.decode_common import any_type, cover, duration, join, unpack, wrapped
+from meshlib.xds.decode_matcher import fraction, header_matchers
+from meshlib.xds.problems import Problems
+
+__all__ = ["FAULT_TYPE", "fault_override", "fault_policy"]
+
+FAULT_TYPE: Final = "envoy.extensions.filters.http.fault.v3.HTTPFault"
+FILTER_CONFIG_TYPE: Final = "envoy.config.route.v3.FilterConfig"
+RBAC_OVERRIDE_TYPE: Final = "envoy.extensions.filters.http.rbac.v3.RBACPerRoute"
+
+_USED: Final = frozenset({"delay", "abort", "headers", "max_active_faults"})
+_HARMLESS: Final = frozenset(
+    {
+        # There is no runtime that could hold other values.
+        "delay_percent_runtime",
+        "abort_percent_runtime",
+        "delay_duration_runtime",
+        "abort_http_status_runtime",
+        "abort_grpc_status_runtime",
+        "max_active_faults_runtime",
+        "response_rate_limit_percent_runtime",
+        "disable_downstream_cluster_stats",
+        "filter_metadata",
+    }
+)
+
+
+def fault_policy(message: Any, path: str, problems: Problems) -> FaultPolicy:
+    """Decode an HTTPFault."""
+    cover(message, path, problems, used=_USED, harmless=_HARMLESS)
+    delay = _delay(message.delay, join(path, "delay"), problems) if message.HasField("delay") else None
+    abort = _abort(message.abort, join(path, "abort"), problems) if message.HasField("abort") else None
+    return FaultPolicy(
+        delay=delay,
+        abort=abort,
+        headers=header_matchers(message.headers, join(path, "headers"), problems),
+        max_active=wrapped(message, "max_active_faults"),
+    )
+
+
+def fault_override(configs: Mapping[str, Any], path: str, problems: Problems) -> FaultPolicy | None:
+    """Return what `typed_per_filter_config` says about faults, or None when it says nothing.
+
+    Overrides of filters that meshlib does not have are reported as unused: a listener with such a filter is refused, so
+    the override cannot have an effect. A type that is not known at all is an error unless it is optional, and so is an
+    override of authorization, which must not be lost.
+
+    Args:
+        configs: By the name of the filter in the filter chain.
+        path: Path of the map.
+        problems: Takes the errors.
+    """
+    result: FaultPolicy | None = None
+    for name in sorted(configs):
+        place = f'{path}["{name}"]'
+        config, is_optional, is_disabled = configs[name], False, False
+        kind = any_type(config)
+        if kind == FILTER_CONFIG_TYPE:
+            wrapper = unpack(config, place, problems)
+            if wrapper is None:
+                continue
+            is_optional, is_disabled = wrapper.is_optional, wrapper.disabled
+            config, place = wrapper.config, join(place, "config")
+            kind = any_type(config)
+            if not kind and not is_disabled:
+                problems.error(place, "is required")
+                continue
+        if is_disabled and (kind == FAULT_TYPE or (not kind and "fault" in name)):
+            result = FaultPolicy()
+        elif kind == FAULT_TYPE:
+            message = unpack(config, place, problems)
+            if message is None:
+                continue
+            if result is not None:
+                problems.error(place, "is a second fault filter, only one is supported")
+            result = fault_policy(message, place, problems)
+        elif kind == RBAC_OVERRIDE_TYPE or (is_disabled and not kind and "rbac" in name):
+            problems.error(place, "an override of authorization is not supported")
+        elif is_optional or is_disabled or _is_known(kind):
+            problems.unused(place)
+        else:
+            problems.error(place, f"unknown filter type {kind or '(none)'}")
+    return result
+
+
+def _delay(message: Any, path: str, problems: Problems) -> FaultDelay | None:
+    cover(message, path, problems, used=frozenset({"fixed_delay", "percentage"}), harmless=frozenset())
+    fixed_s = duration(message, "fixed_delay", path, problems)
+    if fixed_s is None:
+        return None
+    return FaultDelay(fixed_s, _share(message, path, problems))
+
+
+def _abort(message: Any, path: str, problems: Problems) -> FaultAbort | None:
+    used = frozenset({"http_status", "grpc_status", "percentage"})
+    cover(message, path, problems, used=used, harmless=frozenset())
+    share = _share(message, path, problems)
+    match message.WhichOneof("error_type"):
+        case "http_status":
+            return FaultAbort(share, http_status=message.http_status)
+        case "grpc_status":
+            if message.grpc_status > 16:
+                problems.error(join(path, "grpc_status"), "must be at most 16")
+            return FaultAbort(share, grpc_status=message.grpc_status)
+        case _:
+            return None
+
+
+def _share(message: Any, path: str, problems: Problems) -> Fraction:
+    """A missing percentage means never."""
+    return fraction(message.percentage, join(path, "percentage"), problems)
+
+
+def _is_known(kind: str) -> bool:
+    try:
+        message_class(kind)
+    except KeyError:
+        return False
+    return True

@@ -1,0 +1,152 @@
+"""Listeners (LDS): API listeners, which clients ask for, and socket listeners, which servers ask for."""
+
+from typing import Any, Final
+
+from meshlib.model.listener import ClientListener, Listener, ServerListener
+from meshlib.model.route import RouteConfiguration
+from meshlib.xds.decode_common import any_type, cover, duration, is_discovered_by_ads, join, unpack
+from meshlib.xds.decode_endpoint import socket_address
+from meshlib.xds.decode_filters import decode_filters
+from meshlib.xds.decode_route import decode_route_configuration
+from meshlib.xds.decode_tls import server_socket
+from meshlib.xds.problems import Problems
+
+__all__ = ["decode_listener"]
+
+HCM_TYPE: Final = "envoy.extensions.filters.network.http_connection_manager.v3.HttpConnectionManager"
+
+_MANAGER_USED: Final = frozenset(
+    {"rds", "route_config", "http_filters", "common_http_protocol_options", "stat_prefix", "codec_type"}
+)
+# What changes paths and hosts before they are matched, or answers that routes give.
+_MANAGER_REFUSED: Final = frozenset(
+    {
+        "scoped_routes",
+        "xff_num_trusted_hops",
+        "original_ip_detection_extensions",
+        "early_header_mutation_extensions",
+        "local_reply_config",
+        "strip_matching_host_port",
+        "strip_any_host_port",
+        "strip_trailing_host_dot",
+        "normalize_path",
+        "merge_slashes",
+        "path_with_escaped_slashes_action",
+        "path_normalization_options",
+        "scheme_header_transformation",
+        "forward_client_cert_matcher",
+    }
+)
+_OFF: Final = frozenset({"normalize_path"})
+"""Wrapped booleans that may be given with the value false."""
+
+_SERVER_USED: Final = frozenset({"name", "address", "filter_chains", "default_filter_chain"})
+_SERVER_REFUSED: Final = frozenset(
+    {
+        "additional_addresses",
+        "fcds_config",
+        "filter_chain_matcher",
+        "listener_filters",
+        "udp_listener_config",
+        "internal_listener",
+    }
+)
+_CHAIN_USED: Final = frozenset({"filter_chain_match", "filters", "transport_socket", "name"})
+
+
+def decode_listener(message: Any, path: str, problems: Problems) -> Listener:
+    """Decode a Listener. With both an API listener and an address it is an API listener, as istiod means it."""
+    if not message.name:
+        problems.error(join(path, "name"), "must not be empty")
+    if message.HasField("api_listener"):
+        cover(message, path, problems, used=frozenset({"name", "address", "api_listener"}), refused=frozenset())
+        return _client_listener(message, path, problems)
+    if not message.HasField("address"):
+        problems.error(path, "neither api_listener nor address is given")
+        return ClientListener(message.name, "")
+    refused = _SERVER_REFUSED | ({"use_original_dst"} if message.use_original_dst.value else set())
+    cover(message, path, problems, used=_SERVER_USED, refused=refused)
+    return _server_listener(message, path, problems)
+
+
+def _client_listener(message: Any, path: str, problems: Problems) -> ClientListener:
+    place = join(path, "api_listener.api_listener")
+    packed = message.api_listener.api_listener
+    manager = _manager(packed, place, problems)
+    if manager is None:
+        return ClientListener(message.name, "")
+    filters = decode_filters(manager.http_filters, join(place, "http_filters"), problems, is_server=False)
+    return ClientListener(
+        name=message.name,
+        routes=_routes(manager, place, problems),
+        has_fault_filter=filters.has_fault,
+        fault=filters.fault,
+        max_stream_duration_s=duration(
+            manager.common_http_protocol_options,
+            "max_stream_duration",
+            join(place, "common_http_protocol_options"),
+            problems,
+        ),
+    )
+
+
+def _server_listener(message: Any, path: str, problems: Problems) -> ServerListener:
+    address = socket_address(message.address, join(path, "address"), problems)
+    chains = [(chain, f"{join(path, 'filter_chains')}[{i}]") for i, chain in enumerate(message.filter_chains)]
+    if message.HasField("default_filter_chain"):
+        chains.append((message.default_filter_chain, join(path, "default_filter_chain")))
+    nothing = ServerListener(message.name, address, None, (), "")
+    if len(chains) != 1:
+        reason = f"exactly one filter chain is supported, there are {len(chains)}"
+        problems.error(join(path, "filter_chains"), reason if chains else "a filter chain is required")
+        return nothing
+    chain, place = chains[0]
+    proxy = {"use_proxy_proto"} if chain.use_proxy_proto.value else set()
+    cover(chain, place, problems, used=_CHAIN_USED, refused=frozenset(proxy))
+    for field, _ in chain.filter_chain_match.ListFields():
+        problems.error(join(place, f"filter_chain_match.{field.name}"), "is not supported")
+    tls = None
+    if chain.HasField("transport_socket"):
+        tls = server_socket(chain.transport_socket, join(place, "transport_socket"), problems)
+    if len(chain.filters) != 1:
+        problems.error(join(place, "filters"), "must be exactly one HttpConnectionManager")
+        return nothing
+    place = f"{place}.filters[0].typed_config"
+    manager = _manager(chain.filters[0].typed_config, place, problems)
+    if manager is None:
+        return nothing
+    filters = decode_filters(manager.http_filters, join(place, "http_filters"), problems, is_server=True)
+    return ServerListener(message.name, address, tls, filters.rbac, _routes(manager, place, problems))
+
+
+def _manager(packed: Any, path: str, problems: Problems) -> Any:
+    """Return the HttpConnectionManager, its own fields accounted for, or None after an error."""
+    kind = any_type(packed)
+    if kind and kind != HCM_TYPE:
+        problems.error(path, f"must be an HttpConnectionManager, is {kind}")
+        return None
+    manager = unpack(packed, path, problems)
+    if manager is None:
+        return None
+    used = _MANAGER_USED | {name for name in _OFF if manager.HasField(name) and not getattr(manager, name).value}
+    # 1 is KEEP_UNCHANGED.
+    if manager.path_with_escaped_slashes_action == 1:
+        used |= {"path_with_escaped_slashes_action"}
+    cover(manager, path, problems, used=used, refused=_MANAGER_REFUSED)
+    return manager
+
+
+def _routes(manager: Any, path: str, problems: Problems) -> RouteConfiguration | str:
+    kind = manager.WhichOneof("route_specifier")
+    place = join(path, kind or "route_specifier")
+    match kind:
+        case "route_config":
+            return decode_route_configuration(manager.route_config, place, problems)
+        case "rds":
+            is_discovered_by_ads(manager.rds.config_source, join(place, "config_source"), problems)
+            if not manager.rds.route_config_name:
+                problems.error(join(place, "route_config_name"), "must not be empty")
+            return str(manager.rds.route_config_name)
+        case None:
+            problems.error(path, "neither rds nor route_config is given")
+    return ""

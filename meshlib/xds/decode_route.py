@@ -1,0 +1,241 @@
+"""Route configurations (RDS, and inline in listeners): virtual hosts and routes."""
+
+from dataclasses import replace
+from typing import Any, Final
+
+from meshlib.matching import ascii_lower
+from meshlib.model.route import (
+    DirectResponse,
+    MirrorPolicy,
+    NonForwarding,
+    Redirect,
+    Route,
+    RouteAction,
+    RouteConfiguration,
+    RouteMatcher,
+    VirtualHost,
+)
+from meshlib.xds.decode_common import cover, inline_data, join, metadata
+from meshlib.xds.decode_fault import fault_override
+from meshlib.xds.decode_headers import MUTATION_FIELDS, header_mutation
+from meshlib.xds.decode_matcher import header_matchers, path_matcher, query_matcher, regex_rewrite, runtime_fraction
+from meshlib.xds.decode_retry import retry_policy
+from meshlib.xds.decode_route_action import check_hedging, mirror_policies, route_action
+from meshlib.xds.problems import Problems
+
+__all__ = ["decode_route_configuration"]
+
+DEFAULT_MAX_BODY_BYTES: Final = 4096
+"""Envoy's default of `max_direct_response_body_size_bytes`."""
+
+_CONFIGURATION_USED: Final = MUTATION_FIELDS | {
+    "name",
+    "virtual_hosts",
+    "most_specific_header_mutations_wins",
+    "max_direct_response_body_size_bytes",
+    "request_mirror_policies",
+    "ignore_port_in_host_matching",
+    "typed_per_filter_config",
+}
+_CONFIGURATION_HARMLESS: Final = frozenset(
+    {
+        "internal_only_headers",  # guards against headers from outside; here the caller is the application itself
+        "validate_clusters",  # a cluster that is missing is found when the closure is built
+        "cluster_specifier_plugins",  # a route that refers to one is refused
+        "metadata",
+    }
+)
+_HOST_USED: Final = MUTATION_FIELDS | {
+    "name",
+    "domains",
+    "routes",
+    "retry_policy",
+    "request_mirror_policies",
+    "include_request_attempt_count",
+    "typed_per_filter_config",
+    "hedge_policy",
+}
+_HOST_HARMLESS: Final = frozenset(
+    {
+        "virtual_clusters",  # statistics
+        "rate_limits",  # without the filter, which is refused, they have no effect
+        "cors",
+        "include_attempt_count_in_response",
+        "include_is_timeout_retry_header",
+        "per_request_buffer_limit_bytes",
+        "request_body_buffer_limit",
+        "metadata",
+    }
+)
+_ROUTE_USED: Final = MUTATION_FIELDS | {
+    "name",
+    "match",
+    "route",
+    "redirect",
+    "direct_response",
+    "non_forwarding_action",
+    "metadata",
+    "typed_per_filter_config",
+}
+_ROUTE_HARMLESS: Final = frozenset(
+    {"decorator", "tracing", "stat_prefix", "per_request_buffer_limit_bytes", "request_body_buffer_limit"}
+)
+_MATCH_USED: Final = frozenset(
+    {
+        "prefix",
+        "path",
+        "safe_regex",
+        "connect_matcher",
+        "path_separated_prefix",
+        "path_match_policy",
+        "case_sensitive",
+        "runtime_fraction",
+        "headers",
+        "query_parameters",
+        "grpc",
+    }
+)
+_REDIRECT_STATUS: Final = {0: 301, 1: 302, 2: 303, 3: 307, 4: 308}
+
+
+def decode_route_configuration(message: Any, path: str, problems: Problems) -> RouteConfiguration:
+    """Decode a RouteConfiguration.
+
+    Mirror policies that stand at the configuration or a virtual host are given to the routes that have none, which is
+    how Envoy finds them.
+    """
+    cover(message, path, problems, used=_CONFIGURATION_USED, harmless=_CONFIGURATION_HARMLESS)
+    mirrors = mirror_policies(message.request_mirror_policies, join(path, "request_mirror_policies"), problems)
+    has_limit = message.HasField("max_direct_response_body_size_bytes")
+    max_body = message.max_direct_response_body_size_bytes.value if has_limit else DEFAULT_MAX_BODY_BYTES
+    hosts = tuple(
+        _virtual_host(host, f"{join(path, 'virtual_hosts')}[{index}]", problems, mirrors, max_body)
+        for index, host in enumerate(message.virtual_hosts)
+    )
+    _check_domains(hosts, join(path, "virtual_hosts"), problems)
+    return RouteConfiguration(
+        name=message.name,
+        virtual_hosts=hosts,
+        mutation=header_mutation(message, path, problems),
+        most_specific_mutations_win=message.most_specific_header_mutations_wins,
+        ignore_port_in_host=message.ignore_port_in_host_matching,
+        fault=fault_override(message.typed_per_filter_config, join(path, "typed_per_filter_config"), problems),
+    )
+
+
+def _check_domains(hosts: tuple[VirtualHost, ...], path: str, problems: Problems) -> None:
+    """Each domain may stand once in a route configuration, `*` included."""
+    seen: dict[str, int] = {}
+    for index, host in enumerate(hosts):
+        for position, domain in enumerate(host.domains):
+            first = seen.setdefault(domain, index)
+            place = f"{path}[{index}].domains[{position}]"
+            if first != index or domain in host.domains[:position]:
+                problems.error(place, f"{domain!r} is a domain of virtual_hosts[{first}] already")
+
+
+def _virtual_host(
+    message: Any, path: str, problems: Problems, mirrors: tuple[MirrorPolicy, ...], max_body: int
+) -> VirtualHost:
+    used = _HOST_USED | {"require_tls"} if not message.require_tls else _HOST_USED
+    cover(message, path, problems, used=used, harmless=_HOST_HARMLESS)
+    check_hedging(message, path, problems)
+    own = mirror_policies(message.request_mirror_policies, join(path, "request_mirror_policies"), problems)
+    routes = tuple(
+        _route(route, f"{join(path, 'routes')}[{index}]", problems, own or mirrors, max_body)
+        for index, route in enumerate(message.routes)
+    )
+    retry = None
+    if message.HasField("retry_policy"):
+        retry = retry_policy(message.retry_policy, join(path, "retry_policy"), problems)
+    return VirtualHost(
+        name=message.name,
+        domains=tuple(ascii_lower(domain) for domain in message.domains),
+        routes=routes,
+        retry=retry,
+        mutation=header_mutation(message, path, problems),
+        fault=fault_override(message.typed_per_filter_config, join(path, "typed_per_filter_config"), problems),
+        include_attempt_count=message.include_request_attempt_count,
+    )
+
+
+def _route(message: Any, path: str, problems: Problems, mirrors: tuple[MirrorPolicy, ...], max_body: int) -> Route:
+    cover(message, path, problems, used=_ROUTE_USED, harmless=_ROUTE_HARMLESS)
+    return Route(
+        match=_match(message.match, join(path, "match"), problems),
+        action=_action(message, path, problems, mirrors, max_body),
+        name=message.name,
+        mutation=header_mutation(message, path, problems),
+        fault=fault_override(message.typed_per_filter_config, join(path, "typed_per_filter_config"), problems),
+        metadata=metadata(message.metadata),
+    )
+
+
+def _match(message: Any, path: str, problems: Problems) -> RouteMatcher:
+    # A condition that is not understood would send requests where they must not go, so nothing is ignored here.
+    cover(message, path, problems, used=_MATCH_USED, harmless=frozenset(), strict=True)
+    condition = path_matcher(message, path, problems)
+    queries = message.query_parameters
+    share = None
+    if message.HasField("runtime_fraction"):
+        share = runtime_fraction(message.runtime_fraction, join(path, "runtime_fraction"), problems)
+    return RouteMatcher(
+        path=condition,
+        headers=header_matchers(message.headers, join(path, "headers"), problems),
+        query=tuple(
+            query_matcher(query, f"{join(path, 'query_parameters')}[{index}]", problems)
+            for index, query in enumerate(queries)
+        ),
+        grpc=message.HasField("grpc"),
+        fraction=share,
+    )
+
+
+def _action(
+    message: Any, path: str, problems: Problems, mirrors: tuple[MirrorPolicy, ...], max_body: int
+) -> RouteAction | Redirect | DirectResponse | NonForwarding:
+    kind = message.WhichOneof("action")
+    match kind:
+        case "route":
+            action = route_action(message.route, join(path, kind), problems)
+            if mirrors and not action.mirrors:
+                action = replace(action, mirrors=mirrors)
+            return action
+        case "redirect":
+            return _redirect(message.redirect, join(path, kind), problems)
+        case "direct_response":
+            return _direct_response(message.direct_response, join(path, kind), problems, max_body)
+        case _:
+            # An action that is missing or not supported has been reported by the constraints and the coverage.
+            return NonForwarding()
+
+
+def _redirect(message: Any, path: str, problems: Problems) -> Redirect:
+    used = frozenset(field.name for field in message.DESCRIPTOR.fields)
+    cover(message, path, problems, used=used, harmless=frozenset())
+    if message.port_redirect > 65535:
+        problems.error(join(path, "port_redirect"), "must be at most 65535")
+    rewrite = None
+    if message.WhichOneof("path_rewrite_specifier") == "regex_rewrite":
+        rewrite = regex_rewrite(message.regex_rewrite, join(path, "regex_rewrite"), problems)
+    return Redirect(
+        status=_REDIRECT_STATUS.get(message.response_code, 301),
+        scheme=message.scheme_redirect,
+        https=message.https_redirect,
+        host=message.host_redirect,
+        port=message.port_redirect,
+        path=message.path_redirect,
+        prefix_rewrite=message.prefix_rewrite,
+        regex_rewrite=rewrite,
+        strip_query=message.strip_query,
+    )
+
+
+def _direct_response(message: Any, path: str, problems: Problems, max_body: int) -> DirectResponse:
+    cover(message, path, problems, used=frozenset({"status", "body"}), harmless=frozenset())
+    body = b""
+    if message.HasField("body"):
+        body = inline_data(message.body, join(path, "body"), problems)
+        if len(body) > max_body:
+            problems.error(join(path, "body"), f"has {len(body)} bytes, at most {max_body} are allowed")
+    return DirectResponse(message.status, body)
