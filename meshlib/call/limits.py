@@ -1,0 +1,123 @@
+"""The times that hold for one call: those of its route, and those which its headers ask for."""
+
+from dataclasses import dataclass
+
+from meshlib.model.request import Headers, RequestHead
+from meshlib.resilience.deadline import (
+    TIMEOUT_HEADERS,
+    format_grpc_timeout,
+    parse_grpc_timeout_s,
+    parse_ms,
+    per_try_timeout_s,
+    stream_duration_s,
+)
+from meshlib.resilience.retry import RETRY_HEADERS
+from meshlib.routing.headers import with_headers
+from meshlib.view import RoutePlan
+
+__all__ = [
+    "AskedLimits",
+    "asked_limits",
+    "has_control_headers",
+    "without_retry_headers",
+    "without_timeout_headers",
+    "written_head",
+]
+
+_EXPECTED = "x-envoy-expected-rq-timeout-ms"
+_COUNT = "x-envoy-attempt-count"
+_REPLACED = RETRY_HEADERS | {_EXPECTED}
+_REPLACED_WITH_COUNT = _REPLACED | {_COUNT}
+_GRPC_TIMEOUT = frozenset({"grpc-timeout"})
+
+
+@dataclass(frozen=True, slots=True)
+class AskedLimits:
+    """Seconds; None: no limit.
+
+    Attributes:
+        timeout_s: Of the call, from its first attempt on.
+        per_try_s: Of one attempt.
+        stream_s: Of the whole exchange, from the call's beginning on.
+        asked_s: What a gRPC caller allows, from the call's beginning on.
+    """
+
+    timeout_s: float | None
+    per_try_s: float | None
+    stream_s: float | None
+    asked_s: float | None
+
+
+def has_control_headers(headers: Headers) -> bool:
+    """Whether a request asks for anything that concerns its times and retries. Quick: most don't."""
+    for name, _ in headers.items:  # noqa: SIM110 - any() with a generator takes three times as long
+        if name[:8] == "x-envoy-" or name == "grpc-timeout":
+            return True
+    return False
+
+
+def asked_limits(head: RequestHead, plan: RoutePlan, max_stream_duration_s: float | None) -> AskedLimits:
+    """Work out the limits of a request with headers that ask for some.
+
+    The application is its own caller, so its `x-envoy-*` headers are trusted. A number that cannot be read means
+    nothing; 0 is no limit.
+    """
+    headers = head.headers
+    timeout_s, _, stream_s = plan.grpc if head.is_grpc else plan.http
+    text = headers.get("grpc-timeout")
+    grpc_timeout_s = None if text is None else parse_grpc_timeout_s(text)
+    if grpc_timeout_s is not None and not head.is_grpc:
+        stream_s = stream_duration_s(plan.action, max_stream_duration_s, grpc_timeout_s, is_grpc=False)
+
+    asked_s = parse_ms(headers, "x-envoy-upstream-rq-timeout-ms")
+    if asked_s is not None:
+        timeout_s = asked_s or None
+    try_s = parse_ms(headers, "x-envoy-upstream-rq-per-try-timeout-ms")
+    if try_s is None:
+        try_s = None if plan.retry is None else plan.retry.per_try_timeout_s
+    return AskedLimits(
+        timeout_s, per_try_timeout_s(try_s, timeout_s), stream_s, grpc_timeout_s if head.is_grpc else None
+    )
+
+
+def _without(head: RequestHead, names: frozenset[str]) -> RequestHead:
+    """Return the head without some headers; itself when it has none of them."""
+    items = head.headers.items
+    kept = tuple(item for item in items if item[0] not in names)
+    return head if len(kept) == len(items) else with_headers(head, Headers(kept))
+
+
+def without_timeout_headers(head: RequestHead) -> RequestHead:
+    """Return the head without the timeout headers that are consumed here."""
+    return _without(head, TIMEOUT_HEADERS)
+
+
+def without_retry_headers(head: RequestHead, *, counts_attempts: bool) -> RequestHead:
+    """Return the head without the retry headers, and without those that `written_head` writes anew."""
+    return _without(head, _REPLACED_WITH_COUNT if counts_attempts else _REPLACED)
+
+
+def written_head(
+    head: RequestHead, number: int, *, counts_attempts: bool, expected_s: float | None, left_s: float | None
+) -> RequestHead:
+    """Return the head of one attempt, with what concerns its number and the time left.
+
+    Args:
+        number: 1 for the first attempt.
+        counts_attempts: `x-envoy-attempt-count` is sent (the virtual host's `include_request_attempt_count`).
+        expected_s: How long this attempt may take; None: no limit, then `x-envoy-expected-rq-timeout-ms` is not sent.
+        left_s: Until the call's deadline; None: none. Goes into a `grpc-timeout` that the caller wrote itself.
+    """
+    added: list[tuple[str, str]] = []
+    if counts_attempts:
+        added.append((_COUNT, str(number)))
+    if head.is_grpc:
+        if number > 1:
+            added.append(("grpc-previous-rpc-attempts", str(number - 1)))
+        if "grpc-timeout" in head.headers:
+            head = _without(head, _GRPC_TIMEOUT)
+            if left_s is not None:
+                added.append(("grpc-timeout", format_grpc_timeout(max(left_s, 0.001))))
+    elif expected_s is not None:
+        added.append((_EXPECTED, str(max(1, round(expected_s * 1000)))))
+    return with_headers(head, Headers((*head.headers.items, *added))) if added else head

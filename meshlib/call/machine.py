@@ -1,0 +1,517 @@
+"""The machine of one call; `meshlib.call` says what it is for."""
+
+from dataclasses import replace
+
+from meshlib.balancing.endpoint_state import EndpointState
+from meshlib.call.limits import (
+    asked_limits,
+    has_control_headers,
+    without_retry_headers,
+    without_timeout_headers,
+    written_head,
+)
+from meshlib.call.replies import NO_HOST, OVERFLOW, drop_reply, no_cluster_reply
+from meshlib.call.report import attempt_finished, call_error, call_finished
+from meshlib.call.steps import Attempt, Done, Sleep, Step
+from meshlib.errors import MeshError
+from meshlib.events import Hook, HostEjected
+from meshlib.model.endpoint import Endpoint
+from meshlib.model.outcome import Failure, FailureKind, LocalReply, Outcome, Response
+from meshlib.model.request import Headers, RequestHead
+from meshlib.model.secret import ClientTls
+from meshlib.ports import Rng
+from meshlib.resilience.backoff import full_jitter_s, grpc_jitter_s
+from meshlib.resilience.circuit_breaker import CircuitBreaker
+from meshlib.resilience.classify import failure_flag
+from meshlib.resilience.deadline import parse_ms
+from meshlib.resilience.retry import RetryRules
+from meshlib.routing.fault import decide_fault
+from meshlib.routing.table import RouteMatch
+from meshlib.view import ClusterState, RoutePlan, TargetView
+
+__all__ = ["Call"]
+
+_NEW, _DELAYED, _RUNNING, _WAITING, _DONE, _CLOSED = range(6)
+_STATES = ("new", "delayed by a fault", "attempt running", "waiting to retry", "done", "closed")
+
+_SAFE_METHODS = frozenset({"GET", "HEAD", "OPTIONS", "TRACE", "PUT", "DELETE"})
+"""Idempotent by RFC 9110, section 9.2.2."""
+
+_GRPC_MAX_ATTEMPTS = 5
+"""gRPC's cap on attempts, whatever the policy says (A6, A44)."""
+
+
+class Call:
+    """One call. Used by one thread or task at a time.
+
+    Attributes:
+        target: Where it goes.
+        head: As the application made it.
+        match: The route; None before `start`, and when there is none.
+        cluster: None when there is none.
+        result: Of the `Done` step; None before.
+        flag: Envoy's response flags so far, comma separated; empty: none.
+        deadline: Monotonic seconds at which the call must be over, response body included; None: no limit.
+    """
+
+    __slots__ = (
+        "_abort",
+        "_attempt_at",
+        "_backoffs",
+        "_began_at",
+        "_breaker",
+        "_guard_unsafe",
+        "_has_fault",
+        "_has_retry",
+        "_hash",
+        "_held",
+        "_hook",
+        "_is_deadline_next",
+        "_is_unrecorded",
+        "_out",
+        "_per_try_s",
+        "_plan",
+        "_replayable",
+        "_retries_left",
+        "_rng",
+        "_rules",
+        "_state",
+        "_timeout_at",
+        "_tls",
+        "_tried",
+        "_was_sent",
+        "cluster",
+        "deadline",
+        "flag",
+        "head",
+        "match",
+        "result",
+        "target",
+    )
+
+    _plan: RoutePlan
+    _rules: RetryRules
+    _out: RequestHead
+    _breaker: CircuitBreaker
+    _hash: int | None
+    _per_try_s: float | None
+    _timeout_at: float | None
+    _retries_left: int
+    _attempt_at: float
+    _is_deadline_next: bool
+
+    def __init__(
+        self,
+        target: TargetView,
+        head: RequestHead,
+        *,
+        rng: Rng,
+        now: float,
+        timeout_s: float | None = None,
+        replayable: bool = True,
+        guard_unsafe: bool = True,
+        hook: Hook | None = None,
+    ) -> None:
+        """Make a call; nothing happens before `start`.
+
+        Args:
+            timeout_s: The application's own limit for the whole call; None: none. It caps the route's.
+            replayable: The body can be sent again.
+            guard_unsafe: Repeat what may have been processed only when that does no harm.
+            hook: Gets the events; called without locks held.
+        """
+        self.target = target
+        self.head = head
+        self.match: RouteMatch | None = None
+        self.cluster: ClusterState | None = None
+        self.result: Response | Failure | LocalReply | None = None
+        self.flag = ""
+        self.deadline: float | None = None if timeout_s is None else now + timeout_s
+        self._rng = rng
+        self._hook = hook
+        self._began_at = now
+        self._replayable = replayable
+        self._guard_unsafe = guard_unsafe
+        self._state = _NEW
+        self._tried: list[EndpointState] = []
+        self._tls: ClientTls | None = None
+        self._backoffs = 0
+        self._was_sent = False
+        # What is held, to be given back exactly once.
+        self._held: EndpointState | None = None
+        self._has_retry = False
+        self._has_fault = False
+        # A gRPC call goes on after its headers: its status is counted when it is closed.
+        self._is_unrecorded = False
+        self._abort: LocalReply | None = None
+
+    # --- what there is to know -----------------------------------------------------------------------------------
+
+    @property
+    def attempts(self) -> int:
+        """Number of attempts made."""
+        return len(self._tried)
+
+    @property
+    def endpoint(self) -> Endpoint | None:
+        """Endpoint of the last attempt; None: there was none."""
+        return self._tried[-1].endpoint if self._tried else None
+
+    @property
+    def endpoints(self) -> tuple[str, ...]:
+        """Addresses of the endpoints tried, in order."""
+        return tuple(state.address for state in self._tried)
+
+    @property
+    def cluster_name(self) -> str:
+        """The cluster that the route names; empty when there is no route."""
+        return "" if self.match is None else self.match.cluster
+
+    @property
+    def is_secure(self) -> bool:
+        """The last attempt was to be made over TLS."""
+        return self._tls is not None
+
+    def response_headers(self, headers: Headers) -> Headers:
+        """Return a response's headers after the route's mutations; of a `LocalReply` they are applied already."""
+        return headers if self.match is None else self.match.response_headers(headers, self.head)
+
+    def __repr__(self) -> str:
+        return f"Call({self.head!r}, {_STATES[self._state]}, attempts={self.attempts}, flag={self.flag or '-'})"
+
+    # --- the machine ---------------------------------------------------------------------------------------------
+
+    def start(self, now: float) -> Step:
+        """Begin. Call it once.
+
+        Raises:
+            RuntimeError: It began already.
+        """
+        self._expect(_NEW)
+        head = self.head
+        found = self.target.routes.match(head, self._rng)
+        if isinstance(found, LocalReply):
+            return self._finish(found, found.flag)
+        self.match = found
+        cluster = self.target.clusters.get(found.cluster)
+        if not isinstance(cluster, ClusterState):
+            return self._local(no_cluster_reply(head, found.cluster, found.action.cluster_not_found_status, cluster))
+        self.cluster = cluster
+        if found.fault is not None:
+            step = self._inject(found, now)
+            if step is not None:
+                return step
+        return self._begin(found, cluster, now)
+
+    def slept(self, now: float) -> Step:
+        """Go on after a `Sleep`.
+
+        Raises:
+            RuntimeError: The call did not ask for one.
+        """
+        if self._state == _DELAYED:
+            assert self.match is not None and self.cluster is not None
+            if self.deadline is not None and now >= self.deadline:
+                return self._expired(now)
+            if self._abort is not None:
+                return self._local(self._abort)
+            return self._begin(self.match, self.cluster, now)
+        self._expect(_WAITING)
+        return self._attempt(now)
+
+    def finished(self, outcome: Outcome, now: float) -> Step:
+        """Go on after an `Attempt`.
+
+        Raises:
+            RuntimeError: The call did not ask for one.
+        """
+        self._expect(_RUNNING)
+        state, cluster = self._held, self.cluster
+        assert state is not None and cluster is not None
+        began_at, number = self._attempt_at, len(self._tried)
+        ejected: HostEjected | None = None
+        if cluster.outlier is not None:
+            if self.head.is_grpc and isinstance(outcome, Response) and outcome.grpc_status is None:
+                self._is_unrecorded = True
+            else:
+                ejected = cluster.record(state, outcome, now, self._rng)
+        if self._has_retry:
+            # "The slot is held through backoff and the retried attempt, until the next retry decision."
+            self._has_retry = False
+            self._breaker.release_retry()
+        if isinstance(outcome, Failure):
+            self._release()
+
+        wait_s = self._retry_wait_s(outcome) if self._rules.on else None
+        step: Step
+        if wait_s is not None:
+            self._release()
+            self._is_unrecorded = False
+            self._state = _WAITING
+            step = self._wait(wait_s, now)
+        elif isinstance(outcome, Failure):
+            step = self._finish(outcome, self._failure_flag(outcome))
+        else:
+            step = self._finish(outcome)
+
+        hook = self._hook
+        if hook is not None:
+            if ejected is not None:
+                hook(ejected)
+            duration_s = now - began_at
+            hook(attempt_finished(self, state.endpoint, number, outcome, duration_s, will_retry=wait_s is not None))
+        return step
+
+    def commit(self) -> None:
+        """From now on the body cannot be sent again: a stream outgrew what is kept of it."""
+        self._replayable = False
+
+    def close(self, now: float, *, status: int = 0, grpc_status: int | None = None) -> None:
+        """Give back what the call holds; in any state, any number of times. The first time emits `CallFinished`.
+
+        Args:
+            status: HTTP status given to the caller; 0: as in the result, if it has one.
+            grpc_status: gRPC status of a call that has ended; None: as in the result, if it has one.
+        """
+        if self._state == _CLOSED:
+            return
+        self._state = _CLOSED
+        held, cluster = self._held, self.cluster
+        ejected: HostEjected | None = None
+        if held is not None:
+            self._release()
+            if self._is_unrecorded and cluster is not None:
+                ejected = cluster.record(held, Response(200, grpc_status=grpc_status), now, self._rng)
+        if self._has_retry:
+            self._has_retry = False
+            self._breaker.release_retry()
+        if self._has_fault:
+            self._has_fault = False
+            self.target.faults.release()
+        hook = self._hook
+        if hook is not None:
+            if ejected is not None:
+                hook(ejected)
+            hook(call_finished(self, now - self._began_at, status, grpc_status))
+
+    # --- before the first attempt --------------------------------------------------------------------------------
+
+    def _inject(self, match: RouteMatch, now: float) -> Step | None:
+        """Inject the route's fault, if this call is to have one; None: go on."""
+        policy, faults = match.fault, self.target.faults
+        assert policy is not None
+        decision = decide_fault(policy, self.head, self._rng, active=faults.active)
+        if not decision.delay_s and decision.abort is None:
+            return None
+        if not faults.try_acquire(policy.max_active):
+            return None  # Another call took the last place since.
+        self._has_fault = True
+        if not decision.delay_s:
+            assert decision.abort is not None
+            return self._local(decision.abort)
+        self.flag = "DI"
+        self._abort = decision.abort
+        self._state = _DELAYED
+        wait_s = decision.delay_s
+        return Sleep(wait_s if self.deadline is None else max(0.0, min(wait_s, self.deadline - now)))
+
+    def _begin(self, match: RouteMatch, cluster: ClusterState, now: float) -> Step:
+        """Work out what holds for all attempts, and make the first."""
+        for share, category in cluster.drops:
+            if self._rng.random() < share:
+                return self._local(drop_reply(self.head, share, category))
+        action, head = match.action, self.head
+        plan = self.target.plan(action, match.retry)
+        deadline, rules = self.deadline, plan.rules
+        is_special = has_control_headers(head.headers)
+        if is_special:
+            # In Envoy's order: timeouts are read before the route changes the headers, retries after.
+            asked = asked_limits(head, plan, self.target.max_stream_duration_s)
+            timeout_s, per_try_s, stream_s = asked.timeout_s, asked.per_try_s, asked.stream_s
+            if asked.asked_s is not None and (deadline is None or self._began_at + asked.asked_s < deadline):
+                deadline = self._began_at + asked.asked_s
+            head = without_timeout_headers(head)
+        else:
+            timeout_s, per_try_s, stream_s = plan.grpc if head.is_grpc else plan.http
+        out = match.rewrite(head)
+        if is_special or out is not head or rules.needs_request:
+            rules = rules.for_request(out)
+            out = without_retry_headers(out, counts_attempts=match.include_attempt_count)
+
+        self._plan, self._rules, self._out = plan, rules, out
+        self._hash = match.hash(out) if action.hash_policies else None
+        self._breaker = cluster.high_breaker if action.high_priority else cluster.breaker
+        self._per_try_s = per_try_s
+        retries = rules.num_retries
+        self._retries_left = min(retries, _GRPC_MAX_ATTEMPTS - 1) if head.is_grpc else retries
+
+        if timeout_s is not None and (deadline is None or now + timeout_s < deadline):
+            deadline = now + timeout_s
+        self._timeout_at = deadline
+        if stream_s is not None and (deadline is None or self._began_at + stream_s < deadline):
+            deadline = self._began_at + stream_s
+        self.deadline = deadline
+        return self._attempt(now)
+
+    # --- attempts ------------------------------------------------------------------------------------------------
+
+    def _attempt(self, now: float) -> Step:
+        cluster, match, deadline, tried = self.cluster, self.match, self.deadline, self._tried
+        assert cluster is not None and match is not None
+        if deadline is not None and now >= deadline:
+            return self._expired(now)
+        retry = self._plan.retry
+        if tried and retry is not None and retry.avoid_previous_hosts:
+            state = cluster.picker.pick(self._hash, self._rng, tried, retry.host_selection_attempts)
+        else:
+            state = cluster.picker.pick(self._hash, self._rng)
+        if state is None:
+            return self._local(NO_HOST)
+        if not cluster.acquire(self._breaker, state):
+            return self._local(OVERFLOW)
+        self._held = state
+        tried.append(state)
+        endpoint = state.endpoint
+        self._tls = tls = cluster.tls_for(endpoint)
+        self._attempt_at = now
+        self._state = _RUNNING
+        timeout_s = self._per_try_s
+        self._is_deadline_next = False
+        if deadline is not None and (timeout_s is None or deadline - now < timeout_s):
+            timeout_s = deadline - now
+            self._is_deadline_next = True
+        out = self._out
+        if match.action.auto_host_rewrite:
+            out = match.rewrite_for(out, endpoint)
+        expected_s = self._per_try_s
+        if self._timeout_at is not None and (expected_s is None or self._timeout_at - now < expected_s):
+            expected_s = self._timeout_at - now
+        head = written_head(
+            out,
+            len(tried),
+            counts_attempts=match.include_attempt_count,
+            expected_s=expected_s,
+            left_s=None if deadline is None else deadline - now,
+        )
+        return Attempt(len(tried), cluster, endpoint, tls, timeout_s, head)
+
+    def _release(self) -> None:
+        """Give back the request permit, if one is held."""
+        state = self._held
+        if state is not None:
+            self._held = None
+            assert self.cluster is not None
+            self.cluster.release(self._breaker, state)
+
+    # --- after an attempt ----------------------------------------------------------------------------------------
+
+    def _retry_wait_s(self, outcome: Outcome) -> float | None:
+        """Decide about a retry, and take its permit.
+
+        Returns:
+            Seconds to wait before; None: no retry.
+        """
+        rules, is_grpc, sent_before = self._rules, self.head.is_grpc, self._was_sent
+        if isinstance(outcome, Failure):
+            self._was_sent = sent_before or outcome.request_sent
+            if outcome.kind is FailureKind.TIMEOUT and self._is_deadline_next:
+                return None
+            if not rules.wants_failure(outcome, is_grpc=is_grpc, sent_before=sent_before):
+                return None
+        else:
+            if not rules.wants_response(outcome):
+                return None
+            self._was_sent = True
+        if not self._may_repeat(outcome):
+            return None
+        pushback_s: float | None = None
+        if is_grpc and isinstance(outcome, Response):
+            text = outcome.headers.get("grpc-retry-pushback-ms")
+            if text is not None:
+                pushback_s = parse_ms(outcome.headers, "grpc-retry-pushback-ms")
+                if pushback_s is None:
+                    return None  # "A negative or unparsable value: no more retries."
+        if self._retries_left <= 0:
+            self._add_flag("URX")
+            return None
+        self._retries_left -= 1  # A retry that the breaker then refuses has used up its count too.
+        if not self._breaker.try_acquire_retry():
+            self._add_flag("UO")
+            return None
+        self._has_retry = True
+        if pushback_s is not None:
+            self._backoffs = 0
+            return pushback_s
+        self._backoffs += 1
+        retry = self._plan.retry
+        jitter = grpc_jitter_s if is_grpc else full_jitter_s
+        if retry is None:
+            return jitter(self._backoffs, 0.025, None, self._rng)
+        return jitter(self._backoffs, retry.base_interval_s, retry.max_interval_s, self._rng)
+
+    def _may_repeat(self, outcome: Outcome) -> bool:
+        """Whether repeating is possible, and does no harm."""
+        if not self._replayable and self._was_sent:
+            return False
+        if not self._guard_unsafe:
+            return True
+        if isinstance(outcome, Failure) and (not outcome.request_sent or outcome.kind is FailureKind.REFUSED_STREAM):
+            return True  # The application surely never saw this attempt.
+        if self.head.is_grpc:
+            return self._rules.wants_grpc_code(outcome)
+        if self.head.method in _SAFE_METHODS or "idempotency-key" in self.head.headers:
+            return True
+        assert self.match is not None
+        return self.match.metadata.get("meshlib", {}).get("retry_non_idempotent") is True
+
+    def _wait(self, wait_s: float, now: float) -> Step:
+        if self.deadline is not None and wait_s > self.deadline - now:
+            wait_s = self.deadline - now  # Then `slept` finds that time is over.
+        return Sleep(wait_s) if wait_s > 0 else self._attempt(now)
+
+    # --- the end -------------------------------------------------------------------------------------------------
+
+    def _add_flag(self, flag: str) -> None:
+        self.flag = f"{self.flag},{flag}" if self.flag else flag
+
+    def _failure_flag(self, failure: Failure) -> str:
+        if failure.kind is FailureKind.TIMEOUT and self._is_deadline_next:
+            return self._timeout_flag()
+        return failure_flag(failure)
+
+    def _timeout_flag(self) -> str:
+        # Envoy documents DT for the end of `max_stream_duration`, though its log shows none.
+        return "UT" if self.deadline == self._timeout_at else "DT"
+
+    def _expired(self, now: float) -> Step:
+        """The deadline passed while no attempt was running."""
+        return self._finish(Failure(FailureKind.TIMEOUT, self._was_sent), self._timeout_flag())
+
+    def _local(self, reply: LocalReply) -> Step:
+        """Answer for the mesh. The route's mutations concern its own answers too, as in Envoy."""
+        if self.match is not None:
+            headers = Headers(reply.headers)
+            changed = self.match.response_headers(headers, self.head)
+            if changed is not headers:
+                reply = replace(reply, headers=changed.items)
+        return self._finish(reply, reply.flag)
+
+    def _finish(self, result: Response | Failure | LocalReply, flag: str = "") -> Done:
+        if flag:
+            self._add_flag(flag)
+        self._state = _DONE
+        self.result = result
+        return Done(result, self.flag)
+
+    def _expect(self, state: int) -> None:
+        if self._state != state:
+            raise RuntimeError(f"the call is {_STATES[self._state]}, not {_STATES[state]}")
+
+    def error(self, message: str = "", *, cause: BaseException | None = None) -> MeshError:
+        """Make the exception for the caller, by what the call came to.
+
+        Args:
+            message: Instead of the one made here.
+            cause: Becomes `__cause__`; None: what the transport raised, if it did.
+        """
+        return call_error(self, message, cause)

@@ -1,0 +1,139 @@
+"""What a call came to, for its caller and for the hooks."""
+
+from typing import TYPE_CHECKING
+
+from meshlib.errors import DeadlineExceeded, IdentityError, MeshError, RoutingError, UnavailableError
+from meshlib.events import AttemptFinished, CallFinished
+from meshlib.model.endpoint import Endpoint
+from meshlib.model.outcome import Failure, FailureKind, LocalReply, Outcome, Response
+from meshlib.model.snapshot import ConfigFault
+
+if TYPE_CHECKING:
+    from meshlib.call.machine import Call
+
+__all__ = ["attempt_finished", "call_error", "call_finished"]
+
+_FAILURES = {
+    FailureKind.CONNECT: "no connection to the endpoint",
+    FailureKind.IDENTITY: "the endpoint did not prove the identity it must have",
+    FailureKind.RESET: "the connection ended before the response",
+    FailureKind.REFUSED_STREAM: "the endpoint refused the request unprocessed",
+    FailureKind.TIMEOUT: "the time allowed is over",
+}
+
+
+def attempt_finished(
+    call: "Call", endpoint: Endpoint, number: int, outcome: Outcome, duration_s: float, *, will_retry: bool
+) -> AttemptFinished:
+    """Make the event of an attempt that ended."""
+    status, grpc_status, failure = 0, None, ""
+    if isinstance(outcome, Response):
+        status, grpc_status = outcome.status, outcome.grpc_status
+    else:
+        failure = outcome.kind.value
+    return AttemptFinished(
+        target=call.target.name,
+        cluster=call.cluster_name,
+        endpoint=endpoint,
+        number=number,
+        duration_s=duration_s,
+        status=status,
+        grpc_status=grpc_status,
+        failure=failure,
+        will_retry=will_retry,
+    )
+
+
+def call_finished(call: "Call", duration_s: float, status: int, grpc_status: int | None) -> CallFinished:
+    """Make the event of a call that ended.
+
+    Args:
+        status: 0: as in the result, if it has one.
+        grpc_status: None: as in the result, if it has one.
+    """
+    result, head, match = call.result, call.head, call.match
+    if isinstance(result, Response | LocalReply):
+        status = status or result.status
+        grpc_status = result.grpc_status if grpc_status is None else grpc_status
+    return CallFinished(
+        kind="grpc" if head.is_grpc else "http",
+        target=call.target.name,
+        method=head.path if head.is_grpc else head.method,
+        route="" if match is None else match.route_name,
+        cluster=call.cluster_name,
+        endpoint=call.endpoint,
+        attempts=call.attempts,
+        duration_s=duration_s,
+        status=status,
+        grpc_status=grpc_status,
+        flag=call.flag or "-",
+        secure=call.is_secure,
+    )
+
+
+def call_error(call: "Call", message: str, cause: BaseException | None) -> MeshError:
+    """Make the exception for the caller of a call."""
+    kind: type[MeshError]
+    match call.result:
+        case Failure(kind=FailureKind.TIMEOUT):
+            kind = DeadlineExceeded
+        case Failure(kind=FailureKind.IDENTITY):
+            kind = IdentityError
+        case LocalReply(flag="NR" | "NC"):
+            kind = RoutingError
+        case _:
+            kind = UnavailableError
+    fault = _config_fault(call)
+    error = kind(
+        message or _explanation(call),
+        cluster=call.cluster_name,
+        endpoints=call.endpoints,
+        attempts=call.attempts,
+        flag=call.flag,
+        resource="" if fault is None else fault.resource,
+    )
+    if cause is None and isinstance(call.result, Failure):
+        cause = call.result.error
+    error.__cause__ = cause
+    return error
+
+
+def _config_fault(call: "Call") -> ConfigFault | None:
+    """Why the route's cluster cannot be used."""
+    found = call.target.clusters.get(call.cluster_name) if call.cluster is None else None
+    return found if isinstance(found, ConfigFault) else None
+
+
+def _explanation(call: "Call") -> str:
+    """Say in a sentence why there is no response from the service."""
+    result, head = call.result, call.head
+    what = f"{head.method} {head.scheme}://{head.authority}{head.path.partition('?')[0]}"
+    match result:
+        case None:
+            return f"{what}: no result yet"
+        case Response(status=status):
+            return f"{what}: the service answered {status}"
+        case Failure(kind=kind, error=error):
+            cause = f": {error}" if error is not None and str(error) else ""
+            return f"{what}: {_FAILURES[kind]}{cause}"
+        case LocalReply():
+            return f"{what}: {_local_explanation(call, result)}"
+
+
+def _local_explanation(call: "Call", reply: LocalReply) -> str:
+    cluster, fault = call.cluster, _config_fault(call)
+    match reply.flag:
+        case "NR":
+            return f"no route of {call.target.name!r} takes this request"
+        case "NC" if fault is not None:
+            return fault.message
+        case "NC":
+            return f"the route leads to cluster {call.cluster_name!r}, which is not known"
+        case "UH" if cluster is not None:
+            count, ejected = len(cluster.states), sum(state.is_ejected for state in cluster.states.values())
+            note = f"; {cluster.config.note}" if cluster.config.note else ""
+            return f"no healthy endpoint among {count} ({ejected} ejected){note}"
+        case "UO":
+            return "too many requests are in flight (circuit breaker max_requests)"
+        case _:
+            return f"{reply.details} (status {reply.status})"
