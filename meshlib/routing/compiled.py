@@ -41,7 +41,7 @@ from meshlib.routing.matchers import (
 )
 from meshlib.routing.mirror import pick_mirrors
 from meshlib.routing.redirect import compile_direct_response, compile_redirect
-from meshlib.routing.replies import cluster_not_found, unusable_action
+from meshlib.routing.replies import cluster_not_found, finish_headers, unusable_action
 from meshlib.routing.rewrite import compile_rewrite, rewrite_host
 
 __all__ = ["CompiledRoute", "Condition", "RouteMatch", "compile_route"]
@@ -70,6 +70,7 @@ class RouteMatch:
     metadata: Mapping[str, Mapping[str, object]] = field(default_factory=lambda: NO_METADATA, repr=False)
     include_attempt_count: bool = False
     mirrors: tuple[str, ...] = ()
+    _levels: tuple[HeaderMutation, ...] = field(default=(), repr=False)
     _rewrite: Callable[[RequestHead], RequestHead] | None = field(default=None, repr=False)
     _response: Mutator | None = field(default=None, repr=False)
     _hash: Hash | None = field(default=None, repr=False)
@@ -95,6 +96,26 @@ class RouteMatch:
             head: The request as sent, which `%REQ(...)%` in a value reads; None: it renders as nothing.
         """
         return headers if self._response is None else self._response.apply(headers, head)
+
+    def local_reply(self, reply: LocalReply, head: RequestHead) -> LocalReply:
+        """Return a local reply with the route's response header mutations; Envoy applies them to those too.
+
+        Args:
+            head: The request as sent, or as it would have been.
+        """
+        if self._response is None:
+            return reply
+        headers = self._response.apply(Headers(reply.headers), head)
+        return replace(reply, headers=finish_headers(headers, b"" if head.is_grpc else reply.body))
+
+    def cluster_not_found(self, head: RequestHead) -> LocalReply:
+        """Return the answer for the case that the cluster does not exist: flag `NC`."""
+        reply = cluster_not_found(head, self.cluster, self.action.cluster_not_found_status)
+        if self._response is None:
+            return reply
+        # A cluster that does not exist has no name in %UPSTREAM_CLUSTER% either.
+        mutator = response_mutator(self._levels, Facts(self.route_name))
+        return replace(reply, headers=finish_headers(mutator.apply(Headers(), head), b""))
 
     def hash(self, head: RequestHead) -> int | None:
         """Return the request's hash by the route's hash policies, or None.
@@ -217,6 +238,7 @@ class _Builder:
             fault=self.fault(None if weight is None else weight.fault),
             metadata=self.route.metadata,
             include_attempt_count=self.host.include_attempt_count,
+            _levels=self._levels(mutation),
             _rewrite=compile_rewrite(
                 action, self.route.match.path, request, "" if weight is None else weight.host_rewrite
             ),
@@ -239,14 +261,12 @@ def _with_mirrors(action: RouteAction, answer: Answer) -> Answer:
 def _by_header(build: _Builder, action: RouteAction, header: str) -> Answer:
     """The cluster is named by a request header; without one the route still counts as matched."""
     template = build.forward(action, "", Facts(build.route.name, None, header))
-    status = action.cluster_not_found_status
 
     def answer(head: RequestHead, stream_id: int) -> RouteMatch | LocalReply:
         values = head.values(header)
         if values and values[0]:
             return replace(template, cluster=values[0])
-        reply = cluster_not_found(head, "", status)
-        return replace(reply, headers=template.response_headers(Headers(reply.headers), head).items)
+        return template.cluster_not_found(head)
 
     return answer
 
@@ -293,7 +313,7 @@ def _local(build: _Builder, action: Redirect | DirectResponse | NonForwarding) -
 
             def nowhere(head: RequestHead, stream_id: int) -> LocalReply:
                 reply = unusable_action(head, flag="NC", status=503, details="cluster_not_found")
-                return replace(reply, headers=mutator.apply(Headers(), head).items)
+                return replace(reply, headers=finish_headers(mutator.apply(Headers(), head), reply.body))
 
             return nowhere
         case _:

@@ -9,9 +9,9 @@ Source: Envoy `SubstitutionFormatParser`.
 import re
 from collections.abc import Callable
 from dataclasses import dataclass
+from urllib.parse import unquote
 
 from meshlib.model.request import Headers, RequestHead
-from meshlib.routing.matchers import query_value
 
 __all__ = ["COMMANDS", "Facts", "Formatter", "check_format", "compile_format"]
 
@@ -75,6 +75,21 @@ def _header_of_response(main: str, alternative: str) -> Formatter:
     return render
 
 
+def _query_parameter(name: str) -> Formatter:
+    """Unlike conditions on queries, this command reads names and values decoded."""
+
+    def render(head: RequestHead | None, response: Headers | None) -> str:
+        if head is None:
+            return ""
+        for pair in head.path.partition("?")[2].split("&"):
+            key, _, value = pair.partition("=")
+            if unquote(key, "latin-1") == name:
+                return unquote(value, "latin-1")
+        return ""
+
+    return render
+
+
 def _compile_command(name: str, args: str | None, facts: Facts) -> str | Formatter:
     if name in _WITHOUT_ARGUMENT and args is not None:
         raise ValueError(f"%{name}% takes no argument")
@@ -93,7 +108,7 @@ def _compile_command(name: str, args: str | None, facts: Facts) -> str | Formatt
         case "QUERY_PARAM":
             if not args:
                 raise ValueError("%QUERY_PARAM% needs a name in parentheses")
-            return lambda head, response: (query_value(head.path, args) or "") if head is not None else ""
+            return _query_parameter(args)
         case _:
             raise ValueError(f"%{name}% is not supported (supported: {', '.join(COMMANDS)})")
 

@@ -10,13 +10,14 @@ from meshlib.model.outcome import LocalReply
 from meshlib.model.request import Headers, RequestHead
 from meshlib.model.route import DirectResponse, Redirect
 from meshlib.routing.headers import Mutator
-from meshlib.routing.replies import text_headers, unusable_action
+from meshlib.routing.replies import finish_headers, unusable_action
 from meshlib.routing.rewrite import compile_path_rewrite
 
 __all__ = ["compile_direct_response", "compile_location", "compile_redirect"]
 
 Answer = Callable[[RequestHead], LocalReply]
 DETAILS = "direct_response"
+BODILESS = frozenset({204, 304})
 _DEFAULT_PORTS = {"http": ":80", "https": ":443"}
 
 
@@ -49,7 +50,7 @@ def compile_location(redirect: Redirect, matcher: PathMatcher) -> Callable[[Requ
             mark = path.find("?")
             path = redirect.path + (path[mark:] if mark >= 0 and not has_own_query else "")
         elif new_path is not None:
-            path = new_path(path)
+            path = new_path(path) or path
         if not path.startswith("/"):
             path = "/" + path
         if redirect.strip_query and not has_own_query:
@@ -60,11 +61,11 @@ def compile_location(redirect: Redirect, matcher: PathMatcher) -> Callable[[Requ
 
 
 def _reply(head: RequestHead, status: int, headers: list[tuple[str, str]], body: bytes, mutator: Mutator) -> LocalReply:
-    if head.method == "HEAD" and body:
-        headers.append(("content-length", str(len(body))))
-        body = b""
     changed = mutator.apply(Headers(headers), head) if mutator else Headers(headers)
-    return LocalReply(status, "", DETAILS, body, changed.items)
+    finished = finish_headers(changed, body)
+    if head.method == "HEAD" and body:
+        return LocalReply(status, "", DETAILS, b"", (*finished, ("content-length", str(len(body)))))
+    return LocalReply(status, "", DETAILS, b"" if status in BODILESS else body, finished)
 
 
 def compile_redirect(redirect: Redirect, matcher: PathMatcher, mutator: Mutator) -> Answer:
@@ -97,9 +98,7 @@ def compile_direct_response(response: DirectResponse, mutator: Mutator) -> Answe
     def answer(head: RequestHead) -> LocalReply:
         if head.is_grpc:
             return unusable_action(head, flag="", status=response.status, details=DETAILS)
-        headers = list(text_headers(response.body))
-        if has_location:
-            headers.append(("location", f"{head.scheme}://{head.authority}{head.path}"))
+        headers = [("location", f"{head.scheme}://{head.authority}{head.path}")] if has_location else []
         return _reply(head, response.status, headers, response.body, mutator)
 
     return answer

@@ -4,9 +4,9 @@ A gRPC call gets what gRPC's own clients say where they differ from Envoy: UNAVA
 """
 
 from meshlib.model.outcome import LocalReply
-from meshlib.model.request import RequestHead
+from meshlib.model.request import Headers, RequestHead
 
-__all__ = ["cluster_not_found", "no_route", "no_virtual_host", "text_headers", "unusable_action"]
+__all__ = ["cluster_not_found", "finish_headers", "no_route", "no_virtual_host", "text_headers", "unusable_action"]
 
 UNAVAILABLE = 14
 _TEXT = (("content-type", "text/plain"),)
@@ -16,6 +16,16 @@ _NOT_FOUND = LocalReply(404, "NR", "route_not_found")
 def text_headers(body: bytes) -> tuple[tuple[str, str], ...]:
     """Return the headers of a local reply: a content type if there is a body."""
     return _TEXT if body else ()
+
+
+def finish_headers(headers: Headers, body: bytes) -> tuple[tuple[str, str], ...]:
+    """Return the headers of a local reply after the route's mutations, as Envoy sends them.
+
+    Without a body there is no content type, whatever the mutations say; with one it is `text/plain` unless they do.
+    """
+    if not body:
+        return tuple(entry for entry in headers.items if entry[0] not in ("content-type", "content-length"))
+    return headers.items if "content-type" in headers else (*headers.items, *_TEXT)
 
 
 def no_virtual_host(head: RequestHead, routes: str) -> LocalReply:

@@ -25,7 +25,7 @@ __all__ = [
 ]
 
 PathRewrite = Callable[[str], str]
-"""Old path with query to new path with query; the same path when there is nothing to rewrite."""
+"""Old path with query to new path with query; empty: the path stays, and nothing tells of a rewrite."""
 
 
 def _substitution(text: str, groups: int) -> list[bytes | int]:
@@ -112,7 +112,8 @@ def compile_path_rewrite(prefix: str, regex: RegexRewrite | None, matcher: PathM
 
         def rewrite(path: str) -> str:
             plain = path_of(path)
-            return (replace(plain) or plain) + path[len(plain) :]
+            replaced = replace(plain)
+            return replaced + path[len(plain) :] if replaced else ""
 
         return rewrite
     return None
@@ -165,14 +166,15 @@ def compile_rewrite(
             seen = RequestHead(head.method, authority, path, headers, scheme=head.scheme, is_grpc=head.is_grpc)
             headers = mutator.apply(headers, seen)
         host = literal or ((headers.get(from_header) or "") if from_header else "")
-        if host or new_path is not None:
+        rewritten = new_path(path) if new_path is not None else ""
+        if host or rewritten:
             entries = list(headers.items)
             if host:
                 _set_host(entries, authority, append_forwarded=append_forwarded)
                 authority = host
-            if new_path is not None:
+            if rewritten:
                 set_entry(entries, "x-envoy-original-path", path)
-                path = new_path(path)
+                path = rewritten
             headers = Headers(entries)
         return RequestHead(head.method, authority, path, headers, scheme=head.scheme, is_grpc=head.is_grpc)
 
