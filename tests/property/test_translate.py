@@ -112,7 +112,7 @@ def _bytes(compiled: Compiled) -> dict[tuple[str, str], bytes]:
 @given(st.lists(mutated(), min_size=1, max_size=3), st.sampled_from(Profile))
 def test_no_document_makes_it_raise_and_every_error_has_a_place(documents, profile):
     compiled = _compile(memory.from_data(documents), profile)
-    assert [] == [one for one in compiled.findings if one.severity is Severity.ERROR and one.position is None]
+    assert [one for one in compiled.findings if one.severity is Severity.ERROR and one.position is None] == []
 
 
 @settings(deadline=None, max_examples=100)
@@ -128,7 +128,7 @@ def test_names_in_references_exist(documents, profile):
             for route in host.routes:
                 named = [route.route.cluster, *(one.name for one in route.route.weighted_clusters.clusters)]
                 named += [mirror.cluster for mirror in route.route.request_mirror_policies]
-                assert [] == [name for name in named if name and name not in clusters]
+                assert [name for name in named if name and name not in clusters] == []
     for name, cluster in clusters.items():
         assert not cluster.eds_cluster_config.service_name or name in resources["ClusterLoadAssignment"]
 

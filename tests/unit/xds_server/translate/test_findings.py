@@ -168,8 +168,8 @@ def test_finding_about_registrations(compiled, text, instances, expected):
 
 def test_a_native_resource_in_place_of_a_generated_one_is_said(compiled):
     result = compiled(CLUSTER + "name: outbound|80||a.default.svc.cluster.local\ntype: STATIC\n---\n" + DR)
-    assert ["MESH0053"] == result.codes
-    assert "STATIC" == result.cluster(service="a")["type"]
+    assert result.codes == ["MESH0053"]
+    assert result.cluster(service="a")["type"] == "STATIC"
 
 
 def test_every_code_is_explained():

@@ -39,9 +39,9 @@ def test_a_weighted_split_gets_the_default_retries(compiled, read):
 def test_subsets_without_a_destination_rule_are_warnings_and_empty_clusters(compiled, read):
     result = compiled(read("reviews-80-20.yaml"))
     subset = "outbound|80|v1|reviews.default.svc.cluster.local"
-    assert [("IST0101", "warning", 13), ("IST0101", "warning", 17)] == [
+    assert [
         (finding.code, finding.severity, finding.position.line) for finding in result.findings
-    ]
+    ] == [("IST0101", "warning", 13), ("IST0101", "warning", 17)]
     assert {"cluster_name": subset} == result.get("EDS", subset)
     assert subset == result.get("CDS", subset)["eds_cluster_config"]["service_name"]
 
@@ -70,50 +70,50 @@ def test_the_checkout_canary(compiled, read):
         },
     }
     assert expected == route
-    assert {
+    assert metadata == {
         "filter_metadata": {
             "meshlib": {
                 "source": "test.yaml:10",
                 "config": "/apis/networking.istio.io/v1/namespaces/default/virtual-service/checkout-canary",
             }
         }
-    } == metadata
+    }
 
 
 def test_a_host_that_is_no_service_has_a_listener(compiled, read):
     result = compiled(read("checkout-canary.yaml"))
     listener = result.get("LDS", "checkout.example.com")
     manager = listener["api_listener"]["api_listener"]
-    assert "checkout.example.com:80" == manager["rds"]["route_config_name"]
-    assert ["envoy.filters.http.fault", "envoy.filters.http.router"] == [one["name"] for one in manager["http_filters"]]
+    assert manager["rds"]["route_config_name"] == "checkout.example.com:80"
+    assert [one["name"] for one in manager["http_filters"]] == ["envoy.filters.http.fault", "envoy.filters.http.router"]
     assert "checkout.example.com:80" in result.names("LDS")
 
 
 def test_the_user_service_canary_by_header_and_weight(compiled, read):
     result = compiled(read("user-service-canary.yaml"))
     first, second = result.routes("user-service")
-    assert {
+    assert first["match"] == {
         "prefix": "/",
         "case_sensitive": True,
         "headers": [{"name": "canary", "string_match": {"exact": "true"}}],
-    } == first["match"]
-    assert "outbound|80|v2|user-service.default.svc.cluster.local" == first["route"]["cluster"]
-    assert [90, 10] == [one["weight"] for one in second["route"]["weighted_clusters"]["clusters"]]
-    assert "LEAST_REQUEST" == result.cluster("v1", "user-service")["lb_policy"]
-    assert () == result.findings
+    }
+    assert first["route"]["cluster"] == "outbound|80|v2|user-service.default.svc.cluster.local"
+    assert [one["weight"] for one in second["route"]["weighted_clusters"]["clusters"]] == [90, 10]
+    assert result.cluster("v1", "user-service")["lb_policy"] == "LEAST_REQUEST"
+    assert result.findings == ()
 
 
 def test_least_conn_is_round_robin_for_stock_grpc_and_said_once(compiled, read):
     result = compiled(read("user-service-canary.yaml"), profile="grpc")
-    assert {
+    assert result.cluster("v1", "user-service") == {
         "name": "outbound|80|v1|user-service.default.svc.cluster.local",
         "type": "EDS",
         "eds_cluster_config": {
             "eds_config": {"ads": {}, "resource_api_version": "V3"},
             "service_name": "outbound|80|v1|user-service.default.svc.cluster.local",
         },
-    } == result.cluster("v1", "user-service")
-    assert ["MESH0040"] == result.codes
+    }
+    assert result.codes == ["MESH0040"]
 
 
 def test_the_authorization_policy_for_stock_grpc(compiled, read, instance):
@@ -133,7 +133,7 @@ def test_the_authorization_policy_for_stock_grpc(compiled, read, instance):
             "principals": [{"and_ids": {"ids": [{"or_ids": {"ids": [identity]}}]}}],
         }
 
-    assert ["envoy.filters.http.rbac", "envoy.filters.http.router"] == [one["name"] for one in filters]
+    assert [one["name"] for one in filters] == ["envoy.filters.http.rbac", "envoy.filters.http.router"]
     assert {
         "@type": "type.googleapis.com/envoy.extensions.filters.http.rbac.v3.RBAC",
         "rules": {
@@ -149,7 +149,7 @@ def test_strict_in_a_namespace_and_a_mesh_config_that_changes_nothing(compiled, 
     result = compiled(read("strict-and-meshconfig.yaml"), instance(), instance(9002, namespace="other"))
     guarded = result.get("LDS", "xds.istio.io/grpc/lds/inbound/10.0.0.1:9001")["filter_chains"][0]
     other = result.get("LDS", "xds.istio.io/grpc/lds/inbound/10.0.0.1:9002")["filter_chains"][0]
-    assert {
+    assert guarded["transport_socket"]["typed_config"] == {
         "@type": "type.googleapis.com/envoy.extensions.transport_sockets.tls.v3.DownstreamTlsContext",
         "require_client_certificate": True,
         "common_tls_context": {
@@ -169,17 +169,17 @@ def test_strict_in_a_namespace_and_a_mesh_config_that_changes_nothing(compiled, 
                 },
             },
         },
-    } == guarded["transport_socket"]["typed_config"]
+    }
     assert "transport_socket" not in other
-    assert [("MESH0020", "info")] == [(finding.code, finding.severity) for finding in result.findings]
+    assert [(finding.code, finding.severity) for finding in result.findings] == [("MESH0020", "info")]
     assert "proxyStatsMatcher" in result.findings[0].message
 
 
 def test_an_operator_document_names_the_variables_that_do_not_exist(compiled, read):
     result = compiled(read("istio-operator.yaml"))
-    assert [("MESH0020", 9, 9), ("MESH0020", 10, 9)] == [
+    assert [
         (finding.code, finding.position.line, finding.position.column) for finding in result.findings
-    ]
+    ] == [("MESH0020", 9, 9), ("MESH0020", 10, 9)]
     assert "PILOT_ENABLE_VALIDATION" in result.findings[0].message
 
 
@@ -192,13 +192,13 @@ def test_the_defective_document_has_its_four_defects(tmp_path, read):
         (str(finding.severity), finding.code, finding.position.line, finding.position.column)
         for finding in validate([str(path)])
     ]
-    assert [
+    assert found == [
         ("error", "MESH0013", 18, 5),  # empty fault, once in each rule
         ("warning", "IST0130", 21, 5),
         ("error", "MESH0013", 26, 5),
         ("error", "MESH0010", 43, 5),
         ("warning", "MESH0011", 43, 22),
-    ] == found
+    ]
     assert [str(path)] == sorted({finding.position.file for finding in validate([str(path)])})
 
 
