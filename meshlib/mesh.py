@@ -8,6 +8,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Final, Self
 
+from meshlib.admin.metrics import StandardMetrics
 from meshlib.errors import BootstrapError, MeshError, RoutingError, UnavailableError
 from meshlib.events import Event, Hook
 from meshlib.model.snapshot import ConfigFault, Snapshot
@@ -51,6 +52,9 @@ class Mesh:
         clock: Monotonic seconds.
         guard_unsafe: Repeat requests that may have been processed only when that is safe.
         is_disabled: `MESHLIB_DISABLE=1`: clients send everything directly, no management server is asked.
+        metrics: The standard metrics, aggregated as calls end.
+        default_inbound_address: The first announced address: it applies where a server adapter cannot tell the local
+            address of a connection.
     """
 
     def __init__(
@@ -100,7 +104,9 @@ class Mesh:
             self._path = Path(bootstrap)
         self._control: ControlPlane | None = None
         self._is_closed = False
-        self._hooks: tuple[Hook, ...] = ()
+        self.metrics = StandardMetrics()
+        self.default_inbound_address: str | None = None
+        self._hooks: tuple[Hook, ...] = (self.metrics,)
         self._bad_hooks: set[int] = set()
         # One assignment each, read by everyone.
         self._is_dormant = True
