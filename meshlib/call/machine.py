@@ -3,6 +3,7 @@
 from dataclasses import replace
 
 from meshlib.balancing.endpoint_state import EndpointState
+from meshlib.call.facts import CallFacts
 from meshlib.call.limits import (
     asked_limits,
     has_control_headers,
@@ -10,20 +11,16 @@ from meshlib.call.limits import (
     without_timeout_headers,
     written_head,
 )
+from meshlib.call.repeat import GRPC_MAX_ATTEMPTS, backoff_s, grpc_pushback_s, is_safe_to_repeat
 from meshlib.call.replies import NO_HOST, OVERFLOW, drop_reply, no_cluster_reply
-from meshlib.call.report import attempt_finished, call_error, call_finished
+from meshlib.call.report import attempt_finished, call_finished
 from meshlib.call.steps import Attempt, Done, Sleep, Step
-from meshlib.errors import MeshError
 from meshlib.events import Hook, HostEjected
-from meshlib.model.endpoint import Endpoint
 from meshlib.model.outcome import Failure, FailureKind, LocalReply, Outcome, Response
 from meshlib.model.request import Headers, RequestHead
-from meshlib.model.secret import ClientTls
 from meshlib.ports import Rng
-from meshlib.resilience.backoff import full_jitter_s, grpc_jitter_s
 from meshlib.resilience.circuit_breaker import CircuitBreaker
 from meshlib.resilience.classify import failure_flag
-from meshlib.resilience.deadline import parse_ms
 from meshlib.resilience.retry import RetryRules
 from meshlib.routing.fault import decide_fault
 from meshlib.routing.table import RouteMatch
@@ -34,25 +31,9 @@ __all__ = ["Call"]
 _NEW, _DELAYED, _RUNNING, _WAITING, _DONE, _CLOSED = range(6)
 _STATES = ("new", "delayed by a fault", "attempt running", "waiting to retry", "done", "closed")
 
-_SAFE_METHODS = frozenset({"GET", "HEAD", "OPTIONS", "TRACE", "PUT", "DELETE"})
-"""Idempotent by RFC 9110, section 9.2.2."""
 
-_GRPC_MAX_ATTEMPTS = 5
-"""gRPC's cap on attempts, whatever the policy says (A6, A44)."""
-
-
-class Call:
-    """One call. Used by one thread or task at a time.
-
-    Attributes:
-        target: Where it goes.
-        head: As the application made it.
-        match: The route; None before `start`, and when there is none.
-        cluster: None when there is none.
-        result: Of the `Done` step; None before.
-        flag: Envoy's response flags so far, comma separated; empty: none.
-        deadline: Monotonic seconds at which the call must be over, response body included; None: no limit.
-    """
+class Call(CallFacts):
+    """One call. Used by one thread or task at a time."""
 
     __slots__ = (
         "_abort",
@@ -66,6 +47,7 @@ class Call:
         "_hash",
         "_held",
         "_hook",
+        "_is_asking",
         "_is_deadline_next",
         "_is_unrecorded",
         "_out",
@@ -77,16 +59,8 @@ class Call:
         "_rules",
         "_state",
         "_timeout_at",
-        "_tls",
-        "_tried",
+        "_timeout_s",
         "_was_sent",
-        "cluster",
-        "deadline",
-        "flag",
-        "head",
-        "match",
-        "result",
-        "target",
     )
 
     _plan: RoutePlan
@@ -96,6 +70,7 @@ class Call:
     _hash: int | None
     _per_try_s: float | None
     _timeout_at: float | None
+    _timeout_s: float | None
     _retries_left: int
     _attempt_at: float
     _is_deadline_next: bool
@@ -120,23 +95,16 @@ class Call:
             guard_unsafe: Repeat what may have been processed only when that does no harm.
             hook: Gets the events; called without locks held.
         """
-        self.target = target
-        self.head = head
-        self.match: RouteMatch | None = None
-        self.cluster: ClusterState | None = None
-        self.result: Response | Failure | LocalReply | None = None
-        self.flag = ""
-        self.deadline: float | None = None if timeout_s is None else now + timeout_s
+        CallFacts.__init__(self, target, head, None if timeout_s is None else now + timeout_s)
         self._rng = rng
         self._hook = hook
         self._began_at = now
         self._replayable = replayable
         self._guard_unsafe = guard_unsafe
         self._state = _NEW
-        self._tried: list[EndpointState] = []
-        self._tls: ClientTls | None = None
         self._backoffs = 0
         self._was_sent = False
+        self._is_asking = False
         # What is held, to be given back exactly once.
         self._held: EndpointState | None = None
         self._has_retry = False
@@ -144,37 +112,6 @@ class Call:
         # A gRPC call goes on after its headers: its status is counted when it is closed.
         self._is_unrecorded = False
         self._abort: LocalReply | None = None
-
-    # --- what there is to know -----------------------------------------------------------------------------------
-
-    @property
-    def attempts(self) -> int:
-        """Number of attempts made."""
-        return len(self._tried)
-
-    @property
-    def endpoint(self) -> Endpoint | None:
-        """Endpoint of the last attempt; None: there was none."""
-        return self._tried[-1].endpoint if self._tried else None
-
-    @property
-    def endpoints(self) -> tuple[str, ...]:
-        """Addresses of the endpoints tried, in order."""
-        return tuple(state.address for state in self._tried)
-
-    @property
-    def cluster_name(self) -> str:
-        """The cluster that the route names; empty when there is no route."""
-        return "" if self.match is None else self.match.cluster
-
-    @property
-    def is_secure(self) -> bool:
-        """The last attempt was to be made over TLS."""
-        return self._tls is not None
-
-    def response_headers(self, headers: Headers) -> Headers:
-        """Return a response's headers after the route's mutations; of a `LocalReply` they are applied already."""
-        return headers if self.match is None else self.match.response_headers(headers, self.head)
 
     def __repr__(self) -> str:
         return f"Call({self.head!r}, {_STATES[self._state]}, attempts={self.attempts}, flag={self.flag or '-'})"
@@ -193,15 +130,20 @@ class Call:
         if isinstance(found, LocalReply):
             return self._finish(found, found.flag)
         self.match = found
-        cluster = self.target.clusters.get(found.cluster)
-        if not isinstance(cluster, ClusterState):
-            return self._local(no_cluster_reply(head, found.cluster, found.action.cluster_not_found_status, cluster))
-        self.cluster = cluster
+        plan = self._plan = self.target.plan(found.action, found.retry)
+        limits = plan.grpc if head.is_grpc else plan.http
+        if has_control_headers(head.headers):
+            self._is_asking = True
+            limits = self._asked_limits(plan)
+        self._timeout_s, self._per_try_s, stream_s = limits
+        self._timeout_at = self.deadline
+        if stream_s is not None and (self.deadline is None or self._began_at + stream_s < self.deadline):
+            self.deadline = self._began_at + stream_s
         if found.fault is not None:
             step = self._inject(found, now)
             if step is not None:
                 return step
-        return self._begin(found, cluster, now)
+        return self._begin(found, now)
 
     def slept(self, now: float) -> Step:
         """Go on after a `Sleep`.
@@ -210,14 +152,14 @@ class Call:
             RuntimeError: The call did not ask for one.
         """
         if self._state == _DELAYED:
-            assert self.match is not None and self.cluster is not None
+            assert self.match is not None
             if self.deadline is not None and now >= self.deadline:
-                return self._expired(now)
+                return self._expired()
             if self._abort is not None:
                 return self._local(self._abort)
-            return self._begin(self.match, self.cluster, now)
+            return self._begin(self.match, now)
         self._expect(_WAITING)
-        return self._attempt(now)
+        return self._again(now)
 
     def finished(self, outcome: Outcome, now: float) -> Step:
         """Go on after an `Attempt`.
@@ -265,6 +207,7 @@ class Call:
     def commit(self) -> None:
         """From now on the body cannot be sent again: a stream outgrew what is kept of it."""
         self._replayable = False
+        self._was_sent = True
 
     def close(self, now: float, *, status: int = 0, grpc_status: int | None = None) -> None:
         """Give back what the call holds; in any state, any number of times. The first time emits `CallFinished`.
@@ -315,51 +258,55 @@ class Call:
         wait_s = decision.delay_s
         return Sleep(wait_s if self.deadline is None else max(0.0, min(wait_s, self.deadline - now)))
 
-    def _begin(self, match: RouteMatch, cluster: ClusterState, now: float) -> Step:
+    def _begin(self, match: RouteMatch, now: float) -> Step:
         """Work out what holds for all attempts, and make the first."""
+        head, action = self.head, match.action
+        cluster = self.target.clusters.get(match.cluster)
+        if not isinstance(cluster, ClusterState):
+            return self._local(no_cluster_reply(head, match.cluster, action.cluster_not_found_status, cluster))
+        self.cluster = cluster
         for share, category in cluster.drops:
             if self._rng.random() < share:
-                return self._local(drop_reply(self.head, share, category))
-        action, head = match.action, self.head
-        plan = self.target.plan(action, match.retry)
-        deadline, rules = self.deadline, plan.rules
-        is_special = has_control_headers(head.headers)
-        if is_special:
-            # In Envoy's order: timeouts are read before the route changes the headers, retries after.
-            asked = asked_limits(head, plan, self.target.max_stream_duration_s)
-            timeout_s, per_try_s, stream_s = asked.timeout_s, asked.per_try_s, asked.stream_s
-            if asked.asked_s is not None and (deadline is None or self._began_at + asked.asked_s < deadline):
-                deadline = self._began_at + asked.asked_s
-            head = without_timeout_headers(head)
-        else:
-            timeout_s, per_try_s, stream_s = plan.grpc if head.is_grpc else plan.http
-        out = match.rewrite(head)
-        if is_special or out is not head or rules.needs_request:
+                return self._local(drop_reply(head, share, category))
+
+        # In Envoy's order: timeouts are read before the route changes the headers, retries after.
+        out = match.rewrite(without_timeout_headers(head) if self._is_asking else head)
+        rules = self._plan.rules
+        if out is not head or rules.needs_request or self._is_asking:
             rules = rules.for_request(out)
             out = without_retry_headers(out, counts_attempts=match.include_attempt_count)
-
-        self._plan, self._rules, self._out = plan, rules, out
+        self._out, self._rules = out, rules
+        retries = rules.num_retries
+        self._retries_left = min(retries, GRPC_MAX_ATTEMPTS - 1) if head.is_grpc else retries
         self._hash = match.hash(out) if action.hash_policies else None
         self._breaker = cluster.high_breaker if action.high_priority else cluster.breaker
-        self._per_try_s = per_try_s
-        retries = rules.num_retries
-        self._retries_left = min(retries, _GRPC_MAX_ATTEMPTS - 1) if head.is_grpc else retries
 
-        if timeout_s is not None and (deadline is None or now + timeout_s < deadline):
-            deadline = now + timeout_s
-        self._timeout_at = deadline
-        if stream_s is not None and (deadline is None or self._began_at + stream_s < deadline):
-            deadline = self._began_at + stream_s
-        self.deadline = deadline
-        return self._attempt(now)
+        # "The global timeout starts when the request is complete and an attempt exists": not during an injected delay.
+        if self._timeout_s is not None:
+            ends_at = now + self._timeout_s
+            if self._timeout_at is None or ends_at < self._timeout_at:
+                self._timeout_at = ends_at
+            if self.deadline is None or ends_at < self.deadline:
+                self.deadline = ends_at
+        return self._attempt(match, cluster, now)
+
+    def _asked_limits(self, plan: RoutePlan) -> tuple[float | None, float | None, float | None]:
+        """Return the limits of a request whose headers ask for some."""
+        asked = asked_limits(self.head, plan, self.target.max_stream_duration_s)
+        if asked.asked_s is not None and (self.deadline is None or self._began_at + asked.asked_s < self.deadline):
+            self.deadline = self._began_at + asked.asked_s
+        return asked.timeout_s, asked.per_try_s, asked.stream_s
 
     # --- attempts ------------------------------------------------------------------------------------------------
 
-    def _attempt(self, now: float) -> Step:
-        cluster, match, deadline, tried = self.cluster, self.match, self.deadline, self._tried
-        assert cluster is not None and match is not None
+    def _again(self, now: float) -> Step:
+        assert self.match is not None and self.cluster is not None
+        return self._attempt(self.match, self.cluster, now)
+
+    def _attempt(self, match: RouteMatch, cluster: ClusterState, now: float) -> Step:
+        deadline, tried = self.deadline, self._tried
         if deadline is not None and now >= deadline:
-            return self._expired(now)
+            return self._expired()
         retry = self._plan.retry
         if tried and retry is not None and retry.avoid_previous_hosts:
             state = cluster.picker.pick(self._hash, self._rng, tried, retry.host_selection_attempts)
@@ -422,15 +369,14 @@ class Call:
             if not rules.wants_response(outcome):
                 return None
             self._was_sent = True
-        if not self._may_repeat(outcome):
+        if not self._replayable and self._was_sent:
             return None
-        pushback_s: float | None = None
-        if is_grpc and isinstance(outcome, Response):
-            text = outcome.headers.get("grpc-retry-pushback-ms")
-            if text is not None:
-                pushback_s = parse_ms(outcome.headers, "grpc-retry-pushback-ms")
-                if pushback_s is None:
-                    return None  # "A negative or unparsable value: no more retries."
+        assert self.match is not None
+        if self._guard_unsafe and not is_safe_to_repeat(outcome, self.head, self.match, rules):
+            return None
+        pushback_s = grpc_pushback_s(outcome) if is_grpc else None
+        if pushback_s is not None and pushback_s < 0:
+            return None
         if self._retries_left <= 0:
             self._add_flag("URX")
             return None
@@ -443,31 +389,12 @@ class Call:
             self._backoffs = 0
             return pushback_s
         self._backoffs += 1
-        retry = self._plan.retry
-        jitter = grpc_jitter_s if is_grpc else full_jitter_s
-        if retry is None:
-            return jitter(self._backoffs, 0.025, None, self._rng)
-        return jitter(self._backoffs, retry.base_interval_s, retry.max_interval_s, self._rng)
-
-    def _may_repeat(self, outcome: Outcome) -> bool:
-        """Whether repeating is possible, and does no harm."""
-        if not self._replayable and self._was_sent:
-            return False
-        if not self._guard_unsafe:
-            return True
-        if isinstance(outcome, Failure) and (not outcome.request_sent or outcome.kind is FailureKind.REFUSED_STREAM):
-            return True  # The application surely never saw this attempt.
-        if self.head.is_grpc:
-            return self._rules.wants_grpc_code(outcome)
-        if self.head.method in _SAFE_METHODS or "idempotency-key" in self.head.headers:
-            return True
-        assert self.match is not None
-        return self.match.metadata.get("meshlib", {}).get("retry_non_idempotent") is True
+        return backoff_s(self._backoffs, self._plan.retry, self._rng, is_grpc=is_grpc)
 
     def _wait(self, wait_s: float, now: float) -> Step:
         if self.deadline is not None and wait_s > self.deadline - now:
             wait_s = self.deadline - now  # Then `slept` finds that time is over.
-        return Sleep(wait_s) if wait_s > 0 else self._attempt(now)
+        return Sleep(wait_s) if wait_s > 0 else self._again(now)
 
     # --- the end -------------------------------------------------------------------------------------------------
 
@@ -483,7 +410,7 @@ class Call:
         # Envoy documents DT for the end of `max_stream_duration`, though its log shows none.
         return "UT" if self.deadline == self._timeout_at else "DT"
 
-    def _expired(self, now: float) -> Step:
+    def _expired(self) -> Step:
         """The deadline passed while no attempt was running."""
         return self._finish(Failure(FailureKind.TIMEOUT, self._was_sent), self._timeout_flag())
 
@@ -506,12 +433,3 @@ class Call:
     def _expect(self, state: int) -> None:
         if self._state != state:
             raise RuntimeError(f"the call is {_STATES[self._state]}, not {_STATES[state]}")
-
-    def error(self, message: str = "", *, cause: BaseException | None = None) -> MeshError:
-        """Make the exception for the caller, by what the call came to.
-
-        Args:
-            message: Instead of the one made here.
-            cause: Becomes `__cause__`; None: what the transport raised, if it did.
-        """
-        return call_error(self, message, cause)

@@ -9,7 +9,7 @@ from meshlib.model.outcome import Failure, FailureKind, LocalReply, Outcome, Res
 from meshlib.model.snapshot import ConfigFault
 
 if TYPE_CHECKING:
-    from meshlib.call.machine import Call
+    from meshlib.call.facts import CallFacts
 
 __all__ = ["attempt_finished", "call_error", "call_finished"]
 
@@ -23,7 +23,7 @@ _FAILURES = {
 
 
 def attempt_finished(
-    call: "Call", endpoint: Endpoint, number: int, outcome: Outcome, duration_s: float, *, will_retry: bool
+    call: "CallFacts", endpoint: Endpoint, number: int, outcome: Outcome, duration_s: float, *, will_retry: bool
 ) -> AttemptFinished:
     """Make the event of an attempt that ended."""
     status, grpc_status, failure = 0, None, ""
@@ -44,7 +44,7 @@ def attempt_finished(
     )
 
 
-def call_finished(call: "Call", duration_s: float, status: int, grpc_status: int | None) -> CallFinished:
+def call_finished(call: "CallFacts", duration_s: float, status: int, grpc_status: int | None) -> CallFinished:
     """Make the event of a call that ended.
 
     Args:
@@ -71,7 +71,7 @@ def call_finished(call: "Call", duration_s: float, status: int, grpc_status: int
     )
 
 
-def call_error(call: "Call", message: str, cause: BaseException | None) -> MeshError:
+def call_error(call: "CallFacts", message: str, cause: BaseException | None) -> MeshError:
     """Make the exception for the caller of a call."""
     kind: type[MeshError]
     match call.result:
@@ -98,13 +98,13 @@ def call_error(call: "Call", message: str, cause: BaseException | None) -> MeshE
     return error
 
 
-def _config_fault(call: "Call") -> ConfigFault | None:
+def _config_fault(call: "CallFacts") -> ConfigFault | None:
     """Why the route's cluster cannot be used."""
     found = call.target.clusters.get(call.cluster_name) if call.cluster is None else None
     return found if isinstance(found, ConfigFault) else None
 
 
-def _explanation(call: "Call") -> str:
+def _explanation(call: "CallFacts") -> str:
     """Say in a sentence why there is no response from the service."""
     result, head = call.result, call.head
     what = f"{head.method} {head.scheme}://{head.authority}{head.path.partition('?')[0]}"
@@ -120,7 +120,7 @@ def _explanation(call: "Call") -> str:
             return f"{what}: {_local_explanation(call, result)}"
 
 
-def _local_explanation(call: "Call", reply: LocalReply) -> str:
+def _local_explanation(call: "CallFacts", reply: LocalReply) -> str:
     cluster, fault = call.cluster, _config_fault(call)
     match reply.flag:
         case "NR":

@@ -108,6 +108,16 @@ def _parse_number(text: str) -> int | None:
     return int(text) if text.isascii() and text.isdigit() and len(text) < 10 else None
 
 
+def _grpc_status(response: Response) -> int | None:
+    if response.grpc_status is not None:
+        return response.grpc_status
+    # Not a look-up by name: its index would be built for this alone, for every response.
+    for name, value in response.headers.items:
+        if name == "grpc-status":
+            return _parse_number(value)
+    return None
+
+
 def _parse_words(headers: Headers, name: str, known: dict[str, RetryOn]) -> RetryOn:
     bits = RetryOn(0)
     for word in _split(headers, name):
@@ -201,21 +211,18 @@ class RetryRules:
         `x-envoy-ratelimited` in the response decides alone. gRPC's words look at the status that the response headers
         carry, and the request need not be a gRPC request, as in Envoy.
         """
-        on, headers = self.on, response.headers
+        on = self.on
         if not on:
             return False
-        if "x-envoy-ratelimited" in headers:
+        wants = (
+            (on & _BY_HTTP_STATUS and self._wants_status(response.status))
+            or (on & _HEADERS and self._has_retriable_header(response.headers))
+            or (on & _GRPC and on & _BY_GRPC_STATUS.get(_grpc_status(response), 0))
+        )
+        # Asked last, as hardly any response has it and a look at the headers is dear.
+        if (wants or on & _RATE_LIMITED) and "x-envoy-ratelimited" in response.headers:
             return bool(on & _RATE_LIMITED)
-        if on & _BY_HTTP_STATUS and self._wants_status(response.status):
-            return True
-        if on & _HEADERS and self._has_retriable_header(headers):
-            return True
-        if not on & _GRPC:
-            return False
-        status = response.grpc_status
-        if status is None:
-            status = _parse_number(headers.get("grpc-status") or "")
-        return bool(on & _BY_GRPC_STATUS.get(status, 0))
+        return bool(wants)
 
     def _wants_status(self, status: int) -> bool:
         on = self.on

@@ -1,0 +1,78 @@
+"""What there is to know of a call, while it runs and after."""
+
+from meshlib.balancing.endpoint_state import EndpointState
+from meshlib.call.report import call_error
+from meshlib.errors import MeshError
+from meshlib.model.endpoint import Endpoint
+from meshlib.model.outcome import Failure, LocalReply, Response
+from meshlib.model.request import Headers, RequestHead
+from meshlib.model.secret import ClientTls
+from meshlib.routing.table import RouteMatch
+from meshlib.view import ClusterState, TargetView
+
+__all__ = ["CallFacts"]
+
+
+class CallFacts:
+    """The readable side of a call; `Call` is the machine that writes it.
+
+    Attributes:
+        target: Where it goes.
+        head: As the application made it.
+        match: The route; None before `start`, and when there is none.
+        cluster: None when there is none.
+        result: Of the `Done` step; None before.
+        flag: Envoy's response flags so far, comma separated; empty: none.
+        deadline: Monotonic seconds at which the call must be over, response body included; None: no limit.
+    """
+
+    __slots__ = ("_tls", "_tried", "cluster", "deadline", "flag", "head", "match", "result", "target")
+
+    def __init__(self, target: TargetView, head: RequestHead, deadline: float | None) -> None:
+        self.target = target
+        self.head = head
+        self.match: RouteMatch | None = None
+        self.cluster: ClusterState | None = None
+        self.result: Response | Failure | LocalReply | None = None
+        self.flag = ""
+        self.deadline = deadline
+        self._tried: list[EndpointState] = []
+        self._tls: ClientTls | None = None
+
+    @property
+    def attempts(self) -> int:
+        """Number of attempts made."""
+        return len(self._tried)
+
+    @property
+    def endpoint(self) -> Endpoint | None:
+        """Endpoint of the last attempt; None: there was none."""
+        return self._tried[-1].endpoint if self._tried else None
+
+    @property
+    def endpoints(self) -> tuple[str, ...]:
+        """Addresses of the endpoints tried, in order."""
+        return tuple(state.address for state in self._tried)
+
+    @property
+    def cluster_name(self) -> str:
+        """The cluster that the route names; empty when there is no route."""
+        return "" if self.match is None else self.match.cluster
+
+    @property
+    def is_secure(self) -> bool:
+        """The last attempt was to be made over TLS."""
+        return self._tls is not None
+
+    def response_headers(self, headers: Headers) -> Headers:
+        """Return a response's headers after the route's mutations; of a `LocalReply` they are applied already."""
+        return headers if self.match is None else self.match.response_headers(headers, self.head)
+
+    def error(self, message: str = "", *, cause: BaseException | None = None) -> MeshError:
+        """Make the exception for the caller, by what the call came to.
+
+        Args:
+            message: Instead of the one made here.
+            cause: Becomes `__cause__`; None: what the transport raised, if it did.
+        """
+        return call_error(self, message, cause)

@@ -1,0 +1,60 @@
+"""Whether repeating an attempt does no harm, and how long to wait before."""
+
+from meshlib.model.outcome import Failure, FailureKind, Outcome, Response
+from meshlib.model.request import RequestHead
+from meshlib.model.retry import RetryPolicy
+from meshlib.ports import Rng
+from meshlib.resilience.backoff import full_jitter_s, grpc_jitter_s
+from meshlib.resilience.deadline import parse_ms
+from meshlib.resilience.retry import RetryRules
+from meshlib.routing.table import RouteMatch
+
+__all__ = ["GRPC_MAX_ATTEMPTS", "backoff_s", "grpc_pushback_s", "is_safe_to_repeat"]
+
+GRPC_MAX_ATTEMPTS = 5
+"""gRPC's cap on attempts, whatever the policy says (A6, A44)."""
+
+_IDEMPOTENT = frozenset({"GET", "HEAD", "OPTIONS", "TRACE", "PUT", "DELETE"})
+"""By RFC 9110, section 9.2.2."""
+
+_NO_MORE = -1.0
+
+
+def is_safe_to_repeat(outcome: Outcome, head: RequestHead, match: RouteMatch, rules: RetryRules) -> bool:
+    """Whether the application can take the request twice, in case it got it the first time.
+
+    Envoy repeats whatever the policy names, a POST after a 503 too, which may order twice. Here that takes a sign that
+    it is meant: an idempotent method, an `Idempotency-Key`, or route metadata `meshlib: {retry_non_idempotent: true}`.
+    A gRPC policy names status codes for a service whose methods are known to its author, so naming one is the sign.
+    """
+    if isinstance(outcome, Failure) and (not outcome.request_sent or outcome.kind is FailureKind.REFUSED_STREAM):
+        return True  # The application surely never saw this attempt.
+    if head.is_grpc:
+        return rules.wants_grpc_code(outcome)
+    if head.method in _IDEMPOTENT or "idempotency-key" in head.headers:
+        return True
+    return match.metadata.get("meshlib", {}).get("retry_non_idempotent") is True
+
+
+def grpc_pushback_s(outcome: Outcome) -> float | None:
+    """Return how long a gRPC server asks to wait before a retry; None: it says nothing; negative: no retry at all.
+
+    Source: gRFC A6, "Pushback": a negative or unparsable value means not to retry.
+    """
+    if not isinstance(outcome, Response) or "grpc-retry-pushback-ms" not in outcome.headers:
+        return None
+    wait_s = parse_ms(outcome.headers, "grpc-retry-pushback-ms")
+    return _NO_MORE if wait_s is None else wait_s
+
+
+def backoff_s(retry: int, policy: RetryPolicy | None, rng: Rng, *, is_grpc: bool) -> float:
+    """Return how long to wait before a retry.
+
+    Args:
+        retry: 1 for the first.
+        policy: None: Envoy's defaults (the request asked for retries by header).
+    """
+    jitter_s = grpc_jitter_s if is_grpc else full_jitter_s
+    if policy is None:
+        return jitter_s(retry, 0.025, None, rng)
+    return jitter_s(retry, policy.base_interval_s, policy.max_interval_s, rng)
