@@ -8,7 +8,7 @@ import httpx
 
 from meshlib.call import Call
 from meshlib.clients.timeouts import AttemptTimeouts
-from meshlib.errors import DeadlineExceeded, IdentityError, MeshError, RoutingError
+from meshlib.errors import IdentityError, MeshError, RoutingError
 from meshlib.model.outcome import Failure, FailureKind
 from meshlib.model.request import RequestHead
 
@@ -134,22 +134,7 @@ def httpx_error(call: Call, failure: Failure, request: httpx.Request) -> httpx.T
     kind = _BY_KIND[failure.kind] if found is None else type(found)
     text = str(error) if error is not None and str(error) else failure.kind.value
     record = call.error(f"{request.method} {request.url} failed: {text}")
-    if failure.kind is FailureKind.IDENTITY:
-        record = _as(IdentityError, record)
-    elif failure.kind is FailureKind.TIMEOUT:
-        record = _as(DeadlineExceeded, record)
     return with_record(kind(str(record), request=request), record, error)
-
-
-def _as(kind: type[MeshError], error: MeshError) -> MeshError:
-    return kind(
-        error.message,
-        cluster=error.cluster,
-        endpoints=error.endpoints,
-        attempts=error.attempts,
-        flag=error.flag,
-        resource=error.resource,
-    )
 
 
 def with_record(
