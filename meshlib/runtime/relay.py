@@ -402,8 +402,8 @@ async def _dial(loop: asyncio.AbstractEventLoop, address: str) -> socket.socket:
         host = host.strip("[]")
         try:
             # Endpoints are addresses as a rule, and the resolver costs a thread.
-            family = socket.AF_INET if ipaddress.ip_address(host).version == 4 else socket.AF_INET6
-            candidates = [(family, (host, int(port)))]
+            version = ipaddress.ip_address(host).version
+            candidates = [(socket.AF_INET if version == 4 else socket.AF_INET6, (host, int(port)))]
         except ValueError:
             found = await loop.getaddrinfo(host, int(port), type=socket.SOCK_STREAM)
             candidates = [(family, where) for family, _, _, _, where in found]

@@ -1,0 +1,140 @@
+"""One RPC, above the machine that decides: wait-for-ready, and the errors that its caller gets.
+
+Shells drive a `Flow` as they would a `Call`. A wait-for-ready RPC that finds nobody to take it (no endpoint, nobody
+answers, the configuration is not usable) is begun anew after a pause, until its deadline: gRPC's own flag would have
+core wait for one endpoint only. Drops, limits and missing routes are final all the same, as in gRPC.
+"""
+
+import contextlib
+
+from meshlib.call import Attempt, Call, Done, Sleep, Step
+from meshlib.clients.grpc_errors import CallInfo, Refusal, refusal_of_failure, refusal_of_reply
+from meshlib.clients.source import MeshSource
+from meshlib.errors import MeshError
+from meshlib.model.outcome import Failure, FailureKind, LocalReply, Outcome, Response
+from meshlib.model.request import RequestHead
+from meshlib.view import TargetView
+
+__all__ = ["Flow", "pause_s"]
+
+_FIRST_PAUSE_S = 0.02
+_LONGEST_PAUSE_S = 1.0
+
+
+def pause_s(number: int) -> float:
+    """Return the pause before looking again for somebody to take a waiting RPC; `number` from 0."""
+    return min(_FIRST_PAUSE_S * 2.0 ** min(number, 10), _LONGEST_PAUSE_S)
+
+
+class Flow:
+    """One RPC. Used by one thread or task at a time; `close` may come from another once the call is done.
+
+    Attributes:
+        call: The machine at work.
+        deadline: Monotonic seconds, of the application; None: none.
+    """
+
+    __slots__ = ("_authority", "_head", "_is_committed", "_mesh", "_pauses", "_restarts", "call", "deadline")
+
+    def __init__(
+        self,
+        mesh: MeshSource,
+        authority: str,
+        target: TargetView,
+        head: RequestHead,
+        *,
+        now: float,
+        timeout_s: float | None,
+        wait_for_ready: bool,
+    ) -> None:
+        self._mesh = mesh
+        self._authority = authority
+        self._head = head
+        self._is_committed = False
+        self._pauses = 0 if wait_for_ready else -1
+        self._restarts = False
+        self.deadline = None if timeout_s is None else now + timeout_s
+        self.call = Call(
+            target,
+            head,
+            rng=mesh.rng,
+            now=now,
+            timeout_s=timeout_s,
+            guard_unsafe=mesh.guard_unsafe,
+            hook=mesh.emit,
+        )
+
+    def start(self, now: float) -> Step:
+        """Begin."""
+        step = self.call.start(now)
+        return step if self._pauses < 0 else self._or_pause(step, now)
+
+    def finished(self, outcome: Outcome, now: float) -> Step:
+        """Go on after an attempt."""
+        step = self.call.finished(outcome, now)
+        return step if self._pauses < 0 else self._or_pause(step, now)
+
+    def slept(self, now: float) -> Step:
+        """Go on after a pause, of the machine or for wait-for-ready."""
+        if not self._restarts:
+            step = self.call.slept(now)
+            return step if self._pauses < 0 else self._or_pause(step, now)
+        self._restarts = False
+        target = self.call.target
+        with contextlib.suppress(MeshError):  # gone for the moment: what it was will say why nobody answers
+            target = self._mesh.target(self._authority) or target
+        self.call = Call(
+            target,
+            self._head,
+            rng=self._mesh.rng,
+            now=now,
+            timeout_s=None if self.deadline is None else self.deadline - now,
+            guard_unsafe=self._mesh.guard_unsafe,
+            hook=self._mesh.emit,
+        )
+        if self._is_committed:
+            self.call.commit()
+        return self.start(now)
+
+    def commit(self) -> None:
+        """The request cannot be sent again."""
+        self._is_committed = True
+        self.call.commit()
+
+    def close(self, now: float, grpc_status: int | None = None) -> None:
+        """Give back what the call holds; idempotent."""
+        self.call.close(now, grpc_status=grpc_status)
+
+    def info(self) -> CallInfo:
+        """Return what errors of this call carry."""
+        call = self.call
+        return CallInfo(call.cluster_name, call.endpoints, call.attempts, call.flag)
+
+    def refusal(self, done: Done) -> Refusal | None:
+        """Return why the mesh ends the call; None: the answer is the server's."""
+        result = done.result
+        if isinstance(result, Response):
+            return None
+        if isinstance(result, LocalReply):
+            return refusal_of_reply(result, self.call.error)
+        return refusal_of_failure(result, self.call.error)
+
+    def _or_pause(self, step: Step, now: float) -> Step:
+        if isinstance(step, Attempt | Sleep) or not _is_waitable(step) or self._is_committed:
+            return step
+        wait_s = pause_s(self._pauses)
+        if self.deadline is not None:
+            if now >= self.deadline:
+                return step
+            wait_s = min(wait_s, self.deadline - now)
+        self._pauses += 1
+        self._restarts = True
+        self.call.close(now)
+        return Sleep(wait_s)
+
+
+def _is_waitable(done: Done) -> bool:
+    result = done.result
+    if isinstance(result, LocalReply):
+        return result.flag in ("UH", "NC")
+    return isinstance(result, Failure) and result.kind in (FailureKind.CONNECT, FailureKind.IDENTITY)

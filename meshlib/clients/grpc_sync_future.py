@@ -1,0 +1,250 @@
+"""`multicallable.future(...)`: an RPC with one response that nobody waits for.
+
+No thread is kept: gRPC's callback at the end of an attempt decides and starts the next one. A pause costs a timer, and
+the first use of a service a short-lived thread that waits for its configuration.
+"""
+
+import threading
+from collections.abc import Callable
+from functools import partial
+from types import TracebackType
+from typing import Any
+
+import grpc
+
+from meshlib.call import Attempt, Sleep, Step
+from meshlib.clients.grpc_channels import EndpointChannel
+from meshlib.clients.grpc_common import OK
+from meshlib.clients.grpc_errors import AnyFuture, CallInfo, MeshRpcError
+from meshlib.clients.grpc_flow import Flow
+from meshlib.clients.grpc_invoke import Invoker, Method, Rpc
+from meshlib.clients.grpc_replay import Replay
+from meshlib.errors import IdentityError, MeshError
+from meshlib.model.outcome import Failure, FailureKind
+
+__all__ = ["MeshFuture"]
+
+
+class MeshFuture(grpc.Call, AnyFuture):
+    """The call object of a future RPC; all methods may be called by any thread."""
+
+    def __init__(self, invoker: Invoker, method: Method, rpc: Rpc, request: Any, replay: Replay | None) -> None:
+        self._invoker = invoker
+        self._method = method
+        self._rpc = rpc
+        self._request = request
+        self._replay = replay
+        self._began_at = invoker.clock()
+        # Used by one thread at a time: whoever starts it, then the callback of the attempt or the timer.
+        self._flow: Flow | None = None
+        self._last_error: Any = None
+        # Guarded by the condition:
+        self._changed = threading.Condition()
+        self._native: Any = None
+        self._timer: threading.Timer | None = None
+        self._is_cancelled = False
+        self._is_done = False
+        self._response: Any = None
+        self._error: Any = None
+        self._callbacks: list[Callable[[], None]] = []
+
+    def start(self) -> None:
+        """Begin the RPC.
+
+        Raises:
+            ValueError: The channel was closed.
+        """
+        try:
+            known = self._invoker.mesh.target(self._invoker.authority) is not None
+        except MeshError:
+            known = not self._rpc.wait_for_ready
+        if known or self._invoker.is_closed:
+            self._begin()
+        else:
+            threading.Thread(target=self._begin, name="meshlib-grpc-future", daemon=True).start()
+
+    def _begin(self) -> None:
+        try:
+            flow = self._invoker.begin(self._method, self._rpc)
+        except MeshRpcError as error:
+            self._settle(error=error)
+            return
+        self._flow = flow
+        self._obey(flow, flow.start(self._invoker.clock()))
+
+    def _obey(self, flow: Flow, step: Step) -> None:
+        invoker = self._invoker
+        while isinstance(step, Attempt):
+            try:
+                channel = invoker.acquire(step)
+            except IdentityError as unable:
+                step = flow.finished(Failure(FailureKind.IDENTITY, False, unable), invoker.clock())
+                continue
+            began_at = invoker.clock()
+            native = invoker.multicallable(channel, self._method, step).future(
+                self._request if self._replay is None else self._replay.reader(),
+                step.timeout_s,
+                invoker.metadata(flow, step, self._rpc),
+                self._rpc.credentials,
+                None,
+                self._rpc.compression,
+            )
+            with self._changed:
+                self._native = native
+                cancelled = self._is_cancelled
+            native.add_done_callback(partial(self._attempted, flow, channel, step, began_at))
+            if cancelled:
+                native.cancel()
+            return
+        if isinstance(step, Sleep):
+            timer = threading.Timer(step.seconds, self._woken, (flow,))
+            timer.daemon = True
+            with self._changed:
+                cancelled = self._is_cancelled
+                self._timer = None if cancelled else timer
+            if cancelled:
+                self._settle_cancelled(flow)
+            else:
+                timer.start()
+            return
+        self._settle(error=invoker.ended(flow, step, self._last_error))
+
+    def _attempted(
+        self, flow: Flow, channel: EndpointChannel[grpc.Channel], attempt: Attempt, began_at: float, native: Any
+    ) -> None:
+        invoker = self._invoker
+        invoker.release(channel)
+        if native.code() is grpc.StatusCode.OK:
+            now = invoker.clock()
+            flow.finished(OK, now)
+            flow.close(now, 0)
+            self._settle(response=native.result())
+            return
+        if self._is_cancelled:
+            self._settle_cancelled(flow)
+            return
+        self._last_error = native
+        outcome = invoker.outcome_of(native, channel, attempt, began_at)
+        if self._replay is not None and self._replay.is_committed:
+            flow.commit()
+        self._obey(flow, flow.finished(outcome, invoker.clock()))
+
+    def _woken(self, flow: Flow) -> None:
+        with self._changed:
+            if self._timer is None:
+                return  # cancelled
+            self._timer = None
+        self._obey(flow, flow.slept(self._invoker.clock()))
+
+    def _settle_cancelled(self, flow: Flow) -> None:
+        flow.close(self._invoker.clock(), grpc.StatusCode.CANCELLED.value[0])
+        self._settle(error=MeshRpcError(grpc.StatusCode.CANCELLED, "Locally cancelled by application!", flow.info()))
+
+    def _settle(self, *, response: Any = None, error: Any = None) -> None:
+        with self._changed:
+            self._response = response
+            self._error = error
+            self._is_done = True
+            callbacks, self._callbacks = self._callbacks, []
+            self._changed.notify_all()
+        if self._replay is not None:
+            self._replay.close()
+        for callback in callbacks:
+            callback()
+
+    # grpc.Future
+
+    def cancel(self) -> bool:
+        with self._changed:
+            if self._is_done or self._is_cancelled:
+                return False
+            self._is_cancelled = True
+            timer, self._timer = self._timer, None
+            native, flow = self._native, self._flow
+        if timer is not None:
+            timer.cancel()
+            if flow is not None:
+                self._settle_cancelled(flow)
+        elif native is not None:
+            native.cancel()
+        return True
+
+    def cancelled(self) -> bool:
+        return self._is_cancelled and self._is_done
+
+    def running(self) -> bool:
+        return not self._is_done
+
+    def done(self) -> bool:
+        return self._is_done
+
+    def result(self, timeout: float | None = None) -> Any:
+        error = self._wait(timeout)
+        if error is not None:
+            if self._is_cancelled:
+                raise grpc.FutureCancelledError()
+            raise error
+        return self._response
+
+    def exception(self, timeout: float | None = None) -> Exception | None:
+        error = self._wait(timeout)
+        if error is not None and self._is_cancelled:
+            raise grpc.FutureCancelledError()
+        found: Exception | None = error
+        return found
+
+    def traceback(self, timeout: float | None = None) -> TracebackType | None:
+        error = self.exception(timeout)
+        return None if error is None else error.__traceback__
+
+    def add_done_callback(self, fn: Callable[[Any], None]) -> None:
+        if not self._on_done(partial(fn, self)):
+            fn(self)
+
+    def _on_done(self, callback: Callable[[], None]) -> bool:
+        with self._changed:
+            if self._is_done:
+                return False
+            self._callbacks.append(callback)
+            return True
+
+    def _wait(self, timeout: float | None = None) -> Any:
+        with self._changed:
+            if not self._changed.wait_for(lambda: self._is_done, timeout):
+                raise grpc.FutureTimeoutError()
+            return self._error
+
+    # grpc.Call
+
+    def _final(self) -> Any:
+        error = self._wait()
+        return self._native if error is None else error
+
+    def initial_metadata(self) -> Any:
+        return self._final().initial_metadata()
+
+    def trailing_metadata(self) -> Any:
+        return self._final().trailing_metadata()
+
+    def code(self) -> grpc.StatusCode:
+        code: grpc.StatusCode = self._final().code()
+        return code
+
+    def details(self) -> str:
+        details: str = self._final().details()
+        return details
+
+    def is_active(self) -> bool:
+        return not self._is_done
+
+    def time_remaining(self) -> Any:
+        timeout_s = self._rpc.timeout_s
+        return None if timeout_s is None else max(timeout_s - (self._invoker.clock() - self._began_at), 0.0)
+
+    def add_callback(self, callback: Callable[[], None]) -> bool:
+        return self._on_done(callback)
+
+    @property
+    def mesh(self) -> CallInfo:
+        """What the mesh knows of the call so far."""
+        return CallInfo() if self._flow is None else self._flow.info()

@@ -1,0 +1,365 @@
+"""Streams of responses for sync callers, retried until the first message.
+
+The first attempt starts when the stream is made; what follows (a retry, a pause) is done by the thread that asks for
+the first message, or for the status. So a stream needs no thread of its own, but a stream that nobody reads is not
+retried. Once a message or the initial metadata have been handed out, the stream belongs to its endpoint: configuration
+updates leave it alone, and its end is the caller's.
+"""
+
+import threading
+import weakref
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+import grpc
+
+from meshlib.call import Attempt, Sleep, Step
+from meshlib.clients.grpc_channels import EndpointChannel
+from meshlib.clients.grpc_common import OK, STARTED
+from meshlib.clients.grpc_errors import CallInfo, MeshRpcError
+from meshlib.clients.grpc_flow import Flow
+from meshlib.clients.grpc_invoke import Invoker, Method, Rpc
+from meshlib.clients.grpc_replay import Replay
+from meshlib.errors import IdentityError
+from meshlib.model.outcome import Failure, FailureKind
+
+__all__ = ["MeshStream"]
+
+_CANCELLED = "Locally cancelled by application!"
+
+
+class _Lease:
+    """What a stream holds until it ends. gRPC's callback refers to this, never to the stream, which may be dropped."""
+
+    def __init__(self, invoker: Invoker, flow: Flow, replay: Replay | None) -> None:
+        self.invoker = invoker
+        self.flow = flow
+        self.replay = replay
+        self.channel: EndpointChannel[grpc.Channel] | None = None
+        self.is_committed = False
+        self._lock = threading.Lock()
+        self._is_over = False
+        self.callbacks: list[Callable[[], None]] = []
+
+    @property
+    def is_over(self) -> bool:
+        return self._is_over
+
+    def on_over(self, callback: Callable[[], None]) -> bool:
+        """Run a callback at the end; False: it is over."""
+        with self._lock:
+            if self._is_over:
+                return False
+            self.callbacks.append(callback)
+            return True
+
+    def take(self) -> bool:
+        """Claim the end of the stream; only one gets it."""
+        with self._lock:
+            was_over, self._is_over = self._is_over, True
+            return not was_over
+
+    def end(self, status: grpc.StatusCode) -> None:
+        """Give everything back; idempotent."""
+        if self.take():
+            self.flow.close(self.invoker.clock(), status.value[0])
+            self.release()
+            for callback in self.callbacks:
+                callback()
+
+    def drop(self) -> None:
+        """Give everything back for a stream that was dropped, which `take` has claimed."""
+        self.flow.close(self.invoker.clock(), grpc.StatusCode.CANCELLED.value[0])
+        self.release()
+
+    def release(self) -> None:
+        channel, self.channel = self.channel, None
+        if channel is not None:
+            self.invoker.release(channel)
+        if self.replay is not None:
+            self.replay.close()
+
+    def native_over(self, native: "weakref.ref[Any]") -> None:
+        """gRPC says that an attempt has ended; before the first message that is the reader's business."""
+        if self.is_committed:
+            found = native()
+            self.end(grpc.StatusCode.CANCELLED if found is None else found.code())
+
+
+class MeshStream(grpc.Call):
+    """The call object of an RPC with a stream of responses. To be read by one thread at a time."""
+
+    def __init__(self, invoker: Invoker, method: Method, rpc: Rpc, request: Any, replay: Replay | None) -> None:
+        self._invoker = invoker
+        self._method = method
+        self._rpc = rpc
+        self._request = request
+        self._replay = replay
+        self._native: Any = None
+        self._lease: _Lease | None = None
+        self._error: Any = None
+        self._is_drained = False
+        self._peeked: list[Any] = []
+        self._pending: Step | None = None
+        self._attempt_began_at = 0.0
+        self._attempt: Attempt | None = None
+        self._cancelled = threading.Event()
+        # Held by whoever drives the call before its first message: readers of one stream wait for each other, as they
+        # do in gRPC.
+        self._driving = threading.Lock()
+
+    def start(self) -> None:
+        """Begin the RPC: the first attempt is under way when this returns, unless a fault delays it.
+
+        Raises:
+            ValueError: The channel was closed.
+        """
+        try:
+            flow = self._invoker.begin(self._method, self._rpc)
+        except MeshRpcError as error:
+            self._error = error
+            return
+        self._lease = _Lease(self._invoker, flow, self._replay)
+        with self._driving:
+            self._pending = self._launch(flow.start(self._invoker.clock()))
+
+    def __iter__(self) -> "MeshStream":
+        return self
+
+    def __next__(self) -> Any:
+        if self._peeked:
+            return self._peeked.pop()
+        lease = self._lease
+        if lease is None or not lease.is_committed:
+            self._drive()
+            if self._peeked:
+                return self._peeked.pop()
+        if self._error is not None:
+            raise self._error
+        if self._is_drained:
+            raise StopIteration
+        assert lease is not None
+        try:
+            return next(self._native)
+        except StopIteration:
+            lease.end(grpc.StatusCode.OK)
+            raise
+        except grpc.RpcError as error:
+            code = error.code()
+            error.mesh = lease.flow.info()  # type: ignore[attr-defined]  # where users find it
+            lease.end(code)
+            raise
+
+    def _launch(self, step: Step) -> Step | None:
+        """Start an attempt if the step is one; what cannot be done without waiting is returned."""
+        lease, invoker = self._lease, self._invoker
+        assert lease is not None
+        while isinstance(step, Attempt):
+            try:
+                channel = invoker.acquire(step)
+            except IdentityError as unable:
+                step = lease.flow.finished(Failure(FailureKind.IDENTITY, False, unable), invoker.clock())
+                continue
+            lease.channel = channel
+            now = self._attempt_began_at = invoker.clock()
+            deadline = lease.flow.call.deadline
+            self._attempt = step
+            native = invoker.multicallable(channel, self._method, step)(
+                self._request if self._replay is None else self._replay.reader(),
+                # An attempt's own time ends with the first message, the deadline with the stream.
+                None if deadline is None else max(deadline - now, 0.0),
+                invoker.metadata(lease.flow, step, self._rpc),
+                self._rpc.credentials,
+                None,
+                self._rpc.compression,
+            )
+            self._native = native
+            over = partial(lease.native_over, weakref.ref(native))
+            if not native.add_callback(over):
+                over()
+            if self._cancelled.is_set():
+                native.cancel()
+            return None
+        return step
+
+    def _drive(self) -> None:
+        """Get to the first message, or to the end."""
+        with self._driving:
+            lease = self._lease
+            while lease is not None and not lease.is_committed and self._error is None and not self._is_drained:
+                self._advance(lease)
+
+    def _advance(self, lease: _Lease) -> None:
+        invoker, flow = self._invoker, lease.flow
+        step, self._pending = self._pending, None
+        if self._cancelled.is_set():
+            self._end_cancelled(lease)
+        elif step is None:
+            step = self._await_first(lease)
+            self._pending = None if step is None else self._launch(step)
+        elif isinstance(step, Sleep):
+            if self._cancelled.wait(step.seconds):
+                self._end_cancelled(lease)
+            else:
+                self._pending = self._launch(flow.slept(invoker.clock()))
+        else:
+            assert not isinstance(step, Attempt)
+            if lease.take():
+                self._error = invoker.ended(flow, step, self._native)
+                lease.release()
+                for callback in lease.callbacks:
+                    callback()
+
+    def _await_first(self, lease: _Lease) -> Step | None:
+        """Wait for the first message of an attempt; None: it is there, or the stream has ended well."""
+        invoker, native, flow = self._invoker, self._native, lease.flow
+        attempt = self._attempt
+        assert attempt is not None
+        timer = self._per_try_timer(attempt, flow)
+        try:
+            message = next(native)
+        except StopIteration:
+            flow.finished(OK, invoker.clock())
+            self._is_drained = True
+            lease.is_committed = True
+            lease.end(grpc.StatusCode.OK)
+            return None
+        except grpc.RpcError as error:
+            if self._cancelled.is_set():
+                self._end_cancelled(lease)
+                return None
+            channel = lease.channel
+            assert channel is not None
+            now = invoker.clock()
+            if timer is not None and now - self._attempt_began_at >= (attempt.timeout_s or 0.0):
+                outcome: Any = Failure(FailureKind.TIMEOUT, True, error)
+            else:
+                outcome = invoker.outcome_of(error, channel, attempt, self._attempt_began_at)
+            lease.channel = None
+            invoker.release(channel)
+            if self._replay is not None and self._replay.is_committed:
+                flow.commit()
+            return flow.finished(outcome, now)
+        finally:
+            if timer is not None:
+                timer.cancel()
+        self._peeked.append(message)
+        self._commit(lease)
+        return None
+
+    def _per_try_timer(self, attempt: Attempt, flow: Flow) -> threading.Timer | None:
+        """Return what ends an attempt whose own time is shorter than the call's; None: there is no such time."""
+        timeout_s, deadline = attempt.timeout_s, flow.call.deadline
+        if timeout_s is None or (deadline is not None and deadline - self._attempt_began_at <= timeout_s):
+            return None
+        timer = threading.Timer(
+            max(self._attempt_began_at + timeout_s - self._invoker.clock(), 0.0), self._native.cancel
+        )
+        timer.daemon = True
+        timer.start()
+        return timer
+
+    def _commit(self, lease: _Lease) -> None:
+        """The stream belongs to this endpoint from now on."""
+        lease.flow.finished(STARTED, self._invoker.clock())
+        lease.is_committed = True
+        if self._replay is not None:
+            self._replay.commit()
+
+    def _is_settled(self, lease: _Lease) -> bool:
+        return lease.is_committed or self._error is not None
+
+    def _end_cancelled(self, lease: _Lease) -> None:
+        self._error = MeshRpcError(grpc.StatusCode.CANCELLED, _CANCELLED, lease.flow.info())
+        lease.end(grpc.StatusCode.CANCELLED)
+
+    # grpc.Call
+
+    def _final(self) -> Any:
+        """Return what knows the status; waits for the first message."""
+        self._drive()
+        return self._native if self._error is None else self._error
+
+    def initial_metadata(self) -> Any:
+        """Return the initial metadata, and stay with the endpoint that sent them."""
+        lease = self._lease
+        while lease is not None and not lease.is_committed and self._error is None:
+            with self._driving:
+                if self._is_settled(lease):
+                    break
+                if self._pending is None:
+                    metadata = self._native.initial_metadata()
+                    if metadata or self._native.is_active():
+                        self._commit(lease)
+                        break
+                self._advance(lease)
+        final = self._native if self._error is None else self._error
+        return final.initial_metadata()
+
+    def trailing_metadata(self) -> Any:
+        return self._final().trailing_metadata()
+
+    def code(self) -> grpc.StatusCode:
+        code: grpc.StatusCode = self._final().code()
+        return code
+
+    def details(self) -> str:
+        details: str = self._final().details()
+        return details
+
+    def debug_error_string(self) -> str:
+        text: str = self._final().debug_error_string()
+        return text
+
+    def is_active(self) -> bool:
+        return self._lease is not None and not self._lease.is_over
+
+    def time_remaining(self) -> Any:
+        deadline = None if self._lease is None else self._lease.flow.call.deadline
+        return None if deadline is None else max(deadline - self._invoker.clock(), 0.0)
+
+    def cancel(self) -> bool:
+        lease = self._lease
+        if lease is None or lease.is_over:
+            return False
+        self._cancelled.set()
+        if self._native is not None:
+            self._native.cancel()
+        # Somebody who reads notices; else it is done here.
+        if self._driving.acquire(blocking=False):
+            try:
+                if not lease.is_committed:
+                    self._end_cancelled(lease)
+                else:
+                    lease.end(grpc.StatusCode.CANCELLED)
+            finally:
+                self._driving.release()
+        return True
+
+    def cancelled(self) -> bool:
+        return self._cancelled.is_set()
+
+    def done(self) -> bool:
+        return not self.is_active()
+
+    def running(self) -> bool:
+        return self.is_active()
+
+    def add_callback(self, callback: Callable[[], None]) -> bool:
+        return self._lease is not None and self._lease.on_over(callback)
+
+    def add_done_callback(self, fn: Callable[[Any], None]) -> None:
+        if not self.add_callback(lambda: fn(self)):
+            fn(self)
+
+    @property
+    def mesh(self) -> CallInfo:
+        """What the mesh knows of the call so far."""
+        return CallInfo() if self._lease is None else self._lease.flow.info()
+
+    def __del__(self) -> None:
+        lease = getattr(self, "_lease", None)
+        if lease is not None and lease.take():
+            # gRPC cancels a call whose object is dropped; the rest must not be done in a finalizer.
+            lease.invoker.abandoned.append(lease.drop)
