@@ -106,11 +106,13 @@ class Str:
 
 @dataclass(frozen=True, slots=True)
 class Regex:
-    """A regular expression in RE2's syntax."""
+    """A regular expression in RE2's syntax. `star`: a lone `*`, which is none, is allowed as Istio's word for anything."""
+
+    star: bool = False
 
     def decode(self, value: Any, at: At) -> Any:
         text = Str(empty=False).decode(value, at)
-        if isinstance(text, str):
+        if isinstance(text, str) and not (self.star and text == "*"):
             if len(text.encode()) > MAX_REGEX_BYTES:
                 return at.error(f"a regular expression may have at most {MAX_REGEX_BYTES} bytes")
             if problem := regex_problem(text):

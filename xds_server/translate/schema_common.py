@@ -58,7 +58,7 @@ SELECTOR = Obj({"matchLabels": LABELS})
 def string_match(exact: Kind = TEXT, *, required: bool = True) -> Obj:
     """StringMatch. Not `required`: an empty one is allowed and means "is present"."""
     group = ("exact", "prefix", "regex")
-    fields: dict[str, Kind] = {"exact": exact, "prefix": exact, "regex": Regex()}
+    fields: dict[str, Kind] = {"exact": exact, "prefix": exact, "regex": Regex(star=not required)}
     return Obj(fields, one_of=(group,)) if required else Obj(fields, at_most_one_of=(group,), whole=group)
 
 

@@ -39,9 +39,10 @@ def test_a_weighted_split_gets_the_default_retries(compiled, read):
 def test_subsets_without_a_destination_rule_are_warnings_and_empty_clusters(compiled, read):
     result = compiled(read("reviews-80-20.yaml"))
     subset = "outbound|80|v1|reviews.default.svc.cluster.local"
-    assert [
-        (finding.code, finding.severity, finding.position.line) for finding in result.findings
-    ] == [("IST0101", "warning", 13), ("IST0101", "warning", 17)]
+    assert [(finding.code, finding.severity, finding.position.line) for finding in result.findings] == [
+        ("IST0101", "warning", 13),
+        ("IST0101", "warning", 17),
+    ]
     assert {"cluster_name": subset} == result.get("EDS", subset)
     assert subset == result.get("CDS", subset)["eds_cluster_config"]["service_name"]
 
@@ -177,9 +178,10 @@ def test_strict_in_a_namespace_and_a_mesh_config_that_changes_nothing(compiled, 
 
 def test_an_operator_document_names_the_variables_that_do_not_exist(compiled, read):
     result = compiled(read("istio-operator.yaml"))
-    assert [
-        (finding.code, finding.position.line, finding.position.column) for finding in result.findings
-    ] == [("MESH0020", 9, 9), ("MESH0020", 10, 9)]
+    assert [(finding.code, finding.position.line, finding.position.column) for finding in result.findings] == [
+        ("MESH0020", 9, 9),
+        ("MESH0020", 10, 9),
+    ]
     assert "PILOT_ENABLE_VALIDATION" in result.findings[0].message
 
 

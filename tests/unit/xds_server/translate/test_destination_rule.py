@@ -1,0 +1,138 @@
+from xds_server.model import Instance
+
+HEAD = "apiVersion: networking.istio.io/v1\nkind: DestinationRule\n"
+
+
+def rule(name: str, spec: str, namespace: str = "default") -> str:
+    return f"{HEAD}metadata: {{name: {name}, namespace: {namespace}}}\nspec: {spec}\n---\n"
+
+
+def test_a_subset_replaces_blocks_and_keeps_the_others(compiled, destination_rule):
+    result = compiled(
+        destination_rule(
+            "{loadBalancer: {simple: RANDOM}, connectionPool: {tcp: {maxConnections: 7}}}",
+            "{connectionPool: {http: {maxRetries: 2}}}",
+        )
+    )
+    limits = result.cluster("v1")["circuit_breakers"]["thresholds"][0]
+    assert result.cluster("v1")["lb_policy"] == "RANDOM"
+    assert (limits["max_connections"], limits["max_retries"]) == (4294967295, 2)
+    assert result.cluster("v2")["circuit_breakers"]["thresholds"][0]["max_connections"] == 7
+
+
+def test_a_port_replaces_the_whole_policy_of_its_level(compiled, destination_rule, instance):
+    policy = (
+        "{loadBalancer: {simple: RANDOM}, connectionPool: {tcp: {maxConnections: 7}}, "
+        "portLevelSettings: [{port: {number: 81}, connectionPool: {tcp: {maxConnections: 9}}}]}"
+    )
+    result = compiled(destination_rule(policy), instance(), instance(9002, service_port=81))
+    port80, port81 = result.cluster(), result.cluster(port=81)
+    assert (port80["lb_policy"], port81["lb_policy"]) == ("RANDOM", "LEAST_REQUEST")
+    assert port81["circuit_breakers"]["thresholds"][0]["max_connections"] == 9
+
+
+def test_a_port_of_a_subset_comes_last(compiled, destination_rule):
+    subset = "{loadBalancer: {simple: RANDOM}, portLevelSettings: [{port: {number: 80}, tls: {mode: DISABLE}}]}"
+    result = compiled(destination_rule("{outlierDetection: {interval: 1s}}", subset))
+    assert result.cluster("v1")["lb_policy"] == "LEAST_REQUEST"
+    assert "outlier_detection" not in result.cluster("v1")
+    assert result.cluster("v2")["outlier_detection"]["interval"] == "1s"
+
+
+def test_rules_of_one_host_are_merged_and_the_first_policy_wins(compiled):
+    result = compiled(
+        rule("b", "{host: reviews, trafficPolicy: {loadBalancer: {simple: ROUND_ROBIN}}, subsets: [{name: v2}]}")
+        + rule(
+            "a",
+            "{host: reviews.default.svc.cluster.local, trafficPolicy: {loadBalancer: {simple: RANDOM}}, subsets: [{name: v1}]}",
+        )
+    )
+    assert [result.cluster(subset)["lb_policy"] for subset in ("", "v1", "v2")] == ["RANDOM"] * 3
+
+
+def test_the_exact_host_beats_a_wildcard_and_the_own_namespace_the_root(compiled, instance):
+    result = compiled(
+        rule("wild", "{host: '*.default.svc.cluster.local', trafficPolicy: {loadBalancer: {simple: RANDOM}}}")
+        + rule("root", "{host: '*.local', trafficPolicy: {loadBalancer: {simple: LEAST_REQUEST}}}", "istio-system"),
+        instance(),
+        instance(9002, namespace="shop"),
+    )
+    assert result.cluster()["lb_policy"] == "RANDOM"
+    assert result.get("CDS", "outbound|80||reviews.shop.svc.cluster.local")["lb_policy"] == "LEAST_REQUEST"
+
+
+def test_a_rule_in_another_namespace_has_no_effect(compiled, instance):
+    text = rule(
+        "a", "{host: reviews.default.svc.cluster.local, trafficPolicy: {loadBalancer: {simple: RANDOM}}}", "shop"
+    )
+    assert compiled(text, instance()).cluster()["lb_policy"] == "LEAST_REQUEST"
+
+
+def test_subsets_hold_the_endpoints_with_their_labels(compiled, destination_rule, instance):
+    result = compiled(destination_rule(), instance(9001, "v1"), instance(9002, "v2"), instance(9003, "v1"))
+
+    def ports(subset: str) -> list[int]:
+        (locality,) = result.get("EDS", f"outbound|80|{subset}|reviews.default.svc.cluster.local")["endpoints"]
+        return [one["endpoint"]["address"]["socket_address"]["port_value"] for one in locality["lb_endpoints"]]
+
+    assert (ports(""), ports("v1"), ports("v2")) == ([9001, 9002, 9003], [9001, 9003], [9002])
+
+
+def test_deprecated_consecutive_errors_count_as_consecutive_5xx(compiled, destination_rule):
+    result = compiled(destination_rule("{outlierDetection: {consecutiveErrors: 4}}"))
+    assert result.cluster()["outlier_detection"] == {
+        "consecutive_5xx": 4,
+        "enforcing_consecutive_5xx": 100,
+        "enforcing_success_rate": 0,
+    }
+
+
+def test_zero_consecutive_errors_turn_the_check_off(compiled, destination_rule):
+    result = compiled(destination_rule("{outlierDetection: {consecutive5xxErrors: 0, minHealthPercent: 30}}"))
+    assert result.cluster()["outlier_detection"] == {"enforcing_consecutive_5xx": 0, "enforcing_success_rate": 0}
+    assert result.cluster()["common_lb_config"] == {"healthy_panic_threshold": {"value": 30.0}}
+
+
+def test_limits_that_nobody_set_are_the_largest_number(compiled, instance):
+    assert compiled("", instance()).cluster()["circuit_breakers"] == {
+        "thresholds": [
+            {
+                "max_connections": 4294967295,
+                "max_pending_requests": 4294967295,
+                "max_requests": 4294967295,
+                "max_retries": 4294967295,
+                "track_remaining": True,
+            }
+        ]
+    }
+
+
+def test_stock_grpc_gets_only_max_requests(compiled, destination_rule):
+    policy = "{connectionPool: {http: {http2MaxRequests: 5}}, outlierDetection: {consecutive5xxErrors: 1}}"
+    result = compiled(destination_rule(policy), profile="grpc")
+    cluster = result.cluster()
+    assert cluster["circuit_breakers"] == {"thresholds": [{"max_requests": 5}]}
+    assert not {"outlier_detection", "connect_timeout", "metadata"} & cluster.keys()
+    assert [finding.message.split(":")[1].strip() for finding in result.findings] == ["outlierDetection"]
+
+
+def test_protocol_and_connection_limits_are_http_options(compiled, destination_rule):
+    grpc = Instance("i", "reviews", "default", "10.0.0.1", 9001, protocol="grpc")
+    policy = "{connectionPool: {http: {maxRequestsPerConnection: 10, idleTimeout: 1h30m}}}"
+    (options,) = compiled(destination_rule(policy), grpc).cluster()["typed_extension_protocol_options"].values()
+    assert options == {
+        "@type": "type.googleapis.com/envoy.extensions.upstreams.http.v3.HttpProtocolOptions",
+        "common_http_protocol_options": {"idle_timeout": "5400s", "max_requests_per_connection": 10},
+        "explicit_http_config": {"http2_protocol_options": {}},
+    }
+
+
+def test_hashing_is_ring_hash_or_maglev_and_a_hash_policy_on_routes(compiled, destination_rule):
+    policy = "{loadBalancer: {consistentHash: {httpHeaderName: X-User, maglev: {tableSize: 101}}}}"
+    result = compiled(destination_rule(policy))
+    assert (result.cluster()["lb_policy"], result.cluster()["maglev_lb_config"]) == ("MAGLEV", {"table_size": "101"})
+    (route,) = result.routes()
+    assert route["route"]["hash_policy"] == [{"header": {"header_name": "x-user"}}]
+    assert "retry_host_predicate" not in route["route"]["retry_policy"]
+    grpc = compiled(destination_rule(policy), profile="grpc").cluster()
+    assert (grpc["lb_policy"], grpc["ring_hash_lb_config"]) == ("RING_HASH", {"minimum_ring_size": "1024"})
