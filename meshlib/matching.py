@@ -331,9 +331,14 @@ def entries_getter(name: str, *, server: bool = False) -> Entries:
             found = head.headers.all(name)
             return (",".join(found),) if len(found) > 1 else found
         found = head.headers.all(name)
-        return (",".join(found),) if is_inline and len(found) > 1 else found
+        return _fold(found) if is_inline and len(found) > 1 else found
 
     return entries
+
+
+def _fold(entries: tuple[str, ...]) -> tuple[str, ...]:
+    """Join the lines of an inline header as Envoy's parser does: empty ones leave no comma behind."""
+    return (",".join(filter(None, entries)),)
 
 
 def compile_header(matcher: HeaderMatcher, *, server: bool = False) -> HeadTest:
@@ -370,7 +375,7 @@ def compile_response_header(matcher: HeaderMatcher) -> Callable[[Headers], bool]
 
     def test(headers: Headers) -> bool:
         found = headers.all(name)
-        return holds((",".join(found),) if is_inline and len(found) > 1 else found)
+        return holds(_fold(found) if is_inline and len(found) > 1 else found)
 
     return test
 

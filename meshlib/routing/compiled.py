@@ -227,7 +227,9 @@ class _Builder:
         self, action: RouteAction, cluster: str, facts: Facts, weight: ClusterWeight | None = None
     ) -> RouteMatch:
         mutation = None if weight is None else weight.mutation
-        request = request_mutator(self._levels(mutation), facts)
+        request = request_mutator(self._levels(None), facts)
+        first = None if mutation is None else request_mutator([mutation], facts)
+        weight_host = "" if weight is None else weight.host_rewrite
         response = self.response(facts, mutation)
         return RouteMatch(
             cluster=cluster,
@@ -239,9 +241,7 @@ class _Builder:
             metadata=self.route.metadata,
             include_attempt_count=self.host.include_attempt_count,
             _levels=self._levels(mutation),
-            _rewrite=compile_rewrite(
-                action, self.route.match.path, request, "" if weight is None else weight.host_rewrite
-            ),
+            _rewrite=compile_rewrite(action, self.route.match.path, request, first, weight_host),
             _response=response or None,
             _hash=compile_hash(action.hash_policies) if action.hash_policies else None,
         )

@@ -144,12 +144,14 @@ def rewrite_host(head: RequestHead, host: str, *, append_forwarded: bool = False
 
 
 def compile_rewrite(
-    action: RouteAction, matcher: PathMatcher, mutator: Mutator, weight_host: str = ""
+    action: RouteAction, matcher: PathMatcher, mutator: Mutator, weight: Mutator | None = None, weight_host: str = ""
 ) -> Callable[[RequestHead], RequestHead] | None:
     """Compile everything that a route does to a request, or None when it does nothing.
 
     Args:
-        weight_host: `host_rewrite_literal` of the chosen weighted cluster.
+        mutator: Of route, virtual host and route configuration.
+        weight: Of the chosen weighted cluster; runs before everything else.
+        weight_host: Its `host_rewrite_literal`, which the levels above see already.
 
     Raises:
         ValueError: The regex or the substitution is not valid.
@@ -157,11 +159,14 @@ def compile_rewrite(
     new_path = compile_path_rewrite(action.prefix_rewrite, action.regex_rewrite, matcher)
     literal, from_header = action.host_rewrite_literal, action.host_rewrite_header.lower()
     append_forwarded = action.append_x_forwarded_host
-    if not (mutator or new_path or literal or from_header or weight_host):
+    if not (mutator or weight or new_path or literal or from_header or weight_host):
         return None
 
     def rewrite(head: RequestHead) -> RequestHead:
-        headers, authority, path = head.headers, weight_host or head.authority, head.path
+        headers, authority, path = head.headers, head.authority, head.path
+        if weight:
+            headers = weight.apply(headers, head)
+        authority = weight_host or authority
         if mutator:
             seen = RequestHead(head.method, authority, path, headers, scheme=head.scheme, is_grpc=head.is_grpc)
             headers = mutator.apply(headers, seen)

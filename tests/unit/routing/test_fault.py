@@ -1,0 +1,94 @@
+import random
+
+import pytest
+
+from meshlib.model.matcher import Fraction, HeaderMatcher, StringKind, StringMatcher
+from meshlib.model.outcome import LocalReply
+from meshlib.model.request import Headers, RequestHead
+from meshlib.model.route import FaultAbort, FaultDelay, FaultPolicy
+from meshlib.routing.fault import NO_FAULT, FaultDecision, abort_reply, decide_fault
+
+ALWAYS, NEVER = Fraction(100), Fraction(0)
+HEAD = RequestHead("GET", "svc", "/", Headers((("x-user", "jason"),)))
+DELAY = FaultDelay(2.0, ALWAYS)
+ABORT = FaultAbort(ALWAYS, http_status=503)
+REPLY = LocalReply(503, "FI", "fault_filter_abort", b"fault filter abort", (("content-type", "text/plain"),))
+
+
+class Draws:
+    """Gives the numbers that a test lays out."""
+
+    def __init__(self, *numbers: int) -> None:
+        self.numbers = list(numbers)
+
+    def random(self) -> float:
+        raise AssertionError("shares are drawn as integers")
+
+    def getrandbits(self, k: int, /) -> int:
+        return self.numbers.pop(0)
+
+
+def decide(policy: FaultPolicy | None, *, active: int = 0) -> FaultDecision:
+    return decide_fault(policy, HEAD, random.Random(1), active=active)
+
+
+def test_no_policy_is_no_fault() -> None:
+    assert decide(None) is NO_FAULT
+    assert decide(FaultPolicy()) is NO_FAULT
+
+
+def test_abort_answers_as_envoy_does() -> None:
+    assert decide(FaultPolicy(abort=ABORT)) == FaultDecision(0.0, REPLY)
+
+
+def test_delay_then_abort() -> None:
+    found = decide(FaultPolicy(DELAY, ABORT))
+    assert found == FaultDecision(2.0, REPLY)
+    assert found.flags == ("DI", "FI")
+
+
+def test_delay_alone() -> None:
+    found = decide(FaultPolicy(DELAY, FaultAbort(NEVER, http_status=503)))
+    assert (found, found.flags) == (FaultDecision(2.0), ("DI",))
+
+
+def test_delay_and_abort_are_drawn_apart() -> None:
+    policy = FaultPolicy(FaultDelay(1.0, Fraction(50)), FaultAbort(Fraction(50), http_status=500))
+    outcomes = {
+        numbers: decide_fault(policy, HEAD, Draws(*numbers)) for numbers in ((0, 0), (0, 50), (50, 0), (50, 50))
+    }
+    assert [(found.delay_s, found.abort is not None) for found in outcomes.values()] == [
+        (1.0, True),
+        (1.0, False),
+        (0.0, True),
+        (0.0, False),
+    ]
+
+
+@pytest.mark.parametrize("denominator", [100, 10_000])
+def test_share_is_exact_over_all_residues(denominator: int) -> None:
+    policy = FaultPolicy(abort=FaultAbort(Fraction(7, denominator), http_status=500))
+    hits = sum(decide_fault(policy, HEAD, Draws(number)).abort is not None for number in range(denominator))
+    assert hits == 7
+
+
+def test_grpc_status_of_an_abort() -> None:
+    reply = abort_reply(FaultAbort(ALWAYS, grpc_status=8))
+    assert (reply.status, reply.grpc_status, reply.flag, reply.body) == (200, 8, "FI", b"fault filter abort")
+
+
+@pytest.mark.parametrize(("user", "expected"), [("jason", REPLY), ("anna", None)])
+def test_headers_narrow_a_fault(user: str, expected: LocalReply | None) -> None:
+    matcher = HeaderMatcher("x-user", StringMatcher(StringKind.EXACT, user))
+    assert decide(FaultPolicy(abort=ABORT, headers=(matcher,))).abort == expected
+
+
+def test_all_header_conditions_must_hold() -> None:
+    matchers = (HeaderMatcher("x-user", True), HeaderMatcher("x-other", True))
+    assert decide(FaultPolicy(abort=ABORT, headers=matchers)) is NO_FAULT
+
+
+def test_active_faults_are_limited() -> None:
+    policy = FaultPolicy(abort=ABORT, max_active=2)
+    assert decide(policy, active=1).abort == REPLY
+    assert decide(policy, active=2) is NO_FAULT
