@@ -413,13 +413,13 @@ class Mesh:
         """Return a channel to a service, e.g. `xds:///checkout`."""
         from meshlib.clients.grpc_sync import MeshChannel
 
-        return MeshChannel(self, target, options)
+        return MeshChannel(self, target, options=options)
 
     def aio_channel(self, target: str, options: Any = None) -> "grpc.aio.Channel":
         """Return an asyncio channel to a service, e.g. `xds:///checkout`."""
         from meshlib.clients.grpc_aio import AioMeshChannel
 
-        return AioMeshChannel(self, target, options)
+        return AioMeshChannel(self, target, options=options)
 
     def intercept(self, channel: "grpc.Channel", **options: Any) -> "grpc.Channel":
         """Return a channel that applies the mesh's policy to calls over a channel which the application made.
@@ -523,7 +523,13 @@ class Mesh:
         return self._control
 
     def _name(self, authority: str) -> str:
-        name = self._names[authority] = listener_name(self.bootstrap, authority)
+        # gRPC targets with an authority of their own (`xds://authority/name`) come as they are.
+        xds_authority, _, path = authority.removeprefix("xds://").partition("/")
+        if path and authority.startswith("xds://"):
+            name = listener_name(self.bootstrap, path, xds_authority=xds_authority)
+        else:
+            name = listener_name(self.bootstrap, authority)
+        self._names[authority] = name
         if len(self._names) > MAX_NAMES:
             self._names = {authority: name}
         return name

@@ -189,6 +189,15 @@ class ControlPlane:
         """Names of all client listeners subscribed to."""
         return self._targets
 
+    @property
+    def inbound(self) -> frozenset[str]:
+        """Names of all server listeners subscribed to."""
+        return self._inbound
+
+    @property
+    def node_id(self) -> str:
+        return self._bootstrap.node.id
+
     def entries(self, timeout_s: float = 2.0) -> tuple[Entry, ...]:
         """Return copies of all cache entries; an empty tuple when the control thread does not get to it in time."""
         return self._ask(lambda: tuple(copy(entry) for entry in self._cache), timeout_s) or ()

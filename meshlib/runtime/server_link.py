@@ -54,14 +54,16 @@ class ConnectionStatus:
             case "connected":
                 return f"connected to management server {self.server_uri} for {age}"
             case "idle":
-                return f"not connected to management server {self.server_uri}: not started"
-            case "connecting" if not self.reason:
-                return f"connecting to management server {self.server_uri} for {age}, no answer yet"
-            case _:
+                return f"not connected to management server {self.server_uri}"
+            case _ if self.failures:
                 return (
                     f"management server {self.server_uri} does not answer "
-                    f"({self.failures} failed attempts, the last one: {self.reason})"
+                    f"({self.failures} attempts failed, the last one: {self.reason})"
                 )
+            case _ if self.reason:
+                return f"the stream to management server {self.server_uri} ended ({self.reason}), connecting again"
+            case _:
+                return f"connecting to management server {self.server_uri} for {age}, no answer yet"
 
 
 class _Events:

@@ -152,6 +152,7 @@ class _Resolver:
             if server is not None:
                 inbound[name] = server
         clusters = {name: self._usable_cluster(name, name in held) for name in sorted(used)}
+        self._need_secrets_in_use(clusters.values(), inbound.values())
         return Resolution(
             {type_url: frozenset(names) for type_url, names in self._wanted.items()},
             self._dns_names,
@@ -340,6 +341,17 @@ class _Resolver:
                 missing += self._secret(reference)
         return tuple(missing)
 
+    def _need_secrets_in_use(
+        self, clusters: Iterable[ClusterConfig | ConfigFault], inbound: Iterable[InboundConfig | ConfigFault]
+    ) -> None:
+        """Keep the secrets of older forms that are still in use."""
+        for config in clusters:
+            if isinstance(config, ClusterConfig):
+                self._secrets(config.cluster.tls, *(match.tls for match in config.cluster.socket_matches))
+        for server in inbound:
+            if isinstance(server, InboundConfig):
+                self._secrets(server.listener.tls)
+
     def _secret(self, reference: SecretRef | None) -> Iterable[str]:
         if reference is None:
             return
@@ -349,6 +361,15 @@ class _Resolver:
             self._secret_names.add(reference.sds_name)
             if self._need(SDS, reference.sds_name) is None:
                 yield f"SDS resource {reference.sds_name}"
+
+    def _known_secret(self, name: str) -> Secret | None:
+        if name.startswith(PROVIDER_PREFIX):
+            return self._facts.provider_secrets.get(name)
+        entry = self._facts.cache.get(SDS, name)
+        if entry is None or not entry.is_answered:
+            # Asked for and not answered: whatever uses it goes on with what it had.
+            return self._previous.secrets.get(name)
+        return entry.value if isinstance(entry.value, Secret) else None
 
     # Resources.
 
@@ -383,11 +404,7 @@ class _Resolver:
         previous = self._previous
         secrets: dict[str, Secret] = {}
         for name in sorted(self._secret_names):
-            if name.startswith(PROVIDER_PREFIX):
-                secret = self._facts.provider_secrets.get(name)
-            else:
-                value = self._facts.cache.value(SDS, name)
-                secret = value if isinstance(value, Secret) else None
+            secret = self._known_secret(name)
             if secret is not None:
                 secrets[name] = secret
         if (

@@ -1,0 +1,300 @@
+"""How everything is: the connection, targets, clusters, endpoints, certificates, and every resource. No secrets."""
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from typing import Any, Protocol
+
+from meshlib.model.secret import Secret, TlsCertificate, TrustedCa
+from meshlib.model.snapshot import ConfigFault, InboundConfig
+from meshlib.ports import Clock
+from meshlib.runtime.certificates import describe
+from meshlib.runtime.clock import wall
+from meshlib.runtime.control import ControlPlane
+from meshlib.view import ClusterState, View
+from meshlib.xds.cache import Entry
+from meshlib.xds.resources import short_name
+
+__all__ = [
+    "CertificateStatus",
+    "ClusterStatus",
+    "EndpointStatus",
+    "MeshStatus",
+    "ResourceStatus",
+    "TargetStatus",
+    "mesh_status",
+    "resource_statuses",
+]
+
+
+@dataclass(frozen=True, slots=True)
+class EndpointStatus:
+    """Attributes:
+    health: As EDS says.
+    active: Attempts in flight.
+    """
+
+    address: str
+    locality: str
+    priority: int
+    weight: int
+    health: str
+    is_ejected: bool
+    active: int
+
+
+@dataclass(frozen=True, slots=True)
+class ClusterStatus:
+    """Attributes:
+    state: `ready`, `empty` or `failed`.
+    note: Why it failed or is empty, or empty.
+    active: Requests in flight.
+    """
+
+    name: str
+    state: str
+    note: str = ""
+    active: int = 0
+    endpoints: tuple[EndpointStatus, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class TargetStatus:
+    """A target or an inbound listener.
+
+    Attributes:
+        state: `ready`, `waiting` or `failed`.
+        waits_for: Resources that are not there; with state `ready` those of a newer form.
+    """
+
+    name: str
+    kind: str
+    state: str
+    note: str = ""
+    waits_for: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class CertificateStatus:
+    """Attributes:
+    kind: `certificate` or `roots`.
+    expires_in_s: Of the certificate; negative: it has expired. None for roots.
+    """
+
+    name: str
+    kind: str
+    spiffe_id: str = ""
+    expires_in_s: float | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class ResourceStatus:
+    """Attributes:
+    state: CSDS's word: `REQUESTED`, `ACKED`, `NACKED`, `DOES_NOT_EXIST`, `RECEIVED_ERROR` or `TIMEOUT`.
+    is_in_use: There is a value, whatever the state.
+    version: Of the value in use.
+    error: Why the newest response for it was not taken, or empty.
+    failed_version: Of that response.
+    age_s: Since the value in use changed; None: there is none.
+    is_from_disk: The value was left by an earlier process.
+    unused: Fields of the resource that meshlib does not use.
+    """
+
+    type: str
+    name: str
+    state: str
+    is_in_use: bool
+    version: str
+    error: str
+    failed_version: str
+    age_s: float | None
+    is_from_disk: bool
+    unused: tuple[str, ...]
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return plain data, for JSON."""
+        return asdict(self)
+
+
+@dataclass(frozen=True, slots=True)
+class MeshStatus:
+    """Attributes:
+    connection: `idle`, `connecting`, `connected`, `lost` or `disabled`.
+    connection_text: The same as a sentence, with the reason.
+    view: Number of the view in use; grows with each change.
+    problems: What does not work though the mesh does, by place.
+    """
+
+    node_id: str
+    server_uri: str
+    connection: str
+    connection_text: str
+    view: int
+    targets: tuple[TargetStatus, ...] = ()
+    clusters: tuple[ClusterStatus, ...] = ()
+    certificates: tuple[CertificateStatus, ...] = ()
+    problems: Mapping[str, str] | None = None
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return plain data, for JSON."""
+        return {
+            "node_id": self.node_id,
+            "server_uri": self.server_uri,
+            "connection": self.connection,
+            "connection_text": self.connection_text,
+            "view": self.view,
+            "targets": [asdict(target) for target in self.targets],
+            "clusters": [asdict(cluster) for cluster in self.clusters],
+            "certificates": [asdict(certificate) for certificate in self.certificates],
+            "problems": dict(self.problems or {}),
+        }
+
+    def __str__(self) -> str:
+        lines = [f"node {self.node_id or '(no id)'}: {self.connection_text}; view {self.view}"]
+        for place, problem in (self.problems or {}).items():
+            lines.append(f"problem: {place}: {problem}")
+        for target in self.targets:
+            waits = f", waits for {', '.join(target.waits_for)}" if target.waits_for else ""
+            lines.append(f"{target.kind} {target.name}: {target.state}{waits}{_dash(target.note)}")
+        for cluster in self.clusters:
+            lines.append(f"cluster {cluster.name}: {cluster.state}, {cluster.active} in flight{_dash(cluster.note)}")
+            for endpoint in cluster.endpoints:
+                ejected = ", ejected" if endpoint.is_ejected else ""
+                place = f" in {endpoint.locality}" if endpoint.locality else ""
+                lines.append(
+                    f"  {endpoint.address}{place}: {endpoint.health.lower()}{ejected}, weight {endpoint.weight}, "
+                    f"{endpoint.active} in flight"
+                )
+        for certificate in self.certificates:
+            lines.append(f"{certificate.kind} {certificate.name}{_expiry(certificate)}")
+        return "\n".join(lines)
+
+
+class Source(Protocol):
+    """The part of a mesh that a status is made of."""
+
+    clock: Clock
+    is_disabled: bool
+    _view: View
+
+
+def mesh_status(mesh: Source, control: ControlPlane | None) -> MeshStatus:
+    """Return how a mesh is; starts nothing.
+
+    Args:
+        control: None: it has not been started.
+    """
+    view = mesh._view
+    if control is None:
+        state = "disabled" if mesh.is_disabled else "idle"
+        text = "the mesh is disabled (MESHLIB_DISABLE=1)" if mesh.is_disabled else "not started"
+        return MeshStatus("", "", state, text, view.number, problems={})
+    connection = control.connection
+    return MeshStatus(
+        control.node_id,
+        control.server_uri,
+        connection.state,
+        connection.describe(mesh.clock()),
+        view.number,
+        _targets(view, control),
+        tuple(cluster_status(name, cluster) for name, cluster in sorted(view.clusters.items())),
+        tuple(_certificate(secret) for _, secret in sorted(view.secrets.items())),
+        control.problems,
+    )
+
+
+def resource_statuses(mesh: Source, control: ControlPlane | None) -> tuple[ResourceStatus, ...]:
+    """Return every resource subscribed to, by type and name."""
+    if control is None:
+        return ()
+    now = mesh.clock()
+    return tuple(sorted((_resource(entry, now) for entry in control.entries()), key=lambda one: (one.type, one.name)))
+
+
+def cluster_status(name: str, cluster: ClusterState | ConfigFault) -> ClusterStatus:
+    """Return how a cluster is."""
+    if isinstance(cluster, ConfigFault):
+        return ClusterStatus(name, "failed", cluster.message)
+    states = cluster.states
+    endpoints = []
+    for locality in cluster.config.assignment.localities:
+        for endpoint in locality.endpoints:
+            state = states.get(endpoint.address)
+            endpoints.append(
+                EndpointStatus(
+                    endpoint.address,
+                    str(locality.locality),
+                    locality.priority,
+                    endpoint.weight,
+                    endpoint.health.name,
+                    state is not None and state.is_ejected,
+                    0 if state is None else state.active,
+                )
+            )
+    active = cluster.breaker.active + cluster.high_breaker.active
+    return ClusterStatus(name, "ready" if endpoints else "empty", cluster.config.note, active, tuple(endpoints))
+
+
+def _targets(view: View, control: ControlPlane) -> tuple[TargetStatus, ...]:
+    waiting = control.waiting
+    result = []
+    for kind, names, known in (
+        ("target", control.targets, view.targets),
+        ("inbound", control.inbound, view.inbound),
+    ):
+        for name in sorted(names):
+            found = known.get(name)
+            waits = waiting.get(name, ())
+            if isinstance(found, ConfigFault):
+                result.append(TargetStatus(name, kind, "failed", found.message, waits))
+            elif found is None:
+                result.append(TargetStatus(name, kind, "waiting", "", waits))
+            else:
+                result.append(TargetStatus(name, kind, "ready", "requires mTLS" if _is_mtls(found) else "", waits))
+    return tuple(result)
+
+
+def _is_mtls(found: object) -> bool:
+    if not isinstance(found, InboundConfig):
+        return False
+    tls = found.listener.tls
+    return tls is not None and tls.require_client_certificate
+
+
+def _certificate(secret: Secret) -> CertificateStatus:
+    match secret.value:
+        case TlsCertificate(chain_pem=chain):
+            facts = describe(chain)
+            if facts is None:
+                return CertificateStatus(secret.name, "certificate")
+            return CertificateStatus(secret.name, "certificate", facts.spiffe_id, facts.expires_at - wall())
+        case TrustedCa():
+            return CertificateStatus(secret.name, "roots")
+
+
+def _resource(entry: Entry, now: float) -> ResourceStatus:
+    return ResourceStatus(
+        short_name(entry.type_url),
+        entry.name,
+        entry.state.name,
+        entry.value is not None,
+        entry.version,
+        entry.error,
+        entry.failed_version,
+        None if entry.value is None else now - entry.updated_at,
+        entry.is_spare,
+        entry.unused,
+    )
+
+
+def _dash(note: str) -> str:
+    return f" - {note}" if note else ""
+
+
+def _expiry(certificate: CertificateStatus) -> str:
+    identity = f" ({certificate.spiffe_id})" if certificate.spiffe_id else ""
+    seconds = certificate.expires_in_s
+    if seconds is None:
+        return identity
+    return (
+        f"{identity}: {'expired ' if seconds < 0 else 'expires in '}{abs(seconds):.0f} s{' ago' if seconds < 0 else ''}"
+    )

@@ -1,0 +1,372 @@
+"""The stream's machine, message by message, with resources that are one line of text."""
+
+from meshlib.events import ResourceAccepted, ResourceRejected
+from meshlib.model.endpoint import ClusterLoadAssignment
+from meshlib.xds.cache import ResourceCache, ResourceState, Spare
+from meshlib.xds.decode import Decoded
+from meshlib.xds.resources import CDS, EDS, LDS
+from meshlib.xds.sotw import CancelTimer, Command, Report, SotwMachine, StartTimer
+from meshlib.xds.wire import AnyBytes, DiscoveryResponse, ResourceError, SendRequest
+
+
+def body(name: str, content: str = "1") -> bytes:
+    """A resource whose field 1 is its name, as real ones have it."""
+    return b"\x0a" + bytes([len(name)]) + name.encode() + b"\x12" + content.encode()
+
+
+def decode(type_url: str, data: bytes) -> Decoded:
+    name, content = data[2 : 2 + data[1]].decode(), data[3 + data[1] :].decode()
+    if content.startswith("bad"):
+        return Decoded(name, None, (f"field: {content}",), ())
+    if content.startswith("nameless"):
+        return Decoded("", None, ("cannot be parsed",), ())
+    if content.startswith("bug"):
+        raise ZeroDivisionError(content)
+    return Decoded(name, ClusterLoadAssignment(f"{name}={content}"), (), ())
+
+
+def machine(*features: str) -> tuple[SotwMachine, ResourceCache]:
+    cache = ResourceCache()
+    return SotwMachine(cache, features=frozenset(features), decode=decode), cache
+
+
+def response(
+    type_url: str, version: str, *resources: bytes, nonce: str = "", errors: tuple[ResourceError, ...] = ()
+) -> DiscoveryResponse:
+    return DiscoveryResponse(
+        type_url, version, nonce or f"n{version}", tuple(AnyBytes(type_url, data) for data in resources), errors
+    )
+
+
+def requests(commands: tuple[Command, ...]) -> list[SendRequest]:
+    return [command for command in commands if isinstance(command, SendRequest)]
+
+
+def subscribed(*names: str, type_url: str = CDS, features: tuple[str, ...] = ()) -> tuple[SotwMachine, ResourceCache]:
+    """A machine whose first request is on the wire."""
+    result, cache = machine(*features)
+    result.want({type_url: frozenset(names)})
+    result.opened()
+    result.sent()
+    return result, cache
+
+
+def value(cache: ResourceCache, name: str, type_url: str = CDS) -> str | None:
+    found = cache.value(type_url, name)
+    return None if found is None else found.name
+
+
+def test_first_request_carries_node_and_no_version() -> None:
+    client, _ = machine()
+    assert client.want({CDS: frozenset(("b", "a"))}) == ()
+    assert (SendRequest(CDS, ("a", "b"), "", "", with_node=True),) == client.opened()
+
+
+def test_one_request_is_under_way_and_changes_coalesce() -> None:
+    client, _ = machine()
+    client.want({CDS: frozenset("a")})
+    client.opened()
+    assert requests(client.want({CDS: frozenset("ab")})) == []
+    assert requests(client.want({CDS: frozenset("abc")})) == []
+    assert [SendRequest(CDS, ("a", "b", "c"), "", "")] == requests(client.sent())
+
+
+def test_a_change_taken_back_before_it_was_sent_sends_nothing() -> None:
+    client, _ = machine()
+    client.want({CDS: frozenset("a")})
+    client.opened()
+    client.want({CDS: frozenset("ab")})
+    client.want({CDS: frozenset("a")})
+    assert requests(client.sent()) == []
+
+
+def test_ack_carries_version_and_nonce() -> None:
+    client, cache = subscribed("a")
+    commands = client.received(response(CDS, "7", body("a")), 1.0)
+    assert [SendRequest(CDS, ("a",), "7", "n7")] == requests(commands)
+    assert Report(ResourceAccepted(CDS, "a", "7")) in commands
+    assert value(cache, "a") == "a=1"
+
+
+def test_nack_keeps_previous_version() -> None:
+    client, cache = subscribed("a")
+    client.received(response(CDS, "1", body("a")), 1.0)
+    client.sent()
+    commands = client.received(response(CDS, "2", body("a", "bad")), 2.0)
+    error = "xDS response validation errors: [resource index 0: a: field: bad]"
+    assert [SendRequest(CDS, ("a",), "1", "n2", error)] == requests(commands)
+    assert Report(ResourceRejected(CDS, "a", "2", "field: bad")) in commands
+    entry = cache.get(CDS, "a")
+    assert entry is not None
+    assert (
+        entry.state,
+        value(cache, "a"),
+        entry.version,
+        entry.failed_version,
+    ) == (ResourceState.NACKED, "a=1", "1", "2")
+
+
+def test_good_resources_of_a_bad_response_are_used() -> None:
+    client, cache = subscribed("a", "b")
+    client.received(response(CDS, "1", body("a"), body("b")), 1.0)
+    client.sent()
+    request = requests(client.received(response(CDS, "2", body("a", "2"), body("b", "bad")), 2.0))[0]
+    assert (request.version, request.nonce) == ("2", "n2")
+    assert "resource index 1: b: field: bad" in request.error
+    assert (value(cache, "a"), value(cache, "b")) == ("a=2", "b=1")
+
+
+def test_a_response_that_follows_replaces_the_answer_owed() -> None:
+    client, _ = subscribed("a")
+    client.received(response(CDS, "1", body("a")), 1.0)
+    assert requests(client.received(response(CDS, "2", body("a", "bad")), 1.0)) == []
+    assert requests(client.received(response(CDS, "3", body("a", "3")), 1.0)) == []
+    assert [SendRequest(CDS, ("a",), "3", "n3")] == requests(client.sent())
+
+
+def test_a_new_stream_keeps_versions_and_forgets_nonces() -> None:
+    client, cache = subscribed("a")
+    client.received(response(CDS, "1", body("a")), 1.0)
+    client.closed()
+    assert (SendRequest(CDS, ("a",), "1", "", with_node=True),) == client.opened()
+    assert value(cache, "a") == "a=1"
+
+
+def test_the_last_name_unsubscribed_sends_an_empty_list_once_and_the_nonce_is_kept() -> None:
+    client, cache = subscribed("a")
+    client.received(response(CDS, "1", body("a")), 1.0)
+    client.sent()
+    assert [SendRequest(CDS, (), "1", "n1")] == requests(client.want({}))
+    client.sent()
+    assert len(cache) == 0
+    assert [SendRequest(CDS, ("b",), "1", "n1")] == requests(client.want({CDS: frozenset("b")}))
+
+
+def test_an_empty_list_never_opens_a_type() -> None:
+    client, _ = machine()
+    client.want({CDS: frozenset("a")})
+    client.want({})
+    assert client.opened() == ()
+
+
+def test_unwatch_and_watch_between_two_requests_keeps_the_value() -> None:
+    client, cache = subscribed("a", "b")
+    client.received(response(CDS, "1", body("a"), body("b")), 1.0)
+    client.want({CDS: frozenset("a")})
+    client.want({CDS: frozenset("ab")})
+    client.sent()
+    assert value(cache, "b") == "b=1"
+
+
+def test_timer_starts_when_the_request_was_taken_and_only_for_what_is_unknown() -> None:
+    client, _ = machine()
+    client.want({CDS: frozenset("a")})
+    assert not [command for command in client.opened() if isinstance(command, StartTimer)]
+    assert (StartTimer((CDS, "a"), 15.0),) == client.sent()
+    assert CancelTimer((CDS, "a")) in client.received(response(CDS, "1", body("a")), 1.0)
+    assert client.sent() == ()
+
+
+def test_timer_is_longer_where_the_server_says_that_it_is_transient() -> None:
+    client, cache = machine("resource_timer_is_transient_error")
+    client.want({CDS: frozenset("a")})
+    client.opened()
+    assert (StartTimer((CDS, "a"), 30.0),) == client.sent()
+    client.timer_fired((CDS, "a"), 30.0)
+    entry = cache.get(CDS, "a")
+    assert entry is not None
+    assert (entry.state, entry.is_absent) == (ResourceState.TIMEOUT, False)
+
+
+def test_a_resource_that_comes_after_its_timer_is_used() -> None:
+    client, cache = subscribed("a", type_url=EDS)
+    client.timer_fired((EDS, "a"), 15.0)
+    entry = cache.get(EDS, "a")
+    assert entry is not None
+    assert (entry.state, entry.is_absent) == (ResourceState.DOES_NOT_EXIST, True)
+    client.received(response(EDS, "1", body("a")), 16.0)
+    assert (entry.state, entry.is_absent) == (ResourceState.ACKED, False)
+
+
+def test_the_end_of_a_stream_cancels_timers_and_the_next_one_starts_them_for_what_is_unknown() -> None:
+    client, _ = subscribed("a", "b", type_url=EDS)
+    client.received(response(EDS, "1", body("a")), 1.0)
+    assert (CancelTimer((EDS, "b")),) == client.closed()
+    client.opened()
+    assert (StartTimer((EDS, "b"), 15.0),) == client.sent()
+
+
+def test_a_timer_that_fires_late_is_ignored() -> None:
+    client, cache = subscribed("a")
+    client.received(response(CDS, "1", body("a")), 1.0)
+    client.timer_fired((CDS, "a"), 15.0)
+    assert value(cache, "a") == "a=1"
+
+
+def test_a_cluster_left_out_is_deleted() -> None:
+    client, cache = subscribed("a", "b")
+    client.received(response(CDS, "1", body("a"), body("b")), 1.0)
+    client.received(response(CDS, "2", body("a")), 2.0)
+    entry = cache.get(CDS, "b")
+    assert entry is not None
+    assert (entry.value, entry.state, entry.is_absent) == (None, ResourceState.DOES_NOT_EXIST, True)
+
+
+def test_ignore_resource_deletion_keeps_the_value() -> None:
+    client, cache = subscribed("a", features=("ignore_resource_deletion",))
+    client.received(response(CDS, "1", body("a")), 1.0)
+    client.received(response(CDS, "2"), 2.0)
+    assert value(cache, "a") == "a=1"
+
+
+def test_endpoints_left_out_stay() -> None:
+    client, cache = subscribed("a", "b", type_url=EDS)
+    client.received(response(EDS, "1", body("a"), body("b")), 1.0)
+    client.received(response(EDS, "2", body("a", "2")), 2.0)
+    assert (value(cache, "a", EDS), value(cache, "b", EDS)) == ("a=2", "b=1")
+
+
+def test_a_cluster_never_received_is_not_deleted_by_an_older_response() -> None:
+    client, cache = subscribed("a")
+    client.received(response(CDS, "1", body("a")), 1.0)
+    client.want({CDS: frozenset("ab")})
+    client.received(response(CDS, "2", body("a")), 2.0)
+    entry = cache.get(CDS, "b")
+    assert entry is not None
+    assert ResourceState.REQUESTED is entry.state
+
+
+def test_nothing_is_deleted_when_a_name_cannot_be_read() -> None:
+    client, cache = subscribed("a", "b")
+    client.received(response(CDS, "1", body("a"), body("b")), 1.0)
+    client.received(response(CDS, "2", body("a"), body("?", "nameless")), 2.0)
+    assert value(cache, "b") == "b=1"
+
+
+def test_a_refused_cluster_counts_as_seen() -> None:
+    client, cache = subscribed("a")
+    client.received(response(CDS, "1", body("a")), 1.0)
+    client.received(response(CDS, "2", body("a", "bad")), 2.0)
+    assert value(cache, "a") == "a=1"
+
+
+def test_fail_on_data_errors_drops_what_was_refused() -> None:
+    client, cache = subscribed("a", features=("fail_on_data_errors",))
+    client.received(response(CDS, "1", body("a")), 1.0)
+    client.received(response(CDS, "2", body("a", "bad")), 2.0)
+    assert None is value(cache, "a")
+
+
+def test_a_name_that_appears_twice_is_refused_and_the_first_kept() -> None:
+    client, cache = subscribed("a")
+    request = requests(client.received(response(CDS, "1", body("a", "1"), body("a", "2")), 1.0))[0]
+    assert "appears twice" in request.error
+    assert value(cache, "a") == "a=1"
+
+
+def test_a_resource_of_another_type_is_refused() -> None:
+    client, _ = subscribed("a")
+    odd = DiscoveryResponse(CDS, "1", "n1", (AnyBytes(LDS, body("a")),))
+    assert f"resource index 0: is of type '{LDS}' instead of CDS" in requests(client.received(odd, 1.0))[0].error
+
+
+def test_a_wrapper_without_a_resource_is_refused() -> None:
+    client, _ = subscribed("a")
+    odd = DiscoveryResponse(CDS, "1", "n1", (AnyBytes("", None, "a"),))
+    assert "resource index 0: a: resource missing" in requests(client.received(odd, 1.0))[0].error
+
+
+def test_an_error_inside_a_decoder_costs_one_resource() -> None:
+    client, cache = subscribed("a", "b")
+    request = requests(client.received(response(CDS, "1", body("a"), body("b", "bug")), 1.0))[0]
+    assert "cannot be decoded: ZeroDivisionError" in request.error
+    assert value(cache, "a") == "a=1"
+
+
+def test_unknown_types_and_types_never_asked_for_get_no_answer() -> None:
+    client, _ = subscribed("a")
+    assert client.received(response("type.googleapis.com/x.Y", "1", body("a")), 1.0) == ()
+    assert client.received(response(LDS, "1", body("a")), 1.0) == ()
+
+
+def test_resources_not_asked_for_are_skipped() -> None:
+    client, cache = subscribed("a")
+    request = requests(client.received(response(CDS, "1", body("a"), body("z")), 1.0))[0]
+    assert request.error == ""
+    assert cache.names(CDS) == ("a",)
+
+
+def test_equal_bytes_are_not_decoded_again_and_the_value_stays_the_same_object() -> None:
+    client, cache = subscribed("a")
+    client.received(response(CDS, "1", body("a")), 1.0)
+    before = cache.value(CDS, "a")
+    commands = client.received(response(CDS, "2", body("a")), 2.0)
+    entry = cache.get(CDS, "a")
+    assert entry is not None
+    assert before is entry.value
+    assert (entry.version, entry.updated_at) == ("2", 1.0)
+    assert not [command for command in commands if isinstance(command, Report)]
+
+
+def test_equal_bytes_after_a_refusal_clear_the_error() -> None:
+    client, cache = subscribed("a")
+    client.received(response(CDS, "1", body("a")), 1.0)
+    client.received(response(CDS, "2", body("a", "bad")), 2.0)
+    client.received(response(CDS, "3", body("a")), 3.0)
+    entry = cache.get(CDS, "a")
+    assert entry is not None
+    assert (entry.state, entry.error) == (ResourceState.ACKED, "")
+
+
+def test_resource_errors_are_kept_beside_the_value() -> None:
+    client, cache = subscribed("a", "b")
+    client.received(response(CDS, "1", body("a")), 1.0)
+    errors = (ResourceError("a", 7, "not for you"), ResourceError("b", 5, ""))
+    assert requests((*client.sent(), *client.received(response(CDS, "2", errors=errors), 2.0)))[0].error == ""
+    known, unknown = cache.get(CDS, "a"), cache.get(CDS, "b")
+    assert known is not None
+    assert unknown is not None
+    assert (known.state, known.error, value(cache, "a")) == (ResourceState.RECEIVED_ERROR, "not for you", "a=1")
+    assert (unknown.state, unknown.error, unknown.is_absent) == (ResourceState.RECEIVED_ERROR, "does not exist", True)
+
+
+def test_resource_errors_without_a_name_or_a_code_are_refused() -> None:
+    client, _ = subscribed("a")
+    errors = (ResourceError("", 5, ""), ResourceError("a", 0, ""))
+    error = requests(
+        client.received(response(EDS, "1", errors=errors), 1.0)
+        or client.received(response(CDS, "1", errors=errors), 1.0)
+    )[0].error
+    assert "resource_errors index 0: no name; resource_errors index 1: code OK" in error
+
+
+def spare(name: str, content: str = "0") -> Spare:
+    return Spare(CDS, name, "old", body(name, content), 0.0)
+
+
+def test_copies_from_disk_stand_in_until_the_server_answers() -> None:
+    client, cache = machine()
+    cache.add_spares((spare("a"), spare("b", "bad"), spare("c")))
+    client.want({CDS: frozenset("ab")})
+    assert True is client.adopt_spares(1.0)
+    assert False is client.adopt_spares(1.0)
+    assert (value(cache, "a"), value(cache, "b")) == ("a=0", None)
+    assert {(CDS, "a"), (CDS, "c")} == set(cache.spares)
+    assert requests(client.opened())[0].version == ""
+    assert {StartTimer((CDS, "a"), 15.0), StartTimer((CDS, "b"), 15.0)} == set(client.sent())
+    client.received(response(CDS, "1", body("a", "1"), body("b", "1")), 2.0)
+    assert (value(cache, "a"), value(cache, "b")) == ("a=1", "b=1")
+    assert {(CDS, "c")} == set(cache.spares)
+
+
+def test_a_copy_that_the_server_knows_nothing_of_goes_with_its_timer() -> None:
+    client, cache = machine()
+    cache.add_spares((spare("a"),))
+    client.want({CDS: frozenset("a")})
+    client.adopt_spares(1.0)
+    client.opened()
+    client.sent()
+    client.received(response(CDS, "1"), 2.0)
+    assert value(cache, "a") == "a=0"
+    client.timer_fired((CDS, "a"), 17.0)
+    assert None is value(cache, "a")
