@@ -203,7 +203,11 @@ class Client:
             wait = future.result
 
         def finish() -> None:
-            wait()
+            try:
+                wait()
+            except Exception as error:  # a fault of this program: whoever drives it must not wait for the end
+                send({"event": "error", "text": f"{type(error).__name__}: {error}"})
+                raise
             self.report(load)
             del self.loads[name]
             send({"event": "done", "name": name})

@@ -4,6 +4,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -391,9 +392,7 @@ def outage(stage: Stage) -> None:
             ),
         )
         for who, client in (("the client that was there", stage.gateway), ("the newcomer", newcomer)):
-            took = stage.wait(
-                f"the change at {who}", lambda client=client: split_of(client.explain(CHECKOUT)).get("v1", 0) == 1, 30
-            )
+            took = stage.wait(f"the change at {who}", partial(_is_all_v1, client), 30)
             board.check(
                 f"after its return a change reaches {who}",
                 took is not None,
@@ -414,6 +413,10 @@ def outage(stage: Stage) -> None:
             "never" if took is None else f"{took:.1f} s later",
         )
     stage.check_no_failures([name for name, _, _ in loads])
+
+
+def _is_all_v1(client: ClientProcess) -> bool:
+    return split_of(client.explain(CHECKOUT)).get("v1", 0) == 1
 
 
 def _fresh_certificates(stage: Stage) -> None:

@@ -291,6 +291,7 @@ class ClientProcess:
         self._answers: queue.Queue[dict[str, Any]] = queue.Queue()
         self._done: dict[str, threading.Event] = {}
         self._ready = threading.Event()
+        self._trouble = ""
         self._reader = threading.Thread(target=self._read, daemon=True)
         self._reader.start()
 
@@ -305,6 +306,8 @@ class ClientProcess:
                     self._answers.put(event)
                 case "done":
                     self._done.setdefault(event["name"], threading.Event()).set()
+                case "error":
+                    self._trouble = event["text"]
                 case _:
                     self._on_event(event)
 
@@ -329,8 +332,12 @@ class ClientProcess:
 
     def wait_done(self, name: str, timeout_s: float) -> None:
         """Wait for the end of a stream of calls."""
-        if not self._done[name].wait(timeout_s):
-            raise DemoError(f"the load {name!r} did not end within {timeout_s:.0f} s")
+        deadline = time.monotonic() + timeout_s
+        while not self._done[name].wait(0.2):
+            if self._trouble or self._process.poll() is not None:
+                raise DemoError(f"the client program failed: {self._trouble or 'it ended'}")
+            if time.monotonic() > deadline:
+                raise DemoError(f"the load {name!r} did not end within {timeout_s:.0f} s")
 
     def call(
         self, kind: str, url: str, *, method: str = "GET", headers: dict[str, str] | None = None
