@@ -11,6 +11,7 @@ import ssl
 from collections.abc import Iterable
 from typing import Any
 
+import anyio
 import httpcore
 import httpx
 from httpcore._backends.auto import AutoBackend
@@ -205,17 +206,37 @@ class EndpointPool(httpcore.ConnectionPool):
 
 
 class _AsyncConnection(httpcore.AsyncHTTPConnection):
-    """As `_Connection`."""
+    """As `_Connection`, and no connection is lost to a cancellation.
 
-    max_requests = 0
+    A request that is cancelled between connecting and sending leaves httpcore 1.0.9 with a connection that it takes for
+    busy for ever; a pool that may have one connection is then stuck.
+    """
+
+    max_requests: int | None = None
     _served = 0
+    _running = 0
+    _has_responded = False
 
     async def handle_async_request(self, request: httpcore.Request) -> httpcore.Response:
         self._served += 1
-        return await super().handle_async_request(request)
+        self._running += 1
+        try:
+            response = await super().handle_async_request(request)
+        except BaseException:
+            # No response so far and no request beside this one: nobody else needs the connection.
+            is_alone = not self._has_responded and self._running == 1
+            if is_alone and not self.is_idle() and not self.is_closed():
+                with anyio.CancelScope(shield=True):
+                    await self.aclose()
+            raise
+        finally:
+            self._running -= 1
+        self._has_responded = True
+        return response
 
     def has_expired(self) -> bool:
-        return super().has_expired() or (self._served >= self.max_requests and self.is_idle())
+        limit = self.max_requests
+        return super().has_expired() or (limit is not None and self._served >= limit and self.is_idle())
 
 
 class AsyncEndpointPool(httpcore.AsyncConnectionPool):
@@ -238,8 +259,6 @@ class AsyncEndpointPool(httpcore.AsyncConnectionPool):
     def create_connection(self, origin: httpcore.Origin) -> httpcore.AsyncConnectionInterface:
         """Called by httpcore."""
         key = self._key
-        if key.max_requests is None:
-            return super().create_connection(origin)
         connection = _AsyncConnection(
             origin,
             ssl_context=key.context,
