@@ -46,15 +46,16 @@ class HeapSchedule:
 
     def __init__(self, weights: Sequence[int]) -> None:
         self._weights = tuple(weights)
-        # (deadline, deadline before it, index): of equal deadlines the one put back earlier is first.
-        self._heap = [(1.0 / weight, 0.0, index) for index, weight in enumerate(self._weights) if weight > 0]
+        # (deadline, deadline before it, index, turn): of equal deadlines the one put back earlier is first. Deadlines
+        # are divided, not added up, so that no rounding error grows with time.
+        self._heap = [(1 / weight, 0.0, index, 1) for index, weight in enumerate(self._weights) if weight > 0]
         heapify(self._heap)
         self._started = False
         self._lock = Lock()
 
     def _advance(self) -> int:
-        deadline, _, index = self._heap[0]
-        heapreplace(self._heap, (deadline + 1.0 / self._weights[index], deadline, index))
+        deadline, _, index, turn = self._heap[0]
+        heapreplace(self._heap, ((turn + 1) / self._weights[index], deadline, index, turn + 1))
         return index
 
     def next(self, rng: Rng) -> int:

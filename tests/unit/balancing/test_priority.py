@@ -1,0 +1,70 @@
+import pytest
+
+from meshlib.balancing.priority import PriorityHealth, PriorityLoad, priority_load
+
+
+def health(healthy: int, count: int, *, degraded: int = 0, draining: int = 0) -> PriorityHealth:
+    return PriorityHealth(healthy, degraded, count, count + draining)
+
+
+@pytest.mark.parametrize(
+    ("priorities", "factor", "expected"),
+    [
+        ([health(1, 1)], 140, (100,)),
+        ([health(1, 2), health(2, 2)], 140, (70, 30)),
+        ([health(1, 2), health(2, 2)], 100, (50, 50)),
+        ([health(1, 4), health(3, 4)], 140, (35, 65)),
+        ([health(5, 7), health(3, 3)], 140, (100, 0)),  # 5/7 is above 1/1.4: nothing spills
+        ([health(0, 0), health(3, 3)], 140, (0, 100)),  # a gap in the priorities
+    ],
+)
+def test_healthy_load_spills_over(priorities: list[PriorityHealth], factor: int, expected: tuple[int, ...]) -> None:
+    load = priority_load(priorities, overprovisioning_factor=factor)
+
+    assert expected == load.healthy
+    assert (0,) * len(priorities) == load.degraded
+
+
+def test_degraded_hosts_get_what_the_healthy_cannot_take() -> None:
+    assert PriorityLoad((70,), (30,), (False,)) == priority_load([health(2, 4, degraded=1)])
+
+
+def test_degraded_hosts_get_nothing_while_enough_are_healthy() -> None:
+    assert PriorityLoad((100,), (0,), (False,)) == priority_load([health(3, 4, degraded=1)])
+
+
+def test_draining_hosts_do_not_count() -> None:
+    assert PriorityLoad((100,), (0,), (False,)) == priority_load([health(1, 1, draining=3)])
+
+
+def test_priority_panics_below_the_threshold() -> None:
+    load = priority_load([health(1, 4)])
+
+    assert PriorityLoad((100,), (0,), (True,)) == load
+
+
+def test_no_priority_panics_while_together_they_can_take_all() -> None:
+    load = priority_load([health(1, 4), health(4, 4)])
+
+    assert load.is_panicking == (False, False)
+
+
+def test_panic_of_some_priorities_leaves_the_loads() -> None:
+    """14 % and 60 %: 74 in all, so the shares are 18 and 81, and the first gets the rest. The second is over 40 %."""
+    load = priority_load([health(1, 10), health(3, 7)], panic_threshold=40)
+
+    assert PriorityLoad((19, 81), (0, 0), (True, False)) == load
+
+
+def test_total_panic_spreads_by_hosts() -> None:
+    load = priority_load([health(0, 1, draining=1), health(0, 4)])
+
+    assert PriorityLoad((34, 66), (0, 0), (True, True)) == load
+
+
+def test_without_panic_nothing_healthy_is_nothing_at_all() -> None:
+    assert PriorityLoad((0,), (0,), (False,)) == priority_load([health(0, 4)], panic_threshold=0)
+
+
+def test_no_priorities_have_no_load() -> None:
+    assert PriorityLoad((), (), ()) == priority_load([])
