@@ -41,7 +41,7 @@ from meshlib.routing.matchers import (
 )
 from meshlib.routing.mirror import pick_mirrors
 from meshlib.routing.redirect import compile_direct_response, compile_redirect
-from meshlib.routing.replies import cluster_not_found, finish_headers, unusable_action
+from meshlib.routing.replies import TEXT, cluster_not_found, finish_headers, unusable_action
 from meshlib.routing.rewrite import compile_rewrite, rewrite_host
 
 __all__ = ["CompiledRoute", "Condition", "RouteMatch", "compile_route"]
@@ -105,7 +105,9 @@ class RouteMatch:
         """
         if self._response is None:
             return reply
-        headers = self._response.apply(Headers(reply.headers), head)
+        # The default content type is what is left when nobody sets one: a mutation does not meet it.
+        own = Headers(entry for entry in reply.headers if entry != TEXT)
+        headers = self._response.apply(own, head)
         return replace(reply, headers=finish_headers(headers, b"" if head.is_grpc else reply.body))
 
     def cluster_not_found(self, head: RequestHead) -> LocalReply:

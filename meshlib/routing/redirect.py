@@ -11,7 +11,7 @@ from meshlib.model.request import Headers, RequestHead
 from meshlib.model.route import DirectResponse, Redirect
 from meshlib.routing.headers import Mutator
 from meshlib.routing.replies import finish_headers, unusable_action
-from meshlib.routing.rewrite import compile_path_rewrite
+from meshlib.routing.rewrite import compile_path_rewrite, with_path
 
 __all__ = ["compile_direct_response", "compile_location", "compile_redirect"]
 
@@ -78,11 +78,16 @@ def compile_redirect(redirect: Redirect, matcher: PathMatcher, mutator: Mutator)
         ValueError: The regex or the substitution is not valid.
     """
     location = compile_location(redirect, matcher)
+    new_path = compile_path_rewrite(redirect.prefix_rewrite, redirect.regex_rewrite, matcher)
 
     def answer(head: RequestHead) -> LocalReply:
         if head.is_grpc:
             return unusable_action(head, flag="", status=redirect.status, details=DETAILS)
-        return _reply(head, redirect.status, [("location", location(head))], b"", mutator)
+        headers = [("location", location(head))]
+        if new_path is not None and (path := new_path(head.path)):
+            # What the mutations read is the request as it would have gone on.
+            head = with_path(head, path)
+        return _reply(head, redirect.status, headers, b"", mutator)
 
     return answer
 

@@ -6,16 +6,24 @@ A gRPC call gets what gRPC's own clients say where they differ from Envoy: UNAVA
 from meshlib.model.outcome import LocalReply
 from meshlib.model.request import Headers, RequestHead
 
-__all__ = ["cluster_not_found", "finish_headers", "no_route", "no_virtual_host", "text_headers", "unusable_action"]
+__all__ = [
+    "TEXT",
+    "cluster_not_found",
+    "finish_headers",
+    "no_route",
+    "no_virtual_host",
+    "text_headers",
+    "unusable_action",
+]
 
 UNAVAILABLE = 14
-_TEXT = (("content-type", "text/plain"),)
+TEXT = ("content-type", "text/plain")
 _NOT_FOUND = LocalReply(404, "NR", "route_not_found")
 
 
 def text_headers(body: bytes) -> tuple[tuple[str, str], ...]:
     """Return the headers of a local reply: a content type if there is a body."""
-    return _TEXT if body else ()
+    return (TEXT,) if body else ()
 
 
 def finish_headers(headers: Headers, body: bytes) -> tuple[tuple[str, str], ...]:
@@ -25,7 +33,7 @@ def finish_headers(headers: Headers, body: bytes) -> tuple[tuple[str, str], ...]
     """
     if not body:
         return tuple(entry for entry in headers.items if entry[0] not in ("content-type", "content-length"))
-    return headers.items if "content-type" in headers else (*headers.items, *_TEXT)
+    return headers.items if "content-type" in headers else (*headers.items, TEXT)
 
 
 def no_virtual_host(head: RequestHead, routes: str) -> LocalReply:

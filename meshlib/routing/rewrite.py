@@ -22,6 +22,7 @@ __all__ = [
     "compile_regex_rewrite",
     "compile_rewrite",
     "rewrite_host",
+    "with_path",
 ]
 
 PathRewrite = Callable[[str], str]
@@ -117,6 +118,13 @@ def compile_path_rewrite(prefix: str, regex: RegexRewrite | None, matcher: PathM
 
         return rewrite
     return None
+
+
+def with_path(head: RequestHead, path: str) -> RequestHead:
+    """Return the head with another path, the old one kept in `x-envoy-original-path`."""
+    entries = list(head.headers.items)
+    set_entry(entries, "x-envoy-original-path", head.path)
+    return RequestHead(head.method, head.authority, path, Headers(entries), scheme=head.scheme, is_grpc=head.is_grpc)
 
 
 def _set_host(entries: list[tuple[str, str]], old: str, *, append_forwarded: bool) -> None:

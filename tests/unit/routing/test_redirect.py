@@ -96,3 +96,9 @@ def test_grpc_calls_cannot_use_either() -> None:
     direct = compile_direct_response(DirectResponse(200, b"x"), mutator())(head)
     assert redirect == LocalReply(301, "", "direct_response", body, grpc_status=14)
     assert direct == LocalReply(200, "", "direct_response", body, grpc_status=14)
+
+
+def test_mutations_of_a_redirect_see_the_rewritten_path() -> None:
+    add = HeaderAdd("x", "%REQ(:path)% %REQ(x-envoy-original-path)%")
+    answer = compile_redirect(Redirect(prefix_rewrite="/new"), PREFIX, mutator(add))
+    assert answer(request()).headers == (("location", "http://svc/new/a?q=1"), ("x", "/new/a?q=1 /old/a?q=1"))

@@ -40,6 +40,7 @@ from meshlib.model.route import (
     VirtualHost,
     WeightedClusters,
 )
+from meshlib.routing.fault import abort_reply
 from meshlib.routing.table import InboundTable, RouteMatch, RouteTable
 from meshlib.routing.trace import RouteTrace, Verdict
 
@@ -439,3 +440,10 @@ def test_trace_does_not_show_credentials() -> None:
     text = str(routes.trace(request("/", ("authorization", "Bearer secret"))))
     assert "secret" not in text
     assert "its value is not shown" in text
+
+
+def test_a_mutation_replaces_the_default_content_type_of_a_local_reply() -> None:
+    mutation = HeaderMutation(response_add=(HeaderAdd("content-type", "a/b"),))
+    found = matched(table(replace(to("a"), mutation=mutation)).match(request(), Bits(0)))
+    abort = abort_reply(FaultAbort(Fraction(100), http_status=503))
+    assert found.local_reply(abort, request()).headers == (("content-type", "a/b"),)
