@@ -14,7 +14,11 @@ from xds_server.sources import memory
 from xds_server.translate import compile_documents
 
 ROOT = Path(__file__).parents[2]
-FILES = [*sorted((ROOT / "examples" / "canary").glob("*.yaml")), *sorted((ROOT / "tests" / "data").glob("*.yaml"))]
+FILES = sorted((ROOT / "examples" / "canary").glob("*.yaml"))
+FILES += [
+    ROOT / "tests" / "data" / f"{name}.yaml"
+    for name in ("every-field", "istio-operator", "reviews-80-20", "strict-and-meshconfig", "user-service-defective")
+]
 DOCUMENTS = [
     document for file in FILES for document in yaml.safe_load_all(file.read_text(encoding="utf-8")) if document
 ]
@@ -59,8 +63,8 @@ VALUES = st.one_of(
     SCALARS,
     st.lists(SCALARS, max_size=2),
     st.dictionaries(st.text(max_size=6), SCALARS, max_size=2),
-    st.just({}),
-    st.just([{}]),
+    st.builds(dict),  # a new one each time, since mutations change it
+    st.builds(lambda: [{}]),
 )
 
 

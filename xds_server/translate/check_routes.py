@@ -129,6 +129,7 @@ def check_references(configs: Mapping[str, Sequence[Config]], instances: Sequenc
     for rule in configs["DestinationRule"]:
         host = fqdn(rule.spec["host"], rule.namespace)
         rules.setdefault(host, set()).update(_subset_names(rule))
+    wildcards = [pattern for pattern in rules if pattern.startswith("*")]
     known = {fqdn(one.service, one.namespace) for one in instances} | rules.keys()
     known |= {host for entry in configs["ServiceEntry"] for host in entry.spec["hosts"]}
     for config in configs["VirtualService"]:
@@ -136,7 +137,8 @@ def check_references(configs: Mapping[str, Sequence[Config]], instances: Sequenc
         for destination, path in _destinations(config):
             host = fqdn(destination["host"], config.namespace)
             subset = destination.get("subset", "")
-            applying = [names for pattern, names in rules.items() if host_matches(pattern, host)]
+            applying = [rules[pattern] for pattern in wildcards if host_matches(pattern, host)]
+            applying += [rules[host]] if host in rules else []
             if subset and applying:
                 names = set().union(*applying)
                 if subset not in names:

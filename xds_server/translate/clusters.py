@@ -101,11 +101,17 @@ class ClusterBuilder:
         }
 
     def _is_cut_off(self, target: Target) -> bool:
-        """Tell whether stock gRPC could reach the endpoints only less securely than the documents say."""
-        if self.profile is not Profile.GRPC or target.policy.get("tls", {}).get("mode") != "SIMPLE":
+        """Tell whether the profile's clients could reach the endpoints only less securely than the documents say."""
+        tls = target.policy.get("tls", {})
+        if tls.get("mode") != "SIMPLE" or self.profile is Profile.ENVOY:
             return False
-        instead = "the cluster gets no endpoints, since plaintext would be the only way to them"
-        self.report.dropped(self.profile, f"{target.service.host}: tls.mode SIMPLE", instead, target.place)
+        what = "tls.mode SIMPLE"
+        if self.profile is Profile.MESHLIB:
+            if "caCertificates" not in tls:
+                return False
+            what = "tls.caCertificates"
+        instead = "the cluster gets no endpoints, since the only way to them would be less secure"
+        self.report.dropped(self.profile, f"{target.service.host}: {what}", instead, target.place)
         return True
 
     def _origin(self, target: Target) -> Json:

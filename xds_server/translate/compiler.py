@@ -8,7 +8,7 @@ from xds_server.model import Compiled, Document, Instance, Profile
 from xds_server.translate.authorization import Authorizations
 from xds_server.translate.checks import check
 from xds_server.translate.clusters import ClusterBuilder, Target
-from xds_server.translate.destination_rule import Rule, find_rule
+from xds_server.translate.destination_rule import Rule, RuleIndex, find_rule
 from xds_server.translate.documents import Config, decode_documents
 from xds_server.translate.inbound import inbound_listeners
 from xds_server.translate.listeners import listeners, route_configurations
@@ -57,7 +57,8 @@ def compile_documents(
     configs = decode_documents(documents, report)
     check(configs, report, instances)
     services = build_services(configs, instances, report)
-    rules = {host: find_rule(service, configs["DestinationRule"]) for host, service in services.items()}
+    index = RuleIndex(configs["DestinationRule"])
+    rules = {host: find_rule(service, index) for host, service in services.items()}
     hosts = virtual_hosts(RouteBuilder(profile, services, rules, report), services, configs["VirtualService"])
     authentications = PeerAuthentications(configs["PeerAuthentication"])
     authorizations = Authorizations(configs["AuthorizationPolicy"], profile, report)

@@ -68,22 +68,35 @@ def _level(policy: Mapping[str, Any] | None, port: int, inherited: Mapping[str, 
     return blocks | ({"retryBudget": budget} if budget is not None else {})
 
 
-def find_rule(service: Service, configs: Sequence[Config]) -> Rule:
+class RuleIndex:
+    """DestinationRules by namespace and host, oldest first."""
+
+    def __init__(self, configs: Sequence[Config]) -> None:
+        self._by_host: dict[tuple[str, str], list[Config]] = {}
+        self._wildcards: dict[str, list[str]] = {}
+        for config in configs:
+            host = fqdn(config.spec["host"], config.namespace)
+            self._by_host.setdefault((config.namespace, host), []).append(config)
+            if host.startswith("*"):
+                self._wildcards.setdefault(config.namespace, []).append(host)
+
+    def most_specific(self, namespace: str, host: str) -> Sequence[Config]:
+        """Return a namespace's rules for a host: with exactly this host, else with the longest wildcard."""
+        if exact := self._by_host.get((namespace, host)):
+            return exact
+        matching = [pattern for pattern in self._wildcards.get(namespace, ()) if host_matches(pattern, host)]
+        return self._by_host[namespace, max(matching, key=len)] if matching else ()
+
+
+def find_rule(service: Service, index: RuleIndex) -> Rule:
     """Return the rule for a service: of its own namespace, else of the root namespace; the most specific host of each.
 
     Istio looks into the client's namespace first. One configuration is served to clients of all namespaces, so a rule in
     yet another namespace is for nobody (the checks say so).
     """
     for namespace in dict.fromkeys((service.namespace, ROOT_NAMESPACE)):
-        matching: dict[str, list[Config]] = {}
-        for config in configs:
-            host = fqdn(config.spec["host"], config.namespace)
-            if config.namespace == namespace and host_matches(host, service.host):
-                matching.setdefault(host, []).append(config)
-        if matching:
-            # The exact host, else the longest wildcard.
-            best = min(matching, key=lambda host: (host.startswith("*"), -len(host)))
-            return _merge(matching[best])
+        if configs := index.most_specific(namespace, service.host):
+            return _merge(configs)
     return Rule()
 
 

@@ -48,7 +48,6 @@ def inbound_listeners(
             "name": name,
             "address": {"socket_address": {"address": instance.address, "port_value": instance.port}},
             "filter_chains": [chain],
-            "traffic_direction": "INBOUND",
         }
         if profile is Profile.MESHLIB:
             resource = f"/v1/registrations/{instance.namespace}/{instance.id}"

@@ -33,6 +33,9 @@ def balancer_fields(block: Mapping[str, Any], profile: Profile, report: Report, 
 
 
 def _hash_fields(block: Mapping[str, Any], profile: Profile, report: Report, position: Position | None) -> Json:
+    if profile is Profile.MESHLIB:
+        report.dropped(profile, "consistentHash", "least request is used for now", position)
+        return {"lb_policy": "LEAST_REQUEST"}
     size = block.get("ringHash", {}).get("minimumRingSize", block.get("ringHash.minimumRingSize", DEFAULT_RING_SIZE))
     if "maglev" in block:
         if profile is not Profile.GRPC:
@@ -46,8 +49,10 @@ def _hash_fields(block: Mapping[str, Any], profile: Profile, report: Report, pos
 def hash_policies(block: Mapping[str, Any], profile: Profile, report: Report, position: Position | None) -> list[Json]:
     """Return what routes to a cluster with this `loadBalancer` block hash on."""
     consistent = block.get("consistentHash", {})
-    if "httpHeaderName" in consistent:
+    if "httpHeaderName" in consistent and profile is not Profile.MESHLIB:
         return [{"header": {"header_name": consistent["httpHeaderName"].lower()}}]
+    if profile is Profile.MESHLIB:
+        return []  # said where the cluster's policy is chosen
     if consistent and profile is Profile.GRPC:
         report.dropped(profile, "consistentHash on anything but a header", "each request hashes at random", position)
         return []

@@ -29,8 +29,9 @@ def pool_fields(
         "max_pending_requests": http.get("http1MaxPendingRequests", UINT32_MAX),
         "max_requests": http.get("http2MaxRequests", UINT32_MAX),
         "max_retries": http.get("maxRetries", UINT32_MAX),
-        "track_remaining": True,
     }
+    if profile is Profile.ENVOY:
+        threshold["track_remaining"] = True  # a statistic of its own
     if (budget := policy.get("retryBudget")) is not None:
         threshold["retry_budget"] = {
             "budget_percent": {"value": budget.get("percent", 20)},

@@ -21,6 +21,7 @@ _PREVIOUS_HOSTS = {
     "name": "envoy.retry_host_predicates.previous_hosts",
     "typed_config": typed("envoy.extensions.retry.host.previous_hosts.v3.PreviousHostsPredicate"),
 }
+_AS_ISTIO_MIRRORS = {"trace_sampled": False, "disable_shadow_host_suffix_append": True}
 _PREVIOUS_PRIORITIES = {
     "name": "envoy.retry_priorities.previous_priorities",
     "typed_config": typed(
@@ -56,7 +57,9 @@ def retry_policy(
         result["per_try_timeout"] = retries["perTryTimeout"]
     if retries.get("retryIgnorePreviousHosts", not hashed):
         result |= {"retry_host_predicate": [_PREVIOUS_HOSTS], "host_selection_retry_max_attempts": "5"}
-    if retries.get("retryRemoteLocalities"):
+    if retries.get("retryRemoteLocalities") and profile is Profile.MESHLIB:
+        report.dropped(profile, "retries.retryRemoteLocalities", "retries stay in their priority for now", place)
+    elif retries.get("retryRemoteLocalities"):
         result["retry_priority"] = _PREVIOUS_PRIORITIES
     return result
 
@@ -105,7 +108,7 @@ def per_million(percentage: Any, default: float = 0) -> Json:
     return {"numerator": round(value * 10_000), "denominator": "MILLION"}
 
 
-def mirror_policies(http: Mapping[str, Any], cluster_of: Any) -> list[Json]:
+def mirror_policies(http: Mapping[str, Any], profile: Profile, cluster_of: Any) -> list[Json]:
     """Return where requests are copied to.
 
     Args:
@@ -122,8 +125,7 @@ def mirror_policies(http: Mapping[str, Any], cluster_of: Any) -> list[Json]:
                 {
                     "cluster": cluster_of(mirror["destination"]),
                     "runtime_fraction": {"default_value": fraction},
-                    "trace_sampled": False,
-                    "disable_shadow_host_suffix_append": True,
+                    **({} if profile is Profile.MESHLIB else _AS_ISTIO_MIRRORS),
                 }
             )
     return result

@@ -144,8 +144,13 @@ class RouteBuilder:
         if authority := rewrite.get("authority") or by_headers:
             result["host_rewrite_literal"] = authority
         mirrors = mirror_policies(
-            http, lambda destination: cluster_name(*_key(self._destination(config, destination, port)))
+            http, self.profile, lambda destination: cluster_name(*_key(self._destination(config, destination, port)))
         )
+        if mirrors and self.profile is Profile.MESHLIB:
+            place = config.position("http", index, "mirror" if "mirror" in http else "mirrors")
+            self.report.dropped(
+                self.profile, "mirror", "the host that a copy names ends in -shadow, as is Envoy's default", place
+            )
         return result | ({"request_mirror_policies": mirrors} if mirrors else {})
 
     def _destination(self, config: Config, destination: Mapping[str, Any], port: int) -> tuple[str, str, int]:
@@ -188,6 +193,8 @@ class RouteBuilder:
                 if timeout
                 else {"timeout": limit}
             )
+        if self.profile is Profile.MESHLIB:
+            return {"timeout": limit}  # where a gRPC caller's own deadline always holds
         return {"timeout": limit, "max_grpc_timeout": limit}
 
     def _hashing(

@@ -101,7 +101,6 @@ def test_limits_that_nobody_set_are_the_largest_number(compiled, instance):
                 "max_pending_requests": 4294967295,
                 "max_requests": 4294967295,
                 "max_retries": 4294967295,
-                "track_remaining": True,
             }
         ]
     }
@@ -129,10 +128,16 @@ def test_protocol_and_connection_limits_are_http_options(compiled, destination_r
 
 def test_hashing_is_ring_hash_or_maglev_and_a_hash_policy_on_routes(compiled, destination_rule):
     policy = "{loadBalancer: {consistentHash: {httpHeaderName: X-User, maglev: {tableSize: 101}}}}"
-    result = compiled(destination_rule(policy))
+    result = compiled(destination_rule(policy), profile="envoy")
     assert (result.cluster()["lb_policy"], result.cluster()["maglev_lb_config"]) == ("MAGLEV", {"table_size": "101"})
-    (route,) = result.routes()
+    (route,) = result.get("RDS", "outbound")["virtual_hosts"][0]["routes"]
     assert route["route"]["hash_policy"] == [{"header": {"header_name": "x-user"}}]
     assert "retry_host_predicate" not in route["route"]["retry_policy"]
     grpc = compiled(destination_rule(policy), profile="grpc").cluster()
     assert (grpc["lb_policy"], grpc["ring_hash_lb_config"]) == ("RING_HASH", {"minimum_ring_size": "1024"})
+
+
+def test_hashing_that_meshlib_lacks_is_said(compiled, destination_rule):
+    result = compiled(destination_rule("{loadBalancer: {consistentHash: {useSourceIp: true}}}"))
+    assert (result.cluster()["lb_policy"], result.codes) == ("LEAST_REQUEST", ["MESH0040"])
+    assert "hash_policy" not in result.routes()[0]["route"]

@@ -132,7 +132,7 @@ CASES = {
 def test_finding(compiled, text, expected):
     found = [
         f"{finding.severity} {finding.code} {finding.position.line}:{finding.position.column}"
-        for finding in compiled(text).findings
+        for finding in compiled(text, profile="envoy").findings
     ]
     assert [expected] == found
 

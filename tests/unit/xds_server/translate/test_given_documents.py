@@ -13,7 +13,7 @@ DEFAULT_RETRY = {
     ],
     "host_selection_retry_max_attempts": "5",
 }
-NO_TIMEOUT = {"timeout": "0s", "max_grpc_timeout": "0s"}
+NO_TIMEOUT = {"timeout": "0s"}
 
 
 def test_a_weighted_split_gets_the_default_retries(compiled, read):

@@ -118,7 +118,7 @@ def test_zero_weights_are_dropped(routes):
 
 
 ACTIONS = {
-    "timeout: 1.5s": {"timeout": "1.500s", "max_grpc_timeout": "1.500s"},
+    "timeout: 1.5s": {"timeout": "1.500s"},
     "rewrite: {uri: /b, authority: c}": {"prefix_rewrite": "/b", "host_rewrite_literal": "c"},
     "rewrite: {uriRegexRewrite: {match: '/(.*)', rewrite: '\\1'}}": {
         "regex_rewrite": {"pattern": {"regex": "/(.*)"}, "substitution": "\\1"}
@@ -129,8 +129,6 @@ ACTIONS = {
             {
                 "cluster": "outbound|80|v2|reviews.default.svc.cluster.local",
                 "runtime_fraction": {"default_value": {"numerator": 125000, "denominator": "MILLION"}},
-                "trace_sampled": False,
-                "disable_shadow_host_suffix_append": True,
             }
         ]
     },
@@ -141,7 +139,7 @@ ACTIONS = {
 @pytest.mark.parametrize(("fields", "expected"), ACTIONS.items(), ids=ACTIONS)
 def test_action(routes, fields, expected):
     (route,) = routes(f"- {{route: [{V1}], {fields}}}")
-    usual = {"cluster", "retry_policy"} | ({"timeout", "max_grpc_timeout"} - expected.keys())
+    usual = {"cluster", "retry_policy"} | ({"timeout"} - expected.keys())
     assert {key: value for key, value in route["route"].items() if key not in usual} == expected
 
 
@@ -154,17 +152,6 @@ RETRIES = {
         "num_retries": 2,
         "per_try_timeout": "0.100s",
         "retry_back_off": {"base_interval": "0.010s"},
-    },
-    "{attempts: 1, retryRemoteLocalities: true}": {
-        "retry_on": "connect-failure,refused-stream,unavailable,cancelled,retriable-status-codes",
-        "num_retries": 1,
-        "retry_priority": {
-            "name": "envoy.retry_priorities.previous_priorities",
-            "typed_config": {
-                "@type": "type.googleapis.com/envoy.extensions.retry.priority.previous_priorities.v3.PreviousPrioritiesConfig",
-                "update_frequency": 2,
-            },
-        },
     },
 }
 
@@ -274,3 +261,39 @@ def test_what_stock_grpc_cannot_do_is_said_once_each(compiled, virtual_service):
         "rewrite",
     ]
     assert result.routes()[0]["route"].keys() == {"cluster", "timeout", "retry_policy"}
+
+
+def envoy_action(compiled, virtual_service, fields: str) -> dict[str, object]:
+    result = compiled(virtual_service(f"- {{route: [{{destination: {{host: reviews}}}}], {fields}}}"), profile="envoy")
+    return result.get("RDS", "outbound")["virtual_hosts"][0]["routes"][0]["route"]
+
+
+def test_envoy_caps_the_deadlines_of_grpc_callers(compiled, virtual_service):
+    assert envoy_action(compiled, virtual_service, "timeout: 2s")["max_grpc_timeout"] == "2s"
+
+
+def test_envoy_retries_in_other_localities(compiled, virtual_service):
+    policy = envoy_action(compiled, virtual_service, "retries: {attempts: 1, retryRemoteLocalities: true}")[
+        "retry_policy"
+    ]
+    assert policy["retry_priority"] == {
+        "name": "envoy.retry_priorities.previous_priorities",
+        "typed_config": {
+            "@type": "type.googleapis.com/envoy.extensions.retry.priority.previous_priorities.v3.PreviousPrioritiesConfig",
+            "update_frequency": 2,
+        },
+    }
+
+
+def test_envoy_mirrors_with_the_host_as_it_was(compiled, virtual_service):
+    (mirror,) = envoy_action(compiled, virtual_service, "mirror: {host: reviews}")["request_mirror_policies"]
+    assert (mirror["trace_sampled"], mirror["disable_shadow_host_suffix_append"]) == (False, True)
+
+
+def test_what_meshlib_cannot_do_yet_is_said(compiled, virtual_service):
+    rules = "- {route: [{destination: {host: reviews}}], mirror: {host: reviews}, retries: {attempts: 1, retryRemoteLocalities: true}}"
+    result = compiled(virtual_service(rules))
+    assert sorted(finding.message.split(":")[1].strip() for finding in result.findings) == [
+        "mirror",
+        "retries.retryRemoteLocalities",
+    ]
