@@ -1,0 +1,241 @@
+from dataclasses import replace
+
+from meshlib.balancing.round_robin import RoundRobinPicker
+from meshlib.events import HostEjected, HostUnejected
+from meshlib.model.cluster import (
+    AggregateDiscovery,
+    CircuitBreakers,
+    Cluster,
+    EdsDiscovery,
+    LeastRequest,
+    OutlierDetection,
+    TransportSocketMatch,
+)
+from meshlib.model.endpoint import ClusterLoadAssignment, DropOverload, Endpoint
+from meshlib.model.outcome import Failure, FailureKind, Response
+from meshlib.model.request import Headers, RequestHead
+from meshlib.model.secret import ClientTls
+from meshlib.model.snapshot import ClusterConfig, ConfigFault, Snapshot
+from meshlib.routing.table import RouteMatch
+from meshlib.testing import FixedRng, SeededRng, cluster, merge, service
+from meshlib.view import ClusterState, TargetView, View, build_view
+
+RNG = SeededRng(0)
+TLS, OTHER_TLS = ClientTls(None, None, sni="one"), ClientTls(None, None, sni="two")
+
+
+def view(*snapshots: Snapshot, previous: View | None = None) -> View:
+    return build_view(merge(*snapshots), previous, now=0.0)
+
+
+def state_of(view: View, name: str) -> ClusterState:
+    found = view.clusters[name]
+    assert isinstance(found, ClusterState)
+    return found
+
+
+def target_of(view: View, name: str) -> TargetView:
+    found = view.targets[name]
+    assert isinstance(found, TargetView)
+    return found
+
+
+def outlier(**options: float) -> Cluster:
+    detection = OutlierDetection(consecutive_5xx=1, max_ejection_percent=100, **options)  # type: ignore[arg-type]
+    return Cluster("", EdsDiscovery(""), outlier_detection=detection)
+
+
+def test_equal_snapshot_keeps_every_object() -> None:
+    first = view(service("a", "h:1"), service("b", "h:2"))
+    second = view(service("a", "h:1"), service("b", "h:2"), previous=first)
+
+    assert second.clusters is first.clusters
+    assert second.targets["a"] is first.targets["a"]
+    assert second is not first
+
+
+def test_change_of_one_cluster_leaves_the_others() -> None:
+    first = view(service("a", "h:1"), service("b", "h:2"))
+    pickers = {name: state_of(first, name).picker for name in "ab"}
+    second = view(service("a", "h:1"), service("b", "h:2", "h:3"), previous=first)
+
+    assert state_of(second, "a") is state_of(first, "a")
+    assert state_of(second, "b") is state_of(first, "b")
+    assert state_of(second, "a").picker is pickers["a"]
+    assert state_of(second, "b").picker is not pickers["b"]
+
+
+def test_change_of_clusters_keeps_the_route_tables() -> None:
+    first = view(service("a", "h:1"))
+    second = view(service("a", "h:1"), service("b", "h:2"), previous=first)
+
+    assert target_of(second, "a") is not target_of(first, "a")
+    assert target_of(second, "a").routes is target_of(first, "a").routes
+    assert target_of(second, "a").faults is target_of(first, "a").faults
+    assert "b" in target_of(second, "a").clusters
+
+
+def test_change_of_routes_makes_a_new_table_and_keeps_the_cluster() -> None:
+    first = view(service("a", "h:1"))
+    second = view(service("a", "h:1", timeout_s=3.0), previous=first)
+
+    assert target_of(second, "a").routes is not target_of(first, "a").routes
+    assert state_of(second, "a") is state_of(first, "a")
+
+
+def test_endpoint_that_stays_keeps_its_state_with_its_newest_configuration() -> None:
+    first = view(service("a", "h:1", "h:2"))
+    state = state_of(first, "a").states["h:1"]
+    state.active = 3
+    second = view(service("a", Endpoint("h:1", weight=9), "h:3"), previous=first)
+
+    assert state_of(second, "a").states["h:1"] is state
+    assert (state.endpoint.weight, state.active) == (9, 3)
+    assert set(state_of(second, "a").states) == {"h:1", "h:3"}
+
+
+def test_endpoint_that_returns_starts_fresh() -> None:
+    first = view(service("a", "h:1", "h:2"))
+    old = state_of(first, "a").states["h:1"]
+    second = view(service("a", "h:2"), previous=first)
+    third = view(service("a", "h:1", "h:2"), previous=second)
+
+    assert state_of(third, "a").states["h:1"] is not old
+
+
+def test_new_limits_reach_the_breakers_and_keep_the_counts() -> None:
+    first = view(service("a", "h:1"))
+    breaker = state_of(first, "a").breaker
+    breaker.active = 4
+    template = Cluster("", EdsDiscovery(""), circuit_breakers=CircuitBreakers(max_requests=7))
+    view(service("a", "h:1", template=template), previous=first)
+
+    assert (breaker.limits.max_requests, breaker.active) == (7, 4)
+
+
+def test_new_policy_makes_a_new_picker() -> None:
+    first = view(service("a", "h:1"))
+    assert isinstance(state_of(first, "a").picker, RoundRobinPicker)
+
+    second = view(service("a", "h:1", template=Cluster("", EdsDiscovery(""), LeastRequest())), previous=first)
+
+    assert not isinstance(state_of(second, "a").picker, RoundRobinPicker)
+
+
+def test_faults_pass_through_and_recovery_starts_anew() -> None:
+    fault = ConfigFault("Cluster: a", "refused")
+    first = view(service("a", "h:1"))
+    broken = view(service("a", "h:1"), Snapshot(clusters={"a": fault}, targets={"a": fault}), previous=first)
+    mended = view(service("a", "h:1"), previous=broken)
+
+    assert broken.clusters["a"] is fault
+    assert broken.targets["a"] is fault
+    assert isinstance(mended.clusters["a"], ClusterState)
+    assert isinstance(mended.targets["a"], TargetView)
+
+
+def test_aggregate_cluster_is_refused_by_name() -> None:
+    config = ClusterConfig(Cluster("a", AggregateDiscovery(("b",))), ClusterLoadAssignment("a"))
+    found = view(Snapshot(clusters={"a": config})).clusters["a"]
+
+    assert isinstance(found, ConfigFault)
+    assert "aggregate" in found.message
+
+
+def test_ejected_endpoint_is_not_picked_until_the_sweep_brings_it_back() -> None:
+    found = view(service("a", "h:1", "h:2", "h:3", "h:4", template=outlier()))
+    state = state_of(found, "a")
+    bad = state.states["h:1"]
+
+    event = state.record(bad, Response(500), 1.0, RNG)
+    picked = {state.picker.pick(None, RNG) for _ in range(40)}
+    assert event == HostEjected("a", bad.endpoint, "consecutive_5xx", 30.0)
+    assert bad not in picked
+
+    assert found.sweep(20.0, RNG) == ()
+    assert found.sweep(31.0, RNG) == (HostUnejected("a", bad.endpoint),)
+    assert bad in {state.picker.pick(None, RNG) for _ in range(40)}
+
+
+def test_ejection_survives_an_update_and_ends_without_outlier_detection() -> None:
+    first = view(service("a", "h:1", "h:2", "h:3", template=outlier()))
+    state = state_of(first, "a")
+    bad = state.states["h:1"]
+    state.record(bad, Failure(FailureKind.CONNECT, False), 1.0, RNG)
+
+    second = view(service("a", "h:1", "h:2", "h:3", "h:4", template=outlier()), previous=first)
+    assert bad.is_ejected
+
+    view(service("a", "h:1", "h:2", "h:3", "h:4"), previous=second)
+    assert not bad.is_ejected
+
+
+def test_without_outlier_detection_nothing_is_recorded() -> None:
+    state = state_of(view(service("a", "h:1")), "a")
+
+    assert state.record(state.states["h:1"], Response(500), 1.0, RNG) is None
+
+
+def test_connection_that_worked_ends_a_run_of_local_failures() -> None:
+    template = outlier(split_external_local_origin_errors=True, consecutive_local_origin_failure=2)
+    state = state_of(view(service("a", "h:1", template=template)), "a")
+    host, refused = state.states["h:1"], Failure(FailureKind.CONNECT, False)
+
+    state.record(host, refused, 1.0, RNG)
+    state.record(host, Response(200), 1.0, RNG)
+    assert state.record(host, refused, 1.0, RNG) is None
+    assert state.record(host, refused, 1.0, RNG) is not None
+
+
+def endpoint(**labels: str) -> Endpoint:
+    return Endpoint("h:1", metadata={"envoy.transport_socket_match": labels})
+
+
+def matching(*matches: TransportSocketMatch, tls: ClientTls | None = None) -> ClusterState:
+    template = Cluster("", EdsDiscovery(""), tls=tls, socket_matches=matches)
+    return ClusterState(cluster("a", template=template), 0.0)
+
+
+ISTIO = TransportSocketMatch("tlsMode-istio", (("tlsMode", "istio"),), TLS)
+PLAIN = TransportSocketMatch("tlsMode-disabled", (), None)
+
+
+def test_first_socket_match_that_the_endpoint_has_decides() -> None:
+    assert matching(ISTIO, PLAIN).tls_for(endpoint(tlsMode="istio", more="x")) is TLS
+    assert matching(ISTIO, PLAIN, tls=OTHER_TLS).tls_for(endpoint(tlsMode="other")) is None
+    assert matching(ISTIO, tls=OTHER_TLS).tls_for(endpoint()) is OTHER_TLS
+    assert matching(ISTIO).tls_for(Endpoint("h:1")) is None
+
+
+def test_without_socket_matches_the_cluster_decides() -> None:
+    assert matching(tls=TLS).tls_for(endpoint()) is TLS
+    assert matching().tls_for(endpoint(tlsMode="istio")) is None
+
+
+def test_socket_match_is_asked_again_after_an_update() -> None:
+    state = matching(ISTIO, PLAIN)
+    assert state.tls_for(endpoint(tlsMode="istio")) is TLS
+
+    changed = replace(state.config.cluster, socket_matches=(replace(ISTIO, tls=OTHER_TLS),))
+    state.update(replace(state.config, cluster=changed), 0.0)
+
+    assert state.tls_for(endpoint(tlsMode="istio")) is OTHER_TLS
+
+
+def test_drops_are_shares() -> None:
+    config = cluster("a", "h:1")
+    assignment = replace(config.assignment, drop_overloads=(DropOverload("x", 5, 100), DropOverload("y", 0, 100)))
+
+    assert ClusterState(replace(config, assignment=assignment), 0.0).drops == ((0.05, "x"),)
+
+
+def test_route_plans_are_made_once() -> None:
+    target = target_of(view(service("a", "h:1", timeout_s=2.0)), "a")
+    match = target.routes.match(RequestHead("GET", "a", "/", Headers()), FixedRng(0.0))
+    assert isinstance(match, RouteMatch)
+
+    plan = target.plan(match.action, match.retry)
+
+    assert target.plan(match.action, match.retry) is plan
+    assert plan.http == (2.0, None, None)
+    assert plan.grpc == (None, None, None)
