@@ -267,7 +267,10 @@ class Mesh:
             UnavailableError: It was not there in time; the text says what is missing and how the server is.
         """
         name, timeout_s = self._subscribe(authority, timeout_s)
-        return self._wait(f"service {authority!r}", name, timeout_s)
+        found = self._waiters.wait(lambda: self._usable(name), timeout_s, self.clock)
+        if found is None:
+            raise self.not_ready(f"service {authority!r}", name, timeout_s)
+        return found
 
     async def wait_target_async(self, authority: str, timeout_s: float | None = None) -> TargetView:
         """As `wait_target`, without blocking the event loop."""
@@ -280,24 +283,27 @@ class Mesh:
     def wait_ready(self, *services: str, timeout_s: float | None = None) -> None:
         """Subscribe to services and wait until all of them are usable, so that no first call has to.
 
+        Services that do not exist yet are waited for too: processes of a mesh start in any order.
+
         Args:
             *services: As written in URLs and targets, e.g. `checkout` or `checkout:8080`. None given: all that were
                 used so far.
             timeout_s: For all of them together; None: the mesh's default.
 
         Raises:
-            RoutingError: One does not exist.
-            UnavailableError: One was not there in time.
+            RoutingError: The time is over, and one does not exist.
+            UnavailableError: One was not there in time, or cannot be used.
         """
         limit_s = self._first_use_timeout_s if timeout_s is None else timeout_s
         deadline = self.clock() + limit_s
         for service in services:
             self._subscribe(service, None)
-        for service in services:
-            self.wait_target(service, max(0.0, deadline - self.clock()))
-        if not services:
-            for name in sorted(self._running().targets):
-                self._wait(f"target {name!r}", name, max(0.0, deadline - self.clock()))
+        names = [self._name(service) for service in services] or sorted(self._running().targets)
+        for name in names:
+            remaining_s = max(0.0, deadline - self.clock())
+            found = self._waiters.wait(lambda name=name: self._ready(name), remaining_s, self.clock)  # type: ignore[misc]
+            if found is None and self._usable(name) is None:
+                raise self.not_ready(f"target {name!r}", name, limit_s)
 
     def emit(self, event: Event) -> None:
         """Hand an event to the hooks; never raises."""
@@ -534,6 +540,10 @@ class Mesh:
             self._names = {authority: name}
         return name
 
+    def _ready(self, name: str) -> TargetView | None:
+        found = self._view.targets.get(name)
+        return None if isinstance(found, ConfigFault) else found
+
     def _usable(self, name: str) -> TargetView | None:
         found = self._view.targets.get(name)
         if isinstance(found, ConfigFault):
@@ -547,12 +557,6 @@ class Mesh:
         name = self._name(authority)
         control.watch(targets=frozenset((name,)))
         return name, self._first_use_timeout_s if timeout_s is None else timeout_s
-
-    def _wait(self, what: str, name: str, timeout_s: float) -> TargetView:
-        found = self._waiters.wait(lambda: self._usable(name), timeout_s, self.clock)
-        if found is None:
-            raise self.not_ready(what, name, timeout_s)
-        return found
 
     def not_ready(self, what: str, name: str, timeout_s: float) -> MeshError:
         """Return the error for something that was waited for in vain: what is missing, and how the server is."""

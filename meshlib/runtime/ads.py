@@ -75,7 +75,7 @@ class AdsStream:
         self._requests = _Requests(events.sent)
         self._lock = threading.Lock()
         self._channel: grpc.Channel | None = None  # guarded by the lock
-        self._is_closed = False  # guarded by the lock
+        self._closed = threading.Event()  # set under the lock
         self._may_read = threading.Event()
         self._thread = threading.Thread(target=self._run, name="meshlib-ads", daemon=True)
         self._thread.start()
@@ -87,7 +87,7 @@ class AdsStream:
     def close(self) -> None:
         """Give the stream and its channel up. No event follows."""
         with self._lock:
-            self._is_closed = True
+            self._closed.set()
             channel, self._channel = self._channel, None
         self._may_read.set()
         self._requests.put(None)
@@ -99,7 +99,8 @@ class AdsStream:
     def _run(self) -> None:
         reason = self._read()
         with self._lock:
-            was_closed, self._is_closed = self._is_closed, True
+            was_closed = self._closed.is_set()
+            self._closed.set()
             channel, self._channel = self._channel, None
         self._requests.put(None)
         if channel is not None:
@@ -115,7 +116,7 @@ class AdsStream:
         except MeshError as error:
             return str(error)
         with self._lock:
-            if self._is_closed:
+            if self._closed.is_set():
                 channel.close()
                 return ""
             self._channel = channel
@@ -123,9 +124,8 @@ class AdsStream:
             open_stream: grpc.StreamStreamMultiCallable[bytes, bytes] = channel.stream_stream(METHOD)
             for data in open_stream(self._requests, metadata=metadata):
                 self._may_read.clear()
-                with self._lock:
-                    if self._is_closed:
-                        return ""
+                if self._closed.is_set():
+                    return ""
                 self._events.received(data, self._may_read.set)
                 self._may_read.wait()
         except grpc.RpcError as error:

@@ -3,6 +3,7 @@
 import base64
 import binascii
 import json
+from importlib import import_module
 from ipaddress import ip_address
 from pathlib import Path
 from typing import Any, Final
@@ -109,15 +110,18 @@ def _tls(config: TlsCreds) -> grpc.ChannelCredentials:
 
 
 def _google() -> grpc.ChannelCredentials:
+    # By name: the packages are optional, and have no types.
     try:
-        import google.auth
-        import google.auth.transport.grpc
-        import google.auth.transport.requests
+        auth = import_module("google.auth")
+        plugins = import_module("google.auth.transport.grpc")
+        requests = import_module("google.auth.transport.requests")
     except ImportError:
         raise ConfigError("channel_creds google_default needs the packages google-auth and requests") from None
-    request = google.auth.transport.requests.Request()
-    credentials, _ = google.auth.default(scopes=("https://www.googleapis.com/auth/cloud-platform",))
-    plugin = google.auth.transport.grpc.AuthMetadataPlugin(credentials, request)
+    try:
+        credentials, _ = auth.default(scopes=("https://www.googleapis.com/auth/cloud-platform",))
+    except auth.exceptions.GoogleAuthError as error:
+        raise ConfigError(f"channel_creds google_default: {error}") from error
+    plugin = plugins.AuthMetadataPlugin(credentials, requests.Request())
     return grpc.composite_channel_credentials(grpc.ssl_channel_credentials(), grpc.metadata_call_credentials(plugin))
 
 

@@ -43,23 +43,23 @@ class InboundSubscription:
         return self._mesh.view.inbound.get(self.name)
 
     def wait_ready(self, timeout_s: float) -> InboundConfig:
-        """Wait until the listener is there.
+        """Wait until the listener is there. It exists as soon as an instance is registered at this address.
 
         Raises:
-            RoutingError: The management server says that it does not exist: nothing is registered at this address.
+            RoutingError: The time is over, and the management server says that it does not exist.
             UnavailableError: It was not there in time, or cannot be used; the text says why.
         """
         if self._mesh.is_disabled:
             raise UnavailableError("the mesh is disabled (MESHLIB_DISABLE=1): it knows no listeners")
-        found = self._mesh._waiters.wait(self._usable, timeout_s, self._mesh.clock)
-        if found is None:
-            raise self._mesh.not_ready(f"inbound listener of {self.address}", self.name, timeout_s)
-        return found
+        found = self._mesh._waiters.wait(self._ready, timeout_s, self._mesh.clock)
+        if found is not None:
+            return found
+        fault = self.current
+        if isinstance(fault, ConfigFault):
+            kind = RoutingError if fault.is_absent else UnavailableError
+            raise kind(fault.message, resource=self.name)
+        raise self._mesh.not_ready(f"inbound listener of {self.address}", self.name, timeout_s)
 
-    def _usable(self) -> InboundConfig | None:
+    def _ready(self) -> InboundConfig | None:
         found = self.current
-        if isinstance(found, ConfigFault):
-            if found.is_absent:
-                raise RoutingError(found.message, resource=self.name)
-            raise UnavailableError(found.message, resource=self.name)
-        return found
+        return None if isinstance(found, ConfigFault) else found

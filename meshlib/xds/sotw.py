@@ -299,6 +299,9 @@ class SotwMachine:
         final = error.code in (NOT_FOUND, PERMISSION_DENIED)
         self._refuse(entry, ResourceState.RECEIVED_ERROR, text, response.version, now, drops=final)
         entry.is_absent = error.code == NOT_FOUND
+        if entry.is_absent and is_full_state(entry.type_url) and not self._ignores_deletion:
+            # The same as leaving it out, said aloud.
+            self._drop_value(entry)
         commands.append(Report(ResourceRejected(entry.type_url, entry.name, response.version, text)))
 
     def _delete_missing(self, response: DiscoveryResponse, seen: set[str], now: float, commands: list[Command]) -> None:

@@ -330,6 +330,14 @@ def test_resource_errors_are_kept_beside_the_value() -> None:
     assert (unknown.state, unknown.error, unknown.is_absent) == (ResourceState.RECEIVED_ERROR, "does not exist", True)
 
 
+def test_a_listener_said_not_to_exist_is_deleted_and_endpoints_are_kept() -> None:
+    for type_url, expected in ((LDS, None), (EDS, "a=1")):
+        client, cache = subscribed("a", type_url=type_url)
+        client.received(response(type_url, "1", body("a")), 1.0)
+        client.received(response(type_url, "2", errors=(ResourceError("a", 5, ""),)), 2.0)
+        assert value(cache, "a", type_url) == expected
+
+
 def test_resource_errors_without_a_name_or_a_code_are_refused() -> None:
     client, _ = subscribed("a")
     errors = (ResourceError("", 5, ""), ResourceError("a", 0, ""))

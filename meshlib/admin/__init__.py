@@ -1,0 +1,1 @@
+"""What a mesh says of itself: metrics, status, explanations."""
