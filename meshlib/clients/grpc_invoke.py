@@ -1,24 +1,29 @@
-"""What every RPC of a sync mesh channel goes through: its target, its attempts, its errors."""
+"""What every RPC of a mesh channel goes through: its target, its attempts, its errors."""
 
+import asyncio
 import time
 from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Generic, TypeVar
 
 import grpc
+import grpc.aio
 
 from meshlib.call import Attempt, Done
-from meshlib.clients.grpc_channels import EndpointChannel, MeshChannels, Options
+from meshlib.clients.grpc_channels import Channels, EndpointChannel, MeshChannels, Options
 from meshlib.clients.grpc_common import HeadMaker, Metadata, attempt_metadata, classify_error
-from meshlib.clients.grpc_errors import CallInfo, MeshRpcError, refusal_of_mesh_error
+from meshlib.clients.grpc_errors import AioMeshRpcError, CallInfo, MeshRpcError, refusal_of_mesh_error
 from meshlib.clients.grpc_flow import Flow, pause_s
 from meshlib.clients.source import MeshSource
-from meshlib.errors import MeshError
+from meshlib.errors import MeshError, RoutingError
 from meshlib.model.outcome import Outcome
 from meshlib.view import TargetView
 
-__all__ = ["Invoker", "Method", "Options", "Rpc"]
+__all__ = ["AioInvoker", "Invoker", "Method", "Rpc", "SyncInvoker", "refused"]
+
+C = TypeVar("C")
+E = TypeVar("E", MeshRpcError, AioMeshRpcError)
 
 
 @dataclass(slots=True, eq=False)
@@ -47,97 +52,68 @@ class Rpc:
     compression: grpc.Compression | None = None
 
 
-class Invoker:
-    """One mesh channel's way to the mesh and to the endpoints."""
+class Invoker(Generic[C]):
+    """One mesh channel's way to the mesh and to the endpoints: what sync and aio have in common.
+
+    Args:
+        authority: What the mesh is asked for.
+        options: Channel arguments for the endpoints' channels.
+    """
 
     def __init__(
-        self,
-        mesh: MeshSource,
-        authority: str,
-        channels: MeshChannels,
-        options: Options,
-        compression: grpc.Compression | None,
+        self, mesh: MeshSource, authority: str, options: Options, compression: grpc.Compression | None
     ) -> None:
         self.mesh = mesh
         self.authority = authority
         self.clock = mesh.clock
         self.is_closed = False
-        self._channels = channels.sync
         self._options = options
         self._compression = compression
-        # Ends of streams that were dropped by their callers. Finalizers run anywhere, also while this thread holds the
+        # Ends of calls that were dropped by their callers. Finalizers run anywhere, also while this thread holds the
         # very lock that giving back needs, so they only leave a note here; the next RPC does it.
         self.abandoned: deque[Callable[[], None]] = deque()
 
-    def begin(self, method: Method, rpc: Rpc) -> Flow:
-        """Make the flow of an RPC; waits for the configuration of a service used for the first time.
+    @property
+    def channels(self) -> Channels[C]:
+        """The channels to use here and now."""
+        raise NotImplementedError
+
+    def check_open(self) -> None:
+        """Refuse RPCs on a closed channel, and give back what dropped calls hold.
 
         Raises:
-            MeshRpcError: There is none, or not in time.
-            ValueError: The channel was closed.
+            ValueError: The channel was closed; grpc's own exception.
         """
         if self.is_closed:
             raise ValueError("Cannot invoke RPC on closed channel!")
         if self.abandoned:
             self.collect()
-        now = self.clock()
-        timeout_s = rpc.timeout_s
-        try:
-            target = self.mesh.target(self.authority)
-        except MeshError as error:
-            if not rpc.wait_for_ready:
-                raise self.refused(error) from error
-            target = None
-        head = method.heads(rpc.metadata)
-        if target is None:
-            target = self._wait(rpc, now)
-            if timeout_s is not None:
-                timeout_s -= self.clock() - now
-                now = self.clock()
+
+    def flow(self, target: TargetView, method: Method, rpc: Rpc, *, now: float, timeout_s: float | None) -> Flow:
+        """Make the flow of an RPC.
+
+        Args:
+            timeout_s: What is left of the RPC's own.
+        """
         return Flow(
             self.mesh,
             self.authority,
             target,
-            head,
+            method.heads(rpc.metadata),
             now=now,
             timeout_s=timeout_s,
             wait_for_ready=bool(rpc.wait_for_ready),
         )
 
-    def _wait(self, rpc: Rpc, began_at: float) -> TargetView:
-        pauses = 0
-        while True:
-            left_s = None if rpc.timeout_s is None else rpc.timeout_s - (self.clock() - began_at)
-            try:
-                return self.mesh.wait_target(self.authority, None if left_s is None else max(left_s, 0.0))
-            except MeshError as error:
-                left_s = None if rpc.timeout_s is None else rpc.timeout_s - (self.clock() - began_at)
-                if left_s is not None and left_s <= 0:
-                    raise self.refused(error, is_late=True) from error
-                if not rpc.wait_for_ready or self.is_closed:
-                    raise self.refused(error) from error
-                time.sleep(pause_s(pauses) if left_s is None else min(pause_s(pauses), left_s))
-                pauses += 1
-
-    def refused(self, error: MeshError, *, is_late: bool = False) -> MeshRpcError:
-        """Translate an error from before there was a call."""
-        refusal = refusal_of_mesh_error(error)
-        code = grpc.StatusCode.DEADLINE_EXCEEDED if is_late else refusal.code
-        return MeshRpcError(code, refusal.details, CallInfo(error.cluster, error.endpoints, error.attempts, error.flag))
-
-    def acquire(self, attempt: Attempt) -> EndpointChannel[grpc.Channel]:
+    def acquire(self, attempt: Attempt) -> EndpointChannel[C]:
         """Take the channel of an attempt.
 
         Raises:
             IdentityError: We cannot show who we are, or could not check who the peer is.
         """
-        return self._channels.acquire(self.mesh.view, attempt, self._options, self._compression)
+        return self.channels.acquire(self.mesh.view, attempt, self._options, self._compression)
 
-    def release(self, channel: EndpointChannel[grpc.Channel]) -> None:
-        """Give a channel back."""
-        self._channels.release(channel)
-
-    def multicallable(self, channel: EndpointChannel[grpc.Channel], method: Method, attempt: Attempt) -> Any:
+    def multicallable(self, channel: EndpointChannel[C], method: Method, attempt: Attempt) -> Any:
         """Return what carries out an attempt."""
         serializer = None if method.kind.startswith("stream") else method.serializer
         return channel.multicallable(method.kind, attempt.head.path, serializer, method.deserializer)
@@ -146,14 +122,11 @@ class Invoker:
         """Return the metadata of an attempt."""
         return attempt_metadata(flow.call.head, attempt.head, rpc.metadata)
 
-    def outcome_of(
-        self, error: Any, channel: EndpointChannel[grpc.Channel], attempt: Attempt, began_at: float
-    ) -> Outcome:
-        """Classify what an attempt raised; `error` is a `grpc.RpcError` that is a finished call too."""
+    def outcome_of(self, error: Any, channel: EndpointChannel[C], attempt: Attempt, began_at: float) -> Outcome:
+        """Classify what an attempt raised; `error` is a `grpc.RpcError` that knows the metadata too."""
         timeout_s = attempt.timeout_s
-        code = error.code()
         return classify_error(
-            code,
+            error.code(),
             error.details(),
             (*(error.initial_metadata() or ()), *(error.trailing_metadata() or ())),
             dialled=channel.dialled,
@@ -163,28 +136,150 @@ class Invoker:
             refused_by=channel.refused_by,
         )
 
-    def ended(self, flow: Flow, done: Done, error: Any) -> grpc.RpcError:
+    def ended(self, flow: Flow, done: Done, error: Any, make: type[E]) -> Any:
         """Return what the caller gets of an RPC without success, and give back what it holds.
 
         Args:
             error: What the last attempt raised, or None.
+            make: Makes the mesh's own errors.
         """
         refusal = flow.refusal(done)
         if refusal is None:
             error.mesh = flow.info()
             flow.close(self.clock(), error.code().value[0])
-            result: grpc.RpcError = error
-            return result
+            return error
         flow.close(self.clock(), refusal.code.value[0])
-        made = MeshRpcError(refusal.code, refusal.details, flow.info())
+        made = make(refusal.code, refusal.details, flow.info())
         made.__cause__ = refusal.cause
         return made
 
     def collect(self) -> None:
-        """Give back what abandoned streams hold."""
+        """Give back what dropped calls hold."""
         while self.abandoned:
             try:
                 give_back = self.abandoned.popleft()
             except IndexError:  # another thread was faster
                 return
             give_back()
+
+
+def refused(error: MeshError, make: type[E], *, is_late: bool = False) -> E:
+    """Translate an error from before there was a call.
+
+    Args:
+        is_late: The RPC's own time is over.
+    """
+    refusal = refusal_of_mesh_error(error)
+    code = grpc.StatusCode.DEADLINE_EXCEEDED if is_late else refusal.code
+    flag = error.flag or ("NR" if isinstance(error, RoutingError) else "")
+    made = make(code, refusal.details, CallInfo(error.cluster, error.endpoints, error.attempts, flag))
+    made.__cause__ = error
+    return made
+
+
+class SyncInvoker(Invoker[grpc.Channel]):
+    """For threads."""
+
+    def __init__(
+        self,
+        mesh: MeshSource,
+        authority: str,
+        channels: MeshChannels,
+        options: Options,
+        compression: grpc.Compression | None,
+    ) -> None:
+        super().__init__(mesh, authority, options, compression)
+        self._channels = channels.sync
+
+    @property
+    def channels(self) -> Channels[grpc.Channel]:
+        return self._channels
+
+    def begin(self, method: Method, rpc: Rpc) -> Flow:
+        """Make the flow of an RPC; waits for the configuration of a service used for the first time.
+
+        Raises:
+            MeshRpcError: There is none, or not in time.
+            ValueError: The channel was closed.
+        """
+        self.check_open()
+        now = self.clock()
+        try:
+            target = self.mesh.target(self.authority)
+        except MeshError as error:
+            if not rpc.wait_for_ready:
+                raise refused(error, MeshRpcError) from error
+            target = None
+        timeout_s = rpc.timeout_s
+        if target is None:
+            began_at = now
+            target = self._wait(rpc, began_at)
+            now = self.clock()
+            if timeout_s is not None:
+                timeout_s -= now - began_at
+        return self.flow(target, method, rpc, now=now, timeout_s=timeout_s)
+
+    def release(self, channel: EndpointChannel[grpc.Channel]) -> None:
+        """Give a channel back."""
+        self._channels.release(channel)
+
+    def _wait(self, rpc: Rpc, began_at: float) -> TargetView:
+        pauses = 0
+        while True:
+            try:
+                return self.mesh.wait_target(self.authority, _left_s(rpc, began_at, self.clock()))
+            except MeshError as error:
+                left_s = _left_s(rpc, began_at, self.clock())
+                if left_s == 0.0:
+                    raise refused(error, MeshRpcError, is_late=True) from error
+                if not rpc.wait_for_ready or self.is_closed:
+                    raise refused(error, MeshRpcError) from error
+                time.sleep(pause_s(pauses) if left_s is None else min(pause_s(pauses), left_s))
+                pauses += 1
+
+
+class AioInvoker(Invoker[grpc.aio.Channel]):
+    """For event loops; a mesh channel may be used in any number of them."""
+
+    def __init__(
+        self,
+        mesh: MeshSource,
+        authority: str,
+        channels: MeshChannels,
+        options: Options,
+        compression: grpc.Compression | None,
+    ) -> None:
+        super().__init__(mesh, authority, options, compression)
+        self._all = channels
+        self._last: tuple[asyncio.AbstractEventLoop, Channels[grpc.aio.Channel]] | None = None
+
+    @property
+    def channels(self) -> Channels[grpc.aio.Channel]:
+        loop = asyncio.get_running_loop()
+        last = self._last
+        if last is None or last[0] is not loop:
+            self._last = last = (loop, self._all.aio(loop))
+        return last[1]
+
+    async def wait(self, rpc: Rpc, began_at: float) -> TargetView:
+        """Wait for the configuration of a service that is used for the first time.
+
+        Raises:
+            AioMeshRpcError: There is none, or not in time.
+        """
+        pauses = 0
+        while True:
+            try:
+                return await self.mesh.wait_target_async(self.authority, _left_s(rpc, began_at, self.clock()))
+            except MeshError as error:
+                left_s = _left_s(rpc, began_at, self.clock())
+                if left_s == 0.0:
+                    raise refused(error, AioMeshRpcError, is_late=True) from error
+                if not rpc.wait_for_ready or self.is_closed:
+                    raise refused(error, AioMeshRpcError) from error
+                await asyncio.sleep(pause_s(pauses) if left_s is None else min(pause_s(pauses), left_s))
+                pauses += 1
+
+
+def _left_s(rpc: Rpc, began_at: float, now: float) -> float | None:
+    return None if rpc.timeout_s is None else max(rpc.timeout_s - (now - began_at), 0.0)

@@ -173,6 +173,11 @@ class AioReplay:
         self._pump = None if messages is None else asyncio.get_running_loop().create_task(self._read(messages))
 
     @property
+    def is_written(self) -> bool:
+        """Whether the messages come by `put`."""
+        return self._pump is None
+
+    @property
     def is_committed(self) -> bool:
         """Whether the stream cannot be sent again."""
         return self._kept.is_committed

@@ -17,7 +17,8 @@ import grpc
 from meshlib.call import Attempt, Done, Sleep
 from meshlib.clients.grpc_channels import channels_of, dial_target
 from meshlib.clients.grpc_common import OK, HeadMaker, parse_target, split_options
-from meshlib.clients.grpc_invoke import Invoker, Method, Rpc
+from meshlib.clients.grpc_errors import MeshRpcError
+from meshlib.clients.grpc_invoke import Method, Rpc, SyncInvoker
 from meshlib.clients.grpc_replay import Replay
 from meshlib.clients.grpc_sync_future import MeshFuture
 from meshlib.clients.grpc_sync_stream import MeshStream
@@ -77,7 +78,7 @@ class MeshChannel(grpc.Channel):
         self._authority = authority or parsed.host
         self._channels = channels_of(mesh)
         self._channels.attach()
-        self._invoker = Invoker(mesh, parsed.authority, self._channels, kept, compression)
+        self._invoker = SyncInvoker(mesh, parsed.authority, self._channels, kept, compression)
         self._running: weakref.WeakSet[MeshFuture | MeshStream] = weakref.WeakSet()
         self._watches: dict[Callable[[grpc.ChannelConnectivity], None], threading.Event] = {}
         self._direct: grpc.Channel | None = None
@@ -272,7 +273,7 @@ class _Multicallable:
                     step = flow.slept(now)
                 else:
                     assert isinstance(step, Done)
-                    raise invoker.ended(flow, step, error)
+                    raise invoker.ended(flow, step, error, MeshRpcError)
         finally:
             flow.close(clock())
             if replay is not None:

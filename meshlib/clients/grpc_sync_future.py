@@ -17,7 +17,7 @@ from meshlib.clients.grpc_channels import EndpointChannel
 from meshlib.clients.grpc_common import OK
 from meshlib.clients.grpc_errors import AnyFuture, CallInfo, MeshRpcError
 from meshlib.clients.grpc_flow import Flow
-from meshlib.clients.grpc_invoke import Invoker, Method, Rpc
+from meshlib.clients.grpc_invoke import Method, Rpc, SyncInvoker
 from meshlib.clients.grpc_replay import Replay
 from meshlib.errors import IdentityError, MeshError
 from meshlib.model.outcome import Failure, FailureKind
@@ -28,7 +28,7 @@ __all__ = ["MeshFuture"]
 class MeshFuture(grpc.Call, AnyFuture):
     """The call object of a future RPC; all methods may be called by any thread."""
 
-    def __init__(self, invoker: Invoker, method: Method, rpc: Rpc, request: Any, replay: Replay | None) -> None:
+    def __init__(self, invoker: SyncInvoker, method: Method, rpc: Rpc, request: Any, replay: Replay | None) -> None:
         self._invoker = invoker
         self._method = method
         self._rpc = rpc
@@ -107,7 +107,7 @@ class MeshFuture(grpc.Call, AnyFuture):
             else:
                 timer.start()
             return
-        self._settle(error=invoker.ended(flow, step, self._last_error))
+        self._settle(error=invoker.ended(flow, step, self._last_error, MeshRpcError))
 
     def _attempted(
         self, flow: Flow, channel: EndpointChannel[grpc.Channel], attempt: Attempt, began_at: float, native: Any

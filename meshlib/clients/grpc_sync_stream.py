@@ -19,7 +19,7 @@ from meshlib.clients.grpc_channels import EndpointChannel
 from meshlib.clients.grpc_common import OK, STARTED
 from meshlib.clients.grpc_errors import CallInfo, MeshRpcError
 from meshlib.clients.grpc_flow import Flow
-from meshlib.clients.grpc_invoke import Invoker, Method, Rpc
+from meshlib.clients.grpc_invoke import Method, Rpc, SyncInvoker
 from meshlib.clients.grpc_replay import Replay
 from meshlib.errors import IdentityError
 from meshlib.model.outcome import Failure, FailureKind
@@ -32,7 +32,7 @@ _CANCELLED = "Locally cancelled by application!"
 class _Lease:
     """What a stream holds until it ends. gRPC's callback refers to this, never to the stream, which may be dropped."""
 
-    def __init__(self, invoker: Invoker, flow: Flow, replay: Replay | None) -> None:
+    def __init__(self, invoker: SyncInvoker, flow: Flow, replay: Replay | None) -> None:
         self.invoker = invoker
         self.flow = flow
         self.replay = replay
@@ -90,7 +90,7 @@ class _Lease:
 class MeshStream(grpc.Call):
     """The call object of an RPC with a stream of responses. To be read by one thread at a time."""
 
-    def __init__(self, invoker: Invoker, method: Method, rpc: Rpc, request: Any, replay: Replay | None) -> None:
+    def __init__(self, invoker: SyncInvoker, method: Method, rpc: Rpc, request: Any, replay: Replay | None) -> None:
         self._invoker = invoker
         self._method = method
         self._rpc = rpc
@@ -206,7 +206,7 @@ class MeshStream(grpc.Call):
         else:
             assert not isinstance(step, Attempt)
             if lease.take():
-                self._error = invoker.ended(flow, step, self._native)
+                self._error = invoker.ended(flow, step, self._native, MeshRpcError)
                 lease.release()
                 for callback in lease.callbacks:
                     callback()

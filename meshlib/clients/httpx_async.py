@@ -6,13 +6,14 @@ the client work as ever.
 
 import contextlib
 from collections.abc import AsyncIterator
-from typing import assert_never
+from typing import assert_never, cast
 
 import anyio
 import httpcore
 import httpx
 
 from meshlib.call import Attempt, Call
+from meshlib.clients.connections import AsyncHttp1Pool
 from meshlib.clients.drive import arun
 from meshlib.clients.httpx_common import (
     BROKEN,
@@ -41,7 +42,7 @@ from meshlib.clients.httpx_errors import (
     is_safe_to_resend,
     refusal,
 )
-from meshlib.clients.network import AsyncEndpointPool
+from meshlib.clients.network import AsyncHttp2Pool
 from meshlib.clients.pools import Lease, PoolKey, Pools
 from meshlib.clients.source import MeshSource
 from meshlib.clients.timeouts import AttemptTimeouts
@@ -50,6 +51,8 @@ from meshlib.model.outcome import Failure, LocalReply, Outcome, Response
 from meshlib.ports import Lock
 
 __all__ = ["AsyncMeshTransport"]
+
+_Pool = AsyncHttp1Pool | AsyncHttp2Pool
 
 
 class AsyncMeshTransport(httpx.AsyncBaseTransport):
@@ -74,14 +77,12 @@ class AsyncMeshTransport(httpx.AsyncBaseTransport):
         self._passthrough = passthrough
         self._limits = limits
         expiry = limits.keepalive_expiry
-        self._pools: Pools[httpcore.AsyncConnectionPool] = Pools(
-            self._make_pool, clock=mesh.clock, idle_s=60.0 if expiry is None else expiry
-        )
+        self._pools: Pools[_Pool] = Pools(self._make_pool, clock=mesh.clock, idle_s=60.0 if expiry is None else expiry)
         self._lock = Lock()
         self._plain: httpx.AsyncHTTPTransport | None = None  # guarded by the lock
 
-    def _make_pool(self, key: PoolKey) -> httpcore.AsyncConnectionPool:
-        return AsyncEndpointPool(key, self._limits)
+    def _make_pool(self, key: PoolKey) -> _Pool:
+        return AsyncHttp2Pool(key, self._limits) if key.http2 else AsyncHttp1Pool(key, self._limits)
 
     async def handle_async_request(self, request: httpx.Request) -> httpx.Response:
         """Send one request; called by httpx.
@@ -150,7 +151,7 @@ class _Exchange:
     def __init__(
         self,
         mesh: MeshSource,
-        pools: Pools[httpcore.AsyncConnectionPool],
+        pools: Pools[_Pool],
         request: httpx.Request,
         call: Call,
         *,
@@ -161,7 +162,7 @@ class _Exchange:
         self._request = request
         self._call = call
         self._replayable = replayable
-        self._lease: Lease[httpcore.AsyncConnectionPool] | None = None
+        self._lease: Lease[_Pool] | None = None
         self._timeouts: AttemptTimeouts | None = None
         self._raw: httpcore.Response | None = None
 
@@ -194,7 +195,7 @@ class _Exchange:
 
     async def _handle(
         self,
-        pool: httpcore.AsyncConnectionPool,
+        pool: _Pool,
         request: httpcore.Request,
         timeouts: AttemptTimeouts,
         key: PoolKey,
@@ -232,7 +233,7 @@ class _Exchange:
 
     async def parts(self, raw: httpcore.Response) -> AsyncIterator[bytes]:
         try:
-            async for part in raw.aiter_stream():
+            async for part in cast(httpx.AsyncByteStream, raw.stream):
                 yield part
         except Exception as error:
             raise body_error(self._call, error, self._request)  # noqa: B904 - it carries its cause

@@ -6,12 +6,13 @@ Only a transport: authentication, cookies, redirects, event hooks and mounts of 
 import contextlib
 import time
 from collections.abc import Iterator
-from typing import assert_never
+from typing import assert_never, cast
 
 import httpcore
 import httpx
 
 from meshlib.call import Attempt, Call
+from meshlib.clients.connections import Http1Pool
 from meshlib.clients.drive import run
 from meshlib.clients.httpx_common import (
     BROKEN,
@@ -40,7 +41,7 @@ from meshlib.clients.httpx_errors import (
     is_safe_to_resend,
     refusal,
 )
-from meshlib.clients.network import EndpointPool
+from meshlib.clients.network import Http2Pool
 from meshlib.clients.pools import Lease, PoolKey, Pools
 from meshlib.clients.source import MeshSource
 from meshlib.clients.timeouts import AttemptTimeouts
@@ -49,6 +50,8 @@ from meshlib.model.outcome import Failure, LocalReply, Outcome, Response
 from meshlib.ports import Lock
 
 __all__ = ["MeshTransport"]
+
+_Pool = Http1Pool | Http2Pool
 
 
 class MeshTransport(httpx.BaseTransport):
@@ -71,14 +74,12 @@ class MeshTransport(httpx.BaseTransport):
         self._passthrough = passthrough
         self._limits = limits
         expiry = limits.keepalive_expiry
-        self._pools: Pools[httpcore.ConnectionPool] = Pools(
-            self._make_pool, clock=mesh.clock, idle_s=60.0 if expiry is None else expiry
-        )
+        self._pools: Pools[_Pool] = Pools(self._make_pool, clock=mesh.clock, idle_s=60.0 if expiry is None else expiry)
         self._lock = Lock()
         self._plain: httpx.HTTPTransport | None = None  # guarded by the lock
 
-    def _make_pool(self, key: PoolKey) -> httpcore.ConnectionPool:
-        return EndpointPool(key, self._limits)
+    def _make_pool(self, key: PoolKey) -> _Pool:
+        return Http2Pool(key, self._limits) if key.http2 else Http1Pool(key, self._limits)
 
     def handle_request(self, request: httpx.Request) -> httpx.Response:
         """Send one request; called by httpx.
@@ -147,7 +148,7 @@ class _Exchange:
     def __init__(
         self,
         mesh: MeshSource,
-        pools: Pools[httpcore.ConnectionPool],
+        pools: Pools[_Pool],
         request: httpx.Request,
         call: Call,
         *,
@@ -158,7 +159,7 @@ class _Exchange:
         self._request = request
         self._call = call
         self._replayable = replayable
-        self._lease: Lease[httpcore.ConnectionPool] | None = None
+        self._lease: Lease[_Pool] | None = None
         self._timeouts: AttemptTimeouts | None = None
         self._raw: httpcore.Response | None = None
 
@@ -214,7 +215,7 @@ class _Exchange:
 
     def parts(self, raw: httpcore.Response) -> Iterator[bytes]:
         try:
-            yield from raw.iter_stream()
+            yield from cast(httpx.SyncByteStream, raw.stream)
         except Exception as error:
             raise body_error(self._call, error, self._request)  # noqa: B904 - it carries its cause
 

@@ -20,7 +20,7 @@ from httpcore._backends.sync import SyncBackend
 from meshlib.clients.pools import PoolKey
 from meshlib.clients.timeouts import Until
 
-__all__ = ["AsyncEndpointPool", "EndpointPool", "keepalive_s"]
+__all__ = ["ASYNC_BACKEND", "BACKEND", "AsyncHttp2Pool", "Http2Pool", "keepalive_s"]
 
 SocketOption = tuple[int, int, int] | tuple[int, int, bytes | bytearray] | tuple[int, int, None, int]
 
@@ -146,8 +146,8 @@ class AsyncDeadlineBackend(httpcore.AsyncNetworkBackend):
         await self._inner.sleep(seconds)
 
 
-_BACKEND = DeadlineBackend()
-_ASYNC_BACKEND = AsyncDeadlineBackend()
+BACKEND = DeadlineBackend()
+ASYNC_BACKEND = AsyncDeadlineBackend()
 
 
 def keepalive_s(key: PoolKey, limits: httpx.Limits) -> float | None:
@@ -170,8 +170,8 @@ class _Connection(httpcore.HTTPConnection):
         return super().has_expired() or (self._served >= self.max_requests and self.is_idle())
 
 
-class EndpointPool(httpcore.ConnectionPool):
-    """The connections of one endpoint. httpcore's own retries are off: the mesh decides them."""
+class Http2Pool(httpcore.ConnectionPool):
+    """The HTTP/2 connections of one endpoint. httpcore's own retries are off: the mesh decides them."""
 
     def __init__(self, key: PoolKey, limits: httpx.Limits) -> None:
         self._key = key
@@ -181,10 +181,10 @@ class EndpointPool(httpcore.ConnectionPool):
             max_connections=limits.max_connections,
             max_keepalive_connections=limits.max_keepalive_connections,
             keepalive_expiry=self._keepalive_s,
-            http1=not key.http2,
-            http2=key.http2,
+            http1=False,
+            http2=True,
             uds=key.unix_path,
-            network_backend=_BACKEND,
+            network_backend=BACKEND,
         )
 
     def create_connection(self, origin: httpcore.Origin) -> httpcore.ConnectionInterface:
@@ -196,10 +196,10 @@ class EndpointPool(httpcore.ConnectionPool):
             origin,
             ssl_context=key.context,
             keepalive_expiry=self._keepalive_s,
-            http1=not key.http2,
-            http2=key.http2,
+            http1=False,
+            http2=True,
             uds=key.unix_path,
-            network_backend=_BACKEND,
+            network_backend=BACKEND,
         )
         connection.max_requests = key.max_requests
         return connection
@@ -239,8 +239,8 @@ class _AsyncConnection(httpcore.AsyncHTTPConnection):
         return super().has_expired() or (limit is not None and self._served >= limit and self.is_idle())
 
 
-class AsyncEndpointPool(httpcore.AsyncConnectionPool):
-    """As `EndpointPool`."""
+class AsyncHttp2Pool(httpcore.AsyncConnectionPool):
+    """As `Http2Pool`."""
 
     def __init__(self, key: PoolKey, limits: httpx.Limits) -> None:
         self._key = key
@@ -250,10 +250,10 @@ class AsyncEndpointPool(httpcore.AsyncConnectionPool):
             max_connections=limits.max_connections,
             max_keepalive_connections=limits.max_keepalive_connections,
             keepalive_expiry=self._keepalive_s,
-            http1=not key.http2,
-            http2=key.http2,
+            http1=False,
+            http2=True,
             uds=key.unix_path,
-            network_backend=_ASYNC_BACKEND,
+            network_backend=ASYNC_BACKEND,
         )
 
     def create_connection(self, origin: httpcore.Origin) -> httpcore.AsyncConnectionInterface:
@@ -263,10 +263,10 @@ class AsyncEndpointPool(httpcore.AsyncConnectionPool):
             origin,
             ssl_context=key.context,
             keepalive_expiry=self._keepalive_s,
-            http1=not key.http2,
-            http2=key.http2,
+            http1=False,
+            http2=True,
             uds=key.unix_path,
-            network_backend=_ASYNC_BACKEND,
+            network_backend=ASYNC_BACKEND,
         )
         connection.max_requests = key.max_requests
         return connection

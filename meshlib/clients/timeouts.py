@@ -13,11 +13,11 @@ class Until(float):
     As a float it is the time that was left when it was made.
     """
 
-    __slots__ = ("_cap_s", "_clock", "_deadline")
+    __slots__ = ("_clock", "cap_s", "deadline")
 
-    _cap_s: float | None
+    cap_s: float | None
+    deadline: float
     _clock: Clock
-    _deadline: float
 
     @classmethod
     def at(cls, deadline: float, clock: Clock, cap_s: float | None = None) -> "Until":
@@ -29,15 +29,15 @@ class Until(float):
         """
         left = deadline - clock()
         self = cls(max(0.0, left if cap_s is None else min(left, cap_s)))
-        self._deadline = deadline
+        self.deadline = deadline
         self._clock = clock
-        self._cap_s = cap_s
+        self.cap_s = cap_s
         return self
 
     def left(self) -> float:
         """Return the seconds that the next step may take; 0.0 or less: the time is over."""
-        left = self._deadline - self._clock()
-        return left if self._cap_s is None else min(left, self._cap_s)
+        left = self.deadline - self._clock()
+        return left if self.cap_s is None else min(left, self.cap_s)
 
 
 class AttemptTimeouts:
@@ -52,7 +52,7 @@ class AttemptTimeouts:
         has_sent: Bytes of the request may have left.
     """
 
-    __slots__ = ("_base", "_clock", "_connect_s", "_deadline", "_pending_s", "has_connected", "has_sent")
+    __slots__ = ("_base", "_clock", "_connect_s", "_deadline", "_pending_s", "_until", "has_connected", "has_sent")
 
     def __init__(
         self,
@@ -77,6 +77,7 @@ class AttemptTimeouts:
         self._connect_s = connect_timeout_s
         self._deadline = None if timeout_s is None or after_body else clock() + timeout_s
         self._pending_s = timeout_s if after_body else None
+        self._until: Until | None = None  # most steps have the same time-out
         self.has_connected = False
         self.has_sent = False
 
@@ -121,4 +122,7 @@ class AttemptTimeouts:
             self._pending_s = None
         if self._deadline is None:
             return limit
-        return Until.at(self._deadline, self._clock, limit)
+        until = self._until
+        if until is None or until.deadline != self._deadline or until.cap_s != limit:
+            until = self._until = Until.at(self._deadline, self._clock, limit)
+        return until
