@@ -131,7 +131,11 @@ def _principal(condition: Principal) -> Test:
     if condition.matcher is None:
         return lambda request: request.is_authenticated
     fits = compile_string(condition.matcher)
-    return lambda request: request.is_authenticated and any(fits(name) for name in request.principals if name)
+
+    def holds(request: AuthzRequest) -> bool:
+        return request.is_authenticated and any(map(fits, filter(None, request.principals)))
+
+    return holds
 
 
 def _url_path(condition: UrlPath) -> Test:
@@ -155,6 +159,9 @@ def _all(parts: Sequence[Condition]) -> Test:
     tests = tuple(_compile(part) for part in parts)
     if len(tests) == 1:
         return tests[0]
+    if len(tests) == 2:  # permission and principal, and most groups: a third of the time of the general form
+        first, second = tests
+        return lambda request: first(request) and second(request)
     return lambda request: all(test(request) for test in tests)
 
 
@@ -162,6 +169,9 @@ def _any(parts: Sequence[Condition]) -> Test:
     tests = tuple(_compile(part) for part in parts)
     if len(tests) == 1:
         return tests[0]
+    if len(tests) == 2:
+        first, second = tests
+        return lambda request: first(request) or second(request)
     return lambda request: any(test(request) for test in tests)
 
 
