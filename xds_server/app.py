@@ -176,6 +176,8 @@ class App:
         self._spawn("watch", self._watch)
         if not await self.publisher.publish("start", reload=True):
             findings = tuple(each for each in self.publisher.findings if each.severity is Severity.ERROR)
+            if not findings:
+                raise StartError("the configuration could not be compiled, a fault of the server: see its log")
             raise StartError("the configuration has errors", findings)
         self._spawn("publish", self.publisher.run)
         loop.call_later(_SECOND_LOOK_S, self.publisher.sources_changed)

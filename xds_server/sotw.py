@@ -137,17 +137,15 @@ class SotwStream:
             return
         in_flight = subscription.in_flight
         if in_flight is not None and request.nonce != in_flight.nonce:
-            subscription.stale_nonces += 1  # row 3: the ACK that must follow carries the full names
+            subscription.note_stale(request.names)  # row 3: the ACK that must follow carries the full names
             return
         if in_flight is not None:
             subscription.in_flight = None
             subscription.pending = True
             if request.error is None:  # row 4
-                subscription.acked_version = in_flight.version
-                subscription.last_error = None
+                subscription.accepted(in_flight)
             else:  # row 2
-                subscription.last_error = request.error
-                subscription.nacks += 1
+                subscription.rejected(in_flight, request.error)
         subscription.update(request.names)  # rows 6 to 8
         if request.type_url == CDS:
             for name in [name for name in self._retained.resources if not subscription.wants(name)]:
@@ -180,17 +178,14 @@ class SotwStream:
 
     def respond(self, now: float) -> Response | None:
         """Return the next response to write, recorded as sent; None when there is nothing to send at this time."""
-        if self._retained.resources and self._may_break(now):
+        while True:
+            if (response := self._next(now)) is not None:
+                return response
+            # Looked at last: what has just been found to be nothing may have been what removed clusters waited for.
+            if not self._retained.resources or not self._may_break(now):
+                return None
             self._retained.resources.clear()
             self.subscriptions[CDS].pending = True
-        for type_url in in_push_order(self.subscriptions):
-            subscription = self.subscriptions[type_url]
-            if not subscription.pending or self._is_unanswered(subscription, now) or self._is_held(subscription, now):
-                continue
-            response = self._compose(subscription, now)
-            if response is not None:
-                return response
-        return None
 
     def deadline(self, now: float) -> float | None:
         """Return when `respond` may have something to send although nothing happens; monotonic seconds, after `now`."""
@@ -208,6 +203,15 @@ class SotwStream:
         return min((time for time in times if time > now), default=None)
 
     # What to send.
+
+    def _next(self, now: float) -> Response | None:
+        for type_url in in_push_order(self.subscriptions):
+            subscription = self.subscriptions[type_url]
+            if not subscription.pending or self._is_unanswered(subscription, now) or self._is_held(subscription, now):
+                continue
+            if (response := self._compose(subscription, now)) is not None:
+                return response
+        return None
 
     def _check(self, request: Request) -> None:
         if self.node is None:
@@ -252,12 +256,17 @@ class SotwStream:
         wanted = self._wanted(subscription)
         known = subscription.known
         changed = [name for name in sorted(wanted) if known.get(name) != wanted[name].version]
+        if any(name not in wanted or name in changed for name in subscription.suspect):
+            subscription.resend.update(name for name in subscription.suspect if name in wanted)
+            subscription.suspect.clear()
         errors = self._errors(subscription, wanted)
         subscription.unreported.clear()
         if subscription.is_full_state:
-            is_due = bool(changed or errors or subscription.must_answer or len(known) != len(wanted))
+            again = subscription.must_answer or bool(subscription.resend)
+            is_due = bool(changed or errors or again or len(known) != len(wanted))
             sent = sorted(wanted)
             rest = False
+            subscription.resend.clear()
         else:
             for name in known.keys() - wanted.keys():
                 del known[name]  # SW-4: not told, but forgotten, so that a re-creation is sent
@@ -291,7 +300,7 @@ class SotwStream:
         # The version tells the wanted content, also when only a part of it travels (VER-2).
         whole = wanted is state.resources
         version = state.version if whole else type_version((name, item.version) for name, item in wanted.items())
-        subscription.in_flight = InFlight(nonce, version, now)
+        subscription.in_flight = InFlight(nonce, version, tuple(sent), now)
         subscription.sent_version = version
         data = encode_response(
             type_url=subscription.type_url,
@@ -373,7 +382,7 @@ class SotwStream:
     def _may_break(self, now: float) -> bool:
         """Tell whether removed clusters may leave: routes have changed over, or did not in time (ORD-2)."""
         routing = [self.subscriptions[each] for each in ROUTING_TYPES if each in self.subscriptions]
-        if any(each.last_error is not None for each in routing):
+        if any(each.suspect for each in routing):
             return False  # what was rejected leaves routes that may point at the old cluster
         if now >= self._retained.deadline:
             return True

@@ -11,11 +11,13 @@ class InFlight:
     """A response that is not answered yet.
 
     Attributes:
+        names: Of the resources in it.
         sent_at: Monotonic seconds.
     """
 
     nonce: str
     version: str
+    names: tuple[str, ...]
     sent_at: float
 
 
@@ -34,6 +36,10 @@ class Subscription:
         urgent: The client asked for what is pending, so it is not held back for the sake of order.
         resend: Names to send again though unchanged, because their parent was sent (ORD-4).
         unreported: Named since the last answer; those that do not exist are reported once (ERR-2).
+        dropped: Names that a stale request left out: the client may have thrown them away, so if they are wanted after
+            all they are sent again.
+        suspect: Names of rejected responses. A client may have taken over all, some or nothing of one, so when any of
+            them changes all are sent again (ACK-5).
         last_error: Text of the last rejection; None once something is accepted.
     """
 
@@ -48,6 +54,8 @@ class Subscription:
     urgent: bool = True
     resend: set[str] = field(default_factory=set)
     unreported: set[str] = field(default_factory=set)
+    dropped: set[str] = field(default_factory=set)
+    suspect: set[str] = field(default_factory=set)
     sent_version: str = ""
     acked_version: str = ""
     last_error: str | None = None
@@ -71,14 +79,18 @@ class Subscription:
         """
         asked = frozenset(requested)
         names = asked - {"*"}
+        wildcard = self._is_wildcard(asked)
         if asked:
             self.legacy = False
-        wildcard = self.is_full_state and ("*" in asked or self.legacy)
         added = names - self.names
         # From everything to some names: they are known already (WC-4), so nothing is due.
         narrowed = self.wildcard and not wildcard
         widened = wildcard and not self.wildcard
         self.names, self.wildcard = names, wildcard
+        if again := {name for name in self.dropped if self.wants(name)}:
+            self.resend |= again
+            self.pending = self.urgent = True
+        self.dropped.clear()
         if not wildcard:
             for name in self.known.keys() - names:
                 del self.known[name]
@@ -88,3 +100,27 @@ class Subscription:
             self.must_answer = True
         if first or added or widened:
             self.pending = self.urgent = True
+        if not self.suspect <= self.known.keys():
+            self.pending = True  # what was rejected is no longer what is wanted
+
+    def accepted(self, response: InFlight) -> None:
+        """Record an ACK."""
+        self.acked_version = response.version
+        self.last_error = None
+        self.suspect.difference_update(response.names)
+
+    def rejected(self, response: InFlight, error: str) -> None:
+        """Record a NACK. What was sent stays in `known`, so it is not sent again as it is (ACK-4)."""
+        self.last_error = error
+        self.nacks += 1
+        self.suspect.update(response.names)
+
+    def note_stale(self, requested: Iterable[str]) -> None:
+        """Remember what a request left out that is not taken over, since it crossed a response (row 3)."""
+        self.stale_nonces += 1
+        asked = frozenset(requested)
+        if not self._is_wildcard(asked):
+            self.dropped |= self.known.keys() - asked
+
+    def _is_wildcard(self, asked: frozenset[str]) -> bool:
+        return self.is_full_state and ("*" in asked or (self.legacy and not asked))

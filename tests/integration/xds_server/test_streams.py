@@ -86,9 +86,10 @@ async def test_secrets_are_never_served_in_plaintext(mesh, run_server, connect, 
         await client.ask(SDS, "default", "ROOTCA")
         response = await client.response()
         assert list(response.resources) == []
-        assert {
-            error.resource_name.name: error.error_detail.code for error in response.resource_errors
-        } == {"default": 7, "ROOTCA": 7}
+        assert {error.resource_name.name: error.error_detail.code for error in response.resource_errors} == {
+            "default": 7,
+            "ROOTCA": 7,
+        }
 
 
 async def test_half_close_ends_the_stream_with_ok_and_leaves_nothing(mesh, run_server, connect):
