@@ -1,0 +1,187 @@
+"""The four kinds of call objects of an aio mesh channel."""
+
+import asyncio
+from collections.abc import AsyncIterator, Generator
+from typing import TYPE_CHECKING, Any
+
+import grpc
+import grpc.aio
+
+from meshlib.call import Attempt
+from meshlib.clients.grpc_aio_rpc import AioRpc
+from meshlib.clients.grpc_common import OK, STARTED
+from meshlib.clients.grpc_flow import Flow
+from meshlib.clients.grpc_replay import AioReplay
+
+if TYPE_CHECKING:
+    # Generic in the stubs only.
+    UnaryUnaryBase = grpc.aio.UnaryUnaryCall[Any, Any]
+    UnaryStreamBase = grpc.aio.UnaryStreamCall[Any, Any]
+    StreamUnaryBase = grpc.aio.StreamUnaryCall[Any, Any]
+    StreamStreamBase = grpc.aio.StreamStreamCall[Any, Any]
+else:
+    from grpc.aio import StreamStreamCall as StreamStreamBase
+    from grpc.aio import StreamUnaryCall as StreamUnaryBase
+    from grpc.aio import UnaryStreamCall as UnaryStreamBase
+    from grpc.aio import UnaryUnaryCall as UnaryUnaryBase
+
+__all__ = ["StreamStream", "StreamUnary", "UnaryStream", "UnaryUnary"]
+
+
+class _UnaryResponse(AioRpc):
+    async def _next(self) -> Any:
+        return await self._native
+
+    def _has_first(self, flow: Flow, first: Any) -> None:
+        self._first = first
+        flow.finished(OK, self._invoker.clock())
+        self._settle(grpc.StatusCode.OK)
+
+    async def _response(self) -> Any:
+        if not self._is_over:
+            await self._driven()
+        if self._is_cancelled:
+            raise asyncio.CancelledError()
+        if self._error is not None:
+            raise self._error
+        return self._first
+
+    def __await__(self) -> Generator[Any, None, Any]:
+        return self._response().__await__()
+
+
+class _StreamResponse(AioRpc):
+    _has_unread = False
+    _is_drained = False
+
+    def _native_timeout_s(self, flow: Flow, attempt: Attempt, now: float) -> float | None:
+        # An attempt's own time ends with the first message, the deadline with the stream.
+        deadline = flow.call.deadline
+        return None if deadline is None else max(deadline - now, 0.0)
+
+    async def _next(self) -> Any:
+        attempt, flow = self._attempt, self._flow
+        assert attempt is not None and flow is not None
+        timeout_s, deadline = attempt.timeout_s, flow.call.deadline
+        if timeout_s is None or (deadline is not None and deadline - self._attempt_began_at <= timeout_s):
+            return await self._native.read()
+        left_s = self._attempt_began_at + timeout_s - self._invoker.clock()
+        async with asyncio.timeout(max(left_s, 0.0)):
+            return await self._native.read()
+
+    def _has_first(self, flow: Flow, first: Any) -> None:
+        if first is grpc.aio.EOF:
+            self._is_drained = True
+            flow.finished(OK, self._invoker.clock())
+            self._settle(grpc.StatusCode.OK)
+            return
+        self._first = first
+        self._has_unread = True
+        flow.finished(STARTED, self._invoker.clock())
+        self._is_committed = True
+        if self._replay is not None:
+            self._replay.commit()
+
+    async def read(self) -> Any:
+        """Return the next message, or `grpc.aio.EOF`.
+
+        Raises:
+            grpc.aio.AioRpcError: The stream has ended without success.
+        """
+        if not self._is_committed and not self._is_over:
+            await self._driven()
+        if self._has_unread:
+            self._has_unread = False
+            first, self._first = self._first, None
+            return first
+        if self._is_cancelled:
+            raise asyncio.CancelledError()
+        if self._error is not None:
+            raise self._error
+        if self._is_drained:
+            return grpc.aio.EOF
+        try:
+            message = await self._native.read()
+        except grpc.aio.AioRpcError as raised:
+            error = self._true_error(raised)
+            error.mesh = self.mesh
+            self._error = error
+            self._settle(error.code())
+            raise error from None
+        except asyncio.CancelledError:
+            self.cancel()
+            raise
+        if message is grpc.aio.EOF:
+            self._is_drained = True
+            self._settle(grpc.StatusCode.OK)
+        return message
+
+    async def initial_metadata(self) -> grpc.aio.Metadata:
+        """Return the initial metadata, and stay with the endpoint that sent them."""
+        while not self._is_committed and not self._is_over:
+            native = self._native
+            if native is None or self._pending is not None:
+                await self._driven()
+                break
+            metadata: grpc.aio.Metadata = await native.initial_metadata()
+            if native is self._native and not self._is_committed and not self._is_over:
+                if not native.done():
+                    # Its first message is still to come; a retry would bring other metadata.
+                    assert self._flow is not None
+                    self._flow.commit()
+                    return metadata
+                await self._driven()
+        return await super().initial_metadata()
+
+    def __aiter__(self) -> AsyncIterator[Any]:
+        return self
+
+    async def __anext__(self) -> Any:
+        message = await self.read()
+        if message is grpc.aio.EOF:
+            raise StopAsyncIteration
+        return message
+
+
+class _StreamRequest(AioRpc):
+    _replay: AioReplay
+
+    async def write(self, request: Any) -> None:
+        """Send a message; returns when gRPC has taken it.
+
+        Raises:
+            grpc.aio.AioRpcError: The RPC has failed meanwhile.
+            asyncio.InvalidStateError: It was over before, or `done_writing` has been called.
+            grpc.aio.UsageError: The requests come from an iterator.
+        """
+        self._check_style()
+        await self._replay.put(request)
+        if self._error is not None:
+            raise self._error
+        if self._is_cancelled:
+            raise asyncio.CancelledError()
+
+    async def done_writing(self) -> None:
+        """There are no more messages; idempotent."""
+        self._check_style()
+        self._replay.finish()
+
+    def _check_style(self) -> None:
+        if not self._replay.is_written:
+            raise grpc.aio.UsageError("the request messages come from an iterator: write() cannot be used as well")
+
+
+class UnaryUnary(_UnaryResponse, UnaryUnaryBase):
+    """One request, one response."""
+
+
+class UnaryStream(_StreamResponse, UnaryStreamBase):
+    """One request, a stream of responses."""
+
+
+class StreamUnary(_StreamRequest, _UnaryResponse, StreamUnaryBase):
+    """A stream of requests, one response."""
+
+
+class StreamStream(_StreamRequest, _StreamResponse, StreamStreamBase):
+    """Both are streams."""

@@ -1,0 +1,449 @@
+"""One RPC of an aio mesh channel, as the call object that the caller gets.
+
+The first attempt starts at once, without a task of ours when the service is known: `await stub.Method(request)` costs
+no more tasks than with grpc.aio. Whoever awaits first then drives the call through its retries; when an attempt fails
+and nobody awaits, a task does. Cancelling the awaiting task, or `cancel()`, cancels the attempt and gives everything
+back.
+"""
+
+import asyncio
+import contextlib
+import weakref
+from collections.abc import Callable, Coroutine
+from typing import Any
+
+import grpc
+import grpc.aio
+
+from meshlib.call import Attempt, Done, Sleep, Step
+from meshlib.clients.grpc_channels import Channels, EndpointChannel
+from meshlib.clients.grpc_errors import AioMeshRpcError, CallInfo
+from meshlib.clients.grpc_flow import Flow
+from meshlib.clients.grpc_invoke import AioInvoker, Method, Rpc, refused
+from meshlib.clients.grpc_replay import AioReplay
+from meshlib.errors import IdentityError, MeshError
+from meshlib.model.outcome import Failure, FailureKind, Outcome
+
+__all__ = ["AioRpc"]
+
+
+class AioRpc:
+    """What the four kinds of call objects share. Belongs to one event loop.
+
+    Until it is settled, a call is in one of: waiting for the configuration (no flow), an attempt under way (`_native`
+    and no pending step), something left to do that takes time (`_pending`), committed to an endpoint.
+    """
+
+    def __init__(self, invoker: AioInvoker, method: Method, rpc: Rpc, request: Any, replay: AioReplay | None) -> None:
+        self._invoker = invoker
+        self._method = method
+        self._rpc = rpc
+        self._request = request
+        self._replay = replay
+        self._loop = asyncio.get_running_loop()
+        self._channels: Channels[grpc.aio.Channel] = invoker.channels
+        self._began_at = invoker.clock()
+        self._flow: Flow | None = None
+        self._native: Any = None
+        self._channel: EndpointChannel[grpc.aio.Channel] | None = None
+        self._attempt: Attempt | None = None
+        self._attempt_began_at = 0.0
+        self._pending: Step | None = None
+        self._pause: asyncio.Future[None] | None = None
+        self._driver: asyncio.Future[None] | None = None
+        self._task: asyncio.Task[None] | None = None
+        self._status: grpc.aio.AioRpcError | None = None  # of the attempt, for request streams
+        self._first: Any = None  # the response, or the first message of a stream
+        self._error: Any = None
+        self._is_committed = False
+        self._is_cancelled = False
+        self._is_over = False
+        self._callbacks: list[Callable[[Any], None]] = []
+
+    def start(self) -> None:
+        """Begin the RPC.
+
+        Raises:
+            ValueError: The channel was closed.
+        """
+        invoker = self._invoker
+        invoker.check_open()
+        try:
+            target = invoker.mesh.target(invoker.authority)
+        except MeshError as error:
+            if not self._rpc.wait_for_ready:
+                self._error = refused(error, AioMeshRpcError)
+                self._settle(self._error.code())
+                return
+            target = None
+        if target is None:
+            self._ensure_driver()
+            return
+        now = self._began_at
+        flow = self._flow = invoker.flow(target, self._method, self._rpc, now=now, timeout_s=self._rpc.timeout_s)
+        self._launch(flow, flow.start(now))
+        if self._pending is not None:
+            self._ensure_driver()
+
+    # Attempts.
+
+    def _launch(self, flow: Flow, step: Step, error: BaseException | None = None) -> None:
+        """Start an attempt if the step is one, conclude the call if it is over; a pause is left pending.
+
+        Args:
+            error: What the attempt before raised.
+        """
+        invoker = self._invoker
+        while isinstance(step, Attempt):
+            try:
+                channel = invoker.acquire(step)
+            except IdentityError as unable:
+                step = flow.finished(Failure(FailureKind.IDENTITY, False, unable), invoker.clock())
+                continue
+            self._channel = channel
+            self._attempt = step
+            now = self._attempt_began_at = invoker.clock()
+            native = invoker.multicallable(channel, self._method, step)(
+                self._request if self._replay is None else self._replay.reader(),
+                timeout=self._native_timeout_s(flow, step, now),
+                metadata=invoker.metadata(flow, step, self._rpc),
+                credentials=self._rpc.credentials,
+                compression=self._rpc.compression,
+            )
+            self._native = native
+            native.add_done_callback(_Over(weakref.ref(self)))
+            return
+        if isinstance(step, Done):
+            self._error = invoker.ended(flow, step, error, AioMeshRpcError)
+            self._settle(self._error.code())
+        else:
+            self._pending = step
+
+    def _native_timeout_s(self, flow: Flow, attempt: Attempt, now: float) -> float | None:
+        return attempt.timeout_s
+
+    async def _next(self) -> Any:
+        """Wait for what commits an attempt: the response, or the first message."""
+        raise NotImplementedError
+
+    def _has_first(self, flow: Flow, first: Any) -> None:
+        """The attempt brought what it was to bring."""
+        raise NotImplementedError
+
+    async def _drive(self) -> None:
+        """Get to the response, the first message, or the end."""
+        invoker = self._invoker
+        if self._flow is None:
+            try:
+                target = await invoker.wait(self._rpc, self._began_at)
+            except AioMeshRpcError as error:
+                self._error = error
+                self._settle(error.code())
+                return
+            now, timeout_s = invoker.clock(), self._rpc.timeout_s
+            if timeout_s is not None:
+                timeout_s -= now - self._began_at
+            self._flow = invoker.flow(target, self._method, self._rpc, now=now, timeout_s=timeout_s)
+            self._launch(self._flow, self._flow.start(now))
+        flow = self._flow
+        while not self._is_over and not self._is_committed:
+            step, self._pending = self._pending, None
+            if isinstance(step, Sleep):
+                await self._sleep(step.seconds)
+                self._launch(flow, flow.slept(invoker.clock()))
+                continue
+            try:
+                first = await self._next()
+            except (grpc.aio.AioRpcError, TimeoutError) as error:
+                if not self._is_over:
+                    self._failed(flow, self._true_error(error))
+            else:
+                if not self._is_over:
+                    self._has_first(flow, first)
+
+    def _failed(self, flow: Flow, error: grpc.aio.AioRpcError | TimeoutError) -> None:
+        channel, attempt = self._channel, self._attempt
+        assert channel is not None and attempt is not None
+        if isinstance(error, TimeoutError):
+            outcome: Outcome = Failure(FailureKind.TIMEOUT, True, error)
+        else:
+            outcome = self._invoker.outcome_of(error, channel, attempt, self._attempt_began_at)
+        self._channel = None
+        self._channels.release(channel)
+        if self._replay is not None and self._replay.is_committed:
+            flow.commit()
+        self._launch(flow, flow.finished(outcome, self._invoker.clock()), error)
+
+    def _true_error(self, error: Any) -> Any:
+        """Return what the peer said, when grpc.aio has put its own trouble in the place of it.
+
+        A status that arrives while a request message is being sent is overwritten by "Internal error from Core", as
+        the message cannot be sent any more (seen with 1.85, in one of twenty refused streams).
+        """
+        status = self._status
+        if status is not None and _is_from_core(error) and status.code() is not grpc.StatusCode.OK:
+            return status
+        return error
+
+    async def _sleep(self, seconds: float) -> None:
+        pause = self._pause = self._loop.create_future()
+        timer = self._loop.call_later(seconds, _wake, pause)
+        try:
+            await pause
+        finally:
+            timer.cancel()
+            self._pause = None
+
+    async def _driven(self) -> None:
+        """Wait until the call is committed or over, and drive it there if nobody else does."""
+        while not self._is_over and not self._is_committed:
+            try:
+                if self._driver is not None:
+                    await asyncio.shield(self._driver)
+                elif self._task is not None and asyncio.current_task() is not self._task:
+                    await asyncio.shield(self._task)
+                else:
+                    await self._drive_alone()
+            except asyncio.CancelledError:
+                self.cancel()
+                raise
+        if self._is_cancelled:
+            raise asyncio.CancelledError()
+
+    async def _drive_alone(self) -> None:
+        driver = self._driver = self._loop.create_future()
+        try:
+            await self._drive()
+        except asyncio.CancelledError:
+            raise
+        except BaseException:
+            self._settle(grpc.StatusCode.CANCELLED)
+            raise
+        finally:
+            self._driver = None
+            driver.set_result(None)
+
+    def _ensure_driver(self) -> None:
+        if self._driver is None and self._task is None and not self._is_over:
+            self._task = self._loop.create_task(self._drive_quietly())
+
+    async def _drive_quietly(self) -> None:
+        try:
+            # A cancelled call is no business of the loop's exception handler.
+            with contextlib.suppress(asyncio.CancelledError):
+                await self._driven()
+        finally:
+            self._task = None
+
+    # The end.
+
+    def native_over(self, native: Any) -> None:
+        """gRPC says that an attempt has ended; a reader who waits for it is woken after this."""
+        if self._replay is not None and native is self._native:
+            self._status = _status_of(native)
+        if self._is_over:
+            return
+        if self._is_committed:
+            self._loop.create_task(self._settle_from_native())
+        elif self._driver is None:
+            self._ensure_driver()
+
+    async def _settle_from_native(self) -> None:
+        self._settle(await self._native.code())
+
+    def _settle(self, code: grpc.StatusCode) -> None:
+        """Give everything back; idempotent."""
+        if self._is_over:
+            return
+        self._is_over = True
+        self._give_back(code)
+        if self._task is not None and self._driver is None:
+            self._task.cancel()
+        callbacks, self._callbacks = self._callbacks, []
+        for callback in callbacks:
+            callback(self)
+
+    def _give_back(self, code: grpc.StatusCode) -> None:
+        if self._flow is not None:
+            self._flow.close(self._invoker.clock(), code.value[0])
+        channel, self._channel = self._channel, None
+        if channel is not None:
+            self._channels.release(channel)
+        if self._replay is not None:
+            self._replay.close()
+
+    def __del__(self) -> None:
+        # grpc.aio cancels a call whose object is dropped; the rest must not be done in a finalizer.
+        if getattr(self, "_is_over", True) or self._flow is None:
+            return
+        self._is_over = True
+        flow, channel, replay, channels, clock = (
+            self._flow, self._channel, self._replay, self._channels, self._invoker.clock,
+        )  # fmt: skip
+
+        def give_back() -> None:
+            flow.close(clock(), grpc.StatusCode.CANCELLED.value[0])
+            if channel is not None:
+                channels.release(channel)
+            if replay is not None:
+                replay.close()
+
+        self._invoker.abandoned.append(give_back)
+        with contextlib.suppress(RuntimeError):  # the loop is closed
+            self._loop.call_soon_threadsafe(self._invoker.collect)
+
+    # grpc.aio.Call
+
+    def cancel(self) -> bool:
+        """Cancel the RPC; False: it is over."""
+        if self._is_over:
+            return False
+        self._is_cancelled = True
+        if self._native is not None:
+            self._native.cancel()
+        if self._pause is not None:
+            self._pause.cancel()
+        if self._task is not None and self._flow is None:
+            self._task.cancel()
+        self._settle(grpc.StatusCode.CANCELLED)
+        return True
+
+    def cancelled(self) -> bool:
+        return self._is_cancelled
+
+    def done(self) -> bool:
+        return self._is_over
+
+    def time_remaining(self) -> float | None:
+        deadline = None if self._flow is None else self._flow.call.deadline
+        if deadline is None:
+            timeout_s = self._rpc.timeout_s
+            if timeout_s is None:
+                return None
+            deadline = self._began_at + timeout_s
+        return max(deadline - self._invoker.clock(), 0.0)
+
+    def add_done_callback(self, callback: Callable[[Any], None]) -> None:
+        if self._is_over:
+            callback(self)
+        else:
+            self._callbacks.append(callback)
+
+    async def _final(self) -> Any:
+        """Return what knows the status: the attempt, or the error; None when the call was cancelled before it had any."""
+        with contextlib.suppress(asyncio.CancelledError):
+            if not self._is_cancelled:
+                await self._driven()
+        if self._is_cancelled and not self._is_committed:
+            return None
+        return self._native if self._error is None else _Known(self._error)
+
+    async def initial_metadata(self) -> grpc.aio.Metadata:
+        final = await self._final()
+        found: grpc.aio.Metadata = grpc.aio.Metadata() if final is None else await final.initial_metadata()
+        return found
+
+    async def trailing_metadata(self) -> grpc.aio.Metadata:
+        final = await self._final()
+        found: grpc.aio.Metadata = grpc.aio.Metadata() if final is None else await final.trailing_metadata()
+        return found
+
+    async def code(self) -> grpc.StatusCode:
+        final = await self._final()
+        found: grpc.StatusCode = grpc.StatusCode.CANCELLED if final is None else await final.code()
+        return found
+
+    async def details(self) -> str:
+        final = await self._final()
+        found: str = "Locally cancelled by application!" if final is None else await final.details()
+        return found
+
+    async def debug_error_string(self) -> str:
+        final = await self._final()
+        found: str = "" if final is None else await final.debug_error_string()
+        return found
+
+    async def wait_for_connection(self) -> None:
+        """Wait until an endpoint has taken the RPC.
+
+        Raises:
+            grpc.aio.AioRpcError: None has.
+        """
+        await self._driven()
+        if self._error is not None:
+            raise self._error
+
+    @property
+    def mesh(self) -> CallInfo:
+        """What the mesh knows of the call so far."""
+        return CallInfo() if self._flow is None else self._flow.info()
+
+
+class _Known:
+    """An error, asked as a call is."""
+
+    def __init__(self, error: grpc.aio.AioRpcError) -> None:
+        self._error = error
+
+    async def initial_metadata(self) -> Any:
+        return self._error.initial_metadata()
+
+    async def trailing_metadata(self) -> Any:
+        return self._error.trailing_metadata()
+
+    async def code(self) -> grpc.StatusCode:
+        return self._error.code()
+
+    async def details(self) -> str | None:
+        return self._error.details()
+
+    async def debug_error_string(self) -> str | None:
+        return self._error.debug_error_string()
+
+
+class _Over:
+    """gRPC's callback; does not keep the call object alive."""
+
+    __slots__ = ("_rpc",)
+
+    def __init__(self, rpc: "weakref.ref[AioRpc]") -> None:
+        self._rpc = rpc
+
+    def __call__(self, native: Any) -> None:
+        rpc = self._rpc()
+        if rpc is not None:
+            rpc.native_over(native)
+
+
+def _is_from_core(error: Any) -> bool:
+    return (
+        isinstance(error, grpc.aio.AioRpcError)
+        and error.code() is grpc.StatusCode.INTERNAL
+        and error.details() == "Internal error from Core"
+    )
+
+
+def _status_of(native: Any) -> grpc.aio.AioRpcError:
+    """Return the status of an attempt that has just ended, before anything can change it."""
+    return grpc.aio.AioRpcError(
+        _now(native.code()),
+        _now(native.initial_metadata()),
+        _now(native.trailing_metadata()),
+        details=_now(native.details()),
+        debug_error_string=_now(native.debug_error_string()),
+    )
+
+
+def _now(answer: Coroutine[Any, Any, Any]) -> Any:
+    """Return what a coroutine answers that does not have to wait."""
+    try:
+        answer.send(None)
+    except StopIteration as stop:
+        return stop.value
+    answer.close()
+    raise RuntimeError("the status of a finished call is not there")
+
+
+def _wake(pause: "asyncio.Future[None]") -> None:
+    if not pause.done():
+        pause.set_result(None)
