@@ -155,18 +155,21 @@ def is_discovered_by_ads(source: Any, path: str, problems: Problems) -> bool:
     return False
 
 
-def inline_data(source: Any, path: str, problems: Problems) -> bytes:
-    """Return the bytes of a DataSource. Files and environment variables of this machine are refused."""
+def inline_data(source: Any, path: str, problems: Problems) -> bytes | None:
+    """Return the bytes of a DataSource, or None after an error.
+
+    Files and environment variables of this machine are refused.
+    """
     match source.WhichOneof("specifier"):
         case "inline_bytes":
             return bytes(source.inline_bytes)
         case "inline_string":
             return bytes(source.inline_string.encode())
         case None:
-            problems.error(path, "is empty")
+            problems.error(path, "one of inline_bytes, inline_string is required")
         case kind:
             problems.error(join(path, str(kind)), "is not supported (only inline_bytes and inline_string)")
-    return b""
+    return None
 
 
 def metadata(message: Any) -> Mapping[str, Mapping[str, Any]]:

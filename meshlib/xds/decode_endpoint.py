@@ -217,17 +217,20 @@ def _check_sums(
     path: str,
     problems: Problems,
 ) -> None:
-    priorities = sorted({priority for priority, _ in groups})
-    missing = sorted(set(range(priorities[-1] + 1)) - set(priorities)) if priorities else []
-    if missing and priorities[-1] <= MAX_PRIORITY:
+    locality_sums: dict[int, int] = {}
+    endpoint_sums: dict[int, int] = {}
+    for (priority, locality), endpoints in groups.items():
+        weight = weights.get((priority, locality), 0)
+        locality_sums[priority] = locality_sums.get(priority, 0) + weight
+        endpoint_sums[priority] = endpoint_sums.get(priority, 0) + sum(endpoint.weight for endpoint in endpoints)
+    gap = next((place for place, priority in enumerate(sorted(locality_sums)) if place != priority), None)
+    if gap is not None:
         # "Priorities should range from 0 (highest) to N (lowest) without skipping" (endpoint_components.proto).
-        problems.error(path, f"priority {missing[0]} is empty, but there is a priority {priorities[-1]}")
-    for priority in priorities:
-        if sum(weight for (own, _), weight in weights.items() if own == priority) > MAX_WEIGHT_SUM:
-            problems.error(path, f"the sum of locality weights of priority {priority} is more than {MAX_WEIGHT_SUM}")
-        members = (endpoints for (own, _), endpoints in groups.items() if own == priority)
-        if sum(endpoint.weight for endpoints in members for endpoint in endpoints) > MAX_WEIGHT_SUM:
-            problems.error(path, f"the sum of endpoint weights of priority {priority} is more than {MAX_WEIGHT_SUM}")
+        problems.error(path, f"priority {gap} is empty, but there are lower ones")
+    for kind, sums in (("locality", locality_sums), ("endpoint", endpoint_sums)):
+        for priority, total in sums.items():
+            if total > MAX_WEIGHT_SUM:
+                problems.error(path, f"the sum of {kind} weights of priority {priority} is more than {MAX_WEIGHT_SUM}")
 
 
 def _policy(message: Any, path: str, problems: Problems) -> tuple[tuple[DropOverload, ...], int]:

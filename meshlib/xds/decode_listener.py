@@ -40,7 +40,9 @@ _MANAGER_REFUSED: Final = frozenset(
 _OFF: Final = frozenset({"normalize_path"})
 """Wrapped booleans that may be given with the value false."""
 
-_SERVER_USED: Final = frozenset({"name", "address", "filter_chains", "default_filter_chain"})
+# Metadata describes; it decides nothing.
+_CLIENT_USED: Final = frozenset({"name", "address", "api_listener", "metadata"})
+_SERVER_USED: Final = frozenset({"name", "address", "filter_chains", "default_filter_chain", "metadata"})
 _SERVER_REFUSED: Final = frozenset(
     {
         "additional_addresses",
@@ -51,7 +53,7 @@ _SERVER_REFUSED: Final = frozenset(
         "internal_listener",
     }
 )
-_CHAIN_USED: Final = frozenset({"filter_chain_match", "filters", "transport_socket", "name"})
+_CHAIN_USED: Final = frozenset({"filter_chain_match", "filters", "transport_socket", "name", "metadata"})
 
 
 def decode_listener(message: Any, path: str, problems: Problems) -> Listener:
@@ -59,7 +61,7 @@ def decode_listener(message: Any, path: str, problems: Problems) -> Listener:
     if not message.name:
         problems.error(join(path, "name"), "must not be empty")
     if message.HasField("api_listener"):
-        cover(message, path, problems, used=frozenset({"name", "address", "api_listener"}), refused=frozenset())
+        cover(message, path, problems, used=_CLIENT_USED, refused=frozenset())
         return _client_listener(message, path, problems)
     if not message.HasField("address"):
         problems.error(path, "neither api_listener nor address is given")
@@ -148,5 +150,5 @@ def _routes(manager: Any, path: str, problems: Problems) -> RouteConfiguration |
                 problems.error(join(place, "route_config_name"), "must not be empty")
             return str(manager.rds.route_config_name)
         case None:
-            problems.error(path, "neither rds nor route_config is given")
+            problems.error(place, "one of rds, route_config is required")
     return ""

@@ -100,7 +100,8 @@ def _conditions(messages: Any, path: str, problems: Problems) -> tuple[Condition
 
 def _condition(message: Any, path: str, problems: Problems) -> Condition:
     """Decode a Permission or a Principal; their fields of the same name mean the same."""
-    kind = message.WhichOneof("rule" if "rule" in message.DESCRIPTOR.oneofs_by_name else "identifier")
+    oneof = "rule" if "rule" in message.DESCRIPTOR.oneofs_by_name else "identifier"
+    kind = message.WhichOneof(oneof)
     place = join(path, str(kind))
     value: Any = getattr(message, kind) if kind else None
     match kind:
@@ -133,8 +134,7 @@ def _condition(message: Any, path: str, problems: Problems) -> Condition:
         case "source_ip" | "direct_remote_ip" | "remote_ip" | "destination_ip":
             return _ip(_IP_KINDS[kind], value, place, problems)
         case None:
-            # Reported by the constraints, unless it is of a kind that this version does not know.
-            problems.error(path, "is empty or of an unknown kind")
+            problems.error(join(path, oneof), "is empty or of a kind that is not known to this version")
         case _:
             problems.error(place, "is not supported")
     return _NEVER

@@ -36,13 +36,13 @@ _CONFIGURATION_USED: Final = MUTATION_FIELDS | {
     "request_mirror_policies",
     "ignore_port_in_host_matching",
     "typed_per_filter_config",
+    "metadata",  # describes; it decides nothing
 }
 _CONFIGURATION_HARMLESS: Final = frozenset(
     {
         "internal_only_headers",  # guards against headers from outside; here the caller is the application itself
         "validate_clusters",  # a cluster that is missing is found when the closure is built
         "cluster_specifier_plugins",  # a route that refers to one is refused
-        "metadata",
     }
 )
 _HOST_USED: Final = MUTATION_FIELDS | {
@@ -54,6 +54,7 @@ _HOST_USED: Final = MUTATION_FIELDS | {
     "include_request_attempt_count",
     "typed_per_filter_config",
     "hedge_policy",
+    "metadata",
 }
 _HOST_HARMLESS: Final = frozenset(
     {
@@ -64,7 +65,6 @@ _HOST_HARMLESS: Final = frozenset(
         "include_is_timeout_retry_header",
         "per_request_buffer_limit_bytes",
         "request_body_buffer_limit",
-        "metadata",
     }
 )
 _ROUTE_USED: Final = MUTATION_FIELDS | {
@@ -235,7 +235,7 @@ def _direct_response(message: Any, path: str, problems: Problems, max_body: int)
     cover(message, path, problems, used=frozenset({"status", "body"}), harmless=frozenset())
     body = b""
     if message.HasField("body"):
-        body = inline_data(message.body, join(path, "body"), problems)
+        body = inline_data(message.body, join(path, "body"), problems) or b""
         if len(body) > max_body:
             problems.error(join(path, "body"), f"has {len(body)} bytes, at most {max_body} are allowed")
     return DirectResponse(message.status, body)

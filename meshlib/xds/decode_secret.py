@@ -48,18 +48,10 @@ def decode_secret(message: Any, path: str, problems: Problems) -> Secret:
 def tls_certificate(message: Any, path: str, problems: Problems) -> TlsCertificate:
     """Decode a TlsCertificate; the key must be that of the first certificate."""
     cover(message, path, problems, used=_CERTIFICATE_USED, harmless=_CERTIFICATE_HARMLESS)
-    for name in sorted(_CERTIFICATE_USED):
-        if not message.HasField(name):
-            problems.error(join(path, name), "is required")
-    if not all(message.HasField(name) for name in _CERTIFICATE_USED):
-        return TlsCertificate(b"", b"")
-    chain = inline_data(message.certificate_chain, join(path, "certificate_chain"), problems)
-    key = inline_data(message.private_key, join(path, "private_key"), problems)
+    chain = _pem(message, "certificate_chain", path, problems)
+    key = _pem(message, "private_key", path, problems)
     if not chain or not key:
-        for name, data in (("certificate_chain", chain), ("private_key", key)):
-            if not data:
-                problems.error(join(path, name), "is empty")
-        return TlsCertificate(chain, key)
+        return TlsCertificate(b"", b"")
     leaf_key = _leaf_key(chain, join(path, "certificate_chain"), problems)
     own_key = _public_part(key, join(path, "private_key"), problems)
     if leaf_key and own_key and leaf_key != own_key:
@@ -70,14 +62,23 @@ def tls_certificate(message: Any, path: str, problems: Problems) -> TlsCertifica
 def trusted_ca(source: Any, path: str, problems: Problems) -> TrustedCa:
     """Decode a bundle of root certificates."""
     bundle = inline_data(source, path, problems)
-    if bundle:
-        try:
-            x509.load_pem_x509_certificates(bundle)
-        except ValueError:
-            problems.error(path, "is not a PEM bundle of certificates")
-    else:
-        problems.error(path, "is empty")
+    if bundle is None:
+        return TrustedCa(b"")
+    try:
+        x509.load_pem_x509_certificates(bundle)
+    except ValueError:
+        problems.error(path, "is not a PEM bundle of certificates")
     return TrustedCa(bundle)
+
+
+def _pem(message: Any, name: str, path: str, problems: Problems) -> bytes | None:
+    if not message.HasField(name):
+        problems.error(join(path, name), "is required")
+        return None
+    data = inline_data(getattr(message, name), join(path, name), problems)
+    if data == b"":
+        problems.error(join(path, name), "is empty")
+    return data
 
 
 def _leaf_key(chain: bytes, path: str, problems: Problems) -> bytes:
