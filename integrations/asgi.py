@@ -107,7 +107,6 @@ async def _refuse(scope: Scope, receive: Receive, send: Send, reply: LocalReply)
         await send({"type": "websocket.close", "code": 1008, "reason": reply.body.decode("utf-8", "replace")[:120]})
         return
     headers = [
-        (b"content-type", b"text/plain"),
         (b"content-length", str(len(reply.body)).encode()),
         *((name.encode("latin-1"), value.encode("latin-1")) for name, value in reply.headers),
     ]

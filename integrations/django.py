@@ -81,4 +81,4 @@ class MeshMiddleware:
 
 
 def _refusal(reply: LocalReply) -> HttpResponse:
-    return HttpResponse(reply.body, status=reply.status, content_type="text/plain", headers=dict(reply.headers))
+    return HttpResponse(reply.body, status=reply.status, headers=dict(reply.headers))

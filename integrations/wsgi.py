@@ -44,7 +44,7 @@ class MeshMiddleware:
         request = begin(self._inbound, environ)
         if request.reply is not None:
             reply = request.reply
-            headers = [("content-type", "text/plain"), ("content-length", str(len(reply.body))), *reply.headers]
+            headers = [("content-length", str(len(reply.body))), *reply.headers]
             start_response(f"{reply.status} {HTTPStatus(reply.status).phrase}", headers)
             request.finish(reply.status)
             return [reply.body]

@@ -112,6 +112,7 @@ class Client:
         self.counts: Counter[str] = Counter()
         self.retries: Counter[str] = Counter()
         self.ejections: Counter[str] = Counter()
+        self.expires_at = 0.0
         self.http = httpx.Client(transport=mesh.httpx_transport(), timeout=TIMEOUT_S)
         self.loop = asyncio.new_event_loop()
         threading.Thread(target=self.loop.run_forever, name="aio", daemon=True).start()
@@ -128,6 +129,7 @@ class Client:
                 self.ejections[event.cluster] += 1
             case CertificateRotated():
                 self.counts["rotations"] += 1
+                self.expires_at = event.expires_at
 
     # --- one call of each kind: (version, was delayed by the mesh)
 
@@ -251,7 +253,15 @@ class Client:
             time.sleep(REPORT_S)
             for load in list(self.loads.values()):
                 self.report(load)
-            send({"event": "mesh", "retries": dict(self.retries), "ejections": dict(self.ejections), **self.counts})
+            send(
+                {
+                    "event": "mesh",
+                    "retries": dict(self.retries),
+                    "ejections": dict(self.ejections),
+                    "expires_at": self.expires_at,
+                    **self.counts,
+                }
+            )
 
     def call(self, *, kind: str, url: str, method: str = "GET", headers: dict[str, str] | None = None) -> None:
         """Make one call and tell what came of it: `status` is the HTTP status or the name of the gRPC code."""

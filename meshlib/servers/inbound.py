@@ -29,6 +29,7 @@ __all__ = ["FIRST_CONFIG_TIMEOUT_S", "Inbound", "InboundRequest"]
 FIRST_CONFIG_TIMEOUT_S = 5.0
 """How long the first request of an address nobody announced may wait for its listener."""
 
+TEXT = (("content-type", "text/plain"),)
 EXPECTED_TIMEOUT_HEADER = "x-envoy-expected-rq-timeout-ms"
 ATTEMPT_HEADER = "x-envoy-attempt-count"
 
@@ -82,12 +83,12 @@ class _Guard:
 
 
 def _refused(details: str, text: str) -> LocalReply:
-    return LocalReply(403, "", details, text.encode(), grpc_status=7)
+    return LocalReply(403, "", details, text.encode(), TEXT, grpc_status=7)
 
 
 def _unconfigured(reason: str) -> LocalReply:
     body = f"inbound configuration {reason}"
-    return LocalReply(503, "UH", "inbound_configuration_missing", body.encode(), grpc_status=14)
+    return LocalReply(503, "UH", "inbound_configuration_missing", body.encode(), TEXT, grpc_status=14)
 
 
 class InboundRequest:

@@ -20,6 +20,8 @@ __all__ = ["ACTS", "Stage"]
 CHECKOUT = "http://checkout.example.com/orders"
 USERS = "http://user-service/users/7"
 GRPC = "xds:///my-service"
+OUTAGE_S = 11
+"""What the longest outage may take, with the time that clients need to come back."""
 VISIBLE_S = 1.0
 """How soon an edit must be in force (what the demo promises)."""
 
@@ -65,7 +67,7 @@ class Stage:
             loads: (name, kind, url).
         """
         for name, kind, url in loads:
-            self.gateway.load(name, kind=kind, url=url, concurrency=4)
+            self.gateway.load(name, kind=kind, url=url, concurrency=8)
 
         def errors() -> list[str]:
             return [error for name, _, _ in loads for error in self.board.facts(name).errors]
@@ -98,9 +100,7 @@ class Stage:
 
 def split_of(explanation: dict[str, Any]) -> dict[str, float]:
     """Return the share of each subset in an explanation."""
-    clusters = explanation["split"]
-    total = sum(entry["weight"] for entry in clusters) or 1
-    return {entry["cluster"].split("|")[2]: entry["weight"] / total for entry in clusters}
+    return {cluster["name"].split("|")[2]: cluster["share"] for cluster in explanation["clusters"]}
 
 
 # --- 1
@@ -420,12 +420,17 @@ def _is_all_v1(client: ClientProcess) -> bool:
 
 
 def _fresh_certificates(stage: Stage) -> None:
-    """Wait until everyone has enough certificate lifetime left to live through the outage."""
+    """Wait until everyone has enough certificate lifetime left to live through the outage.
+
+    Renewal happens at half of the lifetime; nobody can be renewed while the server is away.
+    """
     world = stage.world
 
     def fresh() -> bool:
+        if stage.board.expires_at - time.time() < OUTAGE_S:  # noqa: TID251  # certificate lifetimes are wall-clock
+            return False
         return all(
-            probe_tls(f"{entry['address']}:{entry['port']}", world.root_ca).remaining_s > 12
+            probe_tls(f"{entry['address']}:{entry['port']}", world.root_ca).remaining_s > OUTAGE_S
             for entry in world.registrations()
         )
 

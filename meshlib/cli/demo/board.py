@@ -46,6 +46,7 @@ class Board:
         self.acts: list[tuple[str, str]] = []
         self.checks: list[Check] = []
         self.rotations = 0
+        self.expires_at = 0.0
         self._lock = threading.Lock()
         self._facts: dict[str, LoadFacts] = {}
         self._latency: dict[tuple[str, str], Counter[int]] = {}
@@ -63,6 +64,7 @@ class Board:
                 self._count(event)
             elif event["event"] == "mesh":
                 self.rotations = event.get("rotations", 0)
+                self.expires_at = event.get("expires_at", 0.0)
                 self._retries = _by_version(event["retries"])
                 self._ejections = _by_version(event["ejections"])
         self.refresh()
@@ -152,9 +154,9 @@ class Board:
         """Return the traffic so far, a row for each service and version."""
         table = Table(title="calls seen by the client", title_justify="left")
         for name in ("service", "version"):
-            table.add_column(name)
-        for name in ("requests", "share", "p50 ms", "p99 ms", "retries", "ejections"):
-            table.add_column(name, justify="right")
+            table.add_column(name, no_wrap=True)
+        for name in ("requests", "share", "p50 ms", "p99 ms", "retries", "ejected"):
+            table.add_column(name, justify="right", no_wrap=True)
         with self._lock:
             totals: Counter[str] = Counter()
             for (service, _), count in self._services.items():
