@@ -1,0 +1,46 @@
+"""Posted actions and timers, in order, on a clock moved by hand."""
+
+import logging
+
+import pytest
+
+from meshlib.runtime.scheduler import Scheduler
+from meshlib.testing import FakeClock
+
+
+def test_posted_actions_run_in_order() -> None:
+    scheduler, ran = Scheduler(FakeClock()), list[int]()
+    for number in range(3):
+        scheduler.post(lambda number=number: ran.append(number))  # type: ignore[misc]
+    assert scheduler.run(block=False) == 3
+    assert ran == [0, 1, 2]
+
+
+def test_timers_run_when_due_and_in_order_of_time() -> None:
+    clock = FakeClock()
+    scheduler, ran = Scheduler(clock), list[str]()
+    scheduler.later(2.0, lambda: ran.append("second"))
+    scheduler.later(1.0, lambda: ran.append("first"))
+    assert scheduler.run(block=False) == 0
+    clock.advance(2.0)
+    assert scheduler.run(block=False) == 2
+    assert ran == ["first", "second"]
+
+
+def test_a_cancelled_timer_does_not_run() -> None:
+    clock = FakeClock()
+    scheduler, ran = Scheduler(clock), list[str]()
+    scheduler.later(1.0, lambda: ran.append("x")).cancel()
+    clock.advance(2.0)
+    assert scheduler.run(block=False) == 0
+    assert ran == []
+
+
+def test_an_action_that_fails_does_not_stop_the_others(caplog: pytest.LogCaptureFixture) -> None:
+    scheduler, ran = Scheduler(FakeClock()), list[str]()
+    scheduler.post(lambda: [][0])
+    scheduler.post(lambda: ran.append("next"))
+    with caplog.at_level(logging.ERROR):
+        scheduler.run(block=False)
+    assert ran == ["next"]
+    assert "error in the control thread" in caplog.text

@@ -1,0 +1,210 @@
+"""One server's stream on a clock moved by hand: when it is opened again, what is believed meanwhile."""
+
+from collections.abc import Callable
+
+from meshlib.events import ControlPlaneConnected, ControlPlaneLost, Event
+from meshlib.model.endpoint import ClusterLoadAssignment
+from meshlib.protos import message_class
+from meshlib.runtime.ads import StreamEvents
+from meshlib.runtime.scheduler import Scheduler
+from meshlib.runtime.server_link import ConnectionStatus, ServerLink
+from meshlib.testing import FakeClock, FixedRng
+from meshlib.xds.bootstrap import InsecureCreds, NodeConfig, ServerConfig
+from meshlib.xds.cache import ResourceCache, ResourceState
+from meshlib.xds.decode import Decoded
+from meshlib.xds.resources import CDS
+from meshlib.xds.sotw import SotwMachine
+
+RESPONSE = message_class("envoy.service.discovery.v3.DiscoveryResponse")
+REQUEST = message_class("envoy.service.discovery.v3.DiscoveryRequest")
+EMPTY = RESPONSE(type_url=CDS, version_info="1", nonce="n1").SerializeToString()
+
+
+class FakeStream:
+    def __init__(self, events: StreamEvents) -> None:
+        self.events = events
+        self.sent: list[bytes] = []
+        self.is_closed = False
+
+    def send(self, data: bytes) -> None:
+        self.sent.append(data)
+
+    def close(self) -> None:
+        self.is_closed = True
+
+
+class World:
+    """A link that wants the cluster `a`, with what it did."""
+
+    def __init__(self) -> None:
+        self.clock = FakeClock()
+        self.scheduler = Scheduler(self.clock)
+        self.cache = ResourceCache()
+        self.streams: list[FakeStream] = []
+        self.events: list[Event] = []
+        self.changes: list[Callable[[], None] | None] = []
+        self.link = ServerLink(
+            ServerConfig("server:1", InsecureCreds()),
+            NodeConfig("n"),
+            SotwMachine(self.cache, decode=lambda _, body: Decoded("a", ClusterLoadAssignment(body.decode()))),
+            scheduler=self.scheduler,
+            clock=self.clock,
+            rng=FixedRng(0.5),
+            emit=self.events.append,
+            changed=self.changes.append,
+            open_stream=self.open,
+        )
+        self.link.want({CDS: frozenset("a")})
+
+    def open(self, server: ServerConfig, events: StreamEvents) -> FakeStream:
+        self.streams.append(FakeStream(events))
+        return self.streams[-1]
+
+    def pass_time(self, seconds: float) -> None:
+        """Let time pass in small steps, so that each timer runs at its time."""
+        for _ in range(round(seconds * 10)):
+            self.clock.advance(0.1)
+            self.scheduler.run(block=False)
+
+    def run(self) -> None:
+        self.scheduler.run(block=False)
+
+    def end(self, reason: str = "refused") -> None:
+        self.streams[-1].events.ended(reason)
+        self.run()
+
+
+def test_a_server_that_refuses_is_tried_again_later_and_later() -> None:
+    world = World()
+    world.link.connect()
+    opened = []
+    for _ in range(4):
+        world.end()
+        start, count = world.clock(), len(world.streams)
+        while len(world.streams) == count:
+            world.pass_time(0.1)
+        opened.append(round(world.clock() - start, 1))
+    assert opened == [1.0, 1.6, 2.6, 4.1]
+    assert [event for event in world.events if isinstance(event, ControlPlaneLost)] == [
+        ControlPlaneLost("server:1", "refused")
+    ]
+    assert world.link.status.failures == 4
+
+
+def test_an_answer_starts_the_waits_over_and_is_told() -> None:
+    world = World()
+    world.link.connect()
+    world.end()
+    world.pass_time(1.1)
+    world.streams[-1].events.received(EMPTY, lambda: None)
+    world.run()
+    assert world.events[-1] == ControlPlaneConnected("server:1")
+    assert world.link.status.state == "connected"
+    world.pass_time(5.0)
+    world.end("server went away")
+    assert world.link.status.failures == 0
+    world.pass_time(0.1)
+    assert len(world.streams) == 3
+
+
+def test_a_server_that_answers_and_hangs_up_waits_out_its_second() -> None:
+    world = World()
+    world.link.connect()
+    world.streams[-1].events.received(EMPTY, lambda: None)
+    world.end()
+    world.pass_time(0.9)
+    assert len(world.streams) == 1
+    world.pass_time(0.2)
+    assert len(world.streams) == 2
+
+
+def test_the_next_response_waits_until_this_one_was_dealt_with() -> None:
+    world = World()
+    world.link.connect()
+    done: list[int] = []
+    world.streams[0].events.received(EMPTY, lambda: done.append(1))
+    world.run()
+    assert done == []
+    release = world.changes[-1]
+    assert release is not None
+    release()
+    assert done == [1]
+
+
+def test_a_response_that_cannot_be_read_holds_nothing_up() -> None:
+    world = World()
+    world.link.connect()
+    done: list[int] = []
+    world.streams[0].events.received(b"\xff", lambda: done.append(1))
+    world.run()
+    assert done == [1]
+
+
+def test_what_a_given_up_stream_says_is_dropped() -> None:
+    world = World()
+    world.link.connect()
+    old = world.streams[0]
+    world.link.disconnect()
+    old.events.received(EMPTY, lambda: None)
+    old.events.sent()
+    old.events.ended("late")
+    world.run()
+    assert (world.link.status.state, world.events, old.is_closed) == ("idle", [], True)
+
+
+def test_time_to_exist_runs_from_when_the_transport_took_the_request() -> None:
+    world = World()
+    world.link.connect()
+    world.pass_time(20.0)
+    entry = world.cache.get(CDS, "a")
+    assert entry is not None
+    assert entry.state is ResourceState.REQUESTED
+    world.streams[0].events.sent()
+    world.pass_time(14.8)
+    assert entry.state is ResourceState.REQUESTED
+    world.pass_time(0.4)
+    assert entry.state is ResourceState.DOES_NOT_EXIST
+
+
+def test_the_copy_on_disk_serves_when_the_server_refuses_or_is_silent_for_two_seconds() -> None:
+    world = World()
+    world.link.connect()
+    world.pass_time(1.8)
+    assert not world.link.may_use_spares
+    world.pass_time(0.4)
+    assert world.link.may_use_spares
+    world.streams[0].events.received(EMPTY, lambda: None)
+    world.run()
+    assert not world.link.may_use_spares
+    refused = World()
+    refused.link.connect()
+    refused.end()
+    assert refused.link.may_use_spares
+
+
+def test_requests_go_out_one_at_a_time() -> None:
+    world = World()
+    world.link.connect()
+    world.link.want({CDS: frozenset("ab")})
+    assert len(world.streams[0].sent) == 1
+    world.streams[0].events.sent()
+    world.run()
+    assert [list(REQUEST.FromString(data).resource_names) for data in world.streams[0].sent] == [["a"], ["a", "b"]]
+
+
+def test_the_connection_in_words() -> None:
+    uri = "server:1"
+    words = [
+        ConnectionStatus(uri).describe(5.0),
+        ConnectionStatus(uri, "connecting", since=3.0).describe(5.0),
+        ConnectionStatus(uri, "connected", since=3.0).describe(5.0),
+        ConnectionStatus(uri, "lost", "UNAVAILABLE: refused", 3.0, 2).describe(5.0),
+        ConnectionStatus(uri, "lost", "the server ended the stream", 3.0).describe(5.0),
+    ]
+    assert words == [
+        "not connected to management server server:1",
+        "connecting to management server server:1 for 2.0 s, no answer yet",
+        "connected to management server server:1 for 2.0 s",
+        "management server server:1 does not answer (2 attempts failed, the last one: UNAVAILABLE: refused)",
+        "the stream to management server server:1 ended (the server ended the stream), connecting again",
+    ]
