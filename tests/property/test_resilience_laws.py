@@ -1,0 +1,149 @@
+"""Laws of resilience: waits have bounds, retries a budget, ejections a ceiling."""
+
+from random import Random
+from threading import Lock
+
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
+
+from meshlib.model.cluster import CircuitBreakers, OutlierDetection
+from meshlib.resilience.backoff import full_jitter_s, grpc_jitter_s
+from meshlib.resilience.circuit_breaker import CircuitBreaker
+from meshlib.resilience.deadline import format_grpc_timeout, parse_grpc_timeout_s
+from meshlib.resilience.outlier import Ejection, OutlierDetector
+
+intervals = st.floats(0.0001, 100.0)
+
+
+@given(st.integers(1, 60), intervals, st.one_of(st.none(), intervals), st.integers(0, 2**32))
+def test_wait_is_below_its_window_and_below_the_ceiling(
+    retry: int, base: float, ceiling: float | None, seed: int
+) -> None:
+    base_used = max(base, 0.001)
+    highest = 10 * base_used if ceiling is None else max(ceiling, base_used)
+    window = min(base_used * 2 ** (retry - 1), highest)
+
+    wait = full_jitter_s(retry, base, ceiling, Random(seed))
+    wait_grpc = grpc_jitter_s(retry, base, ceiling, Random(seed))
+
+    assert 0 <= wait <= window
+    assert abs(wait * 1000 - round(wait * 1000)) < 1e-6, "whole milliseconds"
+    assert 0.8 * window <= wait_grpc <= 1.2 * window
+
+
+@given(st.floats(0.0, 1e8))
+def test_grpc_timeout_survives_the_wire_within_its_unit(seconds: float) -> None:
+    text = format_grpc_timeout(seconds)
+    found = parse_grpc_timeout_s(text)
+
+    assert len(text) <= 9
+    assert found is not None
+    unit = {"m": 0.001, "S": 1.0, "M": 60.0, "H": 3600.0}[text[-1]]
+    assert abs(found - seconds) <= unit
+
+
+class RetryBudget(RuleBasedStateMachine):
+    """Whatever the order of events, there are never more retries than the budget allowed when each was taken."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.limits = CircuitBreakers(max_requests=20, retry_budget_percent=25.0, min_retry_concurrency=2)
+        self.breaker = CircuitBreaker(self.limits, Lock())
+        self.active = self.retries = 0
+
+    @rule()
+    def request(self) -> None:
+        taken = self.breaker.try_acquire()
+        assert taken == (self.active < 20)
+        self.active += taken
+
+    @precondition(lambda self: self.active > 0)
+    @rule()
+    def request_ends(self) -> None:
+        self.breaker.release()
+        self.active -= 1
+
+    @rule()
+    def retry(self) -> None:
+        taken = self.breaker.try_acquire_retry()
+        assert taken == (self.retries < max(self.active * 25 // 100, 2))
+        self.retries += taken
+
+    @precondition(lambda self: self.retries > 0)
+    @rule()
+    def retry_ends(self) -> None:
+        self.breaker.release_retry()
+        self.retries -= 1
+
+    @invariant()
+    def counts_agree(self) -> None:
+        assert (self.breaker.active, self.breaker.retries) == (self.active, self.retries)
+        assert self.retries <= 5, "a quarter of the most requests there can be"
+
+
+class OutlierMachine(RuleBasedStateMachine):
+    """Whatever the order of results, sweeps and updates, no more hosts are out than the ceiling allows."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.now = 0.0
+        self.rng = Random(1)
+        self.hosts = [f"h{index}" for index in range(6)]
+        self.config = OutlierDetection(
+            consecutive_5xx=2,
+            consecutive_gateway_failure=1,
+            enforcing_consecutive_gateway_failure=50,
+            consecutive_local_origin_failure=2,
+            split_external_local_origin_errors=True,
+            max_ejection_percent=50,
+            max_ejection_time_s=100.0,
+            max_ejection_time_jitter_s=3.0,
+        )
+        self.detector = OutlierDetector(self.config, self.hosts, self.now)
+        self.out: dict[str, float] = {}
+
+    def note(self, ejection: Ejection | None) -> None:
+        if ejection is not None:
+            assert ejection.address not in self.out
+            assert 100 * (len(self.out) + 1) / len(self.hosts) <= 50, "at the moment of the ejection"
+            assert 30.0 <= ejection.ejection_time_s <= 103.0
+            self.out[ejection.address] = self.now + ejection.ejection_time_s
+
+    @rule(index=st.integers(0, 7), code=st.sampled_from([200, 404, 500, 503, 504]))
+    def result(self, index: int, code: int) -> None:
+        self.note(self.detector.record_code(f"h{index}", code, self.now, self.rng))
+
+    @rule(index=st.integers(0, 7))
+    def local_failure(self, index: int) -> None:
+        self.note(self.detector.record_local_failure(f"h{index}", 503, self.now, self.rng))
+
+    @rule(index=st.integers(0, 7))
+    def connected(self, index: int) -> None:
+        self.detector.record_connected(f"h{index}")
+
+    @rule(seconds=st.floats(0.0, 60.0))
+    def time_passes(self, seconds: float) -> None:
+        self.now += seconds
+
+    @rule()
+    def sweep(self) -> None:
+        for change in self.detector.sweep(self.now):
+            assert self.now >= self.out.pop(change.address) - 1e-9, "never before its time"
+
+    @rule(count=st.integers(4, 8))
+    def update(self, count: int) -> None:
+        self.hosts = [f"h{index}" for index in range(count)]
+        self.detector.update(self.config, self.hosts)
+        self.out = {address: until for address, until in self.out.items() if address in self.hosts}
+
+    @invariant()
+    def who_is_out_is_known(self) -> None:
+        assert {address for address in self.hosts if self.detector.is_ejected(address)} == set(self.out)
+        assert self.detector.ejections_active == len(self.out)
+
+
+TestRetryBudget = RetryBudget.TestCase
+TestRetryBudget.settings = settings(max_examples=50, deadline=None)
+TestOutlier = OutlierMachine.TestCase
+TestOutlier.settings = settings(max_examples=80, deadline=None)
