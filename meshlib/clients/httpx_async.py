@@ -240,7 +240,7 @@ class _Exchange:
 
     async def end(self, raw: httpcore.Response) -> None:
         try:
-            await raw.aclose()
+            await cast(httpx.AsyncByteStream, raw.stream).aclose()  # raw.aclose() asks what kind it is, slowly
         finally:
             self._call.close(self._mesh.clock(), status=raw.status)
             await self._release()

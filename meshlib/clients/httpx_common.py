@@ -1,7 +1,7 @@
 """What the blocking and the async httpx transport share: requests, responses and the names of pools."""
 
 import importlib.util
-from collections.abc import Sequence
+from collections.abc import AsyncIterable, Iterable, MutableMapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any, Literal, cast
@@ -189,13 +189,31 @@ def request_for(attempt: Attempt, request: httpx.Request, timeouts: AttemptTimeo
     headers = [(b"host", _encode(head.authority))]
     headers += [(name.encode("latin-1"), _encode(value)) for name, value in head.headers.items]
     scheme = b"http" if key.context is None else b"https"
-    return httpcore.Request(
-        method=head.method,
-        url=httpcore.URL(scheme=scheme, host=host, port=port, target=_encode(head.path)),
-        headers=headers,
-        content=cast(Any, request.stream),  # httpx types it as either kind; its client made the right one
-        extensions=extensions,
+    return _Request(
+        head.method.encode("ascii"),
+        httpcore.URL(scheme=scheme, host=host, port=port, target=_encode(head.path)),
+        headers,
+        cast(Any, request.stream),  # httpx types it as either kind; its client made the right one
+        extensions,
     )
+
+
+class _Request(httpcore.Request):
+    """httpcore's request, of parts that need no check."""
+
+    def __init__(
+        self,
+        method: bytes,
+        url: httpcore.URL,
+        headers: list[tuple[bytes, bytes]],
+        stream: Iterable[bytes] | AsyncIterable[bytes],
+        extensions: MutableMapping[str, Any],
+    ) -> None:
+        self.method = method
+        self.url = url
+        self.headers = headers
+        self.stream = stream
+        self.extensions = extensions
 
 
 def _encode(text: str) -> bytes:

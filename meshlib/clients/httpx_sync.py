@@ -221,7 +221,7 @@ class _Exchange:
 
     def end(self, raw: httpcore.Response) -> None:
         try:
-            raw.close()
+            cast(httpx.SyncByteStream, raw.stream).close()  # raw.close() asks what kind of stream it is, slowly
         finally:
             self._call.close(self._mesh.clock(), status=raw.status)
             self._release()

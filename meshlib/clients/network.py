@@ -7,6 +7,7 @@ and TLS handshake get the time twice. A time-out of the kind `Until` is shortene
 Others are passed on as they are.
 """
 
+import socket
 import ssl
 from collections.abc import Iterable
 from typing import Any
@@ -35,16 +36,32 @@ def _left(timeout: float | None, expired: type[httpcore.TimeoutException]) -> fl
 
 
 class _Stream(httpcore.NetworkStream):
-    __slots__ = ("_inner",)
+    """A socket. Reading and writing go past httpcore's own stream, whose context managers cost more than they do."""
+
+    __slots__ = ("_inner", "_socket")
 
     def __init__(self, inner: httpcore.NetworkStream) -> None:
         self._inner = inner
+        self._socket: socket.socket = inner.get_extra_info("socket")
 
     def read(self, max_bytes: int, timeout: float | None = None) -> bytes:
-        return self._inner.read(max_bytes, _left(timeout, httpcore.ReadTimeout))
+        try:
+            self._socket.settimeout(_left(timeout, httpcore.ReadTimeout))
+            return self._socket.recv(max_bytes)
+        except TimeoutError as error:
+            raise httpcore.ReadTimeout(error) from error
+        except OSError as error:
+            raise httpcore.ReadError(error) from error
 
     def write(self, buffer: bytes, timeout: float | None = None) -> None:
-        self._inner.write(buffer, _left(timeout, httpcore.WriteTimeout))
+        try:
+            while buffer:
+                self._socket.settimeout(_left(timeout, httpcore.WriteTimeout))
+                buffer = buffer[self._socket.send(buffer) :]
+        except TimeoutError as error:
+            raise httpcore.WriteTimeout(error) from error
+        except OSError as error:
+            raise httpcore.WriteError(error) from error
 
     def close(self) -> None:
         self._inner.close()
