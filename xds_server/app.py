@@ -215,6 +215,10 @@ class App:
         for task in self._tasks:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
+        if self._tasks and self.config.state_dir is not None:
+            self._save_leases(
+                _leases_path(self.config.state_dir)
+            )  # the last change may have come too late for its task
         self._tasks.clear()
 
     def _credentials(self, address: Address) -> grpc.ServerCredentials:
@@ -250,14 +254,16 @@ class App:
             if self.config.state_dir is not None:
                 current = [(lease.instance, lease.ttl_s) for lease in self.registry.leases()]
                 if current != saved:
-                    path = _leases_path(self.config.state_dir)
-                    try:
-                        await asyncio.to_thread(save_leases, path, self.registry.leases())
-                        saved = current
-                    except OSError as error:
-                        _log.error("cannot write %s: %s; registrations do not survive a restart", path, error)
+                    await asyncio.to_thread(self._save_leases, _leases_path(self.config.state_dir))
+                    saved = current
             expiry = self.registry.next_expiry()
             await wait_for(self._leases_changed, None if expiry is None else max(0.0, expiry - loop.time()))
+
+    def _save_leases(self, path: Path) -> None:
+        try:
+            save_leases(path, self.registry.leases())
+        except OSError as error:
+            _log.error("cannot write %s: %s; registrations do not survive a restart", path, error)
 
     async def _rotate(self) -> None:
         assert self._secrets is not None
