@@ -1,7 +1,7 @@
 """One request coming in: may it, what does it hand on, how did it end.
 
-The order is a decision: transport security first (who is it), then authorization, and only then the application's time
-is spent. Without knowledge nothing is let in: while the listener of the address is unknown, requests are answered 503,
+The order is a decision: transport security first (who is it), then authorization, then the routes of the listener, and
+only then the application's time is spent. Without knowledge nothing is let in: while the listener of the address is unknown, requests are answered 503,
 and where the listener demands client certificates a request without one is refused even if the process serves plain
 HTTP by mistake.
 """
@@ -20,6 +20,8 @@ from meshlib.identity.san import compile_sans
 from meshlib.model.outcome import LocalReply
 from meshlib.model.request import RequestHead
 from meshlib.model.snapshot import ConfigFault, InboundConfig
+from meshlib.ports import Rng
+from meshlib.routing.table import InboundTable
 from meshlib.runtime.context import InboundContext, entered
 from meshlib.servers.peer import Peer
 from meshlib.servers.source import InboundHandle, ServerSource
@@ -37,7 +39,7 @@ ATTEMPT_HEADER = "x-envoy-attempt-count"
 class _Rules:
     """One configuration of an address, compiled."""
 
-    __slots__ = ("_authorizers", "_demands_certificate", "_has_expected_name", "config")
+    __slots__ = ("_authorizers", "_demands_certificate", "_has_expected_name", "_routes", "config")
 
     def __init__(self, config: InboundConfig) -> None:
         tls = config.listener.tls
@@ -45,8 +47,9 @@ class _Rules:
         self._demands_certificate = tls is not None and tls.require_client_certificate
         self._has_expected_name = compile_sans(tls.sans) if tls is not None and tls.sans else None
         self._authorizers = tuple(compile_rbac(rbac) for rbac in config.listener.rbac)
+        self._routes = InboundTable(config.routes)
 
-    def admit(self, request: AuthzRequest, peer: Peer) -> LocalReply | None:
+    def admit(self, request: AuthzRequest, peer: Peer, rng: Rng) -> LocalReply | None:
         if self._demands_certificate:
             if not peer.is_authenticated:
                 return _refused("mtls_required", "mutual TLS is required: the caller showed no certificate")
@@ -57,7 +60,7 @@ class _Rules:
             result = authorizer.check(request)
             if not result.allowed:
                 return result.reply
-        return None
+        return self._routes.check(request.head, rng)
 
 
 class _Guard:
@@ -69,7 +72,7 @@ class _Guard:
         self.handle = handle
         self._rules: _Rules | None = None
 
-    def admit(self, request: AuthzRequest, peer: Peer) -> LocalReply | None:
+    def admit(self, request: AuthzRequest, peer: Peer, rng: Rng) -> LocalReply | None:
         config = self.handle.current
         if config is None:
             return _unconfigured("has not been received yet")
@@ -79,7 +82,7 @@ class _Guard:
         if rules is None or rules.config is not config:
             # One assignment of one object: threads that race here each use what they compiled themselves.
             rules = self._rules = _Rules(config)
-        return rules.admit(request, peer)
+        return rules.admit(request, peer, rng)
 
 
 def _refused(details: str, text: str) -> LocalReply:
@@ -220,7 +223,7 @@ class Inbound:
                 destination_ip=_ip(local[0]),
                 destination_port=local[1],
             )
-            reply = self._guard(self._key(local)).admit(request, peer)
+            reply = self._guard(self._key(local)).admit(request, peer, mesh.rng)
         return InboundRequest(self, head, peer, reply, self._context(head, peer, now, remaining_s), now)
 
     @staticmethod

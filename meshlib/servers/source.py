@@ -5,7 +5,7 @@ from typing import Protocol
 
 from meshlib.events import Event
 from meshlib.model.snapshot import ConfigFault, InboundConfig
-from meshlib.ports import Clock
+from meshlib.ports import Clock, Rng
 from meshlib.view import View
 
 __all__ = ["InboundHandle", "RegistrationHandle", "ServerSource"]
@@ -47,6 +47,7 @@ class ServerSource(Protocol):
     """
 
     clock: Clock
+    rng: Rng
     is_disabled: bool
     default_inbound_address: str | None
 

@@ -43,6 +43,10 @@ def retry_policy(
     if attempts <= 0:
         return None
     words, codes = _retry_on(retries.get("retryOn", DEFAULT_RETRY_ON))
+    if profile is Profile.MESHLIB and "retryOn" not in retries:
+        # A replica that dies resets the requests it has. Envoy cannot tell which of them are safe to repeat, so Istio's
+        # default leaves them; meshlib repeats only idempotent ones (RFC 9110, section 9.2.2) unless the route says more.
+        words.append("reset")
     back_off = {"retry_back_off": {"base_interval": retries["backoff"]}} if "backoff" in retries else {}
     if profile is Profile.GRPC:
         words = _grpc_retry_on(words, report, place, is_written="retryOn" in retries)

@@ -12,11 +12,11 @@ from meshlib.errors import UnavailableError
 from meshlib.events import Event, RequestServed
 from meshlib.model.authorization import All, And, Header, Or, Policy, Principal, Rbac, RbacAction
 from meshlib.model.listener import ServerListener
-from meshlib.model.matcher import HeaderMatcher, StringKind, StringMatcher
-from meshlib.model.route import RouteConfiguration
+from meshlib.model.matcher import HeaderMatcher, PathKind, PathMatcher, StringKind, StringMatcher
+from meshlib.model.route import NonForwarding, Route, RouteConfiguration, RouteMatcher, VirtualHost
 from meshlib.model.secret import SanMatcher, SanType, SecretRef, ServerTls
 from meshlib.model.snapshot import ConfigFault, InboundConfig
-from meshlib.testing import FakeClock
+from meshlib.testing import FakeClock, SeededRng
 
 GATEWAY = "spiffe://cluster.local/ns/default/sa/gateway"
 STRANGER = "spiffe://cluster.local/ns/default/sa/stranger"
@@ -39,6 +39,7 @@ class Handle:
 class FakeServerMesh:
     def __init__(self) -> None:
         self.clock = FakeClock()
+        self.rng = SeededRng(1)
         self.is_disabled = False
         self.has_inbound = True
         self.default_inbound_address: str | None = None
@@ -55,8 +56,11 @@ class FakeServerMesh:
     def served(self) -> list[RequestServed]:
         return [event for event in self.events if isinstance(event, RequestServed)]
 
-    def rules(self, *rbac: Rbac, address: str = "127.0.0.1:80", tls: ServerTls | None = None) -> InboundConfig:
-        routes = RouteConfiguration("inbound", ())
+    def rules(
+        self, *rbac: Rbac, address: str = "127.0.0.1:80", tls: ServerTls | None = None, prefix: str = "/"
+    ) -> InboundConfig:
+        route = Route(RouteMatcher(PathMatcher(PathKind.PREFIX, prefix)), NonForwarding())
+        routes = RouteConfiguration("inbound", (VirtualHost("inbound", ("*",), (route,)),))
         config = InboundConfig(ServerListener("inbound", address, tls, rbac, routes), routes)
         self.inbound(address).current = config
         return config

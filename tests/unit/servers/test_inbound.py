@@ -163,3 +163,9 @@ def test_ipv6_addresses_are_bracketed(server_mesh: Any) -> None:
     server_mesh.rules(address="[::1]:80")
     request = Inbound(server_mesh, kind="http").begin(head(), ANONYMOUS, local=("::1", 80), remote="::1")
     assert request.reply is None
+
+
+def test_request_that_matches_no_route_of_the_listener_is_refused(server_mesh: Any) -> None:
+    server_mesh.rules(prefix="/orders")
+    reply = begin(server_mesh).reply
+    assert (404, "NR") == (reply.status, reply.flag)

@@ -1,7 +1,8 @@
 """The users' own documents, with the messages that Istio's translation makes of them."""
 
+ISTIO_WORDS = "connect-failure,refused-stream,unavailable,cancelled,retriable-status-codes"
 DEFAULT_RETRY = {
-    "retry_on": "connect-failure,refused-stream,unavailable,cancelled,retriable-status-codes",
+    "retry_on": f"{ISTIO_WORDS},reset",  # meshlib knows which requests are safe to repeat
     "num_retries": 2,
     "retry_host_predicate": [
         {
@@ -213,3 +214,17 @@ def test_the_defective_document_says_what_was_meant(tmp_path, read):
     assert "did you mean outlierDetection?" in by_code["MESH0010"]
     assert "user-service subset v2 gets 0 %" in by_code["IST0130"]
     assert "use consecutive5xxErrors" in by_code["MESH0011"]
+
+
+def test_only_meshlib_is_told_to_repeat_after_a_reset(compiled, read):
+    def words(text, profile):
+        name = "outbound" if profile == "envoy" else "outbound|80||reviews.default.svc.cluster.local"
+        hosts = compiled(text, profile=profile).get("RDS", name)["virtual_hosts"]
+        host = next(host for host in hosts if "reviews" in host["domains"])
+        return host["routes"][0]["route"]["retry_policy"]["retry_on"]
+
+    unstated = read("reviews-80-20.yaml")
+    assert ISTIO_WORDS == words(unstated, "envoy")
+    assert f"{ISTIO_WORDS},reset" == words(unstated, "meshlib")
+    stated = unstated + "      retries: {attempts: 2, retryOn: 5xx}\n"
+    assert "5xx" == words(stated, "meshlib")
