@@ -20,7 +20,7 @@ from meshlib.errors import MeshError, RoutingError
 from meshlib.model.outcome import Outcome
 from meshlib.view import TargetView
 
-__all__ = ["AioInvoker", "Invoker", "Method", "Rpc", "SyncInvoker", "refused"]
+__all__ = ["AioInvoker", "Invoker", "Method", "Rpc", "SyncInvoker", "left_s", "refused"]
 
 C = TypeVar("C")
 E = TypeVar("E", MeshRpcError, AioMeshRpcError)
@@ -184,15 +184,21 @@ class SyncInvoker(Invoker[grpc.Channel]):
         self,
         mesh: MeshSource,
         authority: str,
-        channels: MeshChannels,
+        channels: MeshChannels | None,
         options: Options,
         compression: grpc.Compression | None,
     ) -> None:
+        """Make an invoker.
+
+        Args:
+            channels: None: attempts go elsewhere, `acquire` and `release` are overridden.
+        """
         super().__init__(mesh, authority, options, compression)
-        self._channels = channels.sync
+        self._channels = None if channels is None else channels.sync
 
     @property
     def channels(self) -> Channels[grpc.Channel]:
+        assert self._channels is not None
         return self._channels
 
     def begin(self, method: Method, rpc: Rpc) -> Flow:
@@ -221,20 +227,20 @@ class SyncInvoker(Invoker[grpc.Channel]):
 
     def release(self, channel: EndpointChannel[grpc.Channel]) -> None:
         """Give a channel back."""
-        self._channels.release(channel)
+        self.channels.release(channel)
 
     def _wait(self, rpc: Rpc, began_at: float) -> TargetView:
         pauses = 0
         while True:
             try:
-                return self.mesh.wait_target(self.authority, _left_s(rpc, began_at, self.clock()))
+                return self.mesh.wait_target(self.authority, left_s(rpc, began_at, self.clock()))
             except MeshError as error:
-                left_s = _left_s(rpc, began_at, self.clock())
-                if left_s == 0.0:
+                remaining_s = left_s(rpc, began_at, self.clock())
+                if remaining_s == 0.0:
                     raise refused(error, MeshRpcError, is_late=True) from error
                 if not rpc.wait_for_ready or self.is_closed:
                     raise refused(error, MeshRpcError) from error
-                time.sleep(pause_s(pauses) if left_s is None else min(pause_s(pauses), left_s))
+                time.sleep(pause_s(pauses) if remaining_s is None else min(pause_s(pauses), remaining_s))
                 pauses += 1
 
 
@@ -270,16 +276,17 @@ class AioInvoker(Invoker[grpc.aio.Channel]):
         pauses = 0
         while True:
             try:
-                return await self.mesh.wait_target_async(self.authority, _left_s(rpc, began_at, self.clock()))
+                return await self.mesh.wait_target_async(self.authority, left_s(rpc, began_at, self.clock()))
             except MeshError as error:
-                left_s = _left_s(rpc, began_at, self.clock())
-                if left_s == 0.0:
+                remaining_s = left_s(rpc, began_at, self.clock())
+                if remaining_s == 0.0:
                     raise refused(error, AioMeshRpcError, is_late=True) from error
                 if not rpc.wait_for_ready or self.is_closed:
                     raise refused(error, AioMeshRpcError) from error
-                await asyncio.sleep(pause_s(pauses) if left_s is None else min(pause_s(pauses), left_s))
+                await asyncio.sleep(pause_s(pauses) if remaining_s is None else min(pause_s(pauses), remaining_s))
                 pauses += 1
 
 
-def _left_s(rpc: Rpc, began_at: float, now: float) -> float | None:
+def left_s(rpc: Rpc, began_at: float, now: float) -> float | None:
+    """Return the time left of an RPC, not below 0; None: no limit."""
     return None if rpc.timeout_s is None else max(rpc.timeout_s - (now - began_at), 0.0)

@@ -25,10 +25,11 @@ Serializer = Callable[[Any], bytes] | None
 class _Kept:
     """The messages kept: a window onto the stream, from `start` on."""
 
-    __slots__ = ("is_committed", "messages", "size", "start")
+    __slots__ = ("_measure", "is_committed", "messages", "size", "start")
 
-    def __init__(self) -> None:
-        self.messages: deque[bytes] = deque()
+    def __init__(self, measure: Callable[[Any], int]) -> None:
+        self._measure = measure
+        self.messages: deque[Any] = deque()
         self.start = 0
         self.size = 0
         self.is_committed = False
@@ -37,15 +38,15 @@ class _Kept:
     def end(self) -> int:
         return self.start + len(self.messages)
 
-    def add(self, message: bytes) -> None:
+    def add(self, message: Any) -> None:
         self.messages.append(message)
-        self.size += len(message)
+        self.size += self._measure(message)
         if self.size > LIMIT_BYTES or len(self.messages) > LIMIT_MESSAGES:
             self.is_committed = True
 
     def drop_before(self, position: int) -> None:
         while self.messages and self.start < position:
-            self.size -= len(self.messages.popleft())
+            self.size -= self._measure(self.messages.popleft())
             self.start += 1
 
 
@@ -54,15 +55,16 @@ class Replay:
 
     Args:
         messages: The caller's.
-        serializer: Of the method; None: they are bytes.
+        serializer: Of the method; None: messages are passed on as they are.
+        measure: Size of a serialised message in bytes.
     """
 
-    def __init__(self, messages: Iterable[Any], serializer: Serializer) -> None:
+    def __init__(self, messages: Iterable[Any], serializer: Serializer, measure: Callable[[Any], int] = len) -> None:
         self._source = iter(messages)
         self._serializer = serializer
         # Guarded by the condition:
         self._changed = threading.Condition()
-        self._kept = _Kept()
+        self._kept = _Kept(measure)
         self._reader: _Reader | None = None
         self._is_pulling = False
         self._is_exhausted = False
@@ -80,7 +82,7 @@ class Replay:
             if self._reader is not None:
                 self._kept.drop_before(self._reader.position)
 
-    def reader(self) -> Iterator[bytes]:
+    def reader(self) -> Iterator[Any]:
         """Return the stream from its first message, for the next attempt; ends the reader of the one before."""
         with self._changed:
             if self._reader is not None:
@@ -96,7 +98,7 @@ class Replay:
                 self._reader.is_over = True
             self._changed.notify_all()
 
-    def _next(self, reader: "_Reader") -> bytes:
+    def _next(self, reader: "_Reader") -> Any:
         while True:
             with self._changed:
                 while True:
@@ -120,7 +122,7 @@ class Replay:
 
     def _pull(self) -> None:
         """Ask the caller for a message, outside the lock: it may take any time."""
-        message: bytes | None = None
+        message: Any = None
         failure: BaseException | None = None
         try:
             item = next(self._source)
@@ -140,7 +142,7 @@ class Replay:
             self._changed.notify_all()
 
 
-class _Reader(Iterator[bytes]):
+class _Reader(Iterator[Any]):
     """What gRPC's consumer thread iterates over. Fields are guarded by the condition of the stream."""
 
     __slots__ = ("_replay", "is_over", "position")
@@ -150,7 +152,7 @@ class _Reader(Iterator[bytes]):
         self.position = 0
         self.is_over = False
 
-    def __next__(self) -> bytes:
+    def __next__(self) -> Any:
         return self._replay._next(self)
 
 
@@ -161,9 +163,14 @@ class AioReplay:
     request stream when an attempt fails, and that must not reach the caller's generator.
     """
 
-    def __init__(self, messages: AsyncIterable[Any] | Iterable[Any] | None, serializer: Serializer) -> None:
+    def __init__(
+        self,
+        messages: AsyncIterable[Any] | Iterable[Any] | None,
+        serializer: Serializer,
+        measure: Callable[[Any], int] = len,
+    ) -> None:
         self._serializer = serializer
-        self._kept = _Kept()
+        self._kept = _Kept(measure)
         self._reader: _AioReader | None = None
         self._is_exhausted = False
         self._is_closed = False
@@ -188,7 +195,7 @@ class AioReplay:
         if self._reader is not None:
             self._kept.drop_before(self._reader.position)
 
-    def reader(self) -> AsyncIterator[bytes]:
+    def reader(self) -> AsyncIterator[Any]:
         """Return the stream from its first message, for the next attempt; ends the reader of the one before."""
         if self._reader is not None:
             self._reader.is_over = True
@@ -245,7 +252,7 @@ class AioReplay:
         while not self._is_closed and self._wanted < self._kept.end:
             await self._wait()
 
-    async def _next(self, reader: "_AioReader") -> bytes:
+    async def _next(self, reader: "_AioReader") -> Any:
         while True:
             if reader.is_over:
                 raise StopAsyncIteration
@@ -278,7 +285,7 @@ class AioReplay:
                 waiter.set_result(None)
 
 
-class _AioReader(AsyncIterator[bytes]):
+class _AioReader(AsyncIterator[Any]):
     """What gRPC's task iterates over."""
 
     __slots__ = ("_replay", "is_over", "position")
@@ -288,7 +295,7 @@ class _AioReader(AsyncIterator[bytes]):
         self.position = 0
         self.is_over = False
 
-    async def __anext__(self) -> bytes:
+    async def __anext__(self) -> Any:
         return await self._replay._next(self)
 
 
