@@ -181,28 +181,35 @@ class ClusterState:
         return None if ejection is None else self._eject(state, ejection)
 
     def _eject(self, state: EndpointState, ejection: Ejection) -> HostEjected:
-        with self._lock:
-            state.is_ejected = True
-            self._generation += 1
-        self._rebuild()
+        if self._follow(state):
+            self._rebuild()
         return HostEjected(self.name, state.endpoint, ejection.reason.value, ejection.ejection_time_s)
+
+    def _follow(self, state: EndpointState) -> bool:
+        """Take over what the detector says of an endpoint; True: that is news.
+
+        The detector is asked again, under the lock: between its decision and this moment another thread may have
+        decided otherwise, and the flag must end up as the detector has it.
+        """
+        with self._lock:
+            outlier = self.outlier
+            is_ejected = outlier is not None and outlier.is_ejected(state.address)
+            if state.is_ejected == is_ejected:
+                return False
+            state.is_ejected = is_ejected
+            self._generation += 1
+            return True
 
     def sweep(self, now: float) -> tuple[Event, ...]:
         """Do the periodic work of outlier detection when it is due."""
         outlier = self.outlier
-        if outlier is None:
+        changes = () if outlier is None else outlier.sweep(now)
+        if not changes:
             return ()
-        events: list[Event] = []
-        for change in outlier.sweep(now):
-            state = self.states.get(change.address)
-            if state is not None:
-                with self._lock:
-                    state.is_ejected = False
-                    self._generation += 1
-                events.append(HostUnejected(self.name, state.endpoint))
-        if events:
+        returned = [state for change in changes if (state := self.states.get(change.address)) is not None]
+        if any([self._follow(state) for state in returned]):  # A list: each of them is to follow.
             self._rebuild()
-        return tuple(events)
+        return tuple(HostUnejected(self.name, state.endpoint) for state in returned)
 
 
 class RoutePlan:

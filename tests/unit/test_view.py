@@ -16,6 +16,7 @@ from meshlib.model.outcome import Failure, FailureKind, Response
 from meshlib.model.request import Headers, RequestHead
 from meshlib.model.secret import ClientTls
 from meshlib.model.snapshot import ClusterConfig, ConfigFault, Snapshot
+from meshlib.resilience.outlier import OutlierDetector, Unejection
 from meshlib.routing.table import RouteMatch
 from meshlib.testing import FixedRng, SeededRng, cluster, merge, service
 from meshlib.view import ClusterState, TargetView, View, build_view
@@ -168,6 +169,30 @@ def test_ejection_survives_an_update_and_ends_without_outlier_detection() -> Non
 
     view(service("a", "h:1", "h:2", "h:3", "h:4"), previous=second)
     assert not bad.is_ejected
+
+
+def test_host_that_fails_again_during_the_sweep_stays_out() -> None:
+    """Another thread may eject between the detector's decision and the moment when the cluster carries it out."""
+
+    class Racing(OutlierDetector):
+        __slots__ = ()
+
+        def sweep(self, now: float) -> tuple[Unejection, ...]:
+            changes = super().sweep(now)
+            for change in changes:
+                self.record_code(change.address, 500, now, RNG)
+            return changes
+
+    state = state_of(view(service("a", "h:1", "h:2", "h:3", template=outlier())), "a")
+    config, bad = state.config.cluster.outlier_detection, state.states["h:1"]
+    assert config is not None
+    state.outlier = Racing(config, state.states, 0.0)
+    state.record(bad, Response(500), 0.0, RNG)
+
+    state.sweep(31.0)
+
+    assert bad.is_ejected
+    assert bad not in {state.picker.pick(None, RNG) for _ in range(20)}
 
 
 def test_without_outlier_detection_nothing_is_recorded() -> None:
