@@ -18,7 +18,7 @@ import anyio
 import httpcore
 import httpx
 
-from meshlib.clients.network import ASYNC_BACKEND, BACKEND, keepalive_s
+from meshlib.clients.network import BACKEND, AsyncDeadlineBackend, keepalive_s
 from meshlib.clients.pools import PoolKey
 from meshlib.ports import Lock
 
@@ -172,6 +172,7 @@ class AsyncHttp1Pool:
     def __init__(self, key: PoolKey, limits: httpx.Limits) -> None:
         self._key = key
         self._keepalive_s = keepalive_s(key, limits)
+        self._backend = AsyncDeadlineBackend()
         self._max_idle = limits.max_keepalive_connections
         self._free = limits.max_connections  # None: no limit
         self._waiting: deque[anyio.Event] = deque()
@@ -229,7 +230,7 @@ class AsyncHttp1Pool:
             ssl_context=self._key.context,
             keepalive_expiry=self._keepalive_s,
             uds=self._key.unix_path,
-            network_backend=ASYNC_BACKEND,
+            network_backend=self._backend,
         )
         connection.served = 1
         self._open.add(connection)

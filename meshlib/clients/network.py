@@ -21,7 +21,7 @@ from httpcore._backends.sync import SyncBackend
 from meshlib.clients.pools import PoolKey
 from meshlib.clients.timeouts import Until
 
-__all__ = ["ASYNC_BACKEND", "BACKEND", "AsyncHttp2Pool", "Http2Pool", "keepalive_s"]
+__all__ = ["BACKEND", "AsyncDeadlineBackend", "AsyncHttp2Pool", "Http2Pool", "keepalive_s"]
 
 SocketOption = tuple[int, int, int] | tuple[int, int, bytes | bytearray] | tuple[int, int, None, int]
 
@@ -137,7 +137,7 @@ class _AsyncStream(httpcore.AsyncNetworkStream):
 
 
 class AsyncDeadlineBackend(httpcore.AsyncNetworkBackend):
-    """For the async transport, under asyncio (uvloop too) and trio."""
+    """For the async transport, under asyncio (uvloop too) or trio: the one that is running at its first connection."""
 
     def __init__(self) -> None:
         self._inner = AutoBackend()
@@ -164,7 +164,6 @@ class AsyncDeadlineBackend(httpcore.AsyncNetworkBackend):
 
 
 BACKEND = DeadlineBackend()
-ASYNC_BACKEND = AsyncDeadlineBackend()
 
 
 def keepalive_s(key: PoolKey, limits: httpx.Limits) -> float | None:
@@ -262,6 +261,7 @@ class AsyncHttp2Pool(httpcore.AsyncConnectionPool):
     def __init__(self, key: PoolKey, limits: httpx.Limits) -> None:
         self._key = key
         self._keepalive_s = keepalive_s(key, limits)
+        self._backend = AsyncDeadlineBackend()
         super().__init__(
             ssl_context=key.context,
             max_connections=limits.max_connections,
@@ -270,7 +270,7 @@ class AsyncHttp2Pool(httpcore.AsyncConnectionPool):
             http1=False,
             http2=True,
             uds=key.unix_path,
-            network_backend=ASYNC_BACKEND,
+            network_backend=self._backend,
         )
 
     def create_connection(self, origin: httpcore.Origin) -> httpcore.AsyncConnectionInterface:
@@ -283,7 +283,7 @@ class AsyncHttp2Pool(httpcore.AsyncConnectionPool):
             http1=False,
             http2=True,
             uds=key.unix_path,
-            network_backend=ASYNC_BACKEND,
+            network_backend=self._backend,
         )
         connection.max_requests = key.max_requests
         return connection

@@ -1,0 +1,71 @@
+import ssl
+
+import pytest
+
+from meshlib.clients.pools import PoolKey, Pools
+from meshlib.testing.clock import FakeClock
+
+A, B = PoolKey("10.0.0.1:80"), PoolKey("10.0.0.2:80")
+
+
+@pytest.fixture
+def clock() -> FakeClock:
+    return FakeClock()
+
+
+@pytest.fixture
+def pools(clock: FakeClock) -> Pools[list[PoolKey]]:
+    return Pools(lambda key: [key], clock=clock, idle_s=4.0)
+
+
+def test_calls_to_one_endpoint_share_a_pool(pools):
+    first, second, other = pools.acquire(A), pools.acquire(A), pools.acquire(B)
+    assert first.pool is second.pool
+    assert first.pool is not other.pool
+    assert len(pools) == 2
+
+
+def test_another_tls_context_is_another_pool(pools):
+    old, new = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT), ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+    first = pools.acquire(PoolKey("10.0.0.1:80", context=old))
+    assert first.pool is not pools.acquire(PoolKey("10.0.0.1:80", context=new)).pool
+
+
+def test_pool_without_calls_is_handed_out_for_closing_by_the_next_release(pools, clock):
+    gone = pools.acquire(A)
+    pools.release(gone)
+    clock.advance(4.5)
+    busy = pools.acquire(B)
+    assert pools.release(busy) == [[A]]
+    assert len(pools) == 1
+
+
+def test_pool_in_use_is_never_closed(pools, clock):
+    pools.acquire(A)
+    clock.advance(3600.0)
+    assert pools.release(pools.acquire(B)) == []
+
+
+def test_fresh_pool_is_closed_at_its_release_and_never_shared(pools):
+    shared = pools.acquire(A)
+    fresh = pools.acquire(A, fresh=True)
+    assert fresh.pool is not shared.pool
+    assert pools.acquire(A).pool is shared.pool
+    assert pools.release(fresh) == [fresh.pool]
+
+
+def test_close_hands_out_everything_once_and_refuses_more(pools):
+    lease = pools.acquire(A)
+    pools.release(pools.acquire(B))
+    assert sorted(pools.close()) == [[A], [B]]
+    assert pools.close() == []
+    assert pools.release(lease) == []
+    with pytest.raises(RuntimeError, match="closed"):
+        pools.acquire(A)
+
+
+def test_forked_child_starts_without_pools(pools):
+    lease = pools.acquire(A)
+    pools.forget()
+    assert pools.acquire(A).pool is not lease.pool
+    assert pools.release(lease) == []
