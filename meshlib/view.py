@@ -207,7 +207,8 @@ class ClusterState:
         if not changes:
             return ()
         returned = [state for change in changes if (state := self.states.get(change.address)) is not None]
-        if any([self._follow(state) for state in returned]):  # A list: each of them is to follow.
+        news = [self._follow(state) for state in returned]
+        if any(news):
             self._rebuild()
         return tuple(HostUnejected(self.name, state.endpoint) for state in returned)
 
