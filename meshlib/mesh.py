@@ -1,27 +1,20 @@
-"""The mesh of one process: started and stopped, asked for targets, and the place where configuration is published."""
+"""The mesh of one process: what applications hold, ask and pass to their clients and servers."""
 
+import asyncio
 import logging
 import os
-import threading
 from collections.abc import Mapping
-from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Final, Self
 
 from meshlib.admin.metrics import StandardMetrics
-from meshlib.errors import BootstrapError, MeshError, RoutingError, UnavailableError
-from meshlib.events import Event, Hook
-from meshlib.model.snapshot import ConfigFault, Snapshot
+from meshlib.errors import BootstrapError
 from meshlib.ports import Clock, Rng
 from meshlib.runtime import clock as clocks
-from meshlib.runtime import fork
-from meshlib.runtime.control import ControlPlane
+from meshlib.runtime.engine import FIRST_USE_TIMEOUT_S, MeshEngine, read_text
 from meshlib.runtime.server_link import OpenStream
-from meshlib.runtime.state_store import StateStore, default_directory
-from meshlib.runtime.wait import Waiters
-from meshlib.view import TargetView, View, build_view
-from meshlib.xds.bootstrap import Bootstrap, load_bootstrap, parse_bootstrap
-from meshlib.xds.names import inbound_name, listener_name
+from meshlib.xds.bootstrap import Bootstrap, load_bootstrap
+from meshlib.xds.names import inbound_name
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -38,14 +31,10 @@ __all__ = ["Mesh"]
 
 _LOG = logging.getLogger(__name__)
 
-FIRST_USE_TIMEOUT_S: Final = 15.0
-"""Envoy's and gRPC's time for a first resource."""
 INBOUND_TEMPLATE: Final = "xds.istio.io/grpc/lds/inbound/%s"
-MAX_NAMES: Final = 10_000
-"""Authorities whose listener name is remembered: a client that makes up host names must not grow without end."""
 
 
-class Mesh:
+class Mesh(MeshEngine):
     """One process's part in the mesh. Creation does no I/O; the first use starts it, or `start`.
 
     Attributes:
@@ -84,36 +73,18 @@ class Mesh:
         Raises:
             BootstrapError: The dict is not a valid bootstrap.
         """
-        # Fixed at creation.
-        self.clock = clock
-        self.rng = rng if rng is not None else clocks.system_rng()
-        self.guard_unsafe = guard_unsafe
-        self.is_disabled = os.environ.get("MESHLIB_DISABLE", "") == "1"
-        self._first_use_timeout_s = first_use_timeout_s
-        self._state_dir = _state_directory(state_dir)
-        self._open_stream = open_stream
-        # Guarded by the lock.
-        self._lock = threading.Lock()
-        self._bootstrap: Bootstrap | None = None
-        self._path: Path | None = None
-        if isinstance(bootstrap, Bootstrap):
-            self._bootstrap = bootstrap
-        elif isinstance(bootstrap, Mapping):
-            self._bootstrap = parse_bootstrap(bootstrap, origin="dict")
-        else:
-            self._path = Path(bootstrap)
-        self._control: ControlPlane | None = None
-        self._is_closed = False
+        super().__init__(
+            bootstrap,
+            state_dir=state_dir,
+            guard_unsafe=guard_unsafe,
+            first_use_timeout_s=first_use_timeout_s,
+            clock=clock,
+            rng=rng,
+            open_stream=open_stream,
+        )
         self.metrics = StandardMetrics()
         self.default_inbound_address: str | None = None
-        self._hooks: tuple[Hook, ...] = (self.metrics,)
-        self._bad_hooks: set[int] = set()
-        # One assignment each, read by everyone.
-        self._is_dormant = True
-        self._needs_rebuild = False
-        self._view = View(Snapshot(), {}, {})
-        self._names: dict[str, str] = {}
-        self._waiters = Waiters()
+        self.add_hook(self.metrics)
 
     @classmethod
     def from_env(cls, **options: Any) -> "Mesh":
@@ -127,7 +98,7 @@ class Mesh:
                 help when the bootstrap is what is broken.
         """
         try:
-            return cls(load_bootstrap(os.environ, _read_text), **options)
+            return cls(load_bootstrap(os.environ, read_text), **options)
         except BootstrapError:
             if os.environ.get("MESHLIB_DISABLE", "") != "1":
                 raise
@@ -164,46 +135,12 @@ class Mesh:
 
     # Life.
 
-    def start(self) -> None:
-        """Connect in the background; returns at once. Called by the first use otherwise. May follow `close`.
-
-        Raises:
-            BootstrapError: The bootstrap file cannot be read or is not valid.
-            ConfigError: The bootstrap asks for what is not supported.
-        """
-        if self.is_disabled:
-            self._is_dormant = False
-            return
-        with self._lock:
-            if self._needs_rebuild:
-                # After a fork: the states in the old view belong to calls and locks of another process.
-                self._view = build_view(self._view.snapshot, None, now=self.clock())
-                self._needs_rebuild = False
-            control = self._control
-            if control is None:
-                control = self._control = self._make_control(self._loaded())
-                fork.register(self)
-            self._is_closed = False
-            control.start()
-            self._is_dormant = False
-
-    def close(self) -> None:
-        """End the stream and the thread, and write the copy on disk. Safe to call twice."""
-        with self._lock:
-            control = self._control
-            self._is_closed = self._is_dormant = True
-        if control is not None:
-            control.close()
-        self._waiters.notify()
-
     async def astart(self) -> None:
         """As `start`."""
         self.start()
 
     async def aclose(self) -> None:
         """As `close`, without blocking the loop."""
-        import asyncio
-
         await asyncio.to_thread(self.close)
 
     def __enter__(self) -> Self:
@@ -223,102 +160,6 @@ class Mesh:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         await self.aclose()
-
-    def __repr__(self) -> str:
-        state = "disabled" if self.is_disabled else "closed" if self._is_closed else repr(self._view)
-        return f"<Mesh {state}>"
-
-    @property
-    def bootstrap(self) -> Bootstrap:
-        """The bootstrap; reads its file the first time.
-
-        Raises:
-            BootstrapError: The file cannot be read or is not valid.
-        """
-        with self._lock:
-            return self._loaded()
-
-    # What clients and servers ask.
-
-    @property
-    def view(self) -> View:
-        """The current view; read it once per call."""
-        if self._is_dormant:
-            self._wake()
-        return self._view
-
-    def target(self, authority: str) -> TargetView | None:
-        """Return the target of an authority if it is known and usable right now; never blocks.
-
-        Raises:
-            RoutingError: The management server says that it does not exist.
-            UnavailableError: Its configuration cannot be used, or the mesh is closed.
-        """
-        if self._is_dormant:
-            self._wake()
-        name = self._names.get(authority)
-        return self._usable(self._name(authority) if name is None else name)
-
-    def wait_target(self, authority: str, timeout_s: float | None = None) -> TargetView:
-        """Subscribe to a target if need be, and wait until it is usable; None: the mesh's default time.
-
-        Raises:
-            RoutingError: The management server says that it does not exist.
-            UnavailableError: It was not there in time; the text says what is missing and how the server is.
-        """
-        name, timeout_s = self._subscribe(authority, timeout_s)
-        found = self._waiters.wait(lambda: self._usable(name), timeout_s, self.clock)
-        if found is None:
-            raise self.not_ready(f"service {authority!r}", name, timeout_s)
-        return found
-
-    async def wait_target_async(self, authority: str, timeout_s: float | None = None) -> TargetView:
-        """As `wait_target`, without blocking the event loop."""
-        name, timeout_s = self._subscribe(authority, timeout_s)
-        found = await self._waiters.wait_async(lambda: self._usable(name), timeout_s, self.clock)
-        if found is None:
-            raise self.not_ready(f"service {authority!r}", name, timeout_s)
-        return found
-
-    def wait_ready(self, *services: str, timeout_s: float | None = None) -> None:
-        """Subscribe to services and wait until all of them are usable, so that no first call has to.
-
-        Services that do not exist yet are waited for too: processes of a mesh start in any order.
-
-        Args:
-            *services: As written in URLs and targets, e.g. `checkout` or `checkout:8080`. None given: all that were
-                used so far.
-            timeout_s: For all of them together; None: the mesh's default.
-
-        Raises:
-            RoutingError: The time is over, and one does not exist.
-            UnavailableError: One was not there in time, or cannot be used.
-        """
-        limit_s = self._first_use_timeout_s if timeout_s is None else timeout_s
-        deadline = self.clock() + limit_s
-        for service in services:
-            self._subscribe(service, None)
-        names = [self._name(service) for service in services] or sorted(self._running().targets)
-        for name in names:
-            remaining_s = max(0.0, deadline - self.clock())
-            found = self._waiters.wait(lambda name=name: self._ready(name), remaining_s, self.clock)  # type: ignore[misc]
-            if found is None and self._usable(name) is None:
-                raise self.not_ready(f"target {name!r}", name, limit_s)
-
-    def emit(self, event: Event) -> None:
-        """Hand an event to the hooks; never raises."""
-        for hook in self._hooks:
-            try:
-                hook(event)
-            except Exception:
-                if id(hook) not in self._bad_hooks:
-                    self._bad_hooks.add(id(hook))
-                    _LOG.exception("hook %r failed; further failures of it are not reported", hook)
-
-    def add_hook(self, hook: Hook) -> None:
-        """Have a function called with every event. It runs where the event happens, so it must be quick."""
-        with self._lock:
-            self._hooks = (*self._hooks, hook)
 
     # Incoming requests.
 
@@ -478,138 +319,6 @@ class Mesh:
 
         return resource_statuses(self, self._control)
 
-    # For the control thread.
-
-    def publish(self, snapshot: Snapshot) -> None:
-        """Take a snapshot into use. Called by the control thread."""
-        self._view = build_view(snapshot, self._view, now=self.clock())
-
-    def tick(self, now: float) -> None:
-        """Do periodic work. Called by the control thread."""
-        for event in self._view.sweep(now, self.rng):
-            self.emit(event)
-
-    def changed(self) -> None:
-        """Have everyone who waits look again. Called by the control thread."""
-        self._waiters.notify()
-
-    # Fork.
-
-    def before_fork(self) -> None:
-        """Stand still. Called by the fork hooks."""
-        if self._control is not None:
-            self._control.before_fork()
-
-    def after_fork_in_parent(self) -> None:
-        """Go on. Called by the fork hooks."""
-        if self._control is not None:
-            self._control.after_fork_in_parent()
-
-    def after_fork_in_child(self) -> None:
-        """Start again on first use. Called by the fork hooks."""
-        self._lock = threading.Lock()
-        self._waiters = Waiters()
-        self._is_dormant = True
-        self._needs_rebuild = True
-        if self._control is not None:
-            self._control.after_fork_in_child()
-
-    # Parts of the above.
-
-    def _wake(self) -> None:
-        if self._is_closed:
-            raise UnavailableError("the mesh is closed")
-        self.start()
-
-    def _running(self) -> ControlPlane:
-        if self._is_dormant:
-            self._wake()
-        if self._control is None:
-            raise UnavailableError("the mesh is disabled (MESHLIB_DISABLE=1): it knows no services")
-        return self._control
-
-    def _name(self, authority: str) -> str:
-        # gRPC targets with an authority of their own (`xds://authority/name`) come as they are.
-        xds_authority, _, path = authority.removeprefix("xds://").partition("/")
-        if path and authority.startswith("xds://"):
-            name = listener_name(self.bootstrap, path, xds_authority=xds_authority)
-        else:
-            name = listener_name(self.bootstrap, authority)
-        self._names[authority] = name
-        if len(self._names) > MAX_NAMES:
-            self._names = {authority: name}
-        return name
-
-    def _ready(self, name: str) -> TargetView | None:
-        found = self._view.targets.get(name)
-        return None if isinstance(found, ConfigFault) else found
-
-    def _usable(self, name: str) -> TargetView | None:
-        found = self._view.targets.get(name)
-        if isinstance(found, ConfigFault):
-            if found.is_absent:
-                raise RoutingError(found.message, flag="NR", resource=name)
-            raise UnavailableError(found.message, resource=name)
-        return found
-
-    def _subscribe(self, authority: str, timeout_s: float | None) -> tuple[str, float]:
-        control = self._running()
-        name = self._name(authority)
-        control.watch(targets=frozenset((name,)))
-        return name, self._first_use_timeout_s if timeout_s is None else timeout_s
-
-    def not_ready(self, what: str, name: str, timeout_s: float) -> MeshError:
-        """Return the error for something that was waited for in vain: what is missing, and how the server is."""
-        control = self._control
-        if self._is_closed or control is None:
-            return UnavailableError("the mesh is closed", resource=name)
-        missing = ", ".join(control.waiting.get(name, (f"LDS resource {name}",)))
-        return UnavailableError(
-            f"{what} is not ready after {timeout_s:g} s: waiting for {missing}; "
-            f"{control.connection.describe(self.clock())}",
-            resource=name,
-        )
-
-    def _loaded(self) -> Bootstrap:
-        """Return the bootstrap; the lock is held."""
-        if self._bootstrap is None:
-            assert self._path is not None
-            try:
-                text = _read_text(str(self._path))
-            except (OSError, UnicodeError) as error:
-                reason = getattr(error, "strerror", None) or str(error)
-                raise BootstrapError(f"bootstrap {self._path}: cannot be read: {reason}") from error
-            self._bootstrap = parse_bootstrap(text, origin=str(self._path))
-        return self._bootstrap
-
-    def _make_control(self, bootstrap: Bootstrap) -> ControlPlane:
-        store = None
-        if self._state_dir is not None:
-            store = StateStore(self._state_dir, bootstrap.node, bootstrap.servers[0])
-        return ControlPlane(
-            bootstrap,
-            self,
-            clock=self.clock,
-            wall_clock=clocks.wall,
-            rng=self.rng,
-            emit=self.emit,
-            store=store,
-            open_stream=self._open_stream,
-        )
-
-
-def _read_text(path: str) -> str:
-    return Path(path).read_text("utf-8")
-
 
 def _insecure_server(uri: str) -> dict[str, Any]:
     return {"server_uri": uri, "channel_creds": [{"type": "insecure"}], "server_features": ["xds_v3"]}
-
-
-def _state_directory(given: "str | os.PathLike[str] | None") -> Path | None:
-    """Return where the copy goes; None: nowhere."""
-    if given is None:
-        given = os.environ.get("MESHLIB_STATE_DIR")
-    if given is None:
-        return default_directory()
-    return Path(given) if os.fspath(given) else None

@@ -16,7 +16,7 @@ from typing import Final, Protocol, TypeVar
 from meshlib.errors import ConfigError
 from meshlib.events import CertificateRotated, Hook
 from meshlib.model.secret import Secret, TlsCertificate
-from meshlib.model.snapshot import Snapshot
+from meshlib.model.snapshot import ConfigFault, Snapshot
 from meshlib.ports import Clock, Rng, WallClock
 from meshlib.runtime.ads import AdsStream, Stream, StreamEvents
 from meshlib.runtime.certificate_files import read_provider
@@ -38,6 +38,7 @@ _LOG = logging.getLogger(__name__)
 SAVE_AFTER_S: Final = 1.0
 """Changes come in bursts; the copy on disk is written once for each."""
 TICK_S: Final = 1.0
+ABSENT_S: Final = 60.0
 RESUME_AFTER_S: Final = 0.5
 """After a fork the parent waits this long before it opens the stream again: more forks may follow."""
 PARK_TIMEOUT_S: Final = 5.0
@@ -105,6 +106,7 @@ class ControlPlane:
         self._thread: threading.Thread | None = None
         self._targets: frozenset[str] = frozenset()
         self._inbound: frozenset[str] = frozenset()
+        self._kept: frozenset[str] = frozenset()
         # Replaced by the control thread, read by all.
         self.snapshot = Snapshot()
         self.waiting: Mapping[str, tuple[str, ...]] = MappingProxyType({})
@@ -136,6 +138,7 @@ class ControlPlane:
         self._is_dirty = True
         self._done: list[Callable[[], None]] = []
         self._save_timer: Timer | None = None
+        self._was_absent: frozenset[str] = frozenset()
         self._unpark = threading.Event()
         self._has_parked = False
 
@@ -175,13 +178,28 @@ class ControlPlane:
         if thread is not threading.current_thread():
             thread.join(timeout_s)
 
-    def watch(self, *, targets: frozenset[str] = frozenset(), inbound: frozenset[str] = frozenset()) -> None:
-        """Subscribe to listeners, for good. Costs nothing for names that are subscribed to already."""
-        if targets <= self._targets and inbound <= self._inbound:
+    def watch(
+        self,
+        *,
+        targets: frozenset[str] = frozenset(),
+        inbound: frozenset[str] = frozenset(),
+        keep: bool = False,
+    ) -> None:
+        """Subscribe to listeners. Costs nothing for names that are subscribed to already.
+
+        Args:
+            targets: Names of client listeners.
+            inbound: Names of server listeners.
+            keep: Stay subscribed to targets that do not exist; others of that kind are given up after a minute, as a
+                client that makes up host names must not grow without end.
+        """
+        if targets <= (self._kept if keep else self._targets) and inbound <= self._inbound:
             return
         with self._lock:
             self._targets |= targets
             self._inbound |= inbound
+            if keep:
+                self._kept |= targets
         self._scheduler.post(partial(self._on_change, None))
 
     @property
@@ -274,6 +292,7 @@ class ControlPlane:
             self._load()
         self._read_providers()
         self._scheduler.later(TICK_S, self._tick)
+        self._scheduler.later(ABSENT_S, self._drop_absent)
         self._is_dirty = True
         self._link.connect()
 
@@ -300,6 +319,20 @@ class ControlPlane:
     def _tick(self) -> None:
         self._scheduler.later(TICK_S, self._tick)
         self._owner.tick(self._clock())
+
+    def _drop_absent(self) -> None:
+        """Unsubscribe from targets that did not exist a minute ago and do not now; a next use asks again."""
+        self._scheduler.later(ABSENT_S, self._drop_absent)
+        absent = frozenset(
+            name
+            for name, target in self.snapshot.targets.items()
+            if isinstance(target, ConfigFault) and target.is_absent
+        )
+        drop, self._was_absent = self._was_absent & absent - self._kept, absent
+        if drop:
+            with self._lock:
+                self._targets -= drop
+            self._is_dirty = True
 
     def _settle(self) -> None:
         """Follow everything anew until nothing more is found, then publish."""

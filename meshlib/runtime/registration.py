@@ -21,6 +21,7 @@ from meshlib.errors import ConfigError
 from meshlib.ports import Rng, WallClock
 from meshlib.runtime import clock as clocks
 from meshlib.runtime.credentials import is_local, read_token
+from meshlib.runtime.exit import close_at_exit
 from meshlib.xds.bootstrap import Bootstrap
 
 __all__ = ["Instance", "Registration"]
@@ -76,7 +77,9 @@ class Instance:
 
 
 class Registration:
-    """An announcement that is kept up until `close`, or until the process ends and its time to live is over."""
+    """An announcement that is kept up until `close` or the end of the process."""
+
+    closes_first = True
 
     def __init__(
         self,
@@ -135,6 +138,7 @@ class Registration:
         """
         self._thread = threading.Thread(target=self._run, name="meshlib-registration", daemon=True)
         self._thread.start()
+        close_at_exit(self)
         self._answered.wait(wait_s)
         if self._refusal is not None:
             self.close()

@@ -1,0 +1,362 @@
+"""What a `Mesh` does of itself: starting and stopping, publishing views, and answering who asks for a target."""
+
+import logging
+import os
+import threading
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, Final
+
+from meshlib.errors import BootstrapError, MeshError, RoutingError, UnavailableError
+from meshlib.events import Event, Hook
+from meshlib.model.snapshot import ConfigFault, Snapshot, TargetConfig
+from meshlib.ports import Clock, Rng
+from meshlib.routing.table import RouteTable
+from meshlib.runtime import clock as clocks
+from meshlib.runtime import fork
+from meshlib.runtime.control import ControlPlane
+from meshlib.runtime.exit import close_at_exit
+from meshlib.runtime.server_link import OpenStream
+from meshlib.runtime.state_store import StateStore, default_directory
+from meshlib.runtime.wait import Waiters
+from meshlib.view import TargetView, View, build_view
+from meshlib.xds.bootstrap import Bootstrap, parse_bootstrap
+from meshlib.xds.names import listener_name
+
+__all__ = ["FIRST_USE_TIMEOUT_S", "MeshEngine", "read_text"]
+
+_LOG = logging.getLogger(__name__)
+
+FIRST_USE_TIMEOUT_S: Final = 15.0
+"""Envoy's and gRPC's time for a first resource."""
+MAX_NAMES: Final = 10_000
+"""Authorities whose listener name is remembered: a client that makes up host names must not grow without end."""
+
+
+class MeshEngine:
+    """The base of `Mesh`; its attributes and errors are described there."""
+
+    closes_first = False
+
+    def __init__(
+        self,
+        bootstrap: "Bootstrap | Mapping[str, Any] | str | os.PathLike[str]",
+        *,
+        state_dir: "str | os.PathLike[str] | None" = None,
+        guard_unsafe: bool = True,
+        first_use_timeout_s: float = FIRST_USE_TIMEOUT_S,
+        clock: Clock = clocks.monotonic,
+        rng: Rng | None = None,
+        open_stream: OpenStream | None = None,
+    ) -> None:
+        # Fixed at creation.
+        self.clock = clock
+        self.rng = rng if rng is not None else clocks.system_rng()
+        self.guard_unsafe = guard_unsafe
+        self.is_disabled = os.environ.get("MESHLIB_DISABLE", "") == "1"
+        self._first_use_timeout_s = first_use_timeout_s
+        self._state_dir = _state_directory(state_dir)
+        self._open_stream = open_stream
+        # Guarded by the lock.
+        self._lock = threading.Lock()
+        self._bootstrap: Bootstrap | None = None
+        self._path: Path | None = None
+        if isinstance(bootstrap, Bootstrap):
+            self._bootstrap = bootstrap
+        elif isinstance(bootstrap, Mapping):
+            self._bootstrap = parse_bootstrap(bootstrap, origin="dict")
+        else:
+            self._path = Path(bootstrap)
+        self._control: ControlPlane | None = None
+        self._is_closed = False
+        self._hooks: tuple[Hook, ...] = ()
+        self._bad_hooks: set[int] = set()
+        # One assignment each, read by everyone.
+        self._is_dormant = True
+        self._needs_rebuild = False
+        self._view = View(Snapshot(), {}, {})
+        self._names: dict[str, str] = {}
+        self._waiters = Waiters()
+
+    # Life.
+
+    def start(self) -> None:
+        """Connect in the background; returns at once. Called by the first use otherwise. May follow `close`.
+
+        Raises:
+            BootstrapError: The bootstrap file cannot be read or is not valid.
+            ConfigError: The bootstrap asks for what is not supported.
+        """
+        if self.is_disabled:
+            self._is_dormant = False
+            return
+        with self._lock:
+            if self._needs_rebuild:
+                # After a fork: the states in the old view belong to calls and locks of another process.
+                self._view = build_view(self._view.snapshot, None, now=self.clock())
+                self._needs_rebuild = False
+            control = self._control
+            if control is None:
+                control = self._control = self._make_control(self._loaded())
+                fork.register(self)
+                close_at_exit(self)
+            self._is_closed = False
+            control.start()
+            self._is_dormant = False
+
+    def close(self) -> None:
+        """End the stream and the thread, and write the copy on disk. Safe to call twice."""
+        with self._lock:
+            control = self._control
+            self._is_closed = self._is_dormant = True
+        if control is not None:
+            control.close()
+        self._waiters.notify()
+
+    def __repr__(self) -> str:
+        state = "disabled" if self.is_disabled else "closed" if self._is_closed else repr(self._view)
+        return f"<Mesh {state}>"
+
+    @property
+    def bootstrap(self) -> Bootstrap:
+        """The bootstrap; reads its file the first time.
+
+        Raises:
+            BootstrapError: The file cannot be read or is not valid.
+        """
+        with self._lock:
+            return self._loaded()
+
+    # What clients and servers ask.
+
+    @property
+    def view(self) -> View:
+        """The current view; read it once per call."""
+        if self._is_dormant:
+            self._wake()
+        return self._view
+
+    def target(self, authority: str) -> TargetView | None:
+        """Return the target of an authority if it is known and usable right now; never blocks.
+
+        Raises:
+            RoutingError: The management server says that it does not exist.
+            UnavailableError: Its configuration cannot be used, or the mesh is closed.
+        """
+        if self._is_dormant:
+            self._wake()
+        name = self._names.get(authority)
+        return self._usable(self._name(authority) if name is None else name)
+
+    def wait_target(self, authority: str, timeout_s: float | None = None) -> TargetView:
+        """Subscribe to a target if need be, and wait until it is usable; None: the mesh's default time.
+
+        Raises:
+            RoutingError: The management server says that it does not exist.
+            UnavailableError: It was not there in time; the text says what is missing and how the server is.
+        """
+        name, timeout_s = self._subscribe(authority, timeout_s)
+        found = self._waiters.wait(lambda: self._usable(name), timeout_s, self.clock)
+        if found is None:
+            raise self.not_ready(f"service {authority!r}", name, timeout_s)
+        return found
+
+    async def wait_target_async(self, authority: str, timeout_s: float | None = None) -> TargetView:
+        """As `wait_target`, without blocking the event loop."""
+        name, timeout_s = self._subscribe(authority, timeout_s)
+        found = await self._waiters.wait_async(lambda: self._usable(name), timeout_s, self.clock)
+        if found is None:
+            raise self.not_ready(f"service {authority!r}", name, timeout_s)
+        return found
+
+    def wait_ready(self, *services: str, timeout_s: float | None = None) -> None:
+        """Subscribe to services and wait until all of them are usable, so that no first call has to.
+
+        Services that do not exist yet are waited for too: processes of a mesh start in any order.
+
+        Args:
+            *services: As written in URLs and targets, e.g. `checkout` or `checkout:8080`. None given: all that were
+                used so far.
+            timeout_s: For all of them together; None: the mesh's default.
+
+        Raises:
+            RoutingError: The time is over, and one does not exist.
+            UnavailableError: One was not there in time, or cannot be used.
+        """
+        limit_s = self._first_use_timeout_s if timeout_s is None else timeout_s
+        deadline = self.clock() + limit_s
+        for service in services:
+            self._subscribe(service, None, keep=True)
+        names = [self._name(service) for service in services] or sorted(self._running().targets)
+        for name in names:
+            remaining_s = max(0.0, deadline - self.clock())
+            found = self._waiters.wait(lambda name=name: self._ready(name), remaining_s, self.clock)  # type: ignore[misc]
+            if found is None and self._usable(name) is None:
+                raise self.not_ready(f"target {name!r}", name, limit_s)
+
+    def emit(self, event: Event) -> None:
+        """Hand an event to the hooks; never raises."""
+        for hook in self._hooks:
+            try:
+                hook(event)
+            except Exception:
+                if id(hook) not in self._bad_hooks:
+                    self._bad_hooks.add(id(hook))
+                    _LOG.exception("hook %r failed; further failures of it are not reported", hook)
+
+    def add_hook(self, hook: Hook) -> None:
+        """Have a function called with every event. It runs where the event happens, so it must be quick."""
+        with self._lock:
+            self._hooks = (*self._hooks, hook)
+
+    # For the control thread.
+
+    def publish(self, snapshot: Snapshot) -> None:
+        """Take a snapshot into use. Called by the control thread."""
+        try:
+            view = build_view(snapshot, self._view, now=self.clock())
+        except ValueError:
+            # Decoding should have refused it. Until it does: the target at fault fails, the others are updated.
+            view = build_view(_without_broken_targets(snapshot), self._view, now=self.clock())
+        self._view = view
+
+    def tick(self, now: float) -> None:
+        """Do periodic work. Called by the control thread."""
+        for event in self._view.sweep(now, self.rng):
+            self.emit(event)
+
+    def changed(self) -> None:
+        """Have everyone who waits look again. Called by the control thread."""
+        self._waiters.notify()
+
+    # Fork.
+
+    def before_fork(self) -> None:
+        """Stand still. Called by the fork hooks."""
+        if self._control is not None:
+            self._control.before_fork()
+
+    def after_fork_in_parent(self) -> None:
+        """Go on. Called by the fork hooks."""
+        if self._control is not None:
+            self._control.after_fork_in_parent()
+
+    def after_fork_in_child(self) -> None:
+        """Start again on first use. Called by the fork hooks."""
+        self._lock = threading.Lock()
+        self._waiters = Waiters()
+        self._is_dormant = True
+        self._needs_rebuild = True
+        if self._control is not None:
+            self._control.after_fork_in_child()
+
+    # Parts of the above.
+
+    def _wake(self) -> None:
+        if self._is_closed:
+            raise UnavailableError("the mesh is closed")
+        self.start()
+
+    def _running(self) -> ControlPlane:
+        if self._is_dormant:
+            self._wake()
+        if self._control is None:
+            raise UnavailableError("the mesh is disabled (MESHLIB_DISABLE=1): it knows no services")
+        return self._control
+
+    def _name(self, authority: str) -> str:
+        # gRPC targets with an authority of their own (`xds://authority/name`) come as they are.
+        xds_authority, _, path = authority.removeprefix("xds://").partition("/")
+        if path and authority.startswith("xds://"):
+            name = listener_name(self.bootstrap, path, xds_authority=xds_authority)
+        else:
+            name = listener_name(self.bootstrap, authority)
+        self._names[authority] = name
+        if len(self._names) > MAX_NAMES:
+            self._names = {authority: name}
+        return name
+
+    def _ready(self, name: str) -> TargetView | None:
+        found = self._view.targets.get(name)
+        return None if isinstance(found, ConfigFault) else found
+
+    def _usable(self, name: str) -> TargetView | None:
+        found = self._view.targets.get(name)
+        if isinstance(found, ConfigFault):
+            if found.is_absent:
+                raise RoutingError(found.message, flag="NR", resource=name)
+            raise UnavailableError(found.message, resource=name)
+        return found
+
+    def _subscribe(self, authority: str, timeout_s: float | None, *, keep: bool = False) -> tuple[str, float]:
+        control = self._running()
+        name = self._name(authority)
+        control.watch(targets=frozenset((name,)), keep=keep)
+        return name, self._first_use_timeout_s if timeout_s is None else timeout_s
+
+    def not_ready(self, what: str, name: str, timeout_s: float) -> MeshError:
+        """Return the error for something that was waited for in vain: what is missing, and how the server is."""
+        control = self._control
+        if self._is_closed or control is None:
+            return UnavailableError("the mesh is closed", resource=name)
+        missing = ", ".join(control.waiting.get(name, (f"LDS resource {name}",)))
+        return UnavailableError(
+            f"{what} is not ready after {timeout_s:g} s: waiting for {missing}; "
+            f"{control.connection.describe(self.clock())}",
+            resource=name,
+        )
+
+    def _loaded(self) -> Bootstrap:
+        """Return the bootstrap; the lock is held."""
+        if self._bootstrap is None:
+            assert self._path is not None
+            try:
+                text = read_text(str(self._path))
+            except (OSError, UnicodeError) as error:
+                reason = getattr(error, "strerror", None) or str(error)
+                raise BootstrapError(f"bootstrap {self._path}: cannot be read: {reason}") from error
+            self._bootstrap = parse_bootstrap(text, origin=str(self._path))
+        return self._bootstrap
+
+    def _make_control(self, bootstrap: Bootstrap) -> ControlPlane:
+        store = None
+        if self._state_dir is not None:
+            store = StateStore(self._state_dir, bootstrap.node, bootstrap.servers[0])
+        return ControlPlane(
+            bootstrap,
+            self,
+            clock=self.clock,
+            wall_clock=clocks.wall,
+            rng=self.rng,
+            emit=self.emit,
+            store=store,
+            open_stream=self._open_stream,
+        )
+
+
+def _without_broken_targets(snapshot: Snapshot) -> Snapshot:
+    """Replace targets whose routes cannot be compiled by the reason."""
+    targets: dict[str, TargetConfig | ConfigFault] = {}
+    for name, config in snapshot.targets.items():
+        targets[name] = config
+        if isinstance(config, TargetConfig):
+            try:
+                RouteTable(config.listener, config.routes)
+            except ValueError as error:
+                _LOG.warning("target %s cannot be used: %s", name, error)
+                targets[name] = ConfigFault(f"RDS: {config.routes.name}", f"RDS resource {error}")
+    return replace(snapshot, targets=targets)
+
+
+def read_text(path: str) -> str:
+    return Path(path).read_text("utf-8")
+
+
+def _state_directory(given: "str | os.PathLike[str] | None") -> Path | None:
+    """Return where the copy goes; None: nowhere."""
+    if given is None:
+        given = os.environ.get("MESHLIB_STATE_DIR")
+    if given is None:
+        return default_directory()
+    return Path(given) if os.fspath(given) else None

@@ -1,0 +1,194 @@
+"""A mesh against the real xds-server, in a process of its own."""
+
+import multiprocessing
+import re
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from meshlib import Mesh
+from meshlib.errors import RoutingError
+from meshlib.events import CertificateRotated, Event
+from meshlib.model.secret import TlsCertificate
+from meshlib.runtime.certificates import describe
+from meshlib.view import ClusterState
+
+RULES = """\
+apiVersion: networking.istio.io/v1
+kind: DestinationRule
+metadata: {name: checkout}
+spec:
+  host: checkout
+  subsets:
+  - {name: v1, labels: {version: v1}}
+  - {name: v2, labels: {version: v2}}
+---
+apiVersion: security.istio.io/v1
+kind: PeerAuthentication
+metadata: {name: default}
+spec: {mtls: {mode: STRICT}}
+---
+"""
+SPLIT = """\
+apiVersion: networking.istio.io/v1
+kind: VirtualService
+metadata: {name: checkout}
+spec:
+  hosts: [checkout]
+  http:
+  - route:
+    - {destination: {host: checkout, subset: %s}}
+"""
+
+
+class Server:
+    """Attributes:
+    addresses: `xds`, `secure`, `admin` (without `http://`).
+    """
+
+    def __init__(self, directory: Path, *options: str) -> None:
+        self.directory = directory
+        self._options = options
+        self.addresses = {"xds": "127.0.0.1:0", "secure": "127.0.0.1:0", "admin": "127.0.0.1:0"}
+        self._process: subprocess.Popen[str] | None = None
+
+    def start(self) -> None:
+        names = {"xds": "--listen", "secure": "--secure-listen", "admin": "--admin"}
+        listen = [part for name, option in names.items() for part in (option, self.addresses[name])]
+        command = ["serve", "config", "--state-dir", "state", "--debounce-ms", "20", *listen, *self._options]
+        self._process = subprocess.Popen(
+            [sys.executable, "-m", "xds_server", *command],
+            cwd=self.directory,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.DEVNULL,
+            text=True,
+        )
+        assert self._process.stdout is not None
+        line = self._process.stdout.readline()
+        found = dict(re.findall(r"(xds|secure|admin)=(\S+)", line))
+        assert found, line
+        self.addresses = {name: address.removeprefix("http://") for name, address in found.items()}
+
+    def stop(self) -> None:
+        if self._process is not None:
+            self._process.kill()
+            self._process.communicate()
+            self._process = None
+
+    def bootstrap(self, node_id: str, service_account: str) -> Path:
+        token, path = self.directory / f"{node_id}.token", self.directory / f"{node_id}.json"
+        self._run("token", "--service-account", service_account, "--output", str(token))
+        options = ["--secure", self.addresses["secure"], "--admin", self.addresses["admin"]]
+        path.write_text(self._run("bootstrap", "--node-id", node_id, *options, "--token-file", str(token)))
+        return path
+
+    def write(self, name: str, text: str) -> None:
+        (self.directory / "config" / name).write_text(text)
+
+    def _run(self, command: str, *options: str) -> str:
+        done = subprocess.run(
+            [sys.executable, "-m", "xds_server", command, "--state-dir", "state", *options],
+            cwd=self.directory,
+            check=True,
+            capture_output=True,
+            text=True,
+        )
+        return done.stdout
+
+
+@pytest.fixture
+def server(tmp_path: Path) -> Iterator[Server]:
+    (tmp_path / "config").mkdir()
+    result = Server(tmp_path, "--cert-ttl", "4s")
+    result.write("rules.yaml", RULES)
+    result.write("split.yaml", SPLIT % "v1")
+    result.start()
+    yield result
+    result.stop()
+
+
+def eventually(look: Callable[[], bool], timeout_s: float = 15.0) -> None:
+    deadline = time.monotonic() + timeout_s
+    while not look():
+        assert time.monotonic() < deadline, "did not happen in time"
+        time.sleep(0.02)
+
+
+def ports(mesh: Mesh, subset: str) -> list[int]:
+    state = mesh.view.clusters.get(f"outbound|80|{subset}|checkout.default.svc.cluster.local")
+    return sorted(found.endpoint.port for found in state.states.values()) if isinstance(state, ClusterState) else []
+
+
+def test_a_service_announces_itself_and_is_found_with_its_identity(server: Server, tmp_path: Path) -> None:
+    """Registration, inbound listener with mTLS, routes, endpoints; then rotation, a change, and the server's restart."""
+    events: list[Event] = []
+    with Mesh(server.bootstrap("checkout-1", "checkout"), state_dir=tmp_path / "disk") as mesh:
+        mesh.add_hook(events.append)
+        registration = mesh.register(
+            service="checkout", address="127.0.0.1:9001", labels={"version": "v1"}, service_account="checkout"
+        )
+        inbound = mesh.inbound("127.0.0.1:9001").wait_ready(10.0)
+        assert inbound.listener.tls is not None
+        assert inbound.listener.tls.require_client_certificate
+        mesh.wait_ready("checkout", timeout_s=10.0)
+        eventually(lambda: ports(mesh, "v1") == [9001])
+        leaf = mesh.view.secrets["default"].value
+        assert isinstance(leaf, TlsCertificate)
+        facts = describe(leaf.chain_pem)
+        assert facts is not None
+        assert facts.spiffe_id == "spiffe://cluster.local/ns/default/sa/checkout"
+        text = str(mesh.explain("GET", "http://checkout/orders"))
+        assert "mTLS, peer is URI exact spiffe://cluster.local/ns/default/sa/checkout" in text
+        assert "127.0.0.1:9001: unknown" in text
+        status = str(mesh.status()) + repr(mesh.dump()) + repr(mesh.view.snapshot)
+        assert "PRIVATE KEY" not in status
+
+        eventually(lambda: any(isinstance(event, CertificateRotated) for event in events))
+
+        server.stop()
+        with Mesh(tmp_path / "checkout-1.json", state_dir=tmp_path / "disk") as newcomer:
+            newcomer.wait_ready("checkout", timeout_s=10.0)
+            assert ports(newcomer, "v1") == [9001]
+        server.write("split.yaml", SPLIT % "v2")
+        server.start()
+        eventually(lambda: "outbound|80|v2|checkout.default.svc.cluster.local" in mesh.view.clusters, 30.0)
+        registration.close()
+
+
+def test_a_host_that_is_not_in_the_mesh_is_known_at_once(server: Server) -> None:
+    with Mesh.connect(server.addresses["xds"], node_id="n", state_dir="") as mesh:
+        start = time.monotonic()
+        with pytest.raises(RoutingError, match="does not exist"):
+            mesh.wait_target("nowhere.example.com")
+        assert time.monotonic() - start < 5.0
+
+
+def _child(mesh: Mesh, ready: Any, answer: Any) -> None:
+    ready.set()
+    eventually(lambda: "outbound|80|v2|checkout.default.svc.cluster.local" in mesh.view.clusters)
+    answer.put(mesh.target("checkout") is not None)
+
+
+@pytest.mark.filterwarnings("ignore:.*multi-threaded.*:DeprecationWarning")
+def test_forked_workers_get_updates_and_so_does_their_parent(server: Server) -> None:
+    context = multiprocessing.get_context("fork")
+    with Mesh.connect(server.addresses["xds"], node_id="n", state_dir="") as mesh:
+        mesh.wait_ready("checkout", timeout_s=10.0)
+        answer = context.Queue()
+        ready = [context.Event() for _ in range(3)]
+        children = [context.Process(target=_child, args=(mesh, event, answer)) for event in ready]
+        for child in children:
+            child.start()
+        for event in ready:
+            assert event.wait(10.0)
+        server.write("split.yaml", SPLIT % "v2")
+        assert [answer.get(timeout=20.0) for _ in children] == [True] * 3
+        for child in children:
+            child.join(10.0)
+            assert child.exitcode == 0
+        eventually(lambda: "outbound|80|v2|checkout.default.svc.cluster.local" in mesh.view.clusters)

@@ -1,0 +1,183 @@
+"""The control plane without its thread: what is given up, resolved and reported over time."""
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+
+from meshlib.events import CertificateRotated, Event
+from meshlib.model.snapshot import ClusterConfig, ConfigFault, Snapshot, TargetConfig
+from meshlib.protos import from_dict, message_class
+from meshlib.runtime.ads import StreamEvents
+from meshlib.runtime.control import ControlPlane
+from meshlib.testing import FakeClock, FixedRng
+from meshlib.xds.bootstrap import parse_bootstrap
+from meshlib.xds.resources import CDS, LDS
+
+RESPONSE = message_class("envoy.service.discovery.v3.DiscoveryResponse")
+HCM = "type.googleapis.com/envoy.extensions.filters.network.http_connection_manager.v3.HttpConnectionManager"
+ROUTER = "type.googleapis.com/envoy.extensions.filters.http.router.v3.Router"
+
+
+class FakeStream:
+    def send(self, data: bytes) -> None:
+        pass
+
+    def close(self) -> None:
+        pass
+
+
+class World:
+    """Attributes:
+    addresses: What each host name resolves to.
+    """
+
+    def __init__(self) -> None:
+        self.clock = FakeClock()
+        self.snapshots: list[Snapshot] = []
+        self.events: list[Event] = []
+        self.stream: StreamEvents | None = None
+        self.addresses: dict[str, tuple[str, ...]] = {}
+        bootstrap = parse_bootstrap(
+            {"xds_servers": [{"server_uri": "s:1", "channel_creds": [{"type": "insecure"}]}]}, origin="test"
+        )
+        self.control = ControlPlane(
+            bootstrap,
+            self,
+            clock=self.clock,
+            wall_clock=lambda: 0.0,
+            rng=FixedRng(0.5),
+            emit=self.events.append,
+            open_stream=self.open,
+        )
+        # Look-ups answer at once, on the thread of the test.
+        self.control._lookups.start = self.look_up  # type: ignore[method-assign]
+        self.control._begin()
+        self.spin()
+
+    def publish(self, snapshot: Snapshot) -> None:
+        self.snapshots.append(snapshot)
+
+    def tick(self, now: float) -> None:
+        pass
+
+    def changed(self) -> None:
+        pass
+
+    def open(self, server: object, events: StreamEvents) -> FakeStream:
+        self.stream = events
+        return FakeStream()
+
+    def look_up(self, host: str, answered: Callable[[tuple[str, ...], str], None]) -> None:
+        found = self.addresses.get(host, ())
+        answered(found, "" if found else "no such name")
+
+    def spin(self) -> None:
+        control = self.control
+        while control._scheduler.run(block=False) or control._is_dirty:
+            if control._is_dirty:
+                control._settle()
+
+    def pass_time(self, seconds: int) -> None:
+        for _ in range(seconds):
+            self.clock.advance(1.0)
+            self.spin()
+
+    def answer(self, type_url: str, *resources: dict[str, Any], missing: str = "") -> None:
+        """Have the server answer, after the transport took what was asked."""
+        assert self.stream is not None
+        for _ in range(5):
+            self.stream.sent()
+            self.spin()
+        response = RESPONSE(type_url=type_url, version_info="1", nonce="n")
+        for resource in resources:
+            message = from_dict(type_url.rpartition("/")[2], resource)
+            response.resources.add(type_url=type_url, value=message.SerializeToString())
+        if missing:
+            error = response.resource_errors.add()
+            error.resource_name.name, error.error_detail.code = missing, 5
+        self.stream.received(response.SerializeToString(), lambda: None)
+        self.spin()
+
+
+def listener(name: str, cluster: str) -> dict[str, Any]:
+    route = {"match": {"prefix": "/"}, "route": {"cluster": cluster}}
+    routes = {"name": "r", "virtual_hosts": [{"name": "h", "domains": ["*"], "routes": [route]}]}
+    filters = [{"name": "router", "typed_config": {"@type": ROUTER}}]
+    return {
+        "name": name,
+        "api_listener": {"api_listener": {"@type": HCM, "route_config": routes, "http_filters": filters}},
+    }
+
+
+def dns_cluster(name: str, host: str) -> dict[str, Any]:
+    address = {"socket_address": {"address": host, "port_value": 80}}
+    endpoint = {"endpoint": {"address": address}}
+    return {
+        "name": name,
+        "type": "STRICT_DNS",
+        "dns_refresh_rate": "5s",
+        "load_assignment": {"cluster_name": name, "endpoints": [{"lb_endpoints": [endpoint]}]},
+    }
+
+
+def test_hosts_that_do_not_exist_are_given_up_after_a_minute_or_two_unless_kept() -> None:
+    world = World()
+    world.control.watch(targets=frozenset(("made-up",)))
+    world.control.watch(targets=frozenset(("awaited",)), keep=True)
+    world.spin()
+    world.answer(LDS, missing="made-up")
+    world.answer(LDS, missing="awaited")
+    assert all(isinstance(target, ConfigFault) for target in world.snapshots[-1].targets.values())
+    world.pass_time(125)
+    assert world.control.targets == {"awaited"}
+    assert list(world.control.snapshot.targets) == ["awaited"]
+
+
+def test_names_of_a_dns_cluster_are_resolved_again_and_the_last_good_answer_is_kept() -> None:
+    world = World()
+    world.addresses["db.example"] = ("10.0.0.1",)
+    world.control.watch(targets=frozenset(("shop",)))
+    world.spin()
+    world.answer(LDS, listener("shop", "db"))
+    world.answer(CDS, dns_cluster("db", "db.example"))
+
+    def addresses() -> list[str]:
+        config = world.control.snapshot.clusters["db"]
+        assert isinstance(config, ClusterConfig)
+        return [endpoint.address for locality in config.assignment.localities for endpoint in locality.endpoints]
+
+    assert isinstance(world.control.snapshot.targets["shop"], TargetConfig)
+    assert addresses() == ["10.0.0.1:80"]
+    world.addresses["db.example"] = ("10.0.0.2", "10.0.0.3")
+    world.pass_time(6)
+    assert addresses() == ["10.0.0.2:80", "10.0.0.3:80"]
+    world.addresses.clear()
+    world.pass_time(6)
+    assert addresses() == ["10.0.0.2:80", "10.0.0.3:80"]
+
+
+def test_a_snapshot_is_published_once_per_change() -> None:
+    world = World()
+    world.control.watch(targets=frozenset(("shop",)))
+    world.spin()
+    world.answer(LDS, missing="shop")
+    count = len(world.snapshots)
+    world.pass_time(10)
+    world.control.watch(targets=frozenset(("shop",)))
+    world.spin()
+    assert len(world.snapshots) == count
+
+
+def test_what_goes_wrong_in_a_pass_leaves_the_last_configuration(monkeypatch: pytest.MonkeyPatch) -> None:
+    world = World()
+    world.control.watch(targets=frozenset(("shop",)))
+    world.spin()
+    world.answer(LDS, missing="shop")
+    before = world.control.snapshot
+    monkeypatch.setattr("meshlib.runtime.control.resolve", lambda facts, previous: 1 // 0)
+    world.control._is_dirty = True
+    with pytest.raises(ZeroDivisionError):
+        world.control._settle()
+    assert world.control.snapshot is before
+    assert not [event for event in world.events if isinstance(event, CertificateRotated)]
