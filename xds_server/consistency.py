@@ -37,18 +37,25 @@ def check(
 
 
 def _references(snapshot: Snapshot, group: str, secrets: frozenset[str]) -> Iterator[Finding]:
+    needed_secrets: set[str] = set()
     for type_url, resource in _all(snapshot):
         for kind, name in resource.references:
             where = f"{group}: {short_name(type_url)} {resource.name!r} names {short_name(kind)} {name!r}"
             if kind == SDS:
-                if name not in secrets:
-                    known = (
-                        f"it can be {' or '.join(sorted(secrets))}" if secrets else "start the server with --state-dir"
-                    )
-                    message = f"{where}, which this server does not issue: {known}"
+                needed_secrets.add(name)
+                if secrets and name not in secrets:
+                    message = f"{where}, which this server does not issue: it can be {' or '.join(sorted(secrets))}"
                     yield Finding(Severity.ERROR, SECRET_MISSING, message)
             elif name not in snapshot.state(kind).resources:
                 yield Finding(Severity.ERROR, NAMED_RESOURCE_MISSING, f"{where}, which does not exist")
+    if needed_secrets and not secrets:
+        # No error: connections without mTLS are not to wait for it, and those that need it fail closed.
+        names = " and ".join(sorted(needed_secrets))
+        message = (
+            f"{group}: mTLS needs the secrets {names}, and this server issues no certificates: start it with "
+            "--state-dir; until then connections that need them fail"
+        )
+        yield Finding(Severity.WARNING, SECRET_MISSING, message)
 
 
 def _secrets_and_names(snapshot: Snapshot, group: str) -> Iterator[Finding]:
