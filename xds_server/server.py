@@ -107,6 +107,7 @@ class AdsServer:
             else:
                 port = server.add_secure_port(address, credentials)
         except RuntimeError as error:
+            await server.stop(None)
             raise OSError(f"cannot listen on {address}: {error}") from error
         await server.start()
         self._servers.append(server)
