@@ -28,7 +28,6 @@ _EXPECTED = "x-envoy-expected-rq-timeout-ms"
 _COUNT = "x-envoy-attempt-count"
 _REPLACED = RETRY_HEADERS | {_EXPECTED}
 _REPLACED_WITH_COUNT = _REPLACED | {_COUNT}
-_GRPC_TIMEOUT = frozenset({"grpc-timeout"})
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,26 +97,26 @@ def without_retry_headers(head: RequestHead, *, counts_attempts: bool) -> Reques
 
 
 def written_head(
-    head: RequestHead, number: int, *, counts_attempts: bool, expected_s: float | None, left_s: float | None
+    head: RequestHead, number: int, counts_attempts: bool, expected_s: float | None, left_s: float | None
 ) -> RequestHead:
-    """Return the head of one attempt, with what concerns its number and the time left.
+    """Return the head of one attempt, with what concerns its number and the time left; itself if that is nothing.
 
     Args:
         number: 1 for the first attempt.
         counts_attempts: `x-envoy-attempt-count` is sent (the virtual host's `include_request_attempt_count`).
         expected_s: How long this attempt may take; None: no limit, then `x-envoy-expected-rq-timeout-ms` is not sent.
-        left_s: Until the call's deadline; None: none. Goes into a `grpc-timeout` that the caller wrote itself.
+        left_s: Until the call's deadline, for a `grpc-timeout` that the caller wrote itself; None: not to be touched.
     """
-    added: list[tuple[str, str]] = []
+    items = head.headers.items
     if counts_attempts:
-        added.append((_COUNT, str(number)))
-    if head.is_grpc:
+        items = (*items, (_COUNT, str(number)))
+    if not head.is_grpc:
+        if expected_s is not None:
+            items = (*items, (_EXPECTED, str(round(expected_s * 1000) or 1)))
+    else:
         if number > 1:
-            added.append(("grpc-previous-rpc-attempts", str(number - 1)))
-        if "grpc-timeout" in head.headers:
-            head = _without(head, _GRPC_TIMEOUT)
-            if left_s is not None:
-                added.append(("grpc-timeout", format_grpc_timeout(max(left_s, 0.001))))
-    elif expected_s is not None:
-        added.append((_EXPECTED, str(max(1, round(expected_s * 1000)))))
-    return with_headers(head, Headers((*head.headers.items, *added))) if added else head
+            items = (*items, ("grpc-previous-rpc-attempts", str(number - 1)))
+        if left_s is not None and "grpc-timeout" in head.headers:
+            kept = (item for item in items if item[0] != "grpc-timeout")
+            items = (*kept, ("grpc-timeout", format_grpc_timeout(max(left_s, 0.001))))
+    return head if items is head.headers.items else with_headers(head, Headers(items))

@@ -124,7 +124,8 @@ class Call(CallFacts):
         Raises:
             RuntimeError: It began already.
         """
-        self._expect(_NEW)
+        if self._state != _NEW:
+            raise self._unexpected(_NEW)
         head = self.head
         found = self.target.routes.match(head, self._rng)
         if isinstance(found, LocalReply):
@@ -158,7 +159,8 @@ class Call(CallFacts):
             if self._abort is not None:
                 return self._local(self._abort)
             return self._begin(self.match, now)
-        self._expect(_WAITING)
+        if self._state != _WAITING:
+            raise self._unexpected(_WAITING)
         return self._again(now)
 
     def finished(self, outcome: Outcome, now: float) -> Step:
@@ -167,7 +169,8 @@ class Call(CallFacts):
         Raises:
             RuntimeError: The call did not ask for one.
         """
-        self._expect(_RUNNING)
+        if self._state != _RUNNING:
+            raise self._unexpected(_RUNNING)
         state, cluster = self._held, self.cluster
         assert state is not None and cluster is not None
         began_at, number = self._attempt_at, len(self._tried)
@@ -333,14 +336,11 @@ class Call(CallFacts):
         expected_s = self._per_try_s
         if self._timeout_at is not None and (expected_s is None or self._timeout_at - now < expected_s):
             expected_s = self._timeout_at - now
-        head = written_head(
-            out,
-            len(tried),
-            counts_attempts=match.include_attempt_count,
-            expected_s=expected_s,
-            left_s=None if deadline is None else deadline - now,
-        )
-        return Attempt(len(tried), cluster, endpoint, tls, timeout_s, head)
+        # Only a request that brought a grpc-timeout has it looked for again.
+        left_s = deadline - now if self._is_asking and deadline is not None else None
+        number = len(tried)
+        head = written_head(out, number, match.include_attempt_count, expected_s, left_s)
+        return Attempt(number, cluster, endpoint, tls, timeout_s, head)
 
     def _release(self) -> None:
         """Give back the request permit, if one is held."""
@@ -430,6 +430,5 @@ class Call(CallFacts):
         self.result = result
         return Done(result, self.flag)
 
-    def _expect(self, state: int) -> None:
-        if self._state != state:
-            raise RuntimeError(f"the call is {_STATES[self._state]}, not {_STATES[state]}")
+    def _unexpected(self, state: int) -> RuntimeError:
+        return RuntimeError(f"the call is {_STATES[self._state]}, not {_STATES[state]}")
