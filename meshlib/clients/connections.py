@@ -57,7 +57,7 @@ class Http1Pool:
         connection: _Connection | None = None
         self._enter(request)
         try:
-            connection = self._take(request.url.origin)
+            connection = self._take(request)
             response = connection.handle_request(request)
         except BaseException:
             self._leave(connection, keep=False)
@@ -80,7 +80,7 @@ class Http1Pool:
                     self._waiting.remove(turn)
                     raise httpcore.PoolTimeout("all connections to the endpoint are in use")
 
-    def _take(self, origin: httpcore.Origin) -> _Connection:
+    def _take(self, request: httpcore.Request) -> _Connection:
         while True:
             with self._lock:
                 connection = self._idle.pop() if self._idle else None
@@ -91,7 +91,7 @@ class Http1Pool:
                 return connection
             self._close([connection])
         connection = _Connection(
-            origin,
+            request.url.origin,
             ssl_context=self._key.context,
             keepalive_expiry=self._keepalive_s,
             uds=self._key.unix_path,
@@ -189,7 +189,7 @@ class AsyncHttp1Pool:
             else:
                 await self._wait(request)
         try:
-            connection = await self._take(request.url.origin)
+            connection = await self._take(request)
             response = await connection.handle_async_request(request)
         except BaseException:
             await self._leave(connection, keep=False)
@@ -218,7 +218,7 @@ class AsyncHttp1Pool:
         elif self._free is not None:
             self._free += 1
 
-    async def _take(self, origin: httpcore.Origin) -> _AsyncConnection:
+    async def _take(self, request: httpcore.Request) -> _AsyncConnection:
         while self._idle:
             connection = self._idle.pop()
             if not connection.has_expired():
@@ -226,7 +226,7 @@ class AsyncHttp1Pool:
                 return connection
             await self._close([connection])
         connection = _AsyncConnection(
-            origin,
+            request.url.origin,
             ssl_context=self._key.context,
             keepalive_expiry=self._keepalive_s,
             uds=self._key.unix_path,

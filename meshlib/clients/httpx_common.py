@@ -2,9 +2,8 @@
 
 import importlib.util
 from collections.abc import AsyncIterable, Iterable, MutableMapping, Sequence
-from dataclasses import dataclass
 from functools import lru_cache
-from typing import Any, Literal, cast
+from typing import Any, Literal, NamedTuple, cast
 
 import httpcore
 import httpx
@@ -59,8 +58,7 @@ DISCARD_S = 0.02
 BROKEN = (httpcore.TimeoutException, httpcore.NetworkError, httpcore.ProtocolError)
 
 
-@dataclass(frozen=True, slots=True)
-class MeshRecord:
+class MeshRecord(NamedTuple):
     """What the mesh did for a response: `response.extensions["mesh"]`.
 
     Attributes:
@@ -97,7 +95,7 @@ def head_of(request: httpx.Request, authority: str) -> RequestHead:
     items = []
     is_grpc = False
     for raw_name, raw_value in request.headers.raw:
-        name = raw_name.lower().decode("latin-1")
+        name = _lower(raw_name)
         value = raw_value.decode("latin-1")
         if name == "host":
             host = value
@@ -173,29 +171,54 @@ def _has_h2() -> bool:
 
 
 @lru_cache(maxsize=4096)
-def _host_and_port(address: str) -> tuple[bytes, int]:
+def _origin(address: str, is_secure: bool) -> httpcore.Origin:
+    scheme = b"https" if is_secure else b"http"
     if address.startswith("unix:"):
-        return b"localhost", 80  # never resolved: the pool connects to the path
+        return httpcore.Origin(scheme, b"localhost", 80)  # never resolved: the pool connects to the path
     host, _, port = address.rpartition(":")
-    return host.strip("[]").encode("ascii"), int(port)
+    return httpcore.Origin(scheme, host.strip("[]").encode("ascii"), int(port))
+
+
+# Names of headers are few, and looking one up is quicker than making it.
+@lru_cache(maxsize=1024)
+def _lower(raw: bytes) -> str:
+    return raw.lower().decode("latin-1")
+
+
+@lru_cache(maxsize=1024)
+def _wire(name: str) -> bytes:
+    return name.encode("latin-1")
 
 
 def request_for(attempt: Attempt, request: httpx.Request, timeouts: AttemptTimeouts, key: PoolKey) -> httpcore.Request:
     """Return the request of one attempt, to one endpoint."""
     head = attempt.head
-    host, port = _host_and_port(key.address)
     extensions: dict[str, Any] = {**request.extensions, "timeout": timeouts}
     extensions.pop("target", None)  # it is in the head, where rewrites apply to it
     headers = [(b"host", _encode(head.authority))]
-    headers += [(name.encode("latin-1"), _encode(value)) for name, value in head.headers.items]
-    scheme = b"http" if key.context is None else b"https"
+    headers += [(_wire(name), _encode(value)) for name, value in head.headers.items]
     return _Request(
         head.method.encode("ascii"),
-        httpcore.URL(scheme=scheme, host=host, port=port, target=_encode(head.path)),
+        _Url(_origin(key.address, key.context is not None), _encode(head.path)),
         headers,
         cast(Any, request.stream),  # httpx types it as either kind; its client made the right one
         extensions,
     )
+
+
+class _Url(httpcore.URL):
+    """httpcore's URL, whose origin it would work out three times per request."""
+
+    def __init__(self, origin: httpcore.Origin, target: bytes) -> None:
+        self.scheme = origin.scheme
+        self.host = origin.host
+        self.port = origin.port
+        self.target = target
+        self._origin = origin
+
+    @property
+    def origin(self) -> httpcore.Origin:
+        return self._origin
 
 
 class _Request(httpcore.Request):
@@ -223,11 +246,25 @@ def _encode(text: str) -> bytes:
         return text.encode("utf-8")
 
 
+class _RawHeaders(Headers):
+    """Response headers, decoded when somebody looks at them: most calls end without."""
+
+    __slots__ = ("_raw",)
+
+    def __init__(self, raw: Sequence[tuple[bytes, bytes]]) -> None:
+        self._raw = raw
+        self._index = None
+
+    def __getattr__(self, name: str) -> Any:  # only called for what is not there yet
+        if name != "items":
+            raise AttributeError(name)
+        self.items = tuple((_lower(raw), value.decode("latin-1")) for raw, value in self._raw)
+        return self.items
+
+
 def response_of(raw: httpcore.Response) -> Response:
     """Return the outcome of an attempt whose response headers have arrived."""
-    return Response(
-        raw.status, Headers([(name.lower().decode("latin-1"), value.decode("latin-1")) for name, value in raw.headers])
-    )
+    return Response(raw.status, _RawHeaders(raw.headers))
 
 
 def response_headers(raw: httpcore.Response, outcome: Response, call: Call) -> Sequence[tuple[bytes, bytes]]:

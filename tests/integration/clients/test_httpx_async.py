@@ -216,3 +216,21 @@ async def test_backoff_is_cancelled_too(mesh, client, dead_address):
         async with asyncio.timeout(0.1):
             await client.get("http://checkout/")
     assert (mesh.held("c"), mesh.cluster("c").breaker.retries) == ((0, 0), 0)
+
+
+async def test_waiting_for_a_connection_is_in_order_and_may_be_cancelled(mesh, http_server):
+    server = http_server()
+    mesh.serve("checkout", {"c": [server.address]})
+    transport = AsyncMeshTransport(mesh, limits=httpx.Limits(max_connections=1, keepalive_expiry=4.0))
+    async with httpx.AsyncClient(transport=transport, timeout=httpx.Timeout(10, pool=5)) as client:
+        async with client.stream("GET", "http://checkout/"):
+            waiting = [asyncio.create_task(client.get("http://checkout/")) for _ in range(3)]
+            await asyncio.sleep(0.05)
+            assert mesh.held("c") == (4, 4)
+            waiting[0].cancel()
+            await asyncio.wait([waiting[0]])
+            with pytest.raises(httpx.PoolTimeout):
+                await client.get("http://checkout/", timeout=httpx.Timeout(10, pool=0.05))
+        assert [(await task).status_code for task in waiting[1:]] == [200, 200]
+    assert len(server.connections) == 2  # one, whose response was left unread, and one for the rest
+    assert mesh.held("c") == (0, 0)
