@@ -1,0 +1,84 @@
+"""Child processes that end with the test, and waiting with a deadline."""
+
+import subprocess
+import time
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import IO, Self, TypeVar
+
+T = TypeVar("T")
+POLL_S = 0.02
+
+
+def poll(question: Callable[[], T], what: str, *, timeout_s: float = 20.0) -> T:
+    """Ask until the answer is true, and return it.
+
+    Raises:
+        AssertionError: It was not in time; the text has the last answer.
+    """
+    deadline = time.monotonic() + timeout_s
+    while not (answer := question()):
+        if time.monotonic() > deadline:
+            raise AssertionError(f"waited {timeout_s:g} s in vain for {what}; the last answer was {answer!r}")
+        time.sleep(POLL_S)
+    return answer
+
+
+class Child:
+    """A process whose stderr goes into a file, and which ends with the `with` block at the latest."""
+
+    def __init__(
+        self,
+        name: str,
+        command: Sequence[str],
+        folder: Path,
+        *,
+        environment: Mapping[str, str] | None = None,
+        stdin: int | None = subprocess.DEVNULL,
+        stdout: int | None = subprocess.DEVNULL,
+    ) -> None:
+        self.name = name
+        self.log = folder / f"{name}.log"
+        with self.log.open("a") as log:
+            self.process = subprocess.Popen(
+                command, env=environment, stdin=stdin, stdout=stdout, stderr=log, text=True, bufsize=1
+            )
+
+    @property
+    def stdin(self) -> IO[str]:
+        assert self.process.stdin is not None
+        return self.process.stdin
+
+    @property
+    def stdout(self) -> IO[str]:
+        assert self.process.stdout is not None
+        return self.process.stdout
+
+    def tail(self, lines: int = 30) -> str:
+        """Return the end of what it wrote to stderr."""
+        return "\n".join(self.log.read_text(errors="replace").splitlines()[-lines:])
+
+    def check_alive(self) -> None:
+        code = self.process.poll()
+        assert code is None, f"{self.name} ended with code {code}:\n{self.tail()}"
+
+    def stop(self) -> None:
+        """End it: closed input, SIGTERM, then SIGKILL."""
+        process = self.process
+        if process.stdin is not None:
+            process.stdin.close()
+        if process.poll() is None:
+            process.terminate()
+            try:
+                process.wait(10)
+            except subprocess.TimeoutExpired:
+                process.kill()
+                process.wait()
+        if process.stdout is not None:
+            process.stdout.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.stop()
