@@ -296,6 +296,9 @@ class TargetView:
 
         Args:
             previous: Its route table is taken over when the configuration is the same.
+
+        Raises:
+            ValueError: A regex or template of a route or of its retry policy is not valid.
         """
         self.name = name
         self.config = config
@@ -312,6 +315,12 @@ class TargetView:
         else:
             self.routes = RouteTable(config.listener, config.routes)
             self._plans = {}
+            # Plans are made when a route is first used; what could fail then is to fail now.
+            for host in config.routes.virtual_hosts:
+                RetryRules.of_policy(host.retry)
+                for route in host.routes:
+                    if isinstance(route.action, RouteAction) and route.action.retry is not None:
+                        RetryRules.of_policy(route.action.retry)
 
     def __repr__(self) -> str:
         return f"TargetView({self.name!r})"
@@ -385,6 +394,24 @@ def _build_cluster(
     return ClusterState(config, now)
 
 
+def _build_target(
+    name: str,
+    config: TargetConfig | ConfigFault,
+    previous: TargetView | ConfigFault | None,
+    clusters: Mapping[str, ClusterState | ConfigFault],
+) -> TargetView | ConfigFault:
+    if isinstance(config, ConfigFault):
+        return config
+    old = previous if isinstance(previous, TargetView) else None
+    if old is not None and old.clusters is clusters and (old.config is config or old.config == config):
+        return old
+    try:
+        return TargetView(name, config, clusters, previous=old)
+    except ValueError as error:
+        # The decoders refuse what cannot be compiled; a snapshot from elsewhere must not take the other targets down.
+        return ConfigFault(f"RouteConfiguration: {config.routes.name}", f"target {name!r} cannot be used: {error}")
+
+
 def build_view(snapshot: Snapshot, previous: View | None, *, now: float) -> View:
     """Make the view of a snapshot, taking over from the view before what has not changed.
 
@@ -399,14 +426,10 @@ def build_view(snapshot: Snapshot, previous: View | None, *, now: float) -> View
     )
     if clusters == previous.clusters:
         clusters = previous.clusters  # The same objects: targets that have not changed can stay as they are.
-    targets: dict[str, TargetView | ConfigFault] = {}
-    for name, config in snapshot.targets.items():
-        old = previous.targets.get(name)
-        if isinstance(config, ConfigFault):
-            targets[name] = config
-        elif isinstance(old, TargetView):
-            same = old.clusters is clusters and (old.config is config or old.config == config)
-            targets[name] = old if same else TargetView(name, config, clusters, previous=old)
-        else:
-            targets[name] = TargetView(name, config, clusters)
-    return View(snapshot, MappingProxyType(targets), clusters)
+    targets: Mapping[str, TargetView | ConfigFault] = MappingProxyType(
+        {
+            name: _build_target(name, config, previous.targets.get(name), clusters)
+            for name, config in snapshot.targets.items()
+        }
+    )
+    return View(snapshot, targets, clusters)

@@ -1,5 +1,7 @@
 from dataclasses import replace
 
+import pytest
+
 from meshlib.balancing.round_robin import RoundRobinPicker
 from meshlib.events import HostEjected, HostUnejected
 from meshlib.model.cluster import (
@@ -12,8 +14,11 @@ from meshlib.model.cluster import (
     TransportSocketMatch,
 )
 from meshlib.model.endpoint import ClusterLoadAssignment, DropOverload, Endpoint
+from meshlib.model.matcher import HeaderMatcher, StringKind, StringMatcher
 from meshlib.model.outcome import Failure, FailureKind, Response
 from meshlib.model.request import Headers, RequestHead
+from meshlib.model.retry import RetryPolicy
+from meshlib.model.route import RegexRewrite, RouteAction, SingleCluster
 from meshlib.model.secret import ClientTls
 from meshlib.model.snapshot import ClusterConfig, ConfigFault, Snapshot
 from meshlib.resilience.outlier import OutlierDetector, Unejection
@@ -22,6 +27,7 @@ from meshlib.testing import FixedRng, SeededRng, cluster, merge, service
 from meshlib.view import ClusterState, TargetView, View, build_view
 
 RNG = SeededRng(0)
+BAD_REGEX = HeaderMatcher("x", StringMatcher(StringKind.REGEX, "("))
 TLS, OTHER_TLS = ClientTls(None, None, sni="one"), ClientTls(None, None, sni="two")
 
 
@@ -141,6 +147,20 @@ def test_aggregate_cluster_is_refused_by_name() -> None:
 
     assert isinstance(found, ConfigFault)
     assert "aggregate" in found.message
+
+
+@pytest.mark.parametrize(
+    "action",
+    [
+        RouteAction(SingleCluster("bad"), retry=RetryPolicy(frozenset({"5xx"}), retriable_headers=(BAD_REGEX,))),
+        RouteAction(SingleCluster("bad"), regex_rewrite=RegexRewrite("(", "")),
+    ],
+)
+def test_target_that_cannot_be_compiled_leaves_the_others(action: RouteAction) -> None:
+    found = view(service("good", "h:1"), service("bad", "h:2", action=action))
+
+    assert isinstance(found.targets["good"], TargetView)
+    assert isinstance(found.targets["bad"], ConfigFault)
 
 
 def test_ejected_endpoint_is_not_picked_until_the_sweep_brings_it_back() -> None:
