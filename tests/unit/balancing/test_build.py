@@ -74,9 +74,9 @@ def test_threshold_of_zero_never_panics() -> None:
     cluster = Cluster("c", EdsDiscovery("c"), panic_threshold_percent=0.0)
 
     assert shares(build(config(group(("sick", UNHEALTHY)), cluster=cluster)), 10) == {None: 10}
-    assert shares(
-        build(config(group("a", *[(f"s{i}", UNHEALTHY) for i in range(9)]), cluster=cluster)), 10
-    ) == {"a": 10}
+    assert shares(build(config(group("a", *[(f"s{i}", UNHEALTHY) for i in range(9)]), cluster=cluster)), 10) == {
+        "a": 10
+    }
 
 
 def test_load_spills_over_to_the_next_priority() -> None:
