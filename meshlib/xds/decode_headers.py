@@ -15,12 +15,11 @@ MUTATION_FIELDS: Final = frozenset(
 
 # What the router can render. The folder that renders is not known here, so the list stands twice; a test holds them
 # together.
-_PLAIN: Final = frozenset({"PROTOCOL", "ROUTE_NAME", "UPSTREAM_CLUSTER", "UPSTREAM_CLUSTER_RAW", "VIRTUAL_HOST_NAME"})
-_HEADER_OPERATORS: Final = frozenset({"REQ", "REQUEST_HEADER", "REQ_WITHOUT_QUERY", "RESP", "RESPONSE_HEADER"})
-COMMANDS: Final = _PLAIN | _HEADER_OPERATORS | {"PATH", "QUERY_PARAM"}
+_PLAIN: Final = frozenset({"PROTOCOL", "ROUTE_NAME", "UPSTREAM_CLUSTER", "UPSTREAM_CLUSTER_RAW"})
+_HEADER_OPERATORS: Final = frozenset({"REQ", "REQUEST_HEADER", "RESP", "RESPONSE_HEADER"})
+COMMANDS: Final = _PLAIN | _HEADER_OPERATORS | {"QUERY_PARAM"}
 
 _COMMAND = re.compile(r"%([A-Z0-9_]+)(?:\(([^)]*)\))?(?::([0-9]+))?%")
-_PATH_ARGUMENT = re.compile(r"(?:WQ|NQ)?(?::(?:PATH|ORIG|ORIG_OR_PATH)?)?")
 
 
 def header_mutation(message: Any, path: str, problems: Problems) -> HeaderMutation:
@@ -52,8 +51,6 @@ def format_fault(text: str) -> str:
             return f"%{name}% needs a header name in parentheses"
         if name == "QUERY_PARAM" and not argument:
             return "%QUERY_PARAM% needs a name in parentheses"
-        if name == "PATH" and not _PATH_ARGUMENT.fullmatch(argument or ""):
-            return f"%PATH({argument})% is not understood"
         position = command.end()
     return ""
 

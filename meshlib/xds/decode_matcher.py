@@ -99,8 +99,10 @@ def regex_rewrite(message: Any, path: str, problems: Problems) -> RegexRewrite:
     """Decode a RegexMatchAndSubstitute; its substitution may refer to the groups that the pattern has."""
     pattern = regex(message.pattern, join(path, "pattern"), problems)
     substitution: str = message.substitution
-    fault, groups = _regex_fault(pattern)
-    position = 0
+    pattern_fault, groups = _regex_fault(pattern)
+    if pattern_fault:
+        return RegexRewrite(pattern, substitution)
+    fault, position = "", 0
     while not fault and (position := substitution.find("\\", position)) >= 0:
         following = substitution[position + 1 : position + 2]
         if following != "\\" and not (following.isascii() and following.isdigit()):

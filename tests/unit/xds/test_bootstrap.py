@@ -1,0 +1,272 @@
+import json
+
+import pytest
+
+from meshlib.errors import BootstrapError
+from meshlib.model.endpoint import Locality
+from meshlib.protos import to_dict
+from meshlib.xds.bootstrap import (
+    AllowedGrpcService,
+    FileWatcherConfig,
+    GoogleDefaultCreds,
+    InsecureCreds,
+    JwtTokenFile,
+    ServerConfig,
+    TlsCreds,
+    load_bootstrap,
+    parse_bootstrap,
+)
+
+INSECURE = {"server_uri": "127.0.0.1:18000", "channel_creds": [{"type": "insecure"}]}
+MINIMAL = {"xds_servers": [INSECURE]}
+
+
+def parse(**changes):
+    return parse_bootstrap({**MINIMAL, **changes}, origin="test")
+
+
+def server(**changes):
+    return {"xds_servers": [{**INSECURE, **changes}]}
+
+
+def test_the_least_bootstrap_has_the_defaults():
+    bootstrap = parse()
+    assert bootstrap.servers == (ServerConfig("127.0.0.1:18000", InsecureCreds()),)
+    assert bootstrap.client_default_listener_resource_name_template == "%s"
+    assert bootstrap.server_listener_resource_name_template is None
+    assert bootstrap.registry_uri is None
+    assert (bootstrap.authorities, bootstrap.certificate_providers, bootstrap.allowed_grpc_services) == ({}, {}, {})
+
+
+def test_a_secure_bootstrap_as_the_server_prints_it():
+    text = json.dumps(
+        {
+            "xds_servers": [
+                {
+                    "server_uri": "127.0.0.1:18001",
+                    "channel_creds": [{"type": "tls", "config": {"ca_certificate_file": "/s/root.pem"}}],
+                    "call_creds": [{"type": "jwt_token_file", "config": {"jwt_token_file": "/s/token"}}],
+                    "server_features": ["xds_v3", 7, None],
+                }
+            ],
+            "node": {
+                "id": "orders-1",
+                "cluster": "orders",
+                "locality": {"region": "eu", "zone": "a"},
+                "metadata": {"labels": {"version": "v1"}, "n": 3},
+            },
+            "server_listener_resource_name_template": "xds.istio.io/grpc/lds/inbound/%s",
+            "meshlib": {"registry_uri": "http://127.0.0.1:18002"},
+        }
+    )
+    bootstrap = parse_bootstrap(text, origin="test")
+    assert bootstrap.servers == (
+        ServerConfig(
+            "127.0.0.1:18001",
+            TlsCreds(ca_certificate_file="/s/root.pem"),
+            (JwtTokenFile("/s/token"),),
+            frozenset({"xds_v3"}),
+        ),
+    )
+    assert bootstrap.node.locality == Locality("eu", "a")
+    assert bootstrap.registry_uri == "http://127.0.0.1:18002"
+    assert bootstrap.server_listener_resource_name_template == "xds.istio.io/grpc/lds/inbound/%s"
+
+
+def test_unknown_keys_are_ignored_everywhere():
+    bootstrap = parse_bootstrap(
+        {
+            "xds_servers": [{**INSECURE, "later": 1}],
+            "node": {"later": []},
+            "later": {"x": 1},
+            "meshlib": {"later": True},
+        },
+        origin="test",
+    )
+    assert bootstrap == parse()
+
+
+def test_the_first_known_channel_credentials_are_used():
+    creds = [{"type": "alts"}, {"type": "google_default"}, {"type": "insecure"}]
+    assert parse(**server(channel_creds=creds)).servers[0].channel_creds == GoogleDefaultCreds()
+
+
+def test_all_known_call_credentials_are_used():
+    secure = [{"type": "tls"}]
+    calls = [
+        {"type": "later"},
+        {"type": "jwt_token_file", "config": {"jwt_token_file": "a"}},
+        {"type": "jwt_token_file", "config": {"jwt_token_file": "b"}},
+    ]
+    found = parse(**server(channel_creds=secure, call_creds=calls)).servers[0].call_creds
+    assert found == (JwtTokenFile("a"), JwtTokenFile("b"))
+
+
+def test_tls_credentials_take_a_key_pair_and_an_interval():
+    config = {"certificate_file": "c", "private_key_file": "k", "refresh_interval": "1.5s"}
+    creds = parse(**server(channel_creds=[{"type": "tls", "config": config}])).servers[0].channel_creds
+    assert creds == TlsCreds("", "c", "k", 1.5)
+
+
+def test_authorities_have_defaults():
+    other = {"server_uri": "other:1", "channel_creds": [{"type": "insecure"}]}
+    authorities = {
+        "a": {},
+        "b": {
+            "client_listener_resource_name_template": "xdstp://b/l/%s",
+            "xds_servers": [other],
+            "fallback_on_reachability_only": True,
+        },
+        "": {},
+    }
+    found = parse(authorities=authorities).authorities
+    assert found["a"].listener_template == "xdstp://a/envoy.config.listener.v3.Listener/%s"
+    assert found["a"].servers == parse().servers
+    assert found["b"].servers == (ServerConfig("other:1", InsecureCreds()),)
+    assert found["b"].fallback_on_reachability_only
+    assert found[""].listener_template == "xdstp:///envoy.config.listener.v3.Listener/%s"
+
+
+def test_certificate_providers():
+    config = {"certificate_file": "c", "private_key_file": "k", "ca_certificate_file": "r", "refresh_interval": "60s"}
+    found = parse(certificate_providers={"default": {"plugin_name": "file_watcher", "config": config}})
+    assert found.certificate_providers == {"default": FileWatcherConfig("c", "k", "r", "", 60.0)}
+
+
+@pytest.mark.parametrize("key", ["spiffe_trust_bundle_map_file", "spiffe_bundle_map_file"])
+def test_a_spiffe_bundle_map_is_known_by_both_its_names(key):
+    found = parse(certificate_providers={"p": {"plugin_name": "file_watcher", "config": {key: "m"}}})
+    assert found.certificate_providers["p"].spiffe_bundle_map_file == "m"
+
+
+def test_allowed_grpc_services():
+    found = parse(allowed_grpc_services={"dns:///authz": {"channel_creds": [{"type": "insecure"}]}})
+    assert found.allowed_grpc_services == {"dns:///authz": AllowedGrpcService(InsecureCreds())}
+
+
+TLS = [{"type": "tls"}]
+
+
+@pytest.mark.parametrize(
+    ("changes", "pointer", "reason"),
+    [
+        ({"xds_servers": []}, "/xds_servers", "at least one server is required"),
+        ({"xds_servers": {}}, "/xds_servers", "must be an array, is an object"),
+        ({"xds_servers": ["x"]}, "/xds_servers/0", "must be an object, is a string"),
+        (server(server_uri=""), "/xds_servers/0/server_uri", "is required"),
+        (server(server_uri=5), "/xds_servers/0/server_uri", "must be a string, is a number"),
+        (server(channel_creds=[]), "/xds_servers/0/channel_creds", "no known creds type found"),
+        (server(channel_creds=[{"type": "alts"}]), "/xds_servers/0/channel_creds", "no known creds type found"),
+        (server(channel_creds=[{}]), "/xds_servers/0/channel_creds/0/type", "is required"),
+        (
+            server(channel_creds=[{"type": "insecure"}, {"type": "tls", "config": {"certificate_file": "c"}}]),
+            "/xds_servers/0/channel_creds/1/config",
+            "must be given together",
+        ),
+        (
+            server(channel_creds=[{"type": "tls", "config": {"refresh_interval": "5"}}]),
+            "/xds_servers/0/channel_creds/0/config/refresh_interval",
+            "must be a duration",
+        ),
+        (
+            server(channel_creds=[{"type": "tls", "config": {"refresh_interval": "0s"}}]),
+            "/xds_servers/0/channel_creds/0/config/refresh_interval",
+            "must be a duration",
+        ),
+        (
+            server(channel_creds=TLS, call_creds=[{"type": "jwt_token_file"}]),
+            "/xds_servers/0/call_creds/0/config/jwt_token_file",
+            "is required",
+        ),
+        (
+            server(call_creds=[{"type": "jwt_token_file", "config": {"jwt_token_file": "t"}}]),
+            "/xds_servers/0/call_creds",
+            "needs secure channel credentials",
+        ),
+        (server(server_features="xds_v3"), "/xds_servers/0/server_features", "must be an array, is a string"),
+        ({"node": []}, "/node", "must be an object, is an array"),
+        ({"node": {"locality": {"zone": None}}}, "/node/locality/zone", "must be a string, is null"),
+        ({"node": {"metadata": 1}}, "/node/metadata", "must be an object, is a number"),
+        ({"authorities": {"a/b~": 1}}, "/authorities/a~1b~0", "must be an object, is a number"),
+        (
+            {"authorities": {"a": {"client_listener_resource_name_template": "xdstp://b/%s"}}},
+            "/authorities/a/client_listener_resource_name_template",
+            "must start with xdstp://a/",
+        ),
+        (
+            {"authorities": {"a": {"fallback_on_reachability_only": "yes"}}},
+            "/authorities/a/fallback_on_reachability_only",
+            "must be true or false, is a string",
+        ),
+        ({"certificate_providers": {"p": {}}}, "/certificate_providers/p/plugin_name", "is required"),
+        (
+            {"certificate_providers": {"p": {"plugin_name": "vault"}}},
+            "/certificate_providers/p/plugin_name",
+            "unknown plugin 'vault'",
+        ),
+        (
+            {"certificate_providers": {"p": {"plugin_name": "file_watcher"}}},
+            "/certificate_providers/p/config",
+            "at least one of",
+        ),
+        ({"meshlib": {"registry_uri": "127.0.0.1:1"}}, "/meshlib/registry_uri", "must be an http:// or https://"),
+        ({"client_default_listener_resource_name_template": 1}, "/client_default_listener", "must be a string"),
+    ],
+)
+def test_errors_name_origin_pointer_and_reason(changes, pointer, reason):
+    with pytest.raises(BootstrapError) as caught:
+        parse_bootstrap({**MINIMAL, **changes}, origin="GRPC_XDS_BOOTSTRAP (/b.json)")
+    message = str(caught.value)
+    assert message.startswith("bootstrap GRPC_XDS_BOOTSTRAP (/b.json): at " + pointer)
+    assert reason in message
+
+
+@pytest.mark.parametrize("text", ["", "{", "[]", "nul", '{"node": {"metadata": {"x": NaN}}}', "[" * 100_000])
+def test_text_that_is_no_json_object_is_refused(text):
+    with pytest.raises(BootstrapError, match=r"bootstrap test: (not valid JSON|at /: must be an object)"):
+        parse_bootstrap(text, origin="test")
+
+
+def test_the_file_wins_over_the_text():
+    env = {"GRPC_XDS_BOOTSTRAP": "/b.json", "GRPC_XDS_BOOTSTRAP_CONFIG": "not json"}
+    read = {"/b.json": json.dumps(MINIMAL)}
+    assert load_bootstrap(env, read.__getitem__) == parse()
+
+
+def test_the_text_is_used_without_a_file():
+    assert load_bootstrap({"GRPC_XDS_BOOTSTRAP_CONFIG": json.dumps(MINIMAL)}, str) == parse()
+
+
+def test_a_file_that_cannot_be_read_is_an_error_and_the_text_is_not_tried():
+    def read(path):
+        raise FileNotFoundError(2, "No such file or directory", path)
+
+    env = {"GRPC_XDS_BOOTSTRAP": "/b.json", "GRPC_XDS_BOOTSTRAP_CONFIG": json.dumps(MINIMAL)}
+    with pytest.raises(BootstrapError, match=r"GRPC_XDS_BOOTSTRAP \(/b.json\): cannot be read: No such file"):
+        load_bootstrap(env, read)
+
+
+def test_neither_variable_is_an_error_that_names_both():
+    with pytest.raises(BootstrapError, match="GRPC_XDS_BOOTSTRAP or GRPC_XDS_BOOTSTRAP_CONFIG not defined"):
+        load_bootstrap({}, str)
+
+
+def test_the_node_message_says_who_we_are():
+    node = parse(node={"id": "n", "cluster": "c", "locality": {"zone": "z"}, "metadata": {"a": {"b": [1, None]}}}).node
+    assert to_dict(node.to_proto(user_agent_version="1.2.3")) == {
+        "id": "n",
+        "cluster": "c",
+        "locality": {"zone": "z"},
+        "metadata": {"a": {"b": [1.0, None]}},
+        "user_agent_name": "meshlib",
+        "user_agent_version": "1.2.3",
+        "client_features": ["xds.config.resource-in-sotw"],
+    }
+
+
+def test_the_node_message_of_an_empty_node_has_a_version():
+    message = parse().node.to_proto()
+    assert message.user_agent_name == "meshlib"
+    assert message.user_agent_version
+    assert not message.HasField("locality")
+    assert not message.HasField("metadata")

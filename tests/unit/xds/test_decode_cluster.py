@@ -1,0 +1,359 @@
+import pytest
+
+from meshlib.model.cluster import (
+    AggregateDiscovery,
+    CircuitBreakers,
+    Cluster,
+    DnsDiscovery,
+    EdsDiscovery,
+    LeastRequest,
+    OutlierDetection,
+    Random,
+    RoundRobin,
+    StaticDiscovery,
+)
+
+HTTP_OPTIONS = "envoy.extensions.upstreams.http.v3.HttpProtocolOptions"
+POLICIES = "envoy.extensions.load_balancing_policies."
+
+
+def value_of(decoded):
+    assert decoded.errors == ()
+    return decoded.value
+
+
+def paths_of(decoded):
+    assert decoded.value is None
+    return [error.partition(": ")[0] for error in decoded.errors]
+
+
+def hosts(*addresses):
+    endpoints = [{"endpoint": {"address": {"socket_address": {"address": a, "port_value": 80}}}} for a in addresses]
+    return {"load_assignment": {"cluster_name": "c", "endpoints": [{"lb_endpoints": endpoints}]}}
+
+
+def test_the_least_eds_cluster_has_envoys_defaults(decode_cluster):
+    assert value_of(decode_cluster()) == Cluster("c", EdsDiscovery("c"))
+
+
+def test_an_eds_cluster_with_a_service_name(decode_cluster):
+    config = {"eds_config": {"self": {}}, "service_name": "s"}
+    assert value_of(decode_cluster(eds_cluster_config=config)).discovery == EdsDiscovery("s")
+
+
+@pytest.mark.parametrize(
+    ("fields", "path"),
+    [
+        ({"eds_cluster_config": {}}, "eds_cluster_config.eds_config"),
+        ({"eds_cluster_config": {"eds_config": {"path": "/x"}}}, "eds_cluster_config.eds_config"),
+        ({"name": "xdstp://a/t/c"}, "eds_cluster_config.service_name"),
+        ({"name": ""}, "name"),
+        ({"type": "ORIGINAL_DST"}, "type"),
+        ({"type": "LOGICAL_DNS"}, "load_assignment"),
+        ({"connect_timeout": "0s"}, "connect_timeout"),
+        ({"health_checks": [{}]}, "health_checks"),
+        ({"transport_socket_matcher": {}}, "transport_socket_matcher"),
+        ({"upstream_bind_config": {}}, "upstream_bind_config"),
+        ({"lb_policy": "MAGLEV"}, "lb_policy"),
+        ({"lb_policy": "RING_HASH"}, "lb_policy"),
+        ({"lb_policy": "CLUSTER_PROVIDED"}, "lb_policy"),
+        ({"lb_policy": "LOAD_BALANCING_POLICY_CONFIG"}, "load_balancing_policy"),
+        ({"lb_subset_config": {"subset_selectors": [{"keys": ["a"]}]}}, "lb_subset_config"),
+        (
+            {"round_robin_lb_config": {"slow_start_config": {"slow_start_window": "5s"}}},
+            "round_robin_lb_config.slow_start_config",
+        ),
+        (
+            {"lb_policy": "LEAST_REQUEST", "least_request_lb_config": {"choice_count": 1}},
+            "least_request_lb_config.choice_count",
+        ),
+        (
+            {"common_lb_config": {"healthy_panic_threshold": {"value": 101}}},
+            "common_lb_config.healthy_panic_threshold.value",
+        ),
+        (
+            {"common_lb_config": {"healthy_panic_threshold": {"value": "NaN"}}},
+            "common_lb_config.healthy_panic_threshold.value",
+        ),
+        (
+            {"common_lb_config": {"zone_aware_lb_config": {"fail_traffic_on_panic": True}}},
+            "common_lb_config.zone_aware_lb_config.fail_traffic_on_panic",
+        ),
+        (
+            {"circuit_breakers": {"per_host_thresholds": [{"max_connections": 1}]}},
+            "circuit_breakers.per_host_thresholds",
+        ),
+        ({"outlier_detection": {"interval": "0s"}}, "outlier_detection.interval"),
+        ({"outlier_detection": {"max_ejection_percent": 101}}, "outlier_detection.max_ejection_percent"),
+        (
+            {"outlier_detection": {"base_ejection_time": "5s", "max_ejection_time": "1s"}},
+            "outlier_detection.max_ejection_time",
+        ),
+        ({"outlier_detection": {"enforcing_failure_percentage": 1}}, "outlier_detection.enforcing_failure_percentage"),
+        ({"outlier_detection": {"enforcing_success_rate": 100}}, "outlier_detection.enforcing_success_rate"),
+    ],
+)
+def test_what_cannot_be_honoured_is_refused(decode_cluster, fields, path):
+    assert path in paths_of(decode_cluster(**fields))
+
+
+def test_static_clusters_keep_duplicates(decode):
+    found = value_of(decode("CDS", {"name": "c", "type": "STATIC", **hosts("10.0.0.1", "10.0.0.1")}))
+    assert isinstance(found.discovery, StaticDiscovery)
+    assert [one.address for one in found.discovery.assignment.localities[0].endpoints] == ["10.0.0.1:80"] * 2
+    assert value_of(decode("CDS", {"name": "c"})).discovery.assignment.localities == ()
+
+
+def test_dns_clusters(decode):
+    strict = value_of(
+        decode("CDS", {"name": "c", "type": "STRICT_DNS", "dns_refresh_rate": "1s", **hosts("a.example", "b")})
+    )
+    assert isinstance(strict.discovery, DnsDiscovery)
+    assert (strict.discovery.logical, strict.discovery.refresh_s, strict.discovery.respect_ttl) == (False, 1.0, False)
+    assert [one.address for one in strict.discovery.assignment.localities[0].endpoints] == ["a.example:80", "b:80"]
+    logical = value_of(
+        decode("CDS", {"name": "c", "type": "LOGICAL_DNS", "respect_dns_ttl": True, **hosts("a.example")})
+    )
+    assert (logical.discovery.logical, logical.discovery.refresh_s, logical.discovery.respect_ttl) == (True, 5.0, True)
+
+
+def test_dns_clusters_that_cannot_be_used(decode):
+    two = decode("CDS", {"name": "c", "type": "LOGICAL_DNS", **hosts("a", "b")})
+    assert paths_of(two) == ["load_assignment"]
+    resolvers = decode(
+        "CDS", {"name": "c", "type": "STRICT_DNS", "dns_resolvers": [{"pipe": {"path": "/x"}}], **hosts("a")}
+    )
+    assert paths_of(resolvers) == ["dns_resolvers"]
+    names = decode("CDS", {"name": "c", "type": "STATIC", **hosts("a.example")})
+    assert paths_of(names) == ["load_assignment.endpoints[0].lb_endpoints[0].endpoint.address.socket_address.address"]
+
+
+def test_aggregate_clusters(decode, packed):
+    def aggregate(**fields):
+        config = packed("envoy.extensions.clusters.aggregate.v3.ClusterConfig", **fields)
+        kind = {"name": "envoy.clusters.aggregate", "typed_config": config}
+        return decode("CDS", {"name": "c", "cluster_type": kind, "lb_policy": "CLUSTER_PROVIDED"})
+
+    assert value_of(aggregate(clusters=["a", "b"])).discovery == AggregateDiscovery(("a", "b"))
+    assert paths_of(aggregate()) == ["cluster_type.typed_config.clusters"]
+
+
+def test_other_cluster_types_are_refused(decode, packed):
+    kind = {"name": "redis", "typed_config": packed("envoy.extensions.clusters.redis.v3.RedisClusterConfig")}
+    decoded = decode("CDS", {"name": "c", "cluster_type": kind})
+    assert decoded.errors == ("cluster_type: envoy.extensions.clusters.redis.v3.RedisClusterConfig is not supported",)
+
+
+@pytest.mark.parametrize(
+    ("fields", "expected"),
+    [
+        ({}, RoundRobin()),
+        ({"lb_policy": "RANDOM"}, Random()),
+        ({"lb_policy": "LEAST_REQUEST"}, LeastRequest()),
+        (
+            {
+                "lb_policy": "LEAST_REQUEST",
+                "least_request_lb_config": {
+                    "choice_count": 5,
+                    "active_request_bias": {"default_value": 0, "runtime_key": "k"},
+                },
+            },
+            LeastRequest(5, 0.0),
+        ),
+    ],
+)
+def test_policies_of_the_enum(decode_cluster, fields, expected):
+    assert value_of(decode_cluster(**fields)).lb_policy == expected
+
+
+def test_common_balancing_options(decode_cluster):
+    common = {"healthy_panic_threshold": {"value": 0}, "locality_weighted_lb_config": {}, "update_merge_window": "1s"}
+    decoded = decode_cluster(common_lb_config=common)
+    found = value_of(decoded)
+    assert (found.panic_threshold_percent, found.locality_weighted) == (0.0, True)
+    assert decoded.unused == ("common_lb_config.update_merge_window",)
+
+
+@pytest.fixture
+def policies(packed):
+    def make(*entries):
+        listed = [
+            {"typed_extension_config": {"name": "p", "typed_config": packed(f"{POLICIES}{name}", **fields)}}
+            for name, fields in entries
+        ]
+        return {"policies": listed}
+
+    return make
+
+
+LOCALITY = {"locality_lb_config": {"locality_weighted_lb_config": {}}}
+
+
+@pytest.mark.parametrize(
+    ("entries", "policy", "weighted"),
+    [
+        ([("round_robin.v3.RoundRobin", {})], RoundRobin(), False),
+        ([("round_robin.v3.RoundRobin", LOCALITY)], RoundRobin(), True),
+        ([("random.v3.Random", {})], Random(), False),
+        ([("least_request.v3.LeastRequest", {"choice_count": 3})], LeastRequest(3), False),
+        ([("maglev.v3.Maglev", {}), ("random.v3.Random", LOCALITY)], Random(), True),
+    ],
+)
+def test_the_first_policy_that_we_have_is_taken(decode_cluster, policies, entries, policy, weighted):
+    found = value_of(decode_cluster(load_balancing_policy=policies(*entries), lb_policy="MAGLEV"))
+    assert (found.lb_policy, found.locality_weighted) == (policy, weighted)
+
+
+def test_wrr_locality_weighs_localities_and_takes_its_inner_policy(decode_cluster, policies):
+    weighted_endpoints = ("client_side_weighted_round_robin.v3.ClientSideWeightedRoundRobin", {})
+    inner = policies(weighted_endpoints, ("round_robin.v3.RoundRobin", {}))
+    outer = policies(("wrr_locality.v3.WrrLocality", {"endpoint_picking_policy": inner}))
+    found = value_of(decode_cluster(load_balancing_policy=outer))
+    assert (found.lb_policy, found.locality_weighted) == (RoundRobin(), True)
+
+
+def test_a_list_without_a_policy_that_we_have_is_refused(decode_cluster, policies):
+    decoded = decode_cluster(load_balancing_policy=policies(("maglev.v3.Maglev", {}), ("pick_first.v3.PickFirst", {})))
+    expected = f"load_balancing_policy: no supported policy among: {POLICIES}maglev.v3.Maglev, {POLICIES}pick_first.v3.PickFirst"
+    assert decoded.errors == (expected,)
+    assert paths_of(decode_cluster(load_balancing_policy={})) == ["load_balancing_policy"]
+
+
+@pytest.mark.parametrize(
+    "entry",
+    [
+        ("least_request.v3.LeastRequest", {"enable_full_scan": True}),
+        ("least_request.v3.LeastRequest", {"selection_method": "FULL_SCAN"}),
+        ("least_request.v3.LeastRequest", {"active_request_bias": {"default_value": -1, "runtime_key": "k"}}),
+        ("round_robin.v3.RoundRobin", {"slow_start_config": {"slow_start_window": "1s"}}),
+    ],
+)
+def test_policies_that_cannot_be_honoured_are_refused(decode_cluster, policies, entry):
+    assert decode_cluster(load_balancing_policy=policies(entry)).value is None
+
+
+def test_circuit_breakers_of_both_priorities(decode_cluster):
+    thresholds = [
+        {"priority": "HIGH", "max_requests": 7},
+        {"max_connections": 1, "max_pending_requests": 2, "max_requests": 3, "max_retries": 0, "track_remaining": True},
+        {"priority": "HIGH", "max_requests": 8},
+    ]
+    decoded = decode_cluster(circuit_breakers={"thresholds": thresholds})
+    found = value_of(decoded)
+    assert found.circuit_breakers == CircuitBreakers(1, 2, 3, 0)
+    assert found.high_priority_circuit_breakers == CircuitBreakers(max_requests=7)
+    assert "circuit_breakers.thresholds[2]: is not the first of its priority" in decoded.unused
+
+
+@pytest.mark.parametrize(
+    ("budget", "expected"),
+    [({}, (20.0, 3)), ({"budget_percent": {"value": 12.5}, "min_retry_concurrency": 9}, (12.5, 9))],
+)
+def test_retry_budgets(decode_cluster, budget, expected):
+    found = value_of(decode_cluster(circuit_breakers={"thresholds": [{"retry_budget": budget}]})).circuit_breakers
+    assert (found.retry_budget_percent, found.min_retry_concurrency) == expected
+
+
+def test_outlier_detection(decode_cluster):
+    empty = decode_cluster(outlier_detection={})
+    assert value_of(empty).outlier_detection == OutlierDetection()
+    assert len(empty.unused) == 1
+    full = {
+        "consecutive_5xx": 1,
+        "enforcing_consecutive_5xx": 2,
+        "consecutive_gateway_failure": 3,
+        "enforcing_consecutive_gateway_failure": 4,
+        "consecutive_local_origin_failure": 5,
+        "enforcing_consecutive_local_origin_failure": 6,
+        "split_external_local_origin_errors": True,
+        "interval": "1s",
+        "base_ejection_time": "400s",
+        "max_ejection_time_jitter": "0.5s",
+        "max_ejection_percent": 100,
+        "always_eject_one_host": True,
+        "enforcing_success_rate": 0,
+    }
+    decoded = decode_cluster(outlier_detection=full)
+    expected = OutlierDetection(1, 2, 3, 4, 5, 6, True, 1.0, 400.0, 400.0, 0.5, 100, True)
+    assert value_of(decoded).outlier_detection == expected
+    assert decoded.unused == ()
+
+
+@pytest.mark.parametrize(
+    ("options", "expected"),
+    [
+        ({"explicit_http_config": {"http2_protocol_options": {}}}, (True, None, None)),
+        ({"explicit_http_config": {"http_protocol_options": {}}}, (False, None, None)),
+        ({"use_downstream_protocol_config": {}}, (False, None, None)),
+        (
+            {
+                "explicit_http_config": {"http2_protocol_options": {}},
+                "common_http_protocol_options": {"idle_timeout": "0s", "max_requests_per_connection": 5},
+            },
+            (True, 5, 0.0),
+        ),
+    ],
+)
+def test_protocol_options(decode_cluster, packed, options, expected):
+    found = value_of(decode_cluster(typed_extension_protocol_options={HTTP_OPTIONS: packed(HTTP_OPTIONS, **options)}))
+    assert (found.http2, found.max_requests_per_connection, found.idle_timeout_s) == expected
+
+
+def test_deprecated_protocol_options(decode_cluster):
+    found = value_of(
+        decode_cluster(
+            http2_protocol_options={},
+            max_requests_per_connection=3,
+            common_http_protocol_options={"idle_timeout": "2s"},
+        )
+    )
+    assert (found.http2, found.max_requests_per_connection, found.idle_timeout_s) == (True, 3, 2.0)
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"explicit_http_config": {"http3_protocol_options": {}}},
+        {"explicit_http_config": {"http_protocol_options": {}}, "retry_policy": {"retry_on": "5xx"}},
+        {
+            "explicit_http_config": {"http_protocol_options": {}},
+            "common_http_protocol_options": {"max_stream_duration": "1s"},
+        },
+        {"explicit_http_config": {"http_protocol_options": {}}, "http_filters": [{"name": "x"}]},
+        {},
+    ],
+)
+def test_protocol_options_that_cannot_be_honoured_are_refused(decode_cluster, packed, options):
+    decoded = decode_cluster(typed_extension_protocol_options={HTTP_OPTIONS: packed(HTTP_OPTIONS, **options)})
+    assert decoded.value is None
+
+
+def test_names_from_the_request_matter_only_with_tls(decode_cluster, packed):
+    options = packed(
+        HTTP_OPTIONS,
+        explicit_http_config={"http_protocol_options": {}},
+        upstream_http_protocol_options={"auto_sni": True},
+    )
+    fields = {"typed_extension_protocol_options": {HTTP_OPTIONS: options}}
+    place = f'typed_extension_protocol_options["{HTTP_OPTIONS}"].upstream_http_protocol_options.auto_sni'
+    assert decode_cluster(**fields).unused == (place,)
+    tls = packed("envoy.extensions.transport_sockets.tls.v3.UpstreamTlsContext")
+    assert paths_of(decode_cluster(**fields, transport_socket={"name": "tls", "typed_config": tls})) == [place]
+
+
+def test_harmless_fields_are_reported(decode_cluster):
+    decoded = decode_cluster(
+        alt_stat_name="x",
+        lrs_server={"self": {}},
+        dns_lookup_family="V4_ONLY",
+        lb_subset_config={},
+        cleanup_interval="1s",
+    )
+    assert decoded.errors == ()
+    assert set(decoded.unused) == {
+        "alt_stat_name",
+        "lrs_server",
+        "dns_lookup_family",
+        "lb_subset_config",
+        "cleanup_interval",
+    }

@@ -1,0 +1,338 @@
+import pytest
+
+from meshlib.model.matcher import Fraction, HeaderMatcher
+from meshlib.model.retry import RetryPolicy
+from meshlib.model.route import (
+    ClusterHeader,
+    ClusterWeight,
+    FaultAbort,
+    FaultDelay,
+    FaultPolicy,
+    HashPolicy,
+    MirrorPolicy,
+    RegexRewrite,
+    WeightedClusters,
+)
+
+ACTION = "virtual_hosts[0].routes[0].route"
+HTTP_FAULT = "envoy.extensions.filters.http.fault.v3.HTTPFault"
+FILTER_CONFIG = "envoy.config.route.v3.FilterConfig"
+
+
+def action_of(decoded):
+    assert decoded.errors == ()
+    return decoded.value.virtual_hosts[0].routes[0].action
+
+
+def paths_of(decoded):
+    assert decoded.value is None
+    return [error.partition(": ")[0].removeprefix(f"{ACTION}.") for error in decoded.errors]
+
+
+def weighted(*entries, **fields):
+    return {"weighted_clusters": {"clusters": list(entries), **fields}}
+
+
+def test_weights_are_kept_and_zero_weights_dropped(decode_route):
+    entries = ({"name": "a", "weight": 90}, {"name": "b", "weight": 0}, {"name": "c", "weight": 10})
+    decoded = decode_route(weighted(*entries, header_name="X-Pick", total_weight=5))
+    expected = WeightedClusters((ClusterWeight("a", 90), ClusterWeight("c", 10)), header_name="x-pick")
+    assert action_of(decoded).cluster == expected
+    assert decoded.unused == (f"{ACTION}.weighted_clusters.total_weight",)
+
+
+@pytest.mark.parametrize(
+    ("entries", "path"),
+    [
+        ([], "weighted_clusters.clusters"),
+        ([{"name": "a"}], "weighted_clusters.clusters[0].weight"),
+        ([{"name": "", "weight": 1}], "weighted_clusters.clusters[0].name"),
+        ([{"name": "a", "weight": 0}], "weighted_clusters.clusters"),
+        ([{"name": "a", "weight": 2**31}, {"name": "b", "weight": 2**31}], "weighted_clusters.clusters"),
+        ([{"name": "a", "cluster_header": "x", "weight": 1}], "weighted_clusters.clusters[0].cluster_header"),
+    ],
+)
+def test_weights_that_cannot_be_used(decode_route, entries, path):
+    assert path in paths_of(decode_route(weighted(*entries)))
+
+
+def test_the_largest_sum_of_weights(decode_route):
+    entries = ({"name": "a", "weight": 2**31}, {"name": "b", "weight": 2**31 - 1})
+    assert sum(entry.weight for entry in action_of(decode_route(weighted(*entries))).cluster.clusters) == 2**32 - 1
+
+
+def test_a_cluster_named_by_a_header(decode_route):
+    assert action_of(decode_route({"cluster_header": "X-Cluster"})).cluster == ClusterHeader("x-cluster")
+
+
+def test_everything_else_of_an_action(decode_route):
+    decoded = decode_route(
+        {
+            "timeout": "0s",
+            "idle_timeout": "1.5s",
+            "regex_rewrite": {"pattern": {"regex": "^/(a)"}, "substitution": "/\\1\\\\\\0"},
+            "host_rewrite_literal": "h",
+            "append_x_forwarded_host": True,
+            "cluster_not_found_response_code": "NOT_FOUND",
+            "priority": "HIGH",
+            "max_stream_duration": {
+                "max_stream_duration": "7s",
+                "grpc_timeout_header_max": "3s",
+                "grpc_timeout_header_offset": "1s",
+            },
+            "request_mirror_policies": [{"cluster": "m"}],
+        }
+    )
+    action = action_of(decoded)
+    assert (action.timeout_s, action.idle_timeout_s) == (0.0, 1.5)
+    assert action.regex_rewrite == RegexRewrite("^/(a)", "/\\1\\\\\\0")
+    assert (action.host_rewrite_literal, action.append_x_forwarded_host) == ("h", True)
+    assert (action.cluster_not_found_status, action.high_priority) == (404, True)
+    limits = (action.max_stream_duration_s, action.grpc_timeout_header_max_s, action.grpc_timeout_header_offset_s)
+    assert limits == (7.0, 3.0, 1.0)
+    assert action.mirrors == (MirrorPolicy("m", Fraction(100)),)
+
+
+def test_the_stream_duration_message_alone_switches_the_route_timeout_off(decode_route):
+    assert action_of(decode_route({"max_stream_duration": {}})).max_stream_duration_s == 0.0
+    assert action_of(decode_route()).max_stream_duration_s is None
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {"timeout": "5s", "max_grpc_timeout": "5s"},
+        {"timeout": "0s", "max_grpc_timeout": "0s"},
+        {"max_grpc_timeout": "15s"},
+        {"max_grpc_timeout": "1s", "max_stream_duration": {}},
+        {"grpc_timeout_offset": "1s"},
+    ],
+)
+def test_legacy_grpc_timeouts_that_change_nothing_are_accepted(decode_route, fields):
+    decoded = decode_route(fields)
+    assert decoded.errors == ()
+    assert len(decoded.unused) == 1
+
+
+@pytest.mark.parametrize(
+    ("fields", "path"),
+    [
+        ({"max_grpc_timeout": "5s"}, "max_grpc_timeout"),
+        ({"timeout": "5s", "max_grpc_timeout": "0s"}, "max_grpc_timeout"),
+        ({"timeout": "5s", "max_grpc_timeout": "5s", "grpc_timeout_offset": "1s"}, "grpc_timeout_offset"),
+        ({"cluster_specifier_plugin": "p"}, "cluster_specifier_plugin"),
+        ({"prefix_rewrite": "/a", "regex_rewrite": {"pattern": {"regex": "a"}}}, "regex_rewrite"),
+        ({"regex_rewrite": {"pattern": {"regex": "a"}, "substitution": "\\x"}}, "regex_rewrite.substitution"),
+        ({"regex_rewrite": {"pattern": {"regex": "a"}, "substitution": "a\\"}}, "regex_rewrite.substitution"),
+        ({"regex_rewrite": {"pattern": {"regex": "("}}}, "regex_rewrite.pattern.regex"),
+        ({"path_rewrite": "%REQ(a)%"}, "path_rewrite"),
+        ({"host_rewrite": "%REQ(a)%"}, "host_rewrite"),
+        ({"host_rewrite_path_regex": {"pattern": {"regex": "a"}}}, "host_rewrite_path_regex"),
+        ({"internal_redirect_policy": {}}, "internal_redirect_policy"),
+        ({"hedge_policy": {"hedge_on_per_try_timeout": True}}, "hedge_policy.hedge_on_per_try_timeout"),
+        ({"timeout": "-1s"}, "timeout"),
+        ({"request_mirror_policies": [{"cluster": ""}]}, "request_mirror_policies[0].cluster"),
+        (
+            {"request_mirror_policies": [{"cluster": "m", "cluster_header": "h"}]},
+            "request_mirror_policies[0].cluster_header",
+        ),
+        (
+            {"request_mirror_policies": [{"cluster": "m", "host_rewrite_literal": "h"}]},
+            "request_mirror_policies[0].host_rewrite_literal",
+        ),
+        ({"retry_policy": {"retry_priority": {"name": "p"}}}, "retry_policy.retry_priority"),
+        ({"retry_policy": {"per_try_idle_timeout": "1s"}}, "retry_policy.per_try_idle_timeout"),
+        (
+            {"retry_policy": {"retry_host_predicate": [{"name": "envoy.retry_host_predicates.omit_canary_hosts"}]}},
+            "retry_policy.retry_host_predicate[0]",
+        ),
+        ({"retry_policy": {"retry_back_off": {}}}, "retry_policy.retry_back_off.base_interval"),
+        ({"retry_policy": {"retry_back_off": {"base_interval": "0s"}}}, "retry_policy.retry_back_off.base_interval"),
+        (
+            {"retry_policy": {"retry_back_off": {"base_interval": "2s", "max_interval": "1s"}}},
+            "retry_policy.retry_back_off.max_interval",
+        ),
+        (
+            {"retry_policy": {"rate_limited_retry_back_off": {"reset_headers": [{"name": "a"}]}}},
+            "retry_policy.rate_limited_retry_back_off",
+        ),
+        (
+            {"retry_policy": {"retriable_headers": [{"name": "a", "safe_regex_match": {"regex": "("}}]}},
+            "retry_policy.retriable_headers[0].safe_regex_match.regex",
+        ),
+    ],
+)
+def test_what_cannot_be_honoured_is_refused(decode_route, fields, path):
+    assert paths_of(decode_route(fields)) == [path]
+
+
+def test_harmless_fields_are_reported(decode_route):
+    decoded = decode_route(
+        {
+            "upgrade_configs": [{"upgrade_type": "websocket"}],
+            "metadata_match": {},
+            "cors": {},
+            "max_internal_redirects": 3,
+            "hedge_policy": {},
+        }
+    )
+    assert decoded.errors == ()
+    names = {path.removeprefix(f"{ACTION}.") for path in decoded.unused}
+    assert names == {"upgrade_configs", "metadata_match", "cors", "max_internal_redirects", "hedge_policy"}
+
+
+def test_hash_policies(decode_route):
+    policies = [
+        {"header": {"header_name": "X-U", "regex_rewrite": {"pattern": {"regex": "(a)"}, "substitution": "\\1"}}},
+        {"cookie": {"name": "C", "ttl": "0s", "path": "/"}, "terminal": True},
+        {"connection_properties": {"source_ip": True}},
+        {"query_parameter": {"name": "q"}},
+        {"filter_state": {"key": "io.grpc.channel_id"}},
+    ]
+    decoded = decode_route({"hash_policy": policies})
+    assert action_of(decoded).hash_policies == (
+        HashPolicy("header", "x-u", regex=RegexRewrite("(a)", "\\1")),
+        HashPolicy("cookie", "C", terminal=True),
+        HashPolicy("source_ip"),
+        HashPolicy("query_parameter", "q"),
+        HashPolicy("filter_state", "io.grpc.channel_id"),
+    )
+    reason = "no cookie is made up when the request has none"
+    assert decoded.unused == tuple(f"{ACTION}.hash_policy[1].cookie.{name}: {reason}" for name in ("ttl", "path"))
+
+
+def test_a_cookie_that_is_made_up_cannot_choose_the_cluster(decode_route):
+    fields = weighted({"name": "a", "weight": 1}, use_hash_policy=True)
+    with_ttl = {**fields, "hash_policy": [{"cookie": {"name": "C", "ttl": "0s"}}]}
+    assert paths_of(decode_route(with_ttl)) == ["weighted_clusters.use_hash_policy"]
+    assert action_of(decode_route({**fields, "hash_policy": [{"cookie": {"name": "C"}}]})).cluster.use_hash_policy
+
+
+def test_retry_policies(decode_route, packed):
+    predicate = packed("envoy.extensions.retry.host.previous_hosts.v3.PreviousHostsPredicate")
+    policy = {
+        "retry_on": " 5xx, cancelled,,made-up ",
+        "num_retries": 0,
+        "per_try_timeout": "0.25s",
+        "retriable_status_codes": [404],
+        "retriable_headers": [{"name": "X-R"}],
+        "retriable_request_headers": [{"name": "X-Q", "present_match": True}],
+        "retry_back_off": {"base_interval": "0.0001s", "max_interval": "2s"},
+        "retry_host_predicate": [{"name": "p", "typed_config": predicate}],
+        "host_selection_retry_max_attempts": 5,
+    }
+    assert action_of(decode_route({"retry_policy": policy})).retry == RetryPolicy(
+        retry_on=frozenset({"5xx", "cancelled", "made-up"}),
+        num_retries=0,
+        per_try_timeout_s=0.25,
+        retriable_status_codes=(404,),
+        retriable_headers=(HeaderMatcher("x-r", True),),
+        retriable_request_headers=(HeaderMatcher("x-q", True),),
+        base_interval_s=0.001,
+        max_interval_s=2.0,
+        avoid_previous_hosts=True,
+        host_selection_attempts=5,
+    )
+
+
+def test_an_empty_retry_policy_has_envoys_defaults_and_hides_nothing(decode_route):
+    assert action_of(decode_route({"retry_policy": {}})).retry == RetryPolicy(frozenset())
+
+
+def test_the_retry_policy_of_a_virtual_host(decode_host):
+    assert decode_host(retry_policy={"retry_on": "reset"}).value.virtual_hosts[0].retry == RetryPolicy(
+        frozenset({"reset"})
+    )
+
+
+ABORT = {"abort": {"http_status": 503, "percentage": {"numerator": 100}}}
+POLICY = FaultPolicy(abort=FaultAbort(Fraction(100), 503))
+
+
+def test_fault_overrides_of_every_level(decode, packed):
+    config = {"typed_per_filter_config": {"fault": packed(HTTP_FAULT, **ABORT)}}
+    action = {"weighted_clusters": {"clusters": [{"name": "a", "weight": 1, **config}]}}
+    route = {"match": {"prefix": "/"}, "route": action, **config}
+    value = decode(
+        "RDS",
+        {"name": "rc", "virtual_hosts": [{"name": "vh", "domains": ["*"], "routes": [route], **config}], **config},
+    ).value
+    host = value.virtual_hosts[0]
+    found = (value.fault, host.fault, host.routes[0].fault, host.routes[0].action.cluster.clusters[0].fault)
+    assert found == (POLICY, POLICY, POLICY, POLICY)
+
+
+def test_faults_in_full(decode_host, packed):
+    fault = packed(
+        HTTP_FAULT,
+        delay={"fixed_delay": "0.5s", "percentage": {"numerator": 1, "denominator": "MILLION"}},
+        abort={"grpc_status": 14},
+        headers=[{"name": "X-F"}],
+        max_active_faults=3,
+        delay_percent_runtime="r",
+    )
+    decoded = decode_host(typed_per_filter_config={"f": fault})
+    assert decoded.value.virtual_hosts[0].fault == FaultPolicy(
+        delay=FaultDelay(0.5, Fraction(1, 1_000_000)),
+        abort=FaultAbort(Fraction(0), grpc_status=14),
+        headers=(HeaderMatcher("x-f", True),),
+        max_active=3,
+    )
+    assert decoded.unused == ('virtual_hosts[0].typed_per_filter_config["f"].delay_percent_runtime',)
+
+
+def test_a_wrapped_override_and_a_disabled_filter(decode_host, packed):
+    wrapped = packed(FILTER_CONFIG, config=packed(HTTP_FAULT, **ABORT))
+    assert decode_host(typed_per_filter_config={"f": wrapped}).value.virtual_hosts[0].fault == POLICY
+    for off in (
+        packed(FILTER_CONFIG, disabled=True, config=packed(HTTP_FAULT, **ABORT)),
+        packed(FILTER_CONFIG, disabled=True),
+    ):
+        found = decode_host(typed_per_filter_config={"envoy.filters.http.fault": off})
+        assert found.value.virtual_hosts[0].fault == FaultPolicy()
+
+
+def test_overrides_of_filters_that_we_do_not_have_are_reported(decode_host, packed):
+    cors = packed("envoy.extensions.filters.http.cors.v3.CorsPolicy")
+    optional = {"@type": "type.googleapis.com/google.protobuf.Struct", "value": {}}
+    configs = {"cors": cors, "later": packed(FILTER_CONFIG, is_optional=True, config=optional)}
+    decoded = decode_host(typed_per_filter_config=configs)
+    assert decoded.errors == ()
+    assert decoded.unused == (
+        'virtual_hosts[0].typed_per_filter_config["cors"]',
+        'virtual_hosts[0].typed_per_filter_config["later"].config',
+    )
+
+
+@pytest.mark.parametrize(
+    ("name", "fields"),
+    [
+        (HTTP_FAULT, {"delay": {"header_delay": {}}}),
+        (HTTP_FAULT, {"delay": {"fixed_delay": "0s"}}),
+        (HTTP_FAULT, {"delay": {}}),
+        (HTTP_FAULT, {"abort": {"header_abort": {}}}),
+        (HTTP_FAULT, {"abort": {"http_status": 199}}),
+        (HTTP_FAULT, {"abort": {"grpc_status": 17}}),
+        (HTTP_FAULT, {"upstream_cluster": "c"}),
+        (HTTP_FAULT, {"downstream_nodes": ["n"]}),
+        (HTTP_FAULT, {"response_rate_limit": {"fixed_limit": {"limit_kbps": 1}}}),
+        (FILTER_CONFIG, {}),
+        ("envoy.extensions.filters.http.rbac.v3.RBACPerRoute", {}),
+    ],
+)
+def test_overrides_that_cannot_be_honoured_are_refused(decode_host, packed, name, fields):
+    decoded = decode_host(typed_per_filter_config={"f": packed(name, **fields)})
+    assert decoded.value is None
+    assert all(error.startswith('virtual_hosts[0].typed_per_filter_config["f"]') for error in decoded.errors)
+
+
+def test_a_second_fault_filter_is_refused(decode_host, packed):
+    configs = {"f": packed(HTTP_FAULT), "g": packed(HTTP_FAULT)}
+    assert "second fault filter" in decode_host(typed_per_filter_config=configs).errors[0]
+
+
+def test_an_override_given_as_a_typed_struct(decode_host, packed):
+    struct = packed("xds.type.v3.TypedStruct", type_url=f"type.googleapis.com/{HTTP_FAULT}", value=ABORT)
+    assert decode_host(typed_per_filter_config={"f": struct}).value.virtual_hosts[0].fault == POLICY
+    bad = packed("xds.type.v3.TypedStruct", type_url=f"type.googleapis.com/{HTTP_FAULT}", value={"nope": 1})
+    assert "HTTPFault" in decode_host(typed_per_filter_config={"f": bad}).errors[0]
