@@ -8,7 +8,6 @@ from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
-
 from peers.world import World
 
 EXAMPLE = Path(__file__).resolve().parents[2] / "examples" / "canary"

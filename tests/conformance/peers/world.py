@@ -116,8 +116,9 @@ class World:
         Args:
             authority: The `Host` header, when it is not the URL's host.
         """
-        host, _, path = url.removeprefix("http://").partition("/")
-        return self.envoy.request(method, f"/{path}", authority=authority or host, headers=headers, content=content)
+        target = httpx.URL(url)  # which leaves a port 80 out, for meshlib as well
+        host, path = target.netloc.decode(), target.raw_path.decode()
+        return self.envoy.request(method, path, authority=authority or host, headers=headers, content=content)
 
     def ask_meshlib(
         self,
