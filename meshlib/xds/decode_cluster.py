@@ -35,7 +35,9 @@ from meshlib.xds.problems import Problems
 __all__ = ["decode_cluster"]
 
 AGGREGATE_TYPE: Final = "envoy.extensions.clusters.aggregate.v3.ClusterConfig"
-STATIC, STRICT_DNS, LOGICAL_DNS, EDS = 0, 1, 2, 3
+STRICT_DNS, LOGICAL_DNS, EDS = 1, 2, 3
+CUSTOM: Final = -1
+"""Stands for `cluster_type`; the others are numbers of `DiscoveryType`."""
 _TYPE_NAMES: Final = {4: "ORIGINAL_DST"}
 
 _USED: Final = frozenset(
@@ -143,7 +145,7 @@ DEFAULT_MAX_EJECTION_S: Final = 300.0
 
 def decode_cluster(message: Any, path: str, problems: Problems) -> Cluster:
     """Decode a Cluster."""
-    kind = -1 if message.HasField("cluster_type") else message.type
+    kind = CUSTOM if message.HasField("cluster_type") else message.type
     is_dns = kind in (STRICT_DNS, LOGICAL_DNS)
     used = _USED | (_DNS_USED if is_dns else frozenset())
     if message.HasField("upstream_config") and _is_http(message.upstream_config.typed_config):
@@ -190,18 +192,18 @@ def _discovery(
     message: Any, kind: int, path: str, problems: Problems
 ) -> EdsDiscovery | StaticDiscovery | DnsDiscovery | AggregateDiscovery:
     place = join(path, "load_assignment")
-    if kind in (-1, EDS) and message.HasField("load_assignment"):
+    if kind in (CUSTOM, EDS) and message.HasField("load_assignment"):
         problems.unused(place)
     match kind:
-        case -1:
+        case -1:  # CUSTOM
             return _custom(message.cluster_type, join(path, "cluster_type"), problems)
-        case 3:
+        case 3:  # EDS
             return _eds(message, path, problems)
-        case 0:
+        case 0:  # STATIC
             if not message.HasField("load_assignment"):
                 return StaticDiscovery(ClusterLoadAssignment(message.name))
             return StaticDiscovery(decode_assignment(message.load_assignment, place, problems, keep_duplicates=True))
-        case 1 | 2:
+        case 1 | 2:  # STRICT_DNS, LOGICAL_DNS
             if not message.HasField("load_assignment"):
                 problems.error(place, "is required")
             assignment = decode_assignment(message.load_assignment, place, problems, allow_names=True)

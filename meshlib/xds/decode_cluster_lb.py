@@ -16,7 +16,6 @@ LEAST_REQUEST_TYPE: Final = f"{_POLICIES}least_request.v3.LeastRequest"
 RANDOM_TYPE: Final = f"{_POLICIES}random.v3.Random"
 WRR_LOCALITY_TYPE: Final = f"{_POLICIES}wrr_locality.v3.WrrLocality"
 
-_ROUND_ROBIN, _LEAST_REQUEST, _RANDOM, _CLUSTER_PROVIDED, _POLICY_CONFIG = 0, 1, 3, 6, 7
 MAX_DEPTH: Final = 16
 """gRPC's limit for policies inside of policies."""
 
@@ -76,15 +75,15 @@ def _enum_policy(message: Any, path: str, problems: Problems) -> LbPolicy:
     policy: LbPolicy = RoundRobin()
     wanted = None
     match message.lb_policy:
-        case 0:
+        case 0:  # ROUND_ROBIN
             wanted = "round_robin_lb_config"
             _check_slow_start(message.round_robin_lb_config, join(path, wanted), problems)
-        case 1:
+        case 1:  # LEAST_REQUEST
             wanted = "least_request_lb_config"
             policy = _least_request(message.least_request_lb_config, join(path, wanted), problems)
-        case 3:
+        case 3:  # RANDOM
             policy = Random()
-        case 7:
+        case 7:  # LOAD_BALANCING_POLICY_CONFIG
             problems.error(join(path, "load_balancing_policy"), "is required with LOAD_BALANCING_POLICY_CONFIG")
         case _:
             problems.error(join(path, "lb_policy"), f"{name.name if name else message.lb_policy} is not supported")

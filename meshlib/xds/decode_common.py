@@ -38,6 +38,8 @@ MAX_DURATION_S: Final = 315_576_000_000
 
 _TYPED_STRUCTS: Final = frozenset({"xds.type.v3.TypedStruct", "udpa.type.v1.TypedStruct"})
 
+_WITH_KEYS: Final = "envoy.extensions.transport_sockets."
+
 
 def join(path: str, name: str) -> str:
     """Return the path of a field below another."""
@@ -132,7 +134,10 @@ def unpack(packed: Any, path: str, problems: Problems) -> Any:
         problems.error(path, f"its bytes are not a {any_type(packed)}")
         return None
     except (ParseError, ValueError, RecursionError) as error:
-        problems.error(path, f"is not a {any_type(packed)}: {error}")
+        kind = any_type(packed)
+        # The parser may quote what it could not read, which must not be a key.
+        reason = "" if kind.startswith(_WITH_KEYS) else f": {str(error).partition(chr(10))[0]}"
+        problems.error(path, f"is not a {kind}{reason}")
         return None
     check_constraints(message, path, problems)
     return message

@@ -271,3 +271,10 @@ def test_other_sockets_are_refused_by_name(decode_cluster, packed):
     config = packed(f"{TLS}DownstreamTlsContext")
     decoded = decode_cluster(transport_socket={"name": "tls", "typed_config": config})
     assert decoded.errors[0].startswith(f"{SOCKET}: {TLS}DownstreamTlsContext is not supported")
+
+
+def test_a_context_that_cannot_be_read_is_not_quoted(decode_cluster, packed):
+    value = {"common_tls_context": {"tls_certificates": [{"private_key": {"inline_bytes": "SECRET!"}}]}}
+    config = packed("xds.type.v3.TypedStruct", type_url=f"type.googleapis.com/{TLS}UpstreamTlsContext", value=value)
+    decoded = decode_cluster(transport_socket={"name": "tls", "typed_config": config})
+    assert decoded.errors == (f"{SOCKET}: is not a {TLS}UpstreamTlsContext",)
