@@ -68,6 +68,7 @@ class AioRpc:
         """
         invoker = self._invoker
         invoker.check_open()
+        self._rpc.cap(self._began_at)
         try:
             target = invoker.mesh.target(invoker.authority)
         except MeshError as error:
@@ -277,11 +278,12 @@ class AioRpc:
         if getattr(self, "_is_over", True) or self._flow is None:
             return
         self._is_over = True
-        flow, channel, replay, channels, clock = (
-            self._flow, self._channel, self._replay, self._channels, self._invoker.clock,
-        )  # fmt: skip
+        flow, channel, replay, native = self._flow, self._channel, self._replay, self._native
+        channels, clock = self._channels, self._invoker.clock
 
         def give_back() -> None:
+            if native is not None:
+                native.cancel()  # our callback at its end makes it a cycle, which is collected at some time only
             flow.close(clock(), grpc.StatusCode.CANCELLED.value[0])
             if channel is not None:
                 channels.release(channel)

@@ -425,12 +425,12 @@ async def _dial(loop: asyncio.AbstractEventLoop, address: str) -> socket.socket:
 
 
 def _private_folder() -> str:
-    folder = tempfile.mkdtemp(prefix="meshlib-")  # mode 0700
+    folder = tempfile.mkdtemp(prefix="meshlib-relay-")  # mode 0700
     if len(os.fsencode(folder)) <= _MAX_PATH - 8:
         return folder
     # A long TMPDIR: a unix socket's path has to fit into 108 bytes.
     os.rmdir(folder)
-    return tempfile.mkdtemp(prefix="meshlib-", dir="/tmp")
+    return tempfile.mkdtemp(prefix="meshlib-relay-", dir="/tmp")
 
 
 _relays: "weakref.WeakSet[TlsRelay]" = weakref.WeakSet()
