@@ -16,7 +16,7 @@ from starlette.routing import Route
 from xds_server.findings import finding_to_dict
 from xds_server.groups import Group
 from xds_server.hub import Hub
-from xds_server.identity import Identity
+from xds_server.identity import Identity, Speakers
 from xds_server.model import Instance, Profile
 from xds_server.publisher import Publisher
 from xds_server.registrations import describe, parse_registration
@@ -34,7 +34,8 @@ class AdminState:
     """What the pages show and the registrations change.
 
     Attributes:
-        tokens: With them an instance that has a service account must prove it.
+        tokens: With them every instance must have a service account and prove it.
+        speakers: Who may register instances of what.
         registrations_changed: Called after a change that clients must hear of.
         leases_changed: Called after every registration, renewal and removal.
     """
@@ -44,6 +45,7 @@ class AdminState:
     registry: Registry
     statistics: Statistics
     tokens: Tokens | None
+    speakers: Speakers
     registrations_changed: Callable[[], None]
     leases_changed: Callable[[], None]
 
@@ -153,9 +155,15 @@ class _Pages:
         return PlainTextResponse(self._state.statistics.exposition(), media_type="text/plain; version=0.0.4")
 
     def _authorize(self, request: Request, instance: Instance) -> None:
-        """Check that the caller is the instance's service account, if it claims one."""
-        if self._state.tokens is None or not instance.service_account:
+        """Check that the caller is the instance's service account, and may speak for its service.
+
+        Without a certificate authority nobody has an identity, and loopback is the only guard.
+        """
+        if self._state.tokens is None:
             return
+        if not instance.service_account:
+            detail = "service_account is missing: this server issues identities, so each instance must have one"
+            raise HTTPException(401, detail, {"www-authenticate": "Bearer"})
         needed = Identity(instance.namespace, instance.service_account)
         authorization = request.headers.get("authorization")
         if authorization is None:
@@ -167,6 +175,12 @@ class _Pages:
             raise HTTPException(401, str(refused), {"www-authenticate": "Bearer"}) from refused
         if identity != needed:
             raise HTTPException(403, f"the token is of service account {identity}, the registration of {needed}")
+        if not self._state.speakers.may_register(identity, instance.service):
+            raise HTTPException(
+                403,
+                f"service account {identity} may not register instances of {instance.service!r}; "
+                f"start the server with --may-register {instance.service_account}={instance.service} to allow it",
+            )
 
 
 async def _json_body(request: Request) -> object:

@@ -6,7 +6,7 @@ import logging
 import socket
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import timedelta
 from pathlib import Path
 
@@ -18,6 +18,7 @@ from xds_server.admin import AdminState, build_admin
 from xds_server.ca import CertificateAuthority, utc_now
 from xds_server.groups import Group
 from xds_server.hub import Hub
+from xds_server.identity import Speakers
 from xds_server.model import Finding, Profile, Severity
 from xds_server.publisher import Compile, Load, Publisher
 from xds_server.registrations import load_leases, save_leases
@@ -43,6 +44,7 @@ class Config:
         secure_listen: None without a state directory: the certificate authority lives there.
         cert_ttl: Lifetime of the clients' certificates.
         quiet_s: Pause after which a change of files is acted on, in seconds.
+        speakers: Who may register instances of what.
     """
 
     paths: tuple[str, ...]
@@ -54,6 +56,7 @@ class Config:
     cert_ttl: timedelta = timedelta(hours=24)
     quiet_s: float = 0.1
     admin_allow_remote: bool = False
+    speakers: Speakers = field(default_factory=Speakers)
 
 
 @dataclass(frozen=True, slots=True)
@@ -198,6 +201,7 @@ class App:
             registry=self.registry,
             statistics=self.statistics,
             tokens=self._tokens,
+            speakers=config.speakers,
             registrations_changed=self.publisher.registrations_changed,
             leases_changed=self._leases_changed.set,
         )

@@ -52,11 +52,16 @@ def serve(
     admin_allow_remote: Annotated[
         bool, typer.Option("--admin-allow-remote", help="Let --admin be an address that other machines reach.")
     ] = False,
+    may_register: Annotated[
+        list[str] | None,
+        typer.Option(help="account=service: lets a service account register instances of another service; * for all."),
+    ] = None,
     log_level: Annotated[str, typer.Option(help="debug, info, warning or error.")] = "info",
 ) -> None:
     """Serve the configuration under PATH... and follow its changes."""
     _require_extra()
     from xds_server.app import Config
+    from xds_server.identity import Speakers
     from xds_server.serving import configure_logging, run
 
     configure_logging(log_level)
@@ -67,8 +72,8 @@ def serve(
     admin_address = Address.parse(admin, "--admin")
     if not admin_address.is_loopback and not admin_allow_remote:
         raise CommandError(
-            f"--admin {admin} can be reached from other machines, and registrations without a service account need no "
-            "token; use a loopback address, or --admin-allow-remote if the network is trusted"
+            f"--admin {admin} can be reached from other machines, and its pages need no token; "
+            "use a loopback address, or --admin-allow-remote if the network is trusted"
         )
     config = Config(
         paths=tuple(paths),
@@ -80,6 +85,7 @@ def serve(
         cert_ttl=parse_duration(cert_ttl, "--cert-ttl"),
         quiet_s=debounce_ms / 1000,
         admin_allow_remote=admin_allow_remote,
+        speakers=Speakers.parse(may_register or (), "--may-register"),
     )
     asyncio.run(run(config))
 

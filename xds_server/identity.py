@@ -1,6 +1,7 @@
 """Who a client is: a service account, as Kubernetes and SPIFFE name it."""
 
 import re
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 # A DNS label (RFC 1123): what Kubernetes allows as a namespace or service account name.
@@ -50,3 +51,37 @@ class Identity:
 
     def __str__(self) -> str:
         return f"{self.namespace}/{self.service_account}"
+
+
+@dataclass(frozen=True, slots=True)
+class Speakers:
+    """Which service accounts may register instances of which services, within their namespace.
+
+    An account speaks for the service of its own name. Anything more must be granted: a workload with a certificate of
+    its own could otherwise draw the traffic of any service to itself.
+
+    Attributes:
+        grants: (service account, service); the service `*` stands for all.
+    """
+
+    grants: frozenset[tuple[str, str]] = frozenset()
+
+    @classmethod
+    def parse(cls, texts: Iterable[str], option: str) -> "Speakers":
+        """Read grants of the form `account=service`.
+
+        Raises:
+            ValueError: One is not of that form; the text names the option.
+        """
+        grants = set()
+        for text in texts:
+            account, separator, service = text.partition("=")
+            if not separator or not is_label(account) or not (service == "*" or is_label(service)):
+                raise ValueError(f"{option} {text!r} is not of the form account=service or account=*")
+            grants.add((account, service))
+        return cls(frozenset(grants))
+
+    def may_register(self, identity: Identity, service: str) -> bool:
+        """Whether an account may register instances of a service."""
+        account = identity.service_account
+        return account == service or not self.grants.isdisjoint({(account, service), (account, "*")})

@@ -6,7 +6,7 @@ from datetime import timedelta
 import httpx
 import pytest
 
-from xds_server.identity import Identity
+from xds_server.identity import Identity, Speakers
 from xds_server.model import Profile
 from xds_server.ordering import CDS
 from xds_server.tokens import Tokens
@@ -58,15 +58,37 @@ async def test_service_account_needs_its_own_token(run_server, http, tmp_path):
         assert 401 == await put(None)
         assert 403 == await put("cart")
         assert 200 == await put("checkout")
-        assert 401 == await put(None, BODY)  # nobody takes it over without the token
-        assert 403 == await put("cart", BODY | {"service_account": "cart"})
+        assert 401 == await put(None, BODY)  # an instance without an identity
+        assert 403 == await put("cart", BODY | {"service_account": "cart"})  # another's registration, another's service
         assert 401 == (await client.delete("/v1/registrations/a")).status_code
 
 
+async def test_an_account_speaks_for_other_services_only_when_that_is_granted(run_server, http, tmp_path):
+    state_dir = tmp_path / "state"
+    speakers = Speakers.parse(["deployer=checkout"], "--may-register")
+    async with run_server(state_dir=state_dir, speakers=speakers) as app, http(app) as client:
+
+        async def put(account: str) -> int:
+            token = Tokens.open(state_dir).issue(Identity("default", account), timedelta(hours=1))
+            answer = await client.put(
+                f"/v1/registrations/{account}",
+                json=BODY | {"service_account": account},
+                headers={"authorization": f"Bearer {token}"},
+            )
+            return answer.status_code
+
+        assert 403 == await put("cart")
+        assert 200 == await put("deployer")
+
+
 async def test_leases_survive_a_restart(run_server, http, tmp_path):
-    async with run_server(state_dir=tmp_path / "state") as app, http(app) as client:
-        await client.put("/v1/registrations/a", json={**BODY, "ttl_s": 60})
-        await client.put("/v1/registrations/b", json=BODY)
+    state_dir = tmp_path / "state"
+    async with run_server(state_dir=state_dir) as app, http(app) as client:
+        token = Tokens.open(state_dir).issue(Identity("default", "checkout"), timedelta(hours=1))
+        client.headers["authorization"] = f"Bearer {token}"
+        body = BODY | {"service_account": "checkout"}
+        await client.put("/v1/registrations/a", json={**body, "ttl_s": 60})
+        await client.put("/v1/registrations/b", json=body)
         before = [lease.instance for lease in app.registry.leases()]
     # Stopping waits for the file's last write.
     async with run_server(state_dir=tmp_path / "state") as app:
