@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 
     import grpc
     import httpx
+    from opentelemetry.trace import TracerProvider
 
     from meshlib.admin.explain import Explanation
     from meshlib.admin.status import MeshStatus, ResourceStatus
@@ -42,6 +43,7 @@ class Mesh(MeshEngine):
         guard_unsafe: Repeat requests that may have been processed only when that is safe.
         is_disabled: `MESHLIB_DISABLE=1`: clients send everything directly, no management server is asked.
         metrics: The standard metrics, aggregated as calls end.
+        tracing: Makes spans.
         default_inbound_address: The first announced address: it applies where a server adapter cannot tell the local
             address of a connection.
     """
@@ -56,6 +58,7 @@ class Mesh(MeshEngine):
         clock: Clock = clocks.monotonic,
         rng: Rng | None = None,
         open_stream: OpenStream | None = None,
+        tracer_provider: "TracerProvider | None" = None,
     ) -> None:
         """Make a mesh.
 
@@ -69,6 +72,7 @@ class Mesh(MeshEngine):
             clock: Monotonic seconds.
             rng: Chance, for weights and jitter; None: one of its own.
             open_stream: Opens the stream to the management server; None: over gRPC.
+            tracer_provider: Who takes spans; None: OpenTelemetry's global provider, as soon as there is one.
 
         Raises:
             BootstrapError: The dict is not a valid bootstrap.
@@ -81,6 +85,7 @@ class Mesh(MeshEngine):
             clock=clock,
             rng=rng,
             open_stream=open_stream,
+            tracer_provider=tracer_provider,
         )
         self.metrics = StandardMetrics()
         self.default_inbound_address: str | None = None

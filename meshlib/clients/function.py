@@ -39,6 +39,7 @@ from tenacity.wait import wait_base
 
 from meshlib.call import Attempt, Call, Done, Sleep, Step
 from meshlib.clients.source import MeshSource
+from meshlib.clients.tracing import attempt_scope, begin_call
 from meshlib.errors import IdentityError
 from meshlib.model.endpoint import Endpoint
 from meshlib.model.outcome import Failure, FailureKind, Outcome, Response
@@ -275,7 +276,8 @@ class _Policy:
                     return
                 filled, named = self._signature.fill(step.endpoint, step.timeout_s, args, kwargs)
                 try:
-                    value = self._function(*filled, **named)
+                    with attempt_scope(call):
+                        value = self._function(*filled, **named)
                 except Exception as error:
                     progress.raised(error)
                 else:
@@ -315,7 +317,7 @@ class _Policy:
                     return
                 filled, named = self._signature.fill(step.endpoint, step.timeout_s, args, kwargs)
                 try:
-                    with anyio.move_on_after(step.timeout_s) as scope:
+                    with attempt_scope(call), anyio.move_on_after(step.timeout_s) as scope:
                         value = await self._function(*filled, **named)
                 except Exception as error:
                     progress.raised(error)
@@ -339,15 +341,7 @@ class _Policy:
         mesh = self._mesh
         now = mesh.clock()
         known = [seconds for seconds in (self._timeout_s, remaining_s(now)) if seconds is not None]
-        return Call(
-            target,
-            self._head,
-            rng=mesh.rng,
-            now=now,
-            timeout_s=min(known, default=None),
-            guard_unsafe=mesh.guard_unsafe,
-            hook=mesh.emit,
-        )
+        return begin_call(mesh, target, self._head, now=now, timeout_s=min(known, default=None))
 
     def _direct(self) -> Endpoint:
         return Endpoint(self._service if ":" in self._service else f"{self._service}:80")

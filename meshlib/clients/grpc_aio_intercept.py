@@ -84,6 +84,7 @@ class AioInterceptors:
         invoker, method_name = self._invoker, details.method
         began_at = now = invoker.clock()
         rpc = Rpc(details.timeout, details.metadata, details.credentials, details.wait_for_ready, None)
+        rpc.cap(now)
         heads = self._heads.get(method_name)
         if heads is None:
             heads = self._heads[method_name] = HeadMaker(self._authority, method_name)

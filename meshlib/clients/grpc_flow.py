@@ -7,9 +7,10 @@ core wait for one endpoint only. Drops, limits and missing routes are final all 
 
 import contextlib
 
-from meshlib.call import Attempt, Call, Done, Sleep, Step
+from meshlib.call import Attempt, Done, Sleep, Step
 from meshlib.clients.grpc_errors import CallInfo, Refusal, refusal_of_failure, refusal_of_reply
 from meshlib.clients.source import MeshSource
+from meshlib.clients.tracing import begin_call
 from meshlib.errors import MeshError
 from meshlib.model.outcome import Failure, FailureKind, LocalReply, Outcome, Response
 from meshlib.model.request import RequestHead
@@ -54,15 +55,7 @@ class Flow:
         self._pauses = 0 if wait_for_ready else -1
         self._restarts = False
         self.deadline = None if timeout_s is None else now + timeout_s
-        self.call = Call(
-            target,
-            head,
-            rng=mesh.rng,
-            now=now,
-            timeout_s=timeout_s,
-            guard_unsafe=mesh.guard_unsafe,
-            hook=mesh.emit,
-        )
+        self.call = begin_call(mesh, target, head, now=now, timeout_s=timeout_s)
 
     def start(self, now: float) -> Step:
         """Begin."""
@@ -83,15 +76,8 @@ class Flow:
         target = self.call.target
         with contextlib.suppress(MeshError):  # gone for the moment: what it was will say why nobody answers
             target = self._mesh.target(self._authority) or target
-        self.call = Call(
-            target,
-            self._head,
-            rng=self._mesh.rng,
-            now=now,
-            timeout_s=None if self.deadline is None else self.deadline - now,
-            guard_unsafe=self._mesh.guard_unsafe,
-            hook=self._mesh.emit,
-        )
+        timeout_s = None if self.deadline is None else self.deadline - now
+        self.call = begin_call(self._mesh, target, self._head, now=now, timeout_s=timeout_s)
         if self._is_committed:
             self.call.commit()
         return self.start(now)

@@ -18,6 +18,7 @@ from meshlib.clients.grpc_flow import Flow, pause_s
 from meshlib.clients.source import MeshSource
 from meshlib.errors import MeshError, RoutingError
 from meshlib.model.outcome import Outcome
+from meshlib.runtime.context import remaining_s
 from meshlib.view import TargetView
 
 __all__ = ["AioInvoker", "Invoker", "Method", "Rpc", "SyncInvoker", "left_s", "refused"]
@@ -50,6 +51,12 @@ class Rpc:
     credentials: grpc.CallCredentials | None = None
     wait_for_ready: bool | None = None
     compression: grpc.Compression | None = None
+
+    def cap(self, now: float) -> None:
+        """Let it take no longer than the request which this process is serving meanwhile, if any."""
+        inbound_s = remaining_s(now)
+        if inbound_s is not None and (self.timeout_s is None or inbound_s < self.timeout_s):
+            self.timeout_s = inbound_s
 
 
 class Invoker(Generic[C]):
@@ -210,6 +217,7 @@ class SyncInvoker(Invoker[grpc.Channel]):
         """
         self.check_open()
         now = self.clock()
+        rpc.cap(now)
         try:
             target = self.mesh.target(self.authority)
         except MeshError as error:
@@ -235,12 +243,12 @@ class SyncInvoker(Invoker[grpc.Channel]):
             try:
                 return self.mesh.wait_target(self.authority, left_s(rpc, began_at, self.clock()))
             except MeshError as error:
-                remaining_s = left_s(rpc, began_at, self.clock())
-                if remaining_s == 0.0:
+                rest_s = left_s(rpc, began_at, self.clock())
+                if rest_s == 0.0:
                     raise refused(error, MeshRpcError, is_late=True) from error
                 if not rpc.wait_for_ready or self.is_closed:
                     raise refused(error, MeshRpcError) from error
-                time.sleep(pause_s(pauses) if remaining_s is None else min(pause_s(pauses), remaining_s))
+                time.sleep(pause_s(pauses) if rest_s is None else min(pause_s(pauses), rest_s))
                 pauses += 1
 
 
@@ -278,12 +286,12 @@ class AioInvoker(Invoker[grpc.aio.Channel]):
             try:
                 return await self.mesh.wait_target_async(self.authority, left_s(rpc, began_at, self.clock()))
             except MeshError as error:
-                remaining_s = left_s(rpc, began_at, self.clock())
-                if remaining_s == 0.0:
+                rest_s = left_s(rpc, began_at, self.clock())
+                if rest_s == 0.0:
                     raise refused(error, AioMeshRpcError, is_late=True) from error
                 if not rpc.wait_for_ready or self.is_closed:
                     raise refused(error, AioMeshRpcError) from error
-                await asyncio.sleep(pause_s(pauses) if remaining_s is None else min(pause_s(pauses), remaining_s))
+                await asyncio.sleep(pause_s(pauses) if rest_s is None else min(pause_s(pauses), rest_s))
                 pauses += 1
 
 

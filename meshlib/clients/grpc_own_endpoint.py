@@ -55,6 +55,7 @@ class OwnEndpoint:
         self.rng = mesh.rng
         self.guard_unsafe = mesh.guard_unsafe
         self.is_disabled = mesh.is_disabled
+        self.tracing = mesh.tracing
 
     @property
     def view(self) -> View:

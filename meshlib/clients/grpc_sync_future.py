@@ -21,6 +21,7 @@ from meshlib.clients.grpc_invoke import Method, Rpc, SyncInvoker
 from meshlib.clients.grpc_replay import Replay
 from meshlib.errors import IdentityError, MeshError
 from meshlib.model.outcome import Failure, FailureKind
+from meshlib.runtime.context import carry
 
 __all__ = ["MeshFuture"]
 
@@ -61,7 +62,7 @@ class MeshFuture(grpc.Call, AnyFuture):
         if known or self._invoker.is_closed:
             self._begin()
         else:
-            threading.Thread(target=self._begin, name="meshlib-grpc-future", daemon=True).start()
+            threading.Thread(target=carry(self._begin), name="meshlib-grpc-future", daemon=True).start()
 
     def _begin(self) -> None:
         try:

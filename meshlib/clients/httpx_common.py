@@ -15,6 +15,7 @@ from meshlib.clients.httpx_errors import with_record
 from meshlib.clients.pools import PoolKey
 from meshlib.clients.source import MeshSource
 from meshlib.clients.timeouts import AttemptTimeouts
+from meshlib.clients.tracing import begin_call
 from meshlib.errors import ConfigError, UnavailableError
 from meshlib.events import CallFinished
 from meshlib.model.outcome import LocalReply, Response
@@ -112,16 +113,7 @@ def head_of(request: httpx.Request, authority: str) -> RequestHead:
 def call_for(mesh: MeshSource, target: TargetView, head: RequestHead, *, replayable: bool) -> Call:
     """Begin a call. Its time is capped by that of the request which this process is serving meanwhile, if any."""
     now = mesh.clock()
-    return Call(
-        target,
-        head,
-        rng=mesh.rng,
-        now=now,
-        timeout_s=remaining_s(now),
-        replayable=replayable,
-        guard_unsafe=mesh.guard_unsafe,
-        hook=mesh.emit,
-    )
+    return begin_call(mesh, target, head, now=now, timeout_s=remaining_s(now), replayable=replayable)
 
 
 def timeouts_for(attempt: Attempt, request: httpx.Request, clock: Clock, *, replayable: bool) -> AttemptTimeouts:

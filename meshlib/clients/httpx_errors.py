@@ -8,7 +8,7 @@ import httpx
 
 from meshlib.call import Call
 from meshlib.clients.timeouts import AttemptTimeouts
-from meshlib.errors import IdentityError, MeshError, RoutingError
+from meshlib.errors import DeadlineExceeded, IdentityError, MeshError, RoutingError
 from meshlib.model.outcome import Failure, FailureKind
 from meshlib.model.request import RequestHead
 
@@ -165,4 +165,5 @@ def refusal(authority: str, error: MeshError, request: httpx.Request) -> httpx.T
             f"; {authority!r} is not in the mesh: to send such requests out directly, "
             'make the transport with passthrough="unknown"'
         )
-    return with_record(httpx.ConnectError(f"{error}{hint}", request=request), error)
+    kind = httpx.ReadTimeout if isinstance(error, DeadlineExceeded) else httpx.ConnectError
+    return with_record(kind(f"{error}{hint}", request=request), error)

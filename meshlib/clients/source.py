@@ -4,6 +4,7 @@ from typing import Protocol
 
 from meshlib.events import Event
 from meshlib.ports import Clock, Rng
+from meshlib.runtime.tracing import Tracing
 from meshlib.view import TargetView, View
 
 __all__ = ["MeshSource"]
@@ -16,12 +17,14 @@ class MeshSource(Protocol):
         clock: Monotonic seconds.
         guard_unsafe: Repeat requests that may have been processed only when that is safe.
         is_disabled: `MESHLIB_DISABLE=1`: everything goes out directly.
+        tracing: Makes spans.
     """
 
     clock: Clock
     rng: Rng
     guard_unsafe: bool
     is_disabled: bool
+    tracing: Tracing
 
     @property
     def view(self) -> View:

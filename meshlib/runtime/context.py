@@ -8,7 +8,7 @@ The trace context travels with OpenTelemetry's own context (API only), which the
 """
 
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from contextvars import ContextVar, copy_context
 from dataclasses import dataclass
 from typing import ParamSpec, TypeVar
@@ -49,7 +49,8 @@ def entered(context: InboundContext) -> Iterator[None]:
     try:
         yield
     finally:
-        _current.reset(token)
+        with suppress(ValueError):  # a generator that is dropped ends in another context, where nothing was set
+            _current.reset(token)
 
 
 def remaining_s(now: float) -> float | None:

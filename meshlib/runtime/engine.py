@@ -8,17 +8,21 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, Final
 
-from meshlib.errors import BootstrapError, MeshError, RoutingError, UnavailableError
+from opentelemetry.trace import TracerProvider
+
+from meshlib.errors import BootstrapError, DeadlineExceeded, MeshError, RoutingError, UnavailableError
 from meshlib.events import Event, Hook
 from meshlib.model.snapshot import ConfigFault, Snapshot, TargetConfig
 from meshlib.ports import Clock, Rng
 from meshlib.routing.table import RouteTable
 from meshlib.runtime import clock as clocks
 from meshlib.runtime import fork
+from meshlib.runtime.context import remaining_s
 from meshlib.runtime.control import ControlPlane
 from meshlib.runtime.exit import close_at_exit
 from meshlib.runtime.server_link import OpenStream
 from meshlib.runtime.state_store import StateStore, default_directory
+from meshlib.runtime.tracing import Tracing
 from meshlib.runtime.wait import Waiters
 from meshlib.view import TargetView, View, build_view
 from meshlib.xds.bootstrap import Bootstrap, parse_bootstrap
@@ -49,12 +53,14 @@ class MeshEngine:
         clock: Clock = clocks.monotonic,
         rng: Rng | None = None,
         open_stream: OpenStream | None = None,
+        tracer_provider: TracerProvider | None = None,
     ) -> None:
         # Fixed at creation.
         self.clock = clock
         self.rng = rng if rng is not None else clocks.system_rng()
         self.guard_unsafe = guard_unsafe
         self.is_disabled = os.environ.get("MESHLIB_DISABLE", "") == "1"
+        self.tracing = Tracing(tracer_provider)
         self._first_use_timeout_s = first_use_timeout_s
         self._state_dir = _state_directory(state_dir)
         self._open_stream = open_stream
@@ -154,6 +160,7 @@ class MeshEngine:
 
         Raises:
             RoutingError: The management server says that it does not exist.
+            DeadlineExceeded: The request that is being served meanwhile has no time left.
             UnavailableError: It was not there in time; the text says what is missing and how the server is.
         """
         name, timeout_s = self._subscribe(authority, timeout_s)
@@ -293,7 +300,9 @@ class MeshEngine:
         control = self._running()
         name = self._name(authority)
         control.watch(targets=frozenset((name,)), keep=keep)
-        return name, self._first_use_timeout_s if timeout_s is None else timeout_s
+        limit_s = self._first_use_timeout_s if timeout_s is None else timeout_s
+        inbound_s = remaining_s(self.clock())
+        return name, limit_s if inbound_s is None else min(limit_s, inbound_s)
 
     def not_ready(self, what: str, name: str, timeout_s: float) -> MeshError:
         """Return the error for something that was waited for in vain: what is missing, and how the server is."""
@@ -301,7 +310,9 @@ class MeshEngine:
         if self._is_closed or control is None:
             return UnavailableError("the mesh is closed", resource=name)
         missing = ", ".join(control.waiting.get(name, (f"LDS resource {name}",)))
-        return UnavailableError(
+        is_late = remaining_s(self.clock()) == 0.0  # of the request that is being served meanwhile
+        kind = DeadlineExceeded if is_late else UnavailableError
+        return kind(
             f"{what} is not ready after {timeout_s:g} s: waiting for {missing}; "
             f"{control.connection.describe(self.clock())}",
             resource=name,

@@ -7,11 +7,10 @@ HTTP by mistake.
 """
 
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager, suppress
+from contextlib import contextmanager, suppress
 from ipaddress import ip_address
 
 from opentelemetry import context as otel_context
-from opentelemetry import propagate
 
 from meshlib.errors import UnavailableError
 from meshlib.events import RequestServed
@@ -22,9 +21,11 @@ from meshlib.model.request import RequestHead
 from meshlib.model.snapshot import ConfigFault, InboundConfig
 from meshlib.ports import Rng
 from meshlib.routing.table import InboundTable
-from meshlib.runtime.context import InboundContext, entered
+from meshlib.runtime.context import InboundContext, current, entered
+from meshlib.runtime.tracing import report
 from meshlib.servers.peer import Peer
 from meshlib.servers.source import InboundHandle, ServerSource
+from meshlib.servers.tracing import RequestTrace, begin_trace
 
 __all__ = ["FIRST_CONFIG_TIMEOUT_S", "Inbound", "InboundRequest"]
 
@@ -102,7 +103,7 @@ class InboundRequest:
         context: What calls made while serving it inherit.
     """
 
-    __slots__ = ("_finished", "_head", "_inbound", "_peer", "_start", "context", "reply")
+    __slots__ = ("_finished", "_head", "_inbound", "_peer", "_start", "_trace", "context", "reply")
 
     def __init__(
         self,
@@ -112,11 +113,13 @@ class InboundRequest:
         reply: LocalReply | None,
         context: InboundContext,
         start: float,
+        trace: RequestTrace | None = None,
     ) -> None:
         self._inbound = inbound
         self._head = head
         self._peer = peer
         self._start = start
+        self._trace = trace
         self._finished = False
         self.reply = reply
         self.context = context
@@ -124,13 +127,21 @@ class InboundRequest:
     @contextmanager
     def entered(self) -> Iterator[None]:
         """Make the deadline, the identity and the trace context current for the application's code."""
-        with ExitStack() as stack:
-            stack.enter_context(entered(self.context))
-            headers = self._head.headers
-            if "traceparent" in headers or "baggage" in headers:
-                token = otel_context.attach(propagate.extract(dict(headers.items)))
-                stack.callback(otel_context.detach, token)
-            yield
+        trace = self._trace
+        with entered(self.context):
+            if trace is None:
+                yield
+                return
+            token = otel_context.attach(trace.context)
+            try:
+                yield
+            except Exception as error:
+                trace.failed(error)
+                raise
+            finally:
+                # A generator that is dropped ends in the context of whoever drops it, where there is nothing of ours.
+                if current() is self.context:
+                    otel_context.detach(token)
 
     def finish(self, status: int, grpc_status: int | None = None) -> None:
         """Report how it ended; only the first call counts.
@@ -142,6 +153,11 @@ class InboundRequest:
         if self._finished:
             return
         self._finished = True
+        if self._trace is not None:
+            try:
+                self._trace.end(status, grpc_status)
+            except Exception:
+                report("ending a span")
         mesh = self._inbound.mesh
         mesh.emit(
             RequestServed(
@@ -224,7 +240,13 @@ class Inbound:
                 destination_port=local[1],
             )
             reply = self._guard(self._key(local)).admit(request, peer, mesh.rng)
-        return InboundRequest(self, head, peer, reply, self._context(head, peer, now, remaining_s), now)
+        context = self._context(head, peer, now, remaining_s)
+        trace = None
+        try:
+            trace = begin_trace(mesh.tracing, head, context, remote=remote, service=self.service)
+        except Exception:
+            report("starting a span")
+        return InboundRequest(self, head, peer, reply, context, now, trace)
 
     @staticmethod
     def _context(head: RequestHead, peer: Peer, now: float, remaining_s: float | None) -> InboundContext:

@@ -6,6 +6,7 @@ from typing import Protocol
 from meshlib.events import Event
 from meshlib.model.snapshot import ConfigFault, InboundConfig
 from meshlib.ports import Clock, Rng
+from meshlib.runtime.tracing import Tracing
 from meshlib.view import View
 
 __all__ = ["InboundHandle", "RegistrationHandle", "ServerSource"]
@@ -42,6 +43,7 @@ class ServerSource(Protocol):
     Attributes:
         has_inbound: The bootstrap has a `server_listener_resource_name_template`: the mesh governs inbound requests.
         is_disabled: `MESHLIB_DISABLE=1`: requests pass untouched.
+        tracing: Makes spans.
         default_inbound_address: The first announced address: it applies where an adapter cannot tell the local address
             of a connection.
     """
@@ -49,6 +51,7 @@ class ServerSource(Protocol):
     clock: Clock
     rng: Rng
     is_disabled: bool
+    tracing: Tracing
     default_inbound_address: str | None
 
     @property

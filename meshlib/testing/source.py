@@ -1,9 +1,12 @@
 """A mesh without a control plane: its snapshot is given to it."""
 
+from opentelemetry.trace import TracerProvider
+
 from meshlib.errors import RoutingError, UnavailableError
 from meshlib.events import Event
 from meshlib.model.snapshot import ConfigFault, Snapshot
 from meshlib.ports import Clock, Rng
+from meshlib.runtime.tracing import Tracing
 from meshlib.testing.clock import FakeClock
 from meshlib.testing.rng import SeededRng
 from meshlib.view import ClusterState, TargetView, View, build_view
@@ -18,11 +21,21 @@ class FakeMesh:
         events: What was emitted, in order.
     """
 
-    def __init__(self, snapshot: Snapshot, *, clock: Clock, rng: Rng, guard_unsafe: bool, is_disabled: bool) -> None:
+    def __init__(
+        self,
+        snapshot: Snapshot,
+        *,
+        clock: Clock,
+        rng: Rng,
+        guard_unsafe: bool,
+        is_disabled: bool,
+        tracer_provider: TracerProvider | None = None,
+    ) -> None:
         self.clock = clock
         self.rng = rng
         self.guard_unsafe = guard_unsafe
         self.is_disabled = is_disabled
+        self.tracing = Tracing(tracer_provider)
         self.events: list[Event] = []
         self._view = build_view(snapshot, None, now=clock())
 
@@ -83,12 +96,14 @@ def mesh_source(
     rng: Rng | None = None,
     guard_unsafe: bool = True,
     is_disabled: bool = False,
+    tracer_provider: TracerProvider | None = None,
 ) -> FakeMesh:
     """Make a mesh that serves a snapshot.
 
     Args:
         clock: None: a `FakeClock`.
         rng: None: a `SeededRng(0)`.
+        tracer_provider: Who takes spans; None: the global one.
     """
     return FakeMesh(
         snapshot,
@@ -96,4 +111,5 @@ def mesh_source(
         rng=SeededRng() if rng is None else rng,
         guard_unsafe=guard_unsafe,
         is_disabled=is_disabled,
+        tracer_provider=tracer_provider,
     )

@@ -31,6 +31,7 @@ from meshlib.model.route import (
 )
 from meshlib.model.secret import Secret
 from meshlib.model.snapshot import ClusterConfig, Snapshot, TargetConfig
+from meshlib.runtime.tracing import Tracing
 from meshlib.view import ClusterState, TargetView, View, build_view
 
 ANY_PATH = RouteMatcher(PathMatcher(PathKind.PREFIX, "/"))
@@ -44,6 +45,7 @@ class FakeMesh:
         self.rng = random.Random(7)
         self.guard_unsafe = True
         self.is_disabled = False
+        self.tracing = Tracing()
         self.events: list[Event] = []
         self._snapshot = Snapshot()
         self.view: View = build_view(self._snapshot, None, now=self.clock())

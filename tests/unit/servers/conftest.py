@@ -16,6 +16,7 @@ from meshlib.model.matcher import HeaderMatcher, PathKind, PathMatcher, StringKi
 from meshlib.model.route import NonForwarding, Route, RouteConfiguration, RouteMatcher, VirtualHost
 from meshlib.model.secret import SanMatcher, SanType, SecretRef, ServerTls
 from meshlib.model.snapshot import ConfigFault, InboundConfig
+from meshlib.runtime.tracing import Tracing
 from meshlib.testing import FakeClock, SeededRng
 
 GATEWAY = "spiffe://cluster.local/ns/default/sa/gateway"
@@ -41,6 +42,7 @@ class FakeServerMesh:
         self.clock = FakeClock()
         self.rng = SeededRng(1)
         self.is_disabled = False
+        self.tracing = Tracing()
         self.has_inbound = True
         self.default_inbound_address: str | None = None
         self.handles: dict[str, Handle] = {}
