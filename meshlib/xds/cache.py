@@ -5,7 +5,7 @@ answered yet, while none can be reached; the server's word, whatever it says, ta
 """
 
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from enum import Enum
 
 from meshlib.model.cluster import Cluster
@@ -52,7 +52,7 @@ class Entry:
     type_url: str
     name: str
     value: ResourceValue | None = None
-    body: bytes = b""
+    body: bytes = field(default=b"", repr=False)  # may be a private key
     version: str = ""
     state: ResourceState = ResourceState.REQUESTED
     error: str = ""
@@ -80,7 +80,7 @@ class Spare:
     type_url: str
     name: str
     version: str
-    body: bytes
+    body: bytes = field(repr=False)  # may be a private key
     saved_at: float
 
 

@@ -136,9 +136,8 @@ class SotwMachine:
             for name in state.wanted - names:
                 self._cancel((type_url, name), commands)
             state.wanted = names
-            if state.sent is None:
-                # Nothing on the wire knows of the old names: forget them now instead of when a request is sent.
-                self._cache.retain(type_url, names)
+            # What no request on this stream names can be forgotten now; the rest when a request without it was sent.
+            self._cache.retain(type_url, names | (state.sent or frozenset()))
         return self._flush(commands)
 
     def opened(self) -> tuple[Command, ...]:

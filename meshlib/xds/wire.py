@@ -1,6 +1,6 @@
 """The messages of the aggregated stream as plain values, and to and from bytes."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Final
 
 from google.protobuf.message import DecodeError
@@ -34,7 +34,7 @@ class AnyBytes:
     """
 
     type_url: str
-    body: bytes | None
+    body: bytes | None = field(repr=False)  # may be a private key
     name: str = ""
 
 

@@ -38,6 +38,7 @@ class ServerStream:
     """A correct server's side of one stream."""
 
     nonce: dict[str, str] = field(default_factory=dict)
+    answered: dict[str, str] = field(default_factory=dict)
     names: dict[str, frozenset[str]] = field(default_factory=dict)
     version: dict[str, int] = field(default_factory=dict)
     inbox: list[SendRequest] = field(default_factory=list)
@@ -143,6 +144,8 @@ class SotwClient(RuleBasedStateMachine):
             kind = request.type_url
             if request.nonce != stream.nonce.get(kind, ""):
                 continue  # stale: a newer one must follow
+            if request.nonce:
+                stream.answered[kind] = request.nonce
             names = frozenset(request.names)
             if names != stream.names.get(kind):
                 stream.version.pop(kind, None)
@@ -197,6 +200,8 @@ class SotwClient(RuleBasedStateMachine):
             self.server_works()
             while self.stream is not None and self.stream.outbox:
                 self.deliver()
+        assert self.stream is not None
+        assert self.stream.answered == self.stream.nonce, "a response was neither acknowledged nor refused"
         for type_url, names in self.wanted.items():
             assert set(self.cache.names(type_url)) == names
             for name in names:
@@ -218,6 +223,7 @@ class SotwClient(RuleBasedStateMachine):
             assert entry.value is None or type_url == EDS
         elif body[3:5] == b"ok":
             assert (entry.state, entry.body) == (ResourceState.ACKED, body)
+            assert entry.value == decode(type_url, body).value
         else:
             assert entry.state is ResourceState.NACKED
             assert entry.body != body

@@ -158,6 +158,19 @@ def test_unwatch_and_watch_between_two_requests_keeps_the_value() -> None:
     assert value(cache, "b") == "b=1"
 
 
+def test_a_name_wanted_and_given_up_while_another_request_is_under_way_is_forgotten() -> None:
+    client, cache = subscribed("a")
+    client.want({CDS: frozenset("a"), EDS: frozenset("x")})
+    client.sent()
+    client.want({CDS: frozenset("a")})
+    client.sent()
+    client.want({CDS: frozenset("ab")})
+    client.want({CDS: frozenset("ab"), EDS: frozenset("x")})
+    client.want({CDS: frozenset("ab")})
+    client.sent()
+    assert cache.names(EDS) == ()
+
+
 def test_timer_starts_when_the_request_was_taken_and_only_for_what_is_unknown() -> None:
     client, _ = machine()
     client.want({CDS: frozenset("a")})

@@ -1,0 +1,98 @@
+"""In whatever order resources arrive and change, the snapshot is whole at every step and the same in the end."""
+
+from hypothesis import given
+from hypothesis import strategies as st
+
+from meshlib.model.cluster import Cluster, EdsDiscovery
+from meshlib.model.endpoint import ClusterLoadAssignment, Endpoint, Locality, LocalityEndpoints
+from meshlib.model.listener import ClientListener
+from meshlib.model.matcher import PathKind, PathMatcher
+from meshlib.model.route import (
+    ClusterWeight,
+    Route,
+    RouteAction,
+    RouteConfiguration,
+    RouteMatcher,
+    VirtualHost,
+    WeightedClusters,
+)
+from meshlib.model.snapshot import ClusterConfig, ConfigFault, Snapshot, TargetConfig
+from meshlib.xds.cache import Key, ResourceCache, ResourceState, ResourceValue
+from meshlib.xds.dependencies import Facts, clusters_of, resolve
+from meshlib.xds.resources import CDS, EDS, LDS, RDS
+
+TARGETS = ("s", "t")
+ROUTES = ("r1", "r2")
+CLUSTERS = ("a", "b", "c")
+SERVICES = ("e1", "e2", "e3")
+
+
+def routes(name: str, clusters: list[str]) -> RouteConfiguration:
+    action = RouteAction(WeightedClusters(tuple(ClusterWeight(cluster, 1) for cluster in clusters)))
+    route = Route(RouteMatcher(PathMatcher(PathKind.PREFIX, "/")), action)
+    return RouteConfiguration(name, (VirtualHost("h", ("*",), (route,)),))
+
+
+def assignment(name: str, port: int) -> ClusterLoadAssignment:
+    return ClusterLoadAssignment(name, (LocalityEndpoints(Locality(), (Endpoint(f"10.0.0.1:{port}"),)),))
+
+
+Change = tuple[Key, ResourceValue | None]
+DRAWN = st.one_of(
+    st.builds(
+        lambda name, to: ((LDS, name), ClientListener(name, to)), st.sampled_from(TARGETS), st.sampled_from(ROUTES)
+    ),
+    st.builds(
+        lambda name, to: ((RDS, name), routes(name, to)),
+        st.sampled_from(ROUTES),
+        st.lists(st.sampled_from(CLUSTERS), min_size=1, max_size=3, unique=True),
+    ),
+    st.builds(
+        lambda name, to: ((CDS, name), Cluster(name, EdsDiscovery(to))),
+        st.sampled_from(CLUSTERS),
+        st.sampled_from(SERVICES),
+    ),
+    st.builds(lambda name, port: ((EDS, name), assignment(name, port)), st.sampled_from(SERVICES), st.integers(1, 3)),
+    st.builds(lambda name: ((CDS, name), None), st.sampled_from(CLUSTERS)),
+    st.builds(lambda name: ((LDS, name), None), st.sampled_from(TARGETS)),
+)
+
+
+def apply(cache: ResourceCache, key: Key, value: ResourceValue | None) -> None:
+    entry = cache.add(*key)
+    entry.value = value
+    entry.state = ResourceState.DOES_NOT_EXIST if value is None else ResourceState.ACKED
+    entry.is_absent, entry.error = value is None, "does not exist" if value is None else ""
+
+
+@given(changes=st.lists(DRAWN, max_size=40), endings=st.permutations([*TARGETS, *ROUTES, *CLUSTERS, *SERVICES]))
+def test_any_order_is_whole_on_the_way_and_the_same_in_the_end(changes: list[Change], endings: list[str]) -> None:
+    last: dict[str, Change] = {
+        **{name: ((LDS, name), ClientListener(name, "r1")) for name in TARGETS},
+        **{name: ((RDS, name), routes(name, ["a", "b"])) for name in ROUTES},
+        **{name: ((CDS, name), Cluster(name, EdsDiscovery("e1"))) for name in CLUSTERS},
+        **{name: ((EDS, name), assignment(name, 9)) for name in SERVICES},
+    }
+    cache = ResourceCache()
+    snapshot = Snapshot()
+    for key, value in [*changes, *(last[name] for name in endings)]:
+        apply(cache, key, value)
+        before = snapshot
+        resolution = resolve(Facts(cache, frozenset(TARGETS)), before)
+        snapshot = resolution.snapshot
+        assert resolve(Facts(cache, frozenset(TARGETS)), snapshot).snapshot is snapshot
+        for name, target in snapshot.targets.items():
+            if isinstance(target, TargetConfig):
+                assert clusters_of(target.routes) <= snapshot.clusters.keys()
+                assert clusters_of(target.routes) <= resolution.wanted[CDS]
+            moved = target is not before.targets.get(name)
+            if moved and isinstance(target, TargetConfig):
+                assert name not in resolution.waiting
+        for name, cluster in snapshot.clusters.items():
+            if isinstance(cluster, ConfigFault) and isinstance(before.clusters.get(name), ClusterConfig):
+                entry = cache.get(CDS, name)
+                assert entry is not None
+                assert entry.value is None, "a warm cluster became a fault without being deleted"
+    whole = resolve(Facts(cache, frozenset(TARGETS)), Snapshot()).snapshot
+    assert snapshot.targets == whole.targets
+    assert snapshot.clusters == whole.clusters
