@@ -15,6 +15,7 @@ if TYPE_CHECKING:
         UnavailableError,
     )
     from meshlib.mesh import Mesh
+    from meshlib.model.endpoint import Endpoint
     from meshlib.xds.bootstrap import Bootstrap
 
 __all__ = [
@@ -22,6 +23,7 @@ __all__ = [
     "BootstrapError",
     "ConfigError",
     "DeadlineExceeded",
+    "Endpoint",
     "IdentityError",
     "Mesh",
     "MeshError",
@@ -34,6 +36,7 @@ __all__ = [
 # Loaded on first use (PEP 562): `import meshlib` costs nothing, and `import meshlib.protos` alone loads no client.
 _HOMES = {
     "Bootstrap": "meshlib.xds.bootstrap",
+    "Endpoint": "meshlib.model.endpoint",
     "Mesh": "meshlib.mesh",
     **dict.fromkeys((name for name in __all__ if name.endswith(("Error", "Exceeded"))), "meshlib.errors"),
 }
