@@ -136,12 +136,14 @@ class Channels(Generic[C]):
         """
         if view is not self._view:
             self._follow(view)
-        key = ChannelKey(attempt.endpoint.address, attempt.head.authority, options, compression, attempt.tls)
+        # A plain tuple: it is equal to the named one, which takes 0.3 us more to make.
+        found = (attempt.endpoint.address, attempt.head.authority, options, compression, attempt.tls)
         with self._lock:
-            channel = self._open.get(key)
+            channel: EndpointChannel[C] | None = self._open.get(found)  # type: ignore[call-overload]  # mypy: not equal
             if channel is not None:
                 channel.active += 1
                 return channel
+        key = ChannelKey(*found)
         # Outside the lock: certificates are read and a channel is made. Another thread may do the same meanwhile.
         made = self._new(key, view, attempt)
         with self._lock:

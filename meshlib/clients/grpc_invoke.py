@@ -4,7 +4,7 @@ import asyncio
 import time
 from collections import deque
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Generic, TypeVar
 
 import grpc
@@ -33,13 +33,18 @@ class Method:
 
     Attributes:
         kind: `unary_unary`, `unary_stream`, `stream_unary` or `stream_stream`.
-        serializer: For requests; streams of requests are serialised once, before they get to gRPC.
+        serializer: For requests.
+        sent_serializer: What gRPC is given: streams of requests are serialised once, before they get there.
     """
 
     kind: str
     heads: HeadMaker
     serializer: Callable[[Any], bytes] | None
     deserializer: Callable[[bytes], Any] | None
+    sent_serializer: Callable[[Any], bytes] | None = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.sent_serializer = None if self.kind.startswith("stream") else self.serializer
 
 
 @dataclass(slots=True, eq=False)
@@ -122,8 +127,7 @@ class Invoker(Generic[C]):
 
     def multicallable(self, channel: EndpointChannel[C], method: Method, attempt: Attempt) -> Any:
         """Return what carries out an attempt."""
-        serializer = None if method.kind.startswith("stream") else method.serializer
-        return channel.multicallable(method.kind, attempt.head.path, serializer, method.deserializer)
+        return channel.multicallable(method.kind, attempt.head.path, method.sent_serializer, method.deserializer)
 
     def metadata(self, flow: Flow, attempt: Attempt, rpc: Rpc) -> Any:
         """Return the metadata of an attempt."""

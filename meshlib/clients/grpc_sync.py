@@ -274,8 +274,10 @@ class _Multicallable:
                 else:
                     assert isinstance(step, Done)
                     raise invoker.ended(flow, step, error, MeshRpcError)
-        finally:
+        except BaseException:
             flow.close(clock())
+            raise
+        finally:
             if replay is not None:
                 replay.close()
 
