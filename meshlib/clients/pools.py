@@ -11,7 +11,7 @@ import os
 import ssl
 import weakref
 from collections.abc import Callable
-from typing import Generic, NamedTuple, TypeVar
+from typing import Any, Generic, NamedTuple, TypeVar
 
 from meshlib.ports import Clock, Lock
 
@@ -144,7 +144,7 @@ class Pools(Generic[P]):
         closing.append(lease.pool)
 
 
-_all_pools: "weakref.WeakSet[Pools[object]]" = weakref.WeakSet()
+_all_pools: "weakref.WeakSet[Pools[Any]]" = weakref.WeakSet()
 
 
 def _forget_all() -> None:
