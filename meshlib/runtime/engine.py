@@ -4,7 +4,6 @@ import logging
 import os
 import threading
 from collections.abc import Mapping
-from dataclasses import replace
 from pathlib import Path
 from typing import Any, Final
 
@@ -12,9 +11,8 @@ from opentelemetry.trace import TracerProvider
 
 from meshlib.errors import BootstrapError, DeadlineExceeded, MeshError, RoutingError, UnavailableError
 from meshlib.events import Event, Hook
-from meshlib.model.snapshot import ConfigFault, Snapshot, TargetConfig
+from meshlib.model.snapshot import ConfigFault, Snapshot
 from meshlib.ports import Clock, Rng
-from meshlib.routing.table import RouteTable
 from meshlib.runtime import clock as clocks
 from meshlib.runtime import fork
 from meshlib.runtime.context import remaining_s
@@ -221,12 +219,7 @@ class MeshEngine:
 
     def publish(self, snapshot: Snapshot) -> None:
         """Take a snapshot into use. Called by the control thread."""
-        try:
-            view = build_view(snapshot, self._view, now=self.clock())
-        except ValueError:
-            # Decoding should have refused it. Until it does: the target at fault fails, the others are updated.
-            view = build_view(_without_broken_targets(snapshot), self._view, now=self.clock())
-        self._view = view
+        self._view = build_view(snapshot, self._view, now=self.clock())
 
     def tick(self, now: float) -> None:
         """Do periodic work. Called by the control thread."""
@@ -344,20 +337,6 @@ class MeshEngine:
             store=store,
             open_stream=self._open_stream,
         )
-
-
-def _without_broken_targets(snapshot: Snapshot) -> Snapshot:
-    """Replace targets whose routes cannot be compiled by the reason."""
-    targets: dict[str, TargetConfig | ConfigFault] = {}
-    for name, config in snapshot.targets.items():
-        targets[name] = config
-        if isinstance(config, TargetConfig):
-            try:
-                RouteTable(config.listener, config.routes)
-            except ValueError as error:
-                _LOG.warning("target %s cannot be used: %s", name, error)
-                targets[name] = ConfigFault(f"RDS: {config.routes.name}", f"RDS resource {error}")
-    return replace(snapshot, targets=targets)
 
 
 def read_text(path: str) -> str:

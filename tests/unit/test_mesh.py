@@ -134,7 +134,7 @@ def test_routes_that_cannot_be_compiled_cost_their_own_target_only() -> None:
     bad = Snapshot(targets={"bad": TargetConfig(next(iter(good.targets.values())).listener, routes)})  # type: ignore[union-attr]
     mesh.publish(merge(good, bad))
     assert mesh.target("checkout") is not None
-    with pytest.raises(UnavailableError, match="RDS resource bad: virtual host 'h', route 0"):
+    with pytest.raises(UnavailableError, match="target 'bad' cannot be used: bad: virtual host 'h', route 0"):
         mesh.target("bad")
 
 

@@ -41,15 +41,16 @@ class Registry:
                     json.loads(data) if data else None,
                     self.headers.get("authorization", ""),
                 )
+                # Before the answer: the client goes on as soon as it has it.
+                with registry._changed:
+                    registry.calls.append(call)
+                    registry._changed.notify_all()
                 body = b"" if answer is None else json.dumps(answer).encode()
                 self.send_response(status)
                 if answer is not None:
                     self.send_header("content-length", str(len(body)))
                 self.end_headers()
                 self.wfile.write(body)
-                with registry._changed:
-                    registry.calls.append(call)
-                    registry._changed.notify_all()
 
             def log_message(self, format: str, *args: Any) -> None:
                 pass
