@@ -3,6 +3,7 @@
 import asyncio
 import logging
 import os
+import sys
 from collections.abc import Mapping
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Final, Self
@@ -90,6 +91,8 @@ class Mesh(MeshEngine):
         self.metrics = StandardMetrics()
         self.default_inbound_address: str | None = None
         self.add_hook(self.metrics)
+        if self._bootstrap is not None:
+            self._identify(self._bootstrap)
 
     @classmethod
     def from_env(cls, **options: Any) -> "Mesh":
@@ -138,7 +141,32 @@ class Mesh(MeshEngine):
             bootstrap["meshlib"] = {"registry_uri": registry_uri}
         return cls(bootstrap, **options)
 
+    def _loaded(self) -> Bootstrap:
+        was_known = self._bootstrap is not None
+        bootstrap = super()._loaded()
+        if not was_known:
+            self._identify(bootstrap)
+        return bootstrap
+
+    def _identify(self, bootstrap: Bootstrap) -> None:
+        """Name this workload in metrics as Istio's agent writes it into the node: LABELS and NAMESPACE."""
+        node = bootstrap.node
+        labels = node.metadata.get("LABELS")
+        known: Mapping[str, Any] = labels if isinstance(labels, Mapping) else {}
+        self.metrics.identify(
+            app=str(known.get("app") or node.cluster),
+            version=str(known.get("version") or ""),
+            namespace=str(node.metadata.get("NAMESPACE") or ""),
+        )
+
     # Life.
+
+    def close(self) -> None:
+        """End the stream, the thread and gRPC's endpoint channels, and write the copy on disk. Safe to call twice."""
+        super().close()
+        # Only when a gRPC channel was made: closing must not load a client that nobody used.
+        if (channels := sys.modules.get("meshlib.clients.grpc_channels")) is not None:
+            channels.close_channels(self)
 
     async def astart(self) -> None:
         """As `start`."""
@@ -235,6 +263,7 @@ class Mesh(MeshEngine):
             ttl_s=ttl_s,
         )
         bootstrap = self.bootstrap
+        self.metrics.identify(app=service, version=instance.labels.get("version", ""), namespace=namespace)
         registration = Registration(instance, bootstrap, rng=self.rng)
         registration.start()
         return registration

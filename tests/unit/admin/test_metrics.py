@@ -1,5 +1,7 @@
 """The standard metrics and their exporters' view of them."""
 
+import pytest
+
 from meshlib.admin.metrics import LABELS, StandardMetrics, destination_of
 from meshlib.events import AttemptFinished, CallFinished, HostEjected, RequestServed
 from meshlib.model.endpoint import Endpoint
@@ -124,3 +126,58 @@ def test_destination_of_an_external_host() -> None:
 def test_destination_of_other_names_is_the_cluster() -> None:
     assert ("c1", "c1", "unknown", "unknown") == destination_of("c1", "target")
     assert ("target", "target", "unknown", "unknown") == destination_of("", "target")
+
+
+def test_the_limit_of_series_is_told_once(caplog: pytest.LogCaptureFixture) -> None:
+    metrics = StandardMetrics(max_series=2)
+    for number in range(9):
+        metrics(call(cluster=f"outbound|80||s{number}.default.svc.cluster.local"))
+    (record,) = caplog.records
+    assert ("WARNING", True) == (record.levelname, "2 sets of labels" in record.getMessage())
+
+
+def test_who_we_are_can_be_said_later_and_is_not_changed() -> None:
+    metrics = StandardMetrics(version="v1")
+    metrics(call())
+    metrics.identify(app="gateway", namespace="shop")
+    metrics.identify(app="other", version="v2", namespace="other")
+    metrics(call())
+    before, after = labels(metrics, 0), labels(metrics, 1)
+    assert ("unknown", "unknown") == (before["source_app"], before["source_workload_namespace"])
+    assert ("gateway", "v1", "shop") == (
+        after["source_app"],
+        after["source_version"],
+        after["source_workload_namespace"],
+    )
+
+
+def test_a_server_is_named_as_its_callers_name_it() -> None:
+    metrics = StandardMetrics(namespace="default")
+    metrics(served())
+    seen = labels(metrics)
+    assert ("user-service.default.svc.cluster.local", "user-service") == (
+        seen["destination_service"],
+        seen["destination_service_name"],
+    )
+
+
+def test_a_server_without_namespace_has_its_bare_name() -> None:
+    metrics = StandardMetrics()
+    metrics(served())
+    assert "user-service" == labels(metrics)["destination_service"]
+
+
+def test_rpc_has_protocol_and_status() -> None:
+    metrics = StandardMetrics()
+    metrics(call(kind="grpc", grpc_status=14, flag="UF"))
+    metrics(served(kind="grpc", grpc_status=0))
+    outbound, inbound = labels(metrics, 0), labels(metrics, 1)
+    assert ("grpc", "200", "14", "UF", "unknown") == tuple(
+        outbound[name]
+        for name in (
+            "request_protocol", "response_code", "grpc_response_status", "response_flags", "connection_security_policy",
+        )
+    )  # fmt: skip
+    assert ("grpc", "0", "-") == tuple(
+        inbound[name] for name in ("request_protocol", "grpc_response_status", "response_flags")
+    )
