@@ -1,5 +1,6 @@
 """`meshctl demo`: a canary across real services, with no proxy, in seven acts that are each asserted."""
 
+import signal
 import sys
 import tempfile
 import time
@@ -42,6 +43,8 @@ def run_demo(*, fast: bool, plain: bool) -> int:
         return 2
     board = Board(console)
     start = time.monotonic()
+    # Whoever ends the demo ends its processes too: SIGTERM unwinds like Ctrl-C.
+    signal.signal(signal.SIGTERM, _interrupt)
     with tempfile.TemporaryDirectory(prefix="meshlib-demo-") as folder, World(Path(folder)) as world:
         try:
             stage = _set(world, board, fast=fast)
@@ -70,6 +73,10 @@ def run_demo(*, fast: bool, plain: bool) -> int:
         f"\nall {len(board.checks)} assertions of the {len(ACTS)} acts held ({seconds:.0f} s)", style="bold green"
     )
     return 0
+
+
+def _interrupt(number: int, frame: object) -> None:
+    raise KeyboardInterrupt
 
 
 def _set(world: World, board: Board, *, fast: bool) -> Stage:
