@@ -24,7 +24,7 @@ from meshlib.ports import Lock, Rng
 from meshlib.resilience.circuit_breaker import CircuitBreaker
 from meshlib.resilience.classify import failure_code, http_code
 from meshlib.resilience.deadline import per_try_timeout_s, route_timeout_s, stream_duration_s
-from meshlib.resilience.outlier import Ejection, OutlierDetector
+from meshlib.resilience.outlier import Ejection, OutlierDetector, Unejection
 from meshlib.resilience.retry import RetryRules
 from meshlib.routing.table import RouteTable
 
@@ -200,17 +200,22 @@ class ClusterState:
             self._generation += 1
             return True
 
-    def sweep(self, now: float) -> tuple[Event, ...]:
+    def sweep(self, now: float, rng: Rng) -> tuple[Event, ...]:
         """Do the periodic work of outlier detection when it is due."""
         outlier = self.outlier
-        changes = () if outlier is None else outlier.sweep(now)
+        changes = () if outlier is None else outlier.sweep(now, rng)
         if not changes:
             return ()
-        returned = [state for change in changes if (state := self.states.get(change.address)) is not None]
-        news = [self._follow(state) for state in returned]
+        changed = [(state, change) for change in changes if (state := self.states.get(change.address)) is not None]
+        news = [self._follow(state) for state, _ in changed]
         if any(news):
             self._rebuild()
-        return tuple(HostUnejected(self.name, state.endpoint) for state in returned)
+        return tuple(
+            HostUnejected(self.name, state.endpoint)
+            if isinstance(change, Unejection)
+            else HostEjected(self.name, state.endpoint, change.reason.value, change.ejection_time_s)
+            for state, change in changed
+        )
 
 
 class RoutePlan:
@@ -374,7 +379,7 @@ class View:
             event
             for cluster in self.clusters.values()
             if isinstance(cluster, ClusterState)
-            for event in cluster.sweep(now)
+            for event in cluster.sweep(now, rng)
         )
 
 

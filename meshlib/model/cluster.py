@@ -99,7 +99,11 @@ class CircuitBreakers:
 
 @dataclass(frozen=True, slots=True)
 class OutlierDetection:
-    """Envoy's fields and defaults (`envoy.config.cluster.v3.OutlierDetection`). Percentages are 0-100."""
+    """Envoy's fields and defaults (`envoy.config.cluster.v3.OutlierDetection`). Percentages are 0-100.
+
+    Attributes:
+        success_rate_stdev_factor: In thousandths.
+    """
 
     consecutive_5xx: int = 5
     enforcing_consecutive_5xx: int = 100
@@ -114,6 +118,16 @@ class OutlierDetection:
     max_ejection_time_jitter_s: float = 0.0
     max_ejection_percent: int = 10
     always_eject_one_host: bool = False
+    success_rate_minimum_hosts: int = 5
+    success_rate_request_volume: int = 100
+    success_rate_stdev_factor: int = 1900
+    enforcing_success_rate: int = 100
+    enforcing_local_origin_success_rate: int = 100
+    failure_percentage_threshold: int = 85
+    failure_percentage_minimum_hosts: int = 5
+    failure_percentage_request_volume: int = 50
+    enforcing_failure_percentage: int = 0
+    enforcing_failure_percentage_local_origin: int = 0
 
 
 @dataclass(frozen=True, slots=True)

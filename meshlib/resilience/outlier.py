@@ -3,7 +3,8 @@
 Three consecutive counters per host: server errors (5xx), gateway errors (502, 503, 504), and, with
 `split_external_local_origin_errors`, failures that happened on our side of the wire. The fifth in a row (by default)
 takes the host out for `base_ejection_time`, longer each time it happens again, and a host that behaves is forgiven one
-step per interval. However bad it looks, at most `max_ejection_percent` of the hosts are out at a time, and there is no
+step per interval. Beside that each interval ends with a look at how the hosts compare (`meshlib.resilience.success_rate`
+has the rules); their results are only counted in clusters with hosts enough for a comparison. However bad it looks, at most `max_ejection_percent` of the hosts are out at a time, and there is no
 implicit "at least one": with the default of 10 % a cluster of nine hosts never loses any, as in Envoy.
 
 Source: Envoy, `DetectorImpl`; each rule is quoted by its section of Envoy's "Outlier detection" page.
@@ -15,6 +16,7 @@ from enum import Enum
 
 from meshlib.model.cluster import OutlierDetection
 from meshlib.ports import Lock, Rng
+from meshlib.resilience.success_rate import Tally, below_success_rate, over_failure_percentage
 
 __all__ = ["Ejection", "EjectionReason", "OutlierDetector", "Unejection"]
 
@@ -23,6 +25,10 @@ class EjectionReason(Enum):
     CONSECUTIVE_5XX = "consecutive_5xx"
     CONSECUTIVE_GATEWAY_FAILURE = "consecutive_gateway_failure"
     CONSECUTIVE_LOCAL_ORIGIN_FAILURE = "consecutive_local_origin_failure"
+    SUCCESS_RATE = "success_rate"
+    LOCAL_ORIGIN_SUCCESS_RATE = "local_origin_success_rate"
+    FAILURE_PERCENTAGE = "failure_percentage"
+    LOCAL_ORIGIN_FAILURE_PERCENTAGE = "local_origin_failure_percentage"
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,6 +55,8 @@ class _Host:
     """Counters of one host.
 
     Attributes:
+        external: What the peer answered, in this interval; without the split all results.
+        local: With the split: whether it could be reached.
         multiplier: Of the ejection time.
         ejected_at: None: it is in.
         unejected_at: When it came back last.
@@ -59,12 +67,16 @@ class _Host:
         "consecutive_gateway",
         "consecutive_local",
         "ejected_at",
+        "external",
         "jitter_s",
+        "local",
         "multiplier",
         "unejected_at",
     )
 
     def __init__(self) -> None:
+        self.external = Tally()
+        self.local = Tally()
         self.consecutive_5xx = 0
         self.consecutive_gateway = 0
         self.consecutive_local = 0
@@ -85,6 +97,7 @@ class OutlierDetector:
     """
 
     __slots__ = (
+        "_compares",
         "_hosts",
         "_lock",
         "_swept_at",
@@ -98,6 +111,7 @@ class OutlierDetector:
         self.config = config
         self._lock = Lock()
         self._hosts = {address: _Host() for address in addresses}
+        self._compares = self._has_enough()
         self._swept_at = now
         self.ejections_active = 0
         self.ejections_overflow = 0
@@ -108,7 +122,13 @@ class OutlierDetector:
         with self._lock:
             self.config = config
             self._hosts = {address: self._hosts.get(address) or _Host() for address in addresses}
+            self._compares = self._has_enough()
             self.ejections_active = sum(host.ejected_at is not None for host in self._hosts.values())
+
+    def _has_enough(self) -> bool:
+        """Whether there are hosts enough for either comparison."""
+        config = self.config
+        return len(self._hosts) >= min(config.success_rate_minimum_hosts, config.failure_percentage_minimum_hosts)
 
     def is_ejected(self, address: str) -> bool:
         """Whether a host is out."""
@@ -125,10 +145,16 @@ class OutlierDetector:
             The host's ejection, decided and noted; the caller carries it out.
         """
         host = self._hosts.get(address)
-        if host is None or host.ejected_at is not None:
+        if host is None:
+            return None
+        if self._compares:
+            with self._lock:
+                host.external.total += 1
+                host.external.succeeded += code < 500
+        if host.ejected_at is not None:
             return None  # "Already ejected hosts are ignored."
         if code < 500:
-            # The usual case takes no lock: resets are plain assignments.
+            # The usual case of a small cluster takes no lock: resets are plain assignments.
             if host.consecutive_5xx or host.consecutive_gateway:
                 host.consecutive_5xx = 0
                 host.consecutive_gateway = 0
@@ -167,9 +193,12 @@ class OutlierDetector:
         if not config.split_external_local_origin_errors:
             return self.record_code(address, code, now, rng)
         host = self._hosts.get(address)
-        if host is None or host.ejected_at is not None:
+        if host is None:
             return None
         with self._lock:
+            host.local.total += 1
+            if host.ejected_at is not None:
+                return None
             host.consecutive_local += 1
             if host.consecutive_local != config.consecutive_local_origin_failure:
                 return None
@@ -185,9 +214,14 @@ class OutlierDetector:
 
     def record_connected(self, address: str) -> None:
         """Note that a connection worked: ends a run of local failures. Without the split it means nothing."""
+        if not self.config.split_external_local_origin_errors:
+            return
         host = self._hosts.get(address)
-        if host is not None and host.consecutive_local:
-            host.consecutive_local = 0
+        if host is not None:
+            with self._lock:
+                host.local.total += 1
+                host.local.succeeded += 1
+                host.consecutive_local = 0
 
     def _detect(
         self, address: str, host: _Host, reason: EjectionReason, enforcing_percent: int, now: float, rng: Rng
@@ -218,32 +252,71 @@ class OutlierDetector:
     def _time_s(self, host: _Host) -> float:
         return min(self.config.base_ejection_time_s * host.multiplier, self._max_s()) + host.jitter_s
 
-    def sweep(self, now: float) -> tuple[Unejection, ...]:
-        """Bring back hosts whose time is over, and forgive those that behaved, once per interval.
+    def sweep(self, now: float, rng: Rng) -> "tuple[Unejection | Ejection, ...]":
+        """Close the interval when it is over: bring back hosts whose time is over, take out those that compare badly.
+
+        Hosts that behaved are forgiven a step.
 
         Args:
             now: Not before the previous call's.
 
         Returns:
-            The hosts that come back; nothing before the interval is over.
+            The changes, in the order decided; nothing before the interval is over.
         """
         if now - self._swept_at < self.config.interval_s:
             return ()
-        changes = []
         with self._lock:
             self._swept_at = now
+            changes: list[Unejection | Ejection] = []
             for address, host in self._hosts.items():
-                if host.ejected_at is not None:
-                    if now - host.ejected_at >= self._time_s(host):
-                        host.ejected_at = None
-                        host.unejected_at = now
-                        host.consecutive_5xx = host.consecutive_gateway = host.consecutive_local = 0
-                        self.ejections_active -= 1
-                        changes.append(Unejection(address))
-                elif (
+                if host.ejected_at is not None and now - host.ejected_at >= self._time_s(host):
+                    host.ejected_at = None
+                    host.unejected_at = now
+                    host.consecutive_5xx = host.consecutive_gateway = host.consecutive_local = 0
+                    self.ejections_active -= 1
+                    changes.append(Unejection(address))
+            changes += self._compare(now, rng)
+            for host in self._hosts.values():
+                if (
                     host.multiplier
+                    and host.ejected_at is None
                     and host.unejected_at is not None
                     and now - host.unejected_at >= self.config.interval_s
                 ):
                     host.multiplier -= 1
         return tuple(changes)
+
+    def _compare(self, now: float, rng: Rng) -> list[Ejection]:
+        """Take out who stands out by the results of the interval, and begin to count anew. The lock is held."""
+        config = self.config
+        external, local = [], []
+        for address, host in self._hosts.items():
+            if host.ejected_at is None:
+                external.append((address, host.external))
+                local.append((address, host.local))
+            # New tallies: those at hand are still to be read.
+            host.external, host.local = Tally(), Tally()
+        if not self._compares:
+            return []
+        rules = (
+            (below_success_rate, external, EjectionReason.SUCCESS_RATE, config.enforcing_success_rate),
+            (over_failure_percentage, external, EjectionReason.FAILURE_PERCENTAGE, config.enforcing_failure_percentage),
+            (
+                below_success_rate,
+                local,
+                EjectionReason.LOCAL_ORIGIN_SUCCESS_RATE,
+                config.enforcing_local_origin_success_rate,
+            ),
+            (
+                over_failure_percentage,
+                local,
+                EjectionReason.LOCAL_ORIGIN_FAILURE_PERCENTAGE,
+                config.enforcing_failure_percentage_local_origin,
+            ),
+        )
+        found = (
+            self._detect(address, self._hosts[address], reason, enforcing, now, rng)
+            for outliers, tallies, reason, enforcing in rules
+            for address in outliers(tallies, config)
+        )
+        return [ejection for ejection in found if ejection is not None]

@@ -107,6 +107,16 @@ _OUTLIER_INTEGERS: Final = (
     "consecutive_local_origin_failure",
     "enforcing_consecutive_local_origin_failure",
     "max_ejection_percent",
+    "success_rate_minimum_hosts",
+    "success_rate_request_volume",
+    "success_rate_stdev_factor",
+    "enforcing_success_rate",
+    "enforcing_local_origin_success_rate",
+    "failure_percentage_threshold",
+    "failure_percentage_minimum_hosts",
+    "failure_percentage_request_volume",
+    "enforcing_failure_percentage",
+    "enforcing_failure_percentage_local_origin",
 )
 _OUTLIER_USED: Final = frozenset(
     {
@@ -119,24 +129,7 @@ _OUTLIER_USED: Final = frozenset(
         "always_eject_one_host",
     }
 )
-_OUTLIER_ENFORCING: Final = (
-    "enforcing_success_rate",
-    "enforcing_local_origin_success_rate",
-    "enforcing_failure_percentage",
-    "enforcing_failure_percentage_local_origin",
-)
-_OUTLIER_HARMLESS: Final = frozenset(
-    {
-        # Parameters of the algorithms above.
-        "success_rate_minimum_hosts",
-        "success_rate_request_volume",
-        "success_rate_stdev_factor",
-        "failure_percentage_threshold",
-        "failure_percentage_minimum_hosts",
-        "failure_percentage_request_volume",
-        "successful_active_health_check_uneject_host",
-    }
-)
+_OUTLIER_HARMLESS: Final = frozenset({"successful_active_health_check_uneject_host"})  # health checks are refused
 _THRESHOLDS_USED: Final = frozenset(
     {"priority", "max_connections", "max_pending_requests", "max_requests", "max_retries", "retry_budget"}
 )
@@ -282,10 +275,7 @@ def _thresholds(message: Any, path: str, problems: Problems) -> CircuitBreakers:
 
 
 def _outlier_detection(message: Any, path: str, problems: Problems) -> OutlierDetection:
-    used = _OUTLIER_USED | {name for name in _OUTLIER_ENFORCING if wrapped(message, name) == 0}
-    cover(message, path, problems, used=used, harmless=_OUTLIER_HARMLESS)
-    if not message.HasField("enforcing_success_rate"):
-        problems.unused(join(path, "enforcing_success_rate"), "ejection by success rate, Envoy's default, is not done")
+    cover(message, path, problems, used=_OUTLIER_USED, harmless=_OUTLIER_HARMLESS)
     given: dict[str, Any] = {name: value for name in _OUTLIER_INTEGERS if (value := wrapped(message, name)) is not None}
     for name in ("interval", "base_ejection_time", "max_ejection_time_jitter"):
         if (seconds := duration(message, name, path, problems)) is not None:

@@ -11,7 +11,13 @@ from meshlib.model.cluster import CircuitBreakers, OutlierDetection
 from meshlib.resilience.backoff import full_jitter_s, grpc_jitter_s
 from meshlib.resilience.circuit_breaker import CircuitBreaker
 from meshlib.resilience.deadline import format_grpc_timeout, parse_grpc_timeout_s
-from meshlib.resilience.outlier import Ejection, OutlierDetector
+from meshlib.resilience.outlier import Ejection, OutlierDetector, Unejection
+from meshlib.resilience.success_rate import (
+    Tally,
+    below_success_rate,
+    over_failure_percentage,
+    success_rate_threshold,
+)
 
 intervals = st.floats(0.0001, 100.0)
 
@@ -96,6 +102,13 @@ class OutlierMachine(RuleBasedStateMachine):
             enforcing_consecutive_gateway_failure=50,
             consecutive_local_origin_failure=2,
             split_external_local_origin_errors=True,
+            success_rate_request_volume=3,
+            success_rate_stdev_factor=500,
+            enforcing_success_rate=70,
+            failure_percentage_request_volume=2,
+            failure_percentage_threshold=60,
+            enforcing_failure_percentage=50,
+            enforcing_failure_percentage_local_origin=50,
             max_ejection_percent=50,
             max_ejection_time_s=100.0,
             max_ejection_time_jitter_s=3.0,
@@ -128,8 +141,11 @@ class OutlierMachine(RuleBasedStateMachine):
 
     @rule()
     def sweep(self) -> None:
-        for change in self.detector.sweep(self.now):
-            assert self.now >= self.out.pop(change.address) - 1e-9, "never before its time"
+        for change in self.detector.sweep(self.now, self.rng):
+            if isinstance(change, Unejection):
+                assert self.now >= self.out.pop(change.address) - 1e-9, "never before its time"
+            else:
+                self.note(change)
 
     @rule(count=st.integers(4, 8))
     def update(self, count: int) -> None:
@@ -141,6 +157,36 @@ class OutlierMachine(RuleBasedStateMachine):
     def who_is_out_is_known(self) -> None:
         assert {address for address in self.hosts if self.detector.is_ejected(address)} == set(self.out)
         assert self.detector.ejections_active == len(self.out)
+
+
+tallies = st.lists(st.tuples(st.integers(0, 300), st.integers(0, 300)).map(sorted), max_size=12).map(
+    lambda pairs: [(f"h{index}", Tally(total, good)) for index, (good, total) in enumerate(pairs)]
+)
+
+
+@given(tallies, st.integers(0, 400), st.integers(0, 3000), st.integers(0, 8))
+def test_whoever_stands_out_is_worse_than_everybody_who_does_not(
+    found: list[tuple[str, Tally]], volume: int, factor: int, hosts: int
+) -> None:
+    config = OutlierDetection(
+        success_rate_request_volume=volume,
+        success_rate_stdev_factor=factor,
+        success_rate_minimum_hosts=hosts,
+        failure_percentage_request_volume=volume,
+        failure_percentage_minimum_hosts=hosts,
+    )
+    rates = {address: tally.rate for address, tally in found if tally.total >= max(volume, 1)}
+
+    for outliers in (below_success_rate(found, config), over_failure_percentage(found, config)):
+        assert set(outliers) <= set(rates), "a rate of few requests says nothing"
+        assert not outliers or len(rates) >= hosts
+        others = [rate for address, rate in rates.items() if address not in outliers]
+        assert all(rates[address] < rate for address in outliers for rate in others)
+
+
+@given(st.lists(st.floats(0.0, 100.0), min_size=1, max_size=30), st.integers(0, 5000))
+def test_best_host_never_stands_out(rates: list[float], factor: int) -> None:
+    assert max(rates) >= success_rate_threshold(rates, factor) - 1e-9
 
 
 TestRetryBudget = RetryBudget.TestCase

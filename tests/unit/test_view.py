@@ -21,7 +21,8 @@ from meshlib.model.retry import RetryPolicy
 from meshlib.model.route import RegexRewrite, RouteAction, SingleCluster
 from meshlib.model.secret import ClientTls
 from meshlib.model.snapshot import ClusterConfig, ConfigFault, Snapshot
-from meshlib.resilience.outlier import OutlierDetector, Unejection
+from meshlib.ports import Rng
+from meshlib.resilience.outlier import Ejection, OutlierDetector, Unejection
 from meshlib.routing.table import RouteMatch
 from meshlib.testing import FixedRng, SeededRng, cluster, merge, service
 from meshlib.view import ClusterState, TargetView, View, build_view
@@ -197,8 +198,8 @@ def test_host_that_fails_again_during_the_sweep_stays_out() -> None:
     class Racing(OutlierDetector):
         __slots__ = ()
 
-        def sweep(self, now: float) -> tuple[Unejection, ...]:
-            changes = super().sweep(now)
+        def sweep(self, now: float, rng: Rng) -> tuple[Unejection | Ejection, ...]:
+            changes = super().sweep(now, rng)
             for change in changes:
                 self.record_code(change.address, 500, now, RNG)
             return changes
@@ -209,7 +210,7 @@ def test_host_that_fails_again_during_the_sweep_stays_out() -> None:
     state.outlier = Racing(config, state.states, 0.0)
     state.record(bad, Response(500), 0.0, RNG)
 
-    state.sweep(31.0)
+    state.sweep(31.0, RNG)
 
     assert bad.is_ejected
     assert bad not in {state.picker.pick(None, RNG) for _ in range(20)}

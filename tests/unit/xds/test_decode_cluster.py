@@ -89,8 +89,7 @@ def test_an_eds_cluster_with_a_service_name(decode_cluster):
             {"outlier_detection": {"base_ejection_time": "5s", "max_ejection_time": "1s"}},
             "outlier_detection.max_ejection_time",
         ),
-        ({"outlier_detection": {"enforcing_failure_percentage": 1}}, "outlier_detection.enforcing_failure_percentage"),
-        ({"outlier_detection": {"enforcing_success_rate": 100}}, "outlier_detection.enforcing_success_rate"),
+        ({"outlier_detection": {"monitors": [{"name": "m"}]}}, "outlier_detection.monitors"),
     ],
 )
 def test_what_cannot_be_honoured_is_refused(decode_cluster, fields, path):
@@ -257,7 +256,7 @@ def test_retry_budgets(decode_cluster, budget, expected):
 def test_outlier_detection(decode_cluster):
     empty = decode_cluster(outlier_detection={})
     assert value_of(empty).outlier_detection == OutlierDetection()
-    assert len(empty.unused) == 1
+    assert empty.unused == ()
     full = {
         "consecutive_5xx": 1,
         "enforcing_consecutive_5xx": 2,
@@ -271,10 +270,20 @@ def test_outlier_detection(decode_cluster):
         "max_ejection_time_jitter": "0.5s",
         "max_ejection_percent": 100,
         "always_eject_one_host": True,
-        "enforcing_success_rate": 0,
+        "success_rate_minimum_hosts": 7,
+        "success_rate_request_volume": 8,
+        "success_rate_stdev_factor": 9,
+        "enforcing_success_rate": 10,
+        "enforcing_local_origin_success_rate": 11,
+        "failure_percentage_threshold": 12,
+        "failure_percentage_minimum_hosts": 13,
+        "failure_percentage_request_volume": 14,
+        "enforcing_failure_percentage": 15,
+        "enforcing_failure_percentage_local_origin": 16,
     }
     decoded = decode_cluster(outlier_detection=full)
-    expected = OutlierDetection(1, 2, 3, 4, 5, 6, True, 1.0, 400.0, 400.0, 0.5, 100, True)
+    limits = (1, 2, 3, 4, 5, 6, True, 1.0, 400.0, 400.0, 0.5, 100, True)
+    expected = OutlierDetection(*limits, *range(7, 17))
     assert value_of(decoded).outlier_detection == expected
     assert decoded.unused == ()
 
