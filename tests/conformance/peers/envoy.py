@@ -59,7 +59,7 @@ class Envoy(Child):
         self._http = httpx.Client(trust_env=False, timeout=30)
         try:
             self._admin = "http://" + poll(lambda: self._written(admin), "Envoy's admin address")
-            poll(lambda: self.admin("/ready").startswith(("LIVE", "INITIALIZING")), "Envoy to be up")
+            poll(lambda: self.admin("/ready"), "Envoy to be up")
         except BaseException:
             self.stop()
             raise
@@ -110,9 +110,12 @@ class Envoy(Child):
     def wait_ready(self, timeout_s: float = 20.0) -> None:
         """Wait until it listens."""
 
+        host, _, port = self.listen.rpartition(":")
+
         def is_listening() -> bool:
             self.check_alive()
-            return self.listen in self.admin("/listeners")
+            with socket.socket() as probe:
+                return probe.connect_ex((host, int(port))) == 0
 
         try:
             poll(is_listening, "Envoy's listener", timeout_s=timeout_s)
