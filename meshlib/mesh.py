@@ -18,14 +18,13 @@ from meshlib.xds.bootstrap import Bootstrap, load_bootstrap
 from meshlib.xds.names import inbound_name
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
-
     import grpc
     import httpx
     from opentelemetry.trace import TracerProvider
 
     from meshlib.admin.explain import Explanation
     from meshlib.admin.status import MeshStatus, ResourceStatus
+    from meshlib.clients.function import Decorator
     from meshlib.runtime.inbound import InboundSubscription
     from meshlib.runtime.registration import Registration
 
@@ -313,8 +312,10 @@ class Mesh(MeshEngine):
 
         return intercept(self, channel, **options)
 
-    def call(self, service: str, **options: Any) -> "Callable[..., Any]":
+    def call(self, service: str, **options: Any) -> "Decorator":
         """Return a decorator that runs a function, sync or async, under the policy of a service.
+
+        The decorated function has the signature of the function, without the endpoint if that is its first parameter.
 
         Args:
             service: As in a URL.
