@@ -35,6 +35,7 @@ FIRST_CONFIG_TIMEOUT_S = 5.0
 TEXT = (("content-type", "text/plain"),)
 EXPECTED_TIMEOUT_HEADER = "x-envoy-expected-rq-timeout-ms"
 ATTEMPT_HEADER = "x-envoy-attempt-count"
+PREVIOUS_HEADER = "grpc-previous-rpc-attempts"  # gRPC's own clients (A6)
 
 
 class _Rules:
@@ -262,6 +263,10 @@ class Inbound:
             deadline = now + int(expected[:12]) / 1000
         if (count := headers.get(ATTEMPT_HEADER)) is not None and count.isascii() and count.isdigit():
             attempt = max(1, int(count[:6]))
+        elif (
+            head.is_grpc and (count := headers.get(PREVIOUS_HEADER)) is not None and count.isascii() and count.isdigit()
+        ):
+            attempt = 1 + int(count[:6])
         return InboundContext(deadline, peer.spiffe_id, attempt)
 
 

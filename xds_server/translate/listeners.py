@@ -94,7 +94,12 @@ def _connection_manager(route_configuration: str) -> Json:
 
 
 def _virtual_host(host: VirtualHost) -> Json:
-    return {"name": host.name, "domains": list(host.domains), "routes": list(host.routes)}
+    return {
+        "name": host.name,
+        "domains": list(host.domains),
+        "routes": list(host.routes),
+        "include_request_attempt_count": True,  # as istiod does; gRPC ignores it
+    }
 
 
 def _body_limit(hosts: Sequence[VirtualHost]) -> Json:
