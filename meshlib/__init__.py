@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     )
     from meshlib.mesh import Mesh
     from meshlib.model.endpoint import Endpoint
+    from meshlib.runtime.context import carry
     from meshlib.xds.bootstrap import Bootstrap
 
 __all__ = [
@@ -30,6 +31,7 @@ __all__ = [
     "ResourceError",
     "RoutingError",
     "UnavailableError",
+    "carry",
     "integrations",
 ]
 
@@ -38,6 +40,7 @@ _HOMES = {
     "Bootstrap": "meshlib.xds.bootstrap",
     "Endpoint": "meshlib.model.endpoint",
     "Mesh": "meshlib.mesh",
+    "carry": "meshlib.runtime.context",
     **dict.fromkeys((name for name in __all__ if name.endswith(("Error", "Exceeded"))), "meshlib.errors"),
 }
 
