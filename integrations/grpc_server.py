@@ -18,12 +18,12 @@ from typing import Any
 
 import grpc
 import grpc.aio
-from meshlib.runtime.tls import server_material
 
 from meshlib.errors import IdentityError
 from meshlib.model.outcome import LocalReply
 from meshlib.model.request import Headers, RequestHead
 from meshlib.model.secret import ServerTls
+from meshlib.runtime.tls import server_material
 from meshlib.servers.announce import Announcement, announce
 from meshlib.servers.inbound import Inbound, InboundRequest
 from meshlib.servers.peer import ANONYMOUS, Peer, peer_of_pem

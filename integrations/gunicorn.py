@@ -18,10 +18,10 @@ import ssl
 from typing import Any
 
 from gunicorn.workers.gthread import ThreadWorker
-from meshlib.runtime.tls import rotating_server_context
 
 from meshlib.errors import ConfigError
 from meshlib.integrations import default_mesh
+from meshlib.runtime.tls import rotating_server_context
 from meshlib.servers.announce import Announcement, announce
 
 __all__ = ["MeshWorker"]

@@ -12,9 +12,9 @@ from collections.abc import Mapping
 from typing import Any
 
 import uvicorn
-from meshlib.runtime.tls import rotating_server_context
 from uvicorn.protocols.http.auto import AutoHTTPProtocol
 
+from meshlib.runtime.tls import rotating_server_context
 from meshlib.servers.announce import announce
 from meshlib.servers.source import ServerSource
 
@@ -79,6 +79,7 @@ class MeshConfig(uvicorn.Config):
         return self._tls_context is not None
 
     def load(self) -> None:
+        """Load the application, and take the context as it is. Called by uvicorn."""
         # The base class would build a context from files; ours follows rotation.
         context, self._tls_context = self._tls_context, None
         try:
@@ -100,6 +101,7 @@ class MeshServer(uvicorn.Server):
         self._leave = leave
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        """Leave, drain and stop. Called by uvicorn."""
         await asyncio.to_thread(self._leave)
         with contextlib.suppress(asyncio.CancelledError):
             await asyncio.sleep(0 if self.force_exit else DRAIN_S)

@@ -129,19 +129,20 @@ class Board:
         if not self.console.is_terminal:
             run()
             return
-        with Live(self._render(), console=self.console, refresh_per_second=8) as live:
+        with Live(self.screen(), console=self.console, refresh_per_second=8) as live:
             self._live = live
             try:
                 run()
             finally:
-                live.update(self._render())
+                live.update(self.screen())
                 self._live = None
 
     def refresh(self) -> None:
         if self._live is not None:
-            self._live.update(self._render())
+            self._live.update(self.screen())
 
-    def _render(self) -> RenderableType:
+    def screen(self) -> RenderableType:
+        """Return what the terminal shows now: the acts, the traffic, the newest assertions."""
         acts = Table.grid(padding=(0, 1))
         marks = {"held": ("✓", "green"), "FAILED": ("✗", "red"), "running": ("…", "yellow")}
         for title, state in self.acts:
