@@ -50,8 +50,10 @@ class Tracing:
         self._provider = provider
         # One assignment of one pair: threads that race here each use what they made.
         self._known: tuple[TracerProvider, Tracer] | None = None
-        # Loads the provider that OTEL_PYTHON_TRACER_PROVIDER names, if it does.
-        trace.get_tracer_provider()
+        try:
+            trace.get_tracer_provider()  # loads the one that OTEL_PYTHON_TRACER_PROVIDER names, if it does
+        except Exception:
+            report("loading the tracer provider")
 
     def is_idle(self) -> bool:
         """Whether there is nothing to do: nobody takes spans, and there is no context to pass on."""

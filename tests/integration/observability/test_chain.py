@@ -2,21 +2,25 @@
 
 import asyncio
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import grpc
 import grpc.aio
 import httpx
 import pytest
+from opentelemetry import context as otel_context
 from opentelemetry.sdk.trace import ReadableSpan, TracerProvider
 from opentelemetry.sdk.trace.export import SimpleSpanProcessor
 from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
 from opentelemetry.trace import SpanKind
 
 import meshlib
+from meshlib.clients.grpc_intercept import aio_interceptors
+from meshlib.model.request import Headers
 from meshlib.runtime.context import InboundContext, entered
-from meshlib.runtime.tracing import Tracing
+from meshlib.runtime.tracing import Tracing, extracted
 
 TRACE = "0af7651916cd43dd8448eb211c80319c"
 PARENT = f"00-{TRACE}-b7ad6b7169203331-01"
@@ -183,3 +187,67 @@ def test_a_functions_own_calls_are_below_its_attempt(stage: Any, spans: InMemory
         names.append(span.name)
     assert ["GET attempt", "GET", "GET attempt", "GET"] == names
     assert json.dumps(seen["headers"]).count("traceparent") == 1
+
+
+@contextmanager
+def serving(mesh: Any) -> Iterator[None]:
+    """Be in a request that came with a trace and 4 s."""
+    context = extracted(Headers([("traceparent", PARENT)]), otel_context.Context())
+    assert context is not None
+    token = otel_context.attach(context)
+    try:
+        with entered(InboundContext(deadline=mesh.clock() + 4.0)):
+            yield
+    finally:
+        otel_context.detach(token)
+
+
+def check(answer: bytes) -> None:
+    seen = json.loads(answer)
+    assert PARENT == seen["headers"]["traceparent"]
+    assert 0 < seen["remaining_s"] < 4.1
+
+
+def test_every_kind_of_rpc_carries_them(stage: Any) -> None:
+    with stage.front_mesh.channel("xds:///back:81") as channel, serving(stage.front_mesh):
+        check(channel.unary_unary(METHOD)(b""))
+        check(channel.unary_unary(METHOD).future(b"").result())
+        check(channel.stream_unary(METHOD)(iter([b""])))
+        (message,) = channel.unary_stream(METHOD)(b"")
+        check(message)
+        (message,) = channel.stream_stream(METHOD)(iter([b""]))
+        check(message)
+
+
+def test_a_future_of_a_service_not_used_before_carries_them(stage: Any) -> None:
+    """Its configuration is waited for by another thread."""
+    mesh = stage.front_mesh
+    with mesh.channel("xds:///back.default:81") as channel:
+        with serving(mesh):
+            future = channel.unary_unary(METHOD).future(b"")
+        check(future.result())
+
+
+async def test_every_kind_of_aio_rpc_carries_them(stage: Any) -> None:
+    async with stage.front_mesh.aio_channel("xds:///back:81") as channel:
+        with serving(stage.front_mesh):
+            check(await channel.unary_unary(METHOD)(b""))
+            check(await channel.stream_unary(METHOD)(iter([b""])))
+            check(await channel.unary_stream(METHOD)(b"").read())
+
+
+def test_interceptors_of_the_applications_own_channel_carry_them(stage: Any) -> None:
+    mesh = stage.front_mesh
+    (address,) = mesh.view.clusters["outbound|81||back.default.svc.cluster.local"].states
+    with grpc.insecure_channel(address) as own:
+        channel = mesh.intercept(own, target="back:81")
+        with serving(mesh):
+            check(channel.unary_unary(METHOD)(b""))
+
+
+async def test_aio_interceptors_carry_them(stage: Any) -> None:
+    mesh = stage.front_mesh
+    (address,) = mesh.view.clusters["outbound|81||back.default.svc.cluster.local"].states
+    async with grpc.aio.insecure_channel(address, interceptors=aio_interceptors(mesh, "back:81")) as channel:
+        with serving(mesh):
+            check(await channel.unary_unary(METHOD)(b""))

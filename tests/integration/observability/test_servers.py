@@ -84,7 +84,9 @@ def test_wsgi(seen: Seen) -> None:
         start_response("200 OK", [])
         return [b"a", b"b"]
 
-    assert [b"a", b"b"] == list(wsgi.MeshMiddleware(app, mesh=seen.mesh)(environ(), lambda *_: None))
+    response: Any = wsgi.MeshMiddleware(app, mesh=seen.mesh)(environ(), lambda *_: None)
+    assert [b"a", b"b"] == list(response)
+    response.close()
     seen.check("GET")
 
 
