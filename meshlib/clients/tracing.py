@@ -249,6 +249,10 @@ class _Trace:
             span.set_attribute("meshlib.attempts", call.attempts)
             span.set_attribute("meshlib.response_flags", call.flag or "-")
             _conclude(span, status, grpc_status if self._is_grpc else None, failure)
+            trouble = call.flag.removeprefix("DI").lstrip(",")  # an injected delay alone is no failure
+            if trouble and status < 400 and not failure and not grpc_status:
+                span.set_attribute("error.type", trouble)  # cut off after the headers
+                span.set_status(Status(StatusCode.ERROR))
         span.end()
 
 

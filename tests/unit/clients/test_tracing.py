@@ -199,6 +199,18 @@ def test_an_abandoned_call_ends_its_spans(traced: FakeMesh, spans: InMemorySpanE
     assert ["cancelled", "cancelled"] == [(span.attributes or {})["error.type"] for span in spans.get_finished_spans()]
 
 
+@pytest.mark.parametrize(("flag", "expected"), [("UC", StatusCode.ERROR), ("DI", StatusCode.UNSET)])
+def test_a_response_that_is_cut_off_is_an_error_of_the_call(
+    traced: FakeMesh, spans: InMemorySpanExporter, flag: str, expected: StatusCode
+) -> None:
+    call = begin(traced)
+    attempt_of(call, call.start(0.0))
+    call.finished(OK, 0.0)
+    call.flag = flag
+    call.close(0.0)
+    assert expected is by_name(spans)["GET"].status.status_code
+
+
 def test_the_meshs_own_answer_is_on_the_span(spans: InMemorySpanExporter) -> None:
     provider = TracerProvider()
     provider.add_span_processor(SimpleSpanProcessor(spans))
