@@ -1,4 +1,8 @@
-"""What is worth seeing, one frozen event each. Logs, metrics and traces are hooks on events."""
+"""What is worth seeing, one event each. Logs, metrics and traces are hooks on events.
+
+Events are not to be changed: every hook gets the same one. Those that each request makes are not frozen all the same,
+as that triples the cost of making them.
+"""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -15,13 +19,14 @@ __all__ = [
     "Hook",
     "HostEjected",
     "HostUnejected",
+    "RequestMirrored",
     "RequestServed",
     "ResourceAccepted",
     "ResourceRejected",
 ]
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True, unsafe_hash=True)
 class AttemptFinished:
     """One attempt ended: response headers are there, or it failed.
 
@@ -45,7 +50,7 @@ class AttemptFinished:
     will_retry: bool
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True, unsafe_hash=True)
 class CallFinished:
     """A call ended as its caller sees it.
 
@@ -69,6 +74,27 @@ class CallFinished:
     grpc_status: int | None
     flag: str
     secure: bool
+
+
+@dataclass(frozen=True, slots=True)
+class RequestMirrored:
+    """A copy of a request went, or was to go, to a cluster that only gets to see it; its caller knows nothing of that.
+
+    Attributes:
+        target: Of the request itself.
+        cluster: That got the copy.
+        endpoint: That got it, or None when it was not sent.
+        status: HTTP status of the answer, which was dropped; 0: none.
+        failure: Why there is no answer (`connect`, `timeout`, ..., Envoy's flag `UH`, `UO` or `NC`), `body` when the
+            body cannot be sent twice, `overflow` when too many copies are under way; else empty.
+    """
+
+    target: str
+    cluster: str
+    endpoint: Endpoint | None
+    duration_s: float
+    status: int
+    failure: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -159,6 +185,7 @@ class CertificateRotated:
 Event = (
     AttemptFinished
     | CallFinished
+    | RequestMirrored
     | RequestServed
     | HostEjected
     | HostUnejected

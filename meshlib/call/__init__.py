@@ -16,6 +16,7 @@ has been read.
 """
 
 from meshlib.call.machine import Call
+from meshlib.call.mirror import mirror_call
 from meshlib.call.steps import Attempt, Done, Sleep, Step
 
-__all__ = ["Attempt", "Call", "Done", "Sleep", "Step"]
+__all__ = ["Attempt", "Call", "Done", "Sleep", "Step", "mirror_call"]

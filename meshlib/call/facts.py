@@ -60,6 +60,11 @@ class CallFacts:
         return "" if self.match is None else self.match.cluster
 
     @property
+    def idle_s(self) -> float | None:
+        """How long nothing may come of a response, in seconds (the route's `idle_timeout`); None: no limit."""
+        return None if self.match is None else self.match.action.idle_timeout_s or None
+
+    @property
     def is_secure(self) -> bool:
         """The last attempt was to be made over TLS."""
         return self._tls is not None

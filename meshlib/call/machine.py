@@ -41,6 +41,7 @@ class Call(CallFacts):
         "_backoffs",
         "_began_at",
         "_breaker",
+        "_ends_at",
         "_guard_unsafe",
         "_has_fault",
         "_has_retry",
@@ -73,6 +74,7 @@ class Call(CallFacts):
     _timeout_s: float | None
     _retries_left: int
     _attempt_at: float
+    _ends_at: float | None
     _is_deadline_next: bool
 
     def __init__(
@@ -102,6 +104,8 @@ class Call(CallFacts):
         self._replayable = replayable
         self._guard_unsafe = guard_unsafe
         self._state = _NEW
+        # When response headers must be there: the deadline, or before it the end of the route's idle timeout.
+        self._ends_at = None
         self._backoffs = 0
         self._was_sent = False
         self._is_asking = False
@@ -178,7 +182,7 @@ class Call(CallFacts):
         if cluster.outlier is not None:
             if self.head.is_grpc and isinstance(outcome, Response) and outcome.grpc_status is None:
                 self._is_unrecorded = True
-            else:
+            elif not self._is_idle_timeout(outcome):
                 ejected = cluster.record(state, outcome, now, self._rng)
         if self._has_retry:
             # "The slot is held through backoff and the retried attempt, until the next retry decision."
@@ -211,6 +215,29 @@ class Call(CallFacts):
         """From now on the body cannot be sent again: a stream outgrew what is kept of it."""
         self._replayable = False
         self._was_sent = True
+
+    def cut_off(self, failure: Failure, now: float, *, is_idle: bool = False) -> None:
+        """Note that a response broke off after its headers. `close` has to follow.
+
+        A connection that was lost counts against the endpoint, beside the status that it sent before (in Envoy a local
+        failure); a time that is over does not. How a gRPC call ends is counted by `close`.
+
+        Args:
+            is_idle: Nothing came for as long as the route's idle timeout allows.
+        """
+        held, cluster = self._held, self.cluster
+        if held is None or cluster is None or self._state != _DONE:
+            return
+        if failure.kind is FailureKind.TIMEOUT:
+            if self.deadline is not None and now >= self.deadline:
+                self._add_flag(self._deadline_flag())
+            elif is_idle:
+                self._add_flag("SI")
+            return
+        self._add_flag(failure_flag(failure))
+        ejected = None if self._is_unrecorded else cluster.record(held, failure, now, self._rng)
+        if ejected is not None and self._hook is not None:
+            self._hook(ejected)
 
     def close(self, now: float, *, status: int = 0, grpc_status: int | None = None) -> None:
         """Give back what the call holds; in any state, any number of times. The first time emits `CallFinished`.
@@ -291,6 +318,11 @@ class Call(CallFacts):
                 self._timeout_at = ends_at
             if self.deadline is None or ends_at < self.deadline:
                 self.deadline = ends_at
+        self._ends_at = self.deadline
+        if action.idle_timeout_s and not head.is_grpc:
+            idle_at = now + action.idle_timeout_s
+            if self.deadline is None or idle_at < self.deadline:
+                self._ends_at = idle_at
         return self._attempt(match, cluster, now)
 
     def _asked_limits(self, plan: RoutePlan) -> tuple[float | None, float | None, float | None]:
@@ -307,7 +339,7 @@ class Call(CallFacts):
         return self._attempt(self.match, self.cluster, now)
 
     def _attempt(self, match: RouteMatch, cluster: ClusterState, now: float) -> Step:
-        deadline, tried = self.deadline, self._tried
+        deadline, tried = self._ends_at, self._tried
         if deadline is not None and now >= deadline:
             return self._expired()
         retry = self._plan.retry
@@ -392,8 +424,8 @@ class Call(CallFacts):
         return backoff_s(self._backoffs, self._plan.retry, self._rng, is_grpc=is_grpc)
 
     def _wait(self, wait_s: float, now: float) -> Step:
-        if self.deadline is not None and wait_s > self.deadline - now:
-            wait_s = self.deadline - now  # Then `slept` finds that time is over.
+        if self._ends_at is not None and wait_s > self._ends_at - now:
+            wait_s = self._ends_at - now  # Then `slept` finds that time is over.
         return Sleep(wait_s) if wait_s > 0 else self._again(now)
 
     # --- the end -------------------------------------------------------------------------------------------------
@@ -406,7 +438,21 @@ class Call(CallFacts):
             return self._timeout_flag()
         return failure_flag(failure)
 
+    def _is_idle_timeout(self, outcome: Outcome) -> bool:
+        """Whether the route's idle timeout ended an attempt: that says nothing of its endpoint (as in Envoy)."""
+        return (
+            self._ends_at != self.deadline
+            and self._is_deadline_next
+            and isinstance(outcome, Failure)
+            and outcome.kind is FailureKind.TIMEOUT
+        )
+
     def _timeout_flag(self) -> str:
+        if self._ends_at is not None and self._ends_at != self.deadline:
+            return "SI"
+        return self._deadline_flag()
+
+    def _deadline_flag(self) -> str:
         # Envoy documents DT for the end of `max_stream_duration`, though its log shows none.
         return "UT" if self.deadline == self._timeout_at else "DT"
 

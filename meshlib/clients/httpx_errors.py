@@ -148,11 +148,16 @@ def with_record(
     return error
 
 
-def body_error(call: Call, error: Exception, request: httpx.Request) -> Exception:
-    """Return what to raise when a response body ends in `error`."""
+def body_error(
+    call: Call, error: Exception, request: httpx.Request, timeouts: AttemptTimeouts | None, now: float
+) -> Exception:
+    """Return what to raise when a response body ends in `error`; the call hears of it."""
     found = mapped(error, request)
     if found is None:
         return error
+    failure = None if timeouts is None else failure_of(error, timeouts)
+    if failure is not None and timeouts is not None:
+        call.cut_off(failure, now, is_idle=timeouts.is_idle)
     record = call.error(f"the response to {request.method} {request.url} was cut off: {error}")
     return with_record(found, record, error)
 

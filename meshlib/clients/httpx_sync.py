@@ -5,7 +5,8 @@ Only a transport: authentication, cookies, redirects, event hooks and mounts of 
 
 import contextlib
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
+from functools import partial
 from typing import assert_never, cast
 
 import httpcore
@@ -41,12 +42,14 @@ from meshlib.clients.httpx_errors import (
     is_safe_to_resend,
     refusal,
 )
+from meshlib.clients.mirrors import Copy, Mirrors, copies_of
 from meshlib.clients.network import Http2Pool
 from meshlib.clients.pools import Lease, PoolKey, Pools
 from meshlib.clients.source import MeshSource
 from meshlib.clients.timeouts import AttemptTimeouts
 from meshlib.errors import MeshError, RoutingError
 from meshlib.model.outcome import Failure, LocalReply, Outcome, Response
+from meshlib.model.route import MirrorPolicy
 from meshlib.ports import Lock
 
 __all__ = ["MeshTransport"]
@@ -75,6 +78,7 @@ class MeshTransport(httpx.BaseTransport):
         self._limits = limits
         expiry = limits.keepalive_expiry
         self._pools: Pools[_Pool] = Pools(self._make_pool, clock=mesh.clock, idle_s=60.0 if expiry is None else expiry)
+        self._mirrors = Mirrors()
         self._lock = Lock()
         self._plain: httpx.HTTPTransport | None = None  # guarded by the lock
 
@@ -99,7 +103,7 @@ class MeshTransport(httpx.BaseTransport):
             raise refusal(authority, error, request) from error
         replayable = is_replayable(request)
         call = call_for(mesh, target, head_of(request, authority), replayable=replayable)
-        exchange = _Exchange(mesh, self._pools, request, call, replayable=replayable)
+        exchange = _Exchange(mesh, self._pools, request, call, replayable=replayable, mirrors=self._mirrors)
         done = run(call, exchange, clock=mesh.clock, sleep=time.sleep)
         match done.result:
             case LocalReply() as reply:
@@ -132,6 +136,7 @@ class MeshTransport(httpx.BaseTransport):
 
     def close(self) -> None:
         """Close every connection. Calls that are still running fail."""
+        self._mirrors.close()
         for pool in self._pools.close():
             pool.close()
         with self._lock:
@@ -143,7 +148,7 @@ class MeshTransport(httpx.BaseTransport):
 class _Exchange:
     """One request's way to the network: what its latest attempt has leased and received."""
 
-    __slots__ = ("_call", "_lease", "_mesh", "_pools", "_raw", "_replayable", "_request", "_timeouts")
+    __slots__ = ("_call", "_lease", "_mesh", "_mirrors", "_pools", "_raw", "_replayable", "_request", "_timeouts")
 
     def __init__(
         self,
@@ -153,9 +158,11 @@ class _Exchange:
         call: Call,
         *,
         replayable: bool,
+        mirrors: Mirrors | None = None,
     ) -> None:
         self._mesh = mesh
         self._pools = pools
+        self._mirrors = mirrors
         self._request = request
         self._call = call
         self._replayable = replayable
@@ -164,6 +171,9 @@ class _Exchange:
         self._raw: httpcore.Response | None = None
 
     def send(self, attempt: Attempt) -> Outcome:
+        match = self._call.match
+        if match is not None and match.mirrors and attempt.number == 1 and self._mirrors is not None:
+            self._copy(attempt, match.mirrors, self._mirrors)
         timeouts = timeouts_for(attempt, self._request, self._mesh.clock, replayable=self._replayable)
         outcome = self._try(attempt, timeouts, fresh=False)
         if isinstance(outcome, Failure) and is_safe_to_resend(
@@ -173,6 +183,12 @@ class _Exchange:
             outcome = self._try(attempt, timeouts, fresh=True)
         self._timeouts = timeouts
         return outcome
+
+    def _copy(self, attempt: Attempt, policies: Iterable[MirrorPolicy], mirrors: Mirrors) -> None:
+        mesh, pools = self._mesh, self._pools
+        for copy in copies_of(mesh, self._request, self._call, attempt, policies):
+            if not mirrors.submit(partial(_send_copy, mesh, pools, copy)):
+                copy.end(0, "overflow")
 
     def _try(self, attempt: Attempt, timeouts: AttemptTimeouts, *, fresh: bool) -> Outcome:
         try:
@@ -186,7 +202,7 @@ class _Exchange:
             self._release()
             raise
         # A request that was streamed has had its own time: the call's began before it.
-        timeouts.begin_body(self._call.deadline if self._replayable else None)
+        timeouts.begin_body(self._call.deadline if self._replayable else None, self._call.idle_s)
         self._raw = raw
         return response_of(raw)
 
@@ -217,7 +233,19 @@ class _Exchange:
         try:
             yield from cast(httpx.SyncByteStream, raw.stream)
         except Exception as error:
-            raise body_error(self._call, error, self._request)  # noqa: B904 - it carries its cause
+            raise body_error(  # noqa: B904 - it carries its cause
+                self._call, error, self._request, self._timeouts, self._mesh.clock()
+            )
+
+    def drop(self) -> None:
+        """Read a response that nobody wants to its end, so that its connection can be kept."""
+        raw = self._raw
+        assert raw is not None  # as for `response`
+        try:
+            for _ in self.parts(raw):
+                pass
+        finally:
+            self.end(raw)
 
     def end(self, raw: httpcore.Response) -> None:
         try:
@@ -231,6 +259,28 @@ class _Exchange:
         if lease is not None:
             for pool in self._pools.release(lease):
                 pool.close()
+
+
+def _send_copy(mesh: MeshSource, pools: Pools[_Pool], copy: Copy) -> None:
+    """Send a copy of a request and drop the answer; nothing that goes wrong gets out of here."""
+    call, status, failure = copy.call, 0, "cancelled"
+    exchange = _Exchange(mesh, pools, copy.request, call, replayable=True)
+    try:
+        done = run(call, exchange, clock=mesh.clock, sleep=time.sleep)
+        match done.result:
+            case Response(status=status):
+                failure = ""
+                exchange.drop()
+            case Failure(kind=kind):
+                failure = kind.value
+            case LocalReply(flag=flag):
+                failure = flag
+            case _:
+                assert_never(done.result)
+    except Exception as error:
+        failure = type(error).__name__
+    finally:
+        copy.end(status, failure)
 
 
 class _Body(httpx.SyncByteStream):

@@ -50,9 +50,21 @@ class AttemptTimeouts:
     Attributes:
         has_connected: A new connection was asked for; else the attempt ran on one from before.
         has_sent: Bytes of the request may have left.
+        is_idle: The latest reading may last no longer than the idle timeout, and nothing else is shorter.
     """
 
-    __slots__ = ("_base", "_clock", "_connect_s", "_deadline", "_pending_s", "_until", "has_connected", "has_sent")
+    __slots__ = (
+        "_base",
+        "_clock",
+        "_connect_s",
+        "_deadline",
+        "_idle_s",
+        "_pending_s",
+        "_until",
+        "has_connected",
+        "has_sent",
+        "is_idle",
+    )
 
     def __init__(
         self,
@@ -77,7 +89,9 @@ class AttemptTimeouts:
         self._connect_s = connect_timeout_s
         self._deadline = None if timeout_s is None or after_body else clock() + timeout_s
         self._pending_s = timeout_s if after_body else None
+        self._idle_s: float | None = None  # between two pieces of a response body
         self._until: Until | None = None  # most steps have the same time-out
+        self.is_idle = False
         self.has_connected = False
         self.has_sent = False
 
@@ -90,13 +104,15 @@ class AttemptTimeouts:
         """Return the seconds that the attempt has left; None: no limit, or none yet."""
         return None if self._deadline is None else max(0.0, self._deadline - self._clock())
 
-    def begin_body(self, deadline: float | None) -> None:
+    def begin_body(self, deadline: float | None, idle_s: float | None = None) -> None:
         """Response headers are there: what follows is subject to httpx's own time-outs and the call's.
 
         Args:
             deadline: Of the call, in monotonic seconds; None: no limit. Envoy's time-outs include the response body.
+            idle_s: Seconds in which something must come; None: no limit.
         """
         self._deadline = deadline
+        self._idle_s = idle_s
 
     def begin_again(self) -> None:
         """The same attempt starts over on a fresh connection, in the time that it has left."""
@@ -117,9 +133,14 @@ class AttemptTimeouts:
             return Until.at(end if self._deadline is None else min(end, self._deadline), self._clock)
         if name == "write":
             self.has_sent = True
-        elif name == "read" and self._pending_s is not None:
-            self._deadline = self._clock() + self._pending_s
-            self._pending_s = None
+        elif name == "read":
+            if self._pending_s is not None:
+                self._deadline = self._clock() + self._pending_s
+                self._pending_s = None
+            idle_s = self._idle_s
+            if idle_s is not None:
+                self.is_idle = limit is None or idle_s < limit
+                limit = idle_s if limit is None else min(limit, idle_s)
         if self._deadline is None:
             return limit
         until = self._until

@@ -169,8 +169,13 @@ class HashPolicy:
 
 @dataclass(frozen=True, slots=True)
 class MirrorPolicy:
+    """Attributes:
+    keeps_host: The copy names the same host; else `-shadow` is added to it (Envoy's default).
+    """
+
     cluster: str
     share: Fraction
+    keeps_host: bool = False
 
 
 @dataclass(frozen=True, slots=True)

@@ -19,6 +19,7 @@ from meshlib.model.route import (
     DirectResponse,
     FaultPolicy,
     HeaderMutation,
+    MirrorPolicy,
     NonForwarding,
     Redirect,
     Route,
@@ -58,7 +59,7 @@ class RouteMatch:
         retry: The route's policy, else the virtual host's.
         fault: The most specific one; None when nothing is to be injected or the listener has no fault filter.
         metadata: filter_metadata of the route.
-        mirrors: Clusters that get a copy of this request.
+        mirrors: Which clusters get a copy of this request.
     """
 
     cluster: str
@@ -69,7 +70,7 @@ class RouteMatch:
     fault: FaultPolicy | None = None
     metadata: Mapping[str, Mapping[str, object]] = field(default_factory=lambda: NO_METADATA, repr=False)
     include_attempt_count: bool = False
-    mirrors: tuple[str, ...] = ()
+    mirrors: tuple[MirrorPolicy, ...] = ()
     _levels: tuple[HeaderMutation, ...] = field(default=(), repr=False)
     _rewrite: Callable[[RequestHead], RequestHead] | None = field(default=None, repr=False)
     _response: Mutator | None = field(default=None, repr=False)

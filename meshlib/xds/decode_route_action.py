@@ -119,14 +119,14 @@ def check_hedging(message: Any, path: str, problems: Problems) -> None:
 
 
 def _mirror(message: Any, path: str, problems: Problems) -> MirrorPolicy:
-    used = frozenset({"cluster", "runtime_fraction"})
+    used = frozenset({"cluster", "runtime_fraction", "disable_shadow_host_suffix_append"})
     cover(message, path, problems, used=used, harmless=frozenset({"trace_sampled"}))
     if not message.cluster:
         problems.error(join(path, "cluster"), "must not be empty")
     share = Fraction(100)
     if message.HasField("runtime_fraction"):
         share = runtime_fraction(message.runtime_fraction, join(path, "runtime_fraction"), problems)
-    return MirrorPolicy(message.cluster, share)
+    return MirrorPolicy(message.cluster, share, keeps_host=message.disable_shadow_host_suffix_append)
 
 
 def _check_legacy_grpc_timeout(message: Any, path: str, problems: Problems) -> None:

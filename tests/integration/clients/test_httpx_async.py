@@ -12,7 +12,7 @@ import pytest
 
 from meshlib.clients.httpx_async import AsyncMeshTransport
 from meshlib.errors import DeadlineExceeded, MeshError, RoutingError
-from meshlib.model.cluster import CircuitBreakers
+from meshlib.model.cluster import CircuitBreakers, OutlierDetection
 from meshlib.model.retry import RetryPolicy
 
 RETRY = RetryPolicy(frozenset({"connect-failure", "reset", "gateway-error"}), num_retries=3, base_interval_s=0.001)
@@ -234,3 +234,17 @@ async def test_waiting_for_a_connection_is_in_order_and_may_be_cancelled(mesh, h
         assert [(await task).status_code for task in waiting[1:]] == [200, 200]
     assert len(server.connections) == 2  # one, whose response was left unread, and one for the rest
     assert mesh.held("c") == (0, 0)
+
+
+async def test_connection_lost_in_the_body_counts_against_the_endpoint(mesh, client, raw_server):
+    def handle(connection: socket.socket, number: int) -> None:
+        connection.recv(65536)
+        connection.sendall(b"HTTP/1.1 500 Oops\r\ncontent-length: 9\r\n\r\nxyz")
+
+    server = raw_server(handle)
+    rules = OutlierDetection(consecutive_5xx=2, max_ejection_percent=100)
+    mesh.serve("checkout", {"c": [server.address]}, outlier_detection=rules)
+    with pytest.raises(httpx.RemoteProtocolError) as caught:
+        await client.get("http://checkout/")
+    assert caught.value.mesh.flag == "UC"
+    assert mesh.cluster("c").states[server.address].is_ejected

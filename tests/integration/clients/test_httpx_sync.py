@@ -12,7 +12,7 @@ import pytest
 from meshlib.clients.httpx_sync import MeshTransport
 from meshlib.errors import DeadlineExceeded, MeshError, RoutingError
 from meshlib.events import CallFinished
-from meshlib.model.cluster import CircuitBreakers
+from meshlib.model.cluster import CircuitBreakers, OutlierDetection
 from meshlib.model.matcher import PathKind, PathMatcher
 from meshlib.model.retry import RetryPolicy
 from meshlib.model.route import (
@@ -450,3 +450,45 @@ def test_closed_transport_refuses_work(mesh, http_server):
     with pytest.raises(RuntimeError, match="closed"):
         transport.handle_request(httpx.Request("GET", "http://checkout/"))
     assert mesh.held("c") == (0, 0)
+
+
+@pytest.mark.parametrize("headers_first", [False, True])
+def test_idle_timeout_ends_a_response_that_stops_coming(mesh, client, raw_server, headers_first):
+    """Bytes that come in time keep the response alive, however long it takes in all."""
+    over = threading.Event()
+
+    def handle(connection: socket.socket, number: int) -> None:
+        connection.recv(65536)
+        if headers_first:
+            connection.sendall(b"HTTP/1.1 200 OK\r\ncontent-length: 9\r\n\r\n")
+            for _ in range(4):
+                time.sleep(0.1)
+                connection.sendall(b"x")
+        over.wait(20)
+
+    server = raw_server(handle)
+    action = RouteAction(SingleCluster("c"), timeout_s=0.0, idle_timeout_s=0.25)
+    mesh.serve("checkout", {"c": [server.address]}, route=Route(ANY_PATH, action))
+    start = time.monotonic()
+    with pytest.raises(httpx.ReadTimeout) as caught:
+        client.get("http://checkout/")
+    over.set()
+    assert time.monotonic() - start < (2.0 if headers_first else 1.0)
+    assert caught.value.mesh.flag == "SI"
+    assert mesh.events[-1].flag == "SI"
+    assert mesh.held("c") == (0, 0)
+
+
+def test_connection_lost_in_the_body_counts_against_the_endpoint(mesh, client, raw_server):
+    def handle(connection: socket.socket, number: int) -> None:
+        connection.recv(65536)
+        connection.sendall(b"HTTP/1.1 500 Oops\r\ncontent-length: 9\r\n\r\nxyz")
+
+    server = raw_server(handle)
+    rules = OutlierDetection(consecutive_5xx=2, max_ejection_percent=100)
+    mesh.serve("checkout", {"c": [server.address]}, outlier_detection=rules)
+    with pytest.raises(httpx.RemoteProtocolError) as caught:
+        client.get("http://checkout/")
+    assert caught.value.mesh.flag == "UC"
+    assert mesh.cluster("c").states[server.address].is_ejected
+    assert mesh.events[-1].flag == "UC"

@@ -1,13 +1,41 @@
+import pytest
+
 from meshlib.model.matcher import Fraction
+from meshlib.model.request import Headers, RequestHead
 from meshlib.model.route import MirrorPolicy
-from meshlib.routing.mirror import pick_mirrors
+from meshlib.routing.mirror import mirrored_head, pick_mirrors
 
 
 def test_each_policy_has_its_share() -> None:
-    policies = (MirrorPolicy("all", Fraction(100)), MirrorPolicy("half", Fraction(50)), MirrorPolicy("no", Fraction(0)))
-    assert pick_mirrors(policies, 49) == ("all", "half")
-    assert pick_mirrors(policies, 50) == ("all",)
+    every, half, never = (MirrorPolicy(name, Fraction(share)) for name, share in (("e", 100), ("h", 50), ("n", 0)))
+    policies = (every, half, never)
+    assert pick_mirrors(policies, 49) == (every, half)
+    assert pick_mirrors(policies, 50) == (every,)
 
 
 def test_no_policy_no_mirror() -> None:
     assert pick_mirrors((), 1) == ()
+
+
+@pytest.mark.parametrize(
+    ("host", "expected"),
+    [
+        ("checkout", "checkout-shadow"),
+        ("checkout:81", "checkout-shadow:81"),
+        ("[::1]", "[::1]-shadow"),
+        ("[::1]:80", "[::1]-shadow:80"),
+    ],
+)
+def test_host_of_a_copy_is_a_shadow(host: str, expected: str) -> None:
+    head = RequestHead("PUT", host, "/a?b", Headers((("x-user", "ann"), ("x-envoy-internal", "false"))))
+
+    copy = mirrored_head(head, MirrorPolicy("c", Fraction(100)))
+
+    assert (copy.method, copy.authority, copy.path) == ("PUT", expected, "/a?b")
+    assert copy.headers.items == (("x-user", "ann"), ("x-envoy-internal", "true"))
+
+
+def test_host_of_a_copy_can_stay() -> None:
+    head = RequestHead("GET", "checkout:81", "/", Headers())
+
+    assert mirrored_head(head, MirrorPolicy("c", Fraction(100), keeps_host=True)).authority == "checkout:81"

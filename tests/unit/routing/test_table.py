@@ -290,10 +290,11 @@ def test_an_override_that_injects_nothing_switches_faults_off() -> None:
 
 
 def test_mirrors_are_sampled_for_each_request() -> None:
-    action = RouteAction(SingleCluster("a"), mirrors=(MirrorPolicy("copy", Fraction(10)),))
+    policy = MirrorPolicy("copy", Fraction(10))
+    action = RouteAction(SingleCluster("a"), mirrors=(policy,))
     routes = table(Route(ANY, action))
     found = [matched(routes.match(request(), Bits(bits))) for bits in range(100)]
-    assert Counter(match.mirrors for match in found) == {("copy",): 10, (): 90}
+    assert Counter(match.mirrors for match in found) == {(policy,): 10, (): 90}
     assert {match.cluster for match in found} == {"a"}
 
 

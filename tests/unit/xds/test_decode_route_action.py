@@ -80,7 +80,10 @@ def test_everything_else_of_an_action(decode_route):
                 "grpc_timeout_header_max": "3s",
                 "grpc_timeout_header_offset": "1s",
             },
-            "request_mirror_policies": [{"cluster": "m"}],
+            "request_mirror_policies": [
+                {"cluster": "m"},
+                {"cluster": "n", "disable_shadow_host_suffix_append": True},
+            ],
         }
     )
     action = action_of(decoded)
@@ -90,7 +93,10 @@ def test_everything_else_of_an_action(decode_route):
     assert (action.cluster_not_found_status, action.high_priority) == (404, True)
     limits = (action.max_stream_duration_s, action.grpc_timeout_header_max_s, action.grpc_timeout_header_offset_s)
     assert limits == (7.0, 3.0, 1.0)
-    assert action.mirrors == (MirrorPolicy("m", Fraction(100)),)
+    assert action.mirrors == (
+        MirrorPolicy("m", Fraction(100)),
+        MirrorPolicy("n", Fraction(100), keeps_host=True),
+    )
 
 
 def test_the_stream_duration_message_alone_switches_the_route_timeout_off(decode_route):

@@ -1,0 +1,76 @@
+"""The call that carries a copy of a request to a mirror cluster.
+
+It is a call like any other, so the mirror's endpoints, limits and outlier detection are those of its cluster, and it
+ends with the time of the request that it copies. What it has not is a route of its own: nothing is repeated, injected
+or rewritten. Source: Envoy, `ShadowWriterImpl` over an `AsyncClient` with a route that says nothing.
+"""
+
+from functools import lru_cache
+from typing import Final
+
+from meshlib.call.facts import CallFacts
+from meshlib.call.machine import Call
+from meshlib.events import Event, Hook, HostEjected
+from meshlib.model.listener import ClientListener
+from meshlib.model.matcher import PathKind, PathMatcher
+from meshlib.model.request import RequestHead
+from meshlib.model.route import (
+    MirrorPolicy,
+    Route,
+    RouteAction,
+    RouteConfiguration,
+    RouteMatcher,
+    SingleCluster,
+    VirtualHost,
+)
+from meshlib.model.snapshot import TargetConfig
+from meshlib.ports import Rng
+from meshlib.routing.mirror import mirrored_head
+from meshlib.view import TargetView
+
+__all__ = ["mirror_call"]
+
+_NAME: Final = "mirror"
+
+
+def mirror_call(
+    call: CallFacts,
+    policy: MirrorPolicy,
+    sent: RequestHead,
+    *,
+    rng: Rng,
+    now: float,
+    timeout_s: float | None,
+    hook: Hook | None = None,
+) -> Call:
+    """Make the call for a copy; nothing happens before its `start`.
+
+    Args:
+        call: Of the request itself.
+        policy: One of its match's mirrors.
+        sent: Head of its first attempt.
+        timeout_s: Until its deadline; None: no limit.
+        hook: Hears of ejections only: a copy is no call of the application.
+    """
+    made = _target(policy.cluster)
+    target = TargetView(made.name, made.config, call.target.clusters, previous=made)
+    head = mirrored_head(sent, policy)
+    only_ejections = None if hook is None else _ejections(hook)
+    return Call(target, head, rng=rng, now=now, timeout_s=timeout_s, hook=only_ejections)
+
+
+def _ejections(hook: Hook) -> Hook:
+    def filtered(event: Event) -> None:
+        if isinstance(event, HostEjected):
+            hook(event)
+
+    return filtered
+
+
+@lru_cache(maxsize=256)
+def _target(cluster: str) -> TargetView:
+    """Return the compiled route to a mirror; it fits every view."""
+    # The time is that of the request: a timeout of the route's own would be Envoy's 15 s.
+    route = Route(RouteMatcher(PathMatcher(PathKind.PREFIX, "")), RouteAction(SingleCluster(cluster), timeout_s=0.0))
+    routes = RouteConfiguration(_NAME, (VirtualHost(_NAME, ("*",), (route,)),))
+    return TargetView(_NAME, TargetConfig(ClientListener(_NAME, routes), routes), {})
