@@ -9,7 +9,7 @@ import ssl
 from collections import OrderedDict
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from meshlib.errors import IdentityError
 from meshlib.identity.certificates import check_certificate
@@ -174,6 +174,8 @@ def server_context(
         context = MeshContext(ssl.PROTOCOL_TLS_SERVER)
         context.verify_mode = _server_verify_mode(tls)
         context.peer_required = tls.require_client_certificate
+        context.forbid_tickets()
+        context.wall = wall
         _fill(context, tls, certificate, trust, alpn)
         return context
 
@@ -271,8 +273,8 @@ def server_material(
 class RotatingServerContext:
     """A server's context whose certificate and trust follow the secrets.
 
-    Servers take one context for their lifetime. This one hands every handshake over to the context of the moment, so
-    that a new certificate, or a CA taken away, counts from the next connection on. Running connections stay.
+    Servers take one context for their lifetime. This one wraps every connection with the context of the moment, so that
+    a new certificate, or a CA taken away, counts from the next connection on. Running connections stay.
 
     Attributes:
         context: For the server.
@@ -291,31 +293,45 @@ class RotatingServerContext:
         Raises:
             IdentityError: It cannot be made now.
         """
-        self._tls = tls
-        self._secrets = secrets
-        self._alpn = default_alpn
-        self._wall = wall
-        first = server_context(tls, secrets(), default_alpn=default_alpn, wall=wall)
-        front = MeshContext(ssl.PROTOCOL_TLS_SERVER)
-        # OpenSSL takes these from the first context of a connection, the rest from the one that is put in its place.
+
+        def current() -> MeshContext:
+            return server_context(tls, secrets(), default_alpn=default_alpn, wall=wall)
+
+        first = current()
+        front = _Front(ssl.PROTOCOL_TLS_SERVER)
         front.verify_mode = first.verify_mode
         front.minimum_version = first.minimum_version
-        front.offer(tls.alpn or default_alpn)
+        front.forbid_tickets()
         front.accepts = _nobody
-        front.sni_callback = self._swap
+        front.current = current
         self.context: ssl.SSLContext = front
 
-    def _swap(self, ssl_object: ssl.SSLObject | ssl.SSLSocket, name: str | None, front: ssl.SSLContext) -> int | None:
+
+class _Front(MeshContext):
+    """Stands for the context of the moment. By itself it has no certificate, and lets nobody in."""
+
+    current: Callable[[], MeshContext]
+
+    def wrap_socket(self, sock: Any, *args: Any, **options: Any) -> ssl.SSLSocket:
+        """As in `ssl`, by the context of the moment."""
         try:
-            current = server_context(self._tls, self._secrets(), default_alpn=self._alpn, wall=self._wall)
+            context = self.current()
         except IdentityError:
-            return ssl.AlertDescription.ALERT_DESCRIPTION_INTERNAL_ERROR
-        ssl_object.context = current
-        return None
+            # Servers close a connection whose handshake fails; one that cannot even begin might leak, or end them.
+            return super().wrap_socket(sock, *args, **options)
+        return context.wrap_socket(sock, *args, **options)
+
+    def wrap_bio(self, incoming: ssl.MemoryBIO, outgoing: ssl.MemoryBIO, *args: Any, **options: Any) -> ssl.SSLObject:
+        """As in `ssl`, by the context of the moment."""
+        try:
+            context = self.current()
+        except IdentityError:
+            return super().wrap_bio(incoming, outgoing, *args, **options)
+        return context.wrap_bio(incoming, outgoing, *args, **options)
 
 
 def _nobody(names: PeerNames) -> bool:
-    return False  # the front context never decides: one that was not replaced must not let anybody in
+    return False
 
 
 def rotating_server_context(

@@ -2,7 +2,12 @@
 
 One hook serves every client and server built on Python's `ssl`: whoever wraps a socket or a pair of BIOs with such a
 context gets an object whose `do_handshake` also compares the peer's names. It raises before the caller can send or read
-a single byte of application data.
+a single byte of application data. Reading or writing without a handshake before does the handshake first: OpenSSL would
+do it too, but without the comparison.
+
+Sessions: a session that is resumed skips the verification of the peer's chain. Clients here never resume, servers hand
+out no tickets; what remains (session ids of TLS 1.2) never crosses from one trust bundle to another, since each has a
+context of its own, and ends with the certificate that it was made with.
 """
 
 import os
@@ -16,6 +21,8 @@ from cryptography import x509
 
 from meshlib.identity.certificates import names_of
 from meshlib.identity.san import PeerNames
+from meshlib.ports import WallClock
+from meshlib.runtime.clock import wall as system_wall
 
 __all__ = ["MeshContext", "load_identity", "peer_identity"]
 
@@ -36,21 +43,54 @@ def _names(der: bytes) -> PeerNames:
 
 
 class _VerifiedSocket(ssl.SSLSocket):
+    _is_verified = False
+
     def do_handshake(self, block: bool = False) -> None:
         super().do_handshake(block)
         _check(self.context, self)
+        self._is_verified = True
+
+    def read(self, len: int = 1024, buffer: Any = None) -> Any:
+        if not self._is_verified:
+            self.do_handshake()
+        return super().read(len, buffer)
+
+    def write(self, data: Any) -> int:
+        if not self._is_verified:
+            self.do_handshake()
+        return super().write(data)
+
+    def send(self, data: Any, flags: int = 0) -> int:
+        if not self._is_verified:
+            self.do_handshake()
+        return super().send(data, flags)
 
 
 class _VerifiedObject(ssl.SSLObject):
+    _is_verified = False
+
     def do_handshake(self) -> None:
         super().do_handshake()
         _check(self.context, self)
+        self._is_verified = True
+
+    def read(self, len: int = 1024, buffer: Any = None) -> Any:
+        if not self._is_verified:
+            self.do_handshake()
+        # None is another thing than no buffer to `ssl`.
+        return super().read(len) if buffer is None else super().read(len, buffer)
+
+    def write(self, data: Any) -> int:
+        if not self._is_verified:
+            self.do_handshake()
+        return super().write(data)
 
 
 def _check(context: ssl.SSLContext, ssl_object: ssl.SSLObject | ssl.SSLSocket) -> None:
-    # On a server the context is the one that the SNI callback put in the place of the first.
     if not isinstance(context, MeshContext):
         raise ssl.SSLCertVerificationError("the context does not say who the peer must be")
+    if ssl_object.session_reused and context.is_over(ssl_object.getpeercert(binary_form=True)):
+        raise ssl.SSLCertVerificationError("the session's certificate has expired")
     context.check(peer_identity(ssl_object))
 
 
@@ -62,6 +102,7 @@ class MeshContext(ssl.SSLContext):
         expected: What `accepts` asks for, for errors.
         peer_required: A peer without a certificate is refused.
         server_name: For clients: the SNI sent, whatever the library thinks that the host is called; empty: none.
+        wall: Seconds since the epoch.
     """
 
     sslsocket_class = _VerifiedSocket
@@ -71,6 +112,16 @@ class MeshContext(ssl.SSLContext):
     expected: str = ""
     peer_required: bool = True
     server_name: str = ""
+    wall: WallClock = staticmethod(system_wall)
+
+    def forbid_tickets(self) -> None:
+        """For servers: hand out nothing that lets a later connection skip the verification of its certificate."""
+        self.num_tickets = 0  # TLS 1.3
+        self.options |= ssl.OP_NO_TICKET
+
+    def is_over(self, der: bytes | None) -> bool:
+        """Whether a certificate that was verified once has expired since."""
+        return der is not None and self.wall() > x509.load_der_x509_certificate(der).not_valid_after_utc.timestamp()
 
     def check(self, names: PeerNames | None) -> None:
         """Compare a verified peer with what is expected.
@@ -95,14 +146,13 @@ class MeshContext(ssl.SSLContext):
         server_hostname: str | bytes | None = None,
         session: ssl.SSLSession | None = None,
     ) -> ssl.SSLSocket:
-        """As in `ssl`; the mesh decides the server name."""
+        """As in `ssl`; the mesh decides the server name, and no session is resumed."""
         return super().wrap_socket(
             sock,
             server_side=server_side,
             do_handshake_on_connect=do_handshake_on_connect,
             suppress_ragged_eofs=suppress_ragged_eofs,
             server_hostname=None if server_side else self.server_name or None,
-            session=session,
         )
 
     def wrap_bio(
@@ -113,13 +163,12 @@ class MeshContext(ssl.SSLContext):
         server_hostname: str | bytes | None = None,
         session: ssl.SSLSession | None = None,
     ) -> ssl.SSLObject:
-        """As in `ssl`; the mesh decides the server name."""
+        """As in `ssl`; the mesh decides the server name, and no session is resumed."""
         return super().wrap_bio(
             incoming,
             outgoing,
             server_side=server_side,
             server_hostname=None if server_side else self.server_name or None,
-            session=session,
         )
 
     def set_alpn_protocols(self, alpn_protocols: Iterable[str]) -> None:
