@@ -3,15 +3,20 @@
 import asyncio
 from collections.abc import Awaitable, Callable, MutableMapping
 from typing import Any
+from urllib.parse import quote
 
 from meshlib.integrations import default_mesh
 from meshlib.model.outcome import LocalReply
 from meshlib.model.request import Headers, RequestHead
 from meshlib.servers.inbound import Inbound, InboundRequest
+from meshlib.servers.paths import UNESCAPED
 from meshlib.servers.peer import ANONYMOUS, Peer, peer_of_pem
 from meshlib.servers.source import ServerSource
 
-__all__ = ["MeshMiddleware", "begin"]
+__all__ = ["CONNECTION", "MeshMiddleware", "begin"]
+
+CONNECTION = "meshlib.connection"
+"""Name of the scope's extension with the addresses of the connection itself, as `server` and `client`."""
 
 Scope = MutableMapping[str, Any]
 Message = MutableMapping[str, Any]
@@ -35,7 +40,8 @@ class MeshMiddleware:
         Args:
             app: The application.
             mesh: Default: the process-wide one.
-            address: `host:port` of the listener that applies; default: the address of each connection.
+            address: `host:port` of the listener that applies; default: the one announced for the connection's address.
+                Set it where this process announces nothing and the server takes `scope["server"]` from a header.
             service: Name of this service in reports.
         """
         self.app = app
@@ -71,10 +77,15 @@ class MeshMiddleware:
 
 async def begin(inbound: Inbound, scope: Scope) -> InboundRequest:
     """Decide about the request of an ASGI scope."""
-    local = _address(scope.get("server"))
+    # Our own server's word for the connection comes first: uvicorn lets X-Forwarded-For replace `client`.
+    connection = (scope.get("extensions") or {}).get(CONNECTION) or scope
+    local = _address(connection.get("server"))
     if not inbound.is_known(local):
         await asyncio.to_thread(inbound.wait_known, local)
-    return inbound.begin(_head(scope), _peer(scope), local=local, remote=(scope.get("client") or ("", 0))[0])
+    remote = (connection.get("client") or ("", 0))[0]
+    # `errors` as servers decode: what is no UTF-8 stays distinct from what is.
+    routed = scope["path"].encode("utf-8", "surrogateescape")
+    return inbound.begin(_head(scope), _peer(scope), local=local, remote=remote, routed=routed)
 
 
 def _address(server: Any) -> tuple[str, int]:
@@ -85,7 +96,7 @@ def _address(server: Any) -> tuple[str, int]:
 
 def _head(scope: Scope) -> RequestHead:
     headers = Headers((name.decode("latin-1"), value.decode("latin-1")) for name, value in scope["headers"])
-    raw: bytes = scope.get("raw_path") or scope["path"].encode("utf-8")
+    raw: bytes = scope.get("raw_path") or quote(scope["path"], safe=UNESCAPED, errors="surrogateescape").encode()
     path = raw.partition(b"?")[0].decode("latin-1")
     if query := scope.get("query_string"):
         path = f"{path}?{query.decode('latin-1')}"
@@ -111,4 +122,4 @@ async def _refuse(scope: Scope, receive: Receive, send: Send, reply: LocalReply)
         *((name.encode("latin-1"), value.encode("latin-1")) for name, value in reply.headers),
     ]
     await send({"type": "http.response.start", "status": reply.status, "headers": headers})
-    await send({"type": "http.response.body", "body": reply.body})
+    await send({"type": "http.response.body", "body": b"" if scope["method"] == "HEAD" else reply.body})

@@ -2,7 +2,8 @@
 
 Settings (all optional), as a dict `MESHLIB`:
     mesh: a `Mesh`, or a callable that returns one; default: the process-wide one, from the environment.
-    address: `host:port` of the listener that applies; default: the address of each connection.
+    address: `host:port` of the listener that applies; default: the one announced for the connection's address (see
+        `meshlib.integrations.wsgi.MeshMiddleware` for servers other than gunicorn).
     service: name of this service in reports.
 """
 
@@ -11,12 +12,12 @@ from typing import Any
 
 from asgiref.sync import iscoroutinefunction, markcoroutinefunction
 from django.conf import settings
-from django.http import HttpRequest, HttpResponse, HttpResponseBase
+from django.http import HttpRequest, HttpResponse, HttpResponseBase, StreamingHttpResponse
 
 from meshlib.errors import ConfigError
 from meshlib.integrations import asgi, default_mesh, wsgi
 from meshlib.model.outcome import LocalReply
-from meshlib.servers.inbound import Inbound
+from meshlib.servers.inbound import Inbound, InboundRequest
 
 __all__ = ["MeshMiddleware"]
 
@@ -55,14 +56,13 @@ class MeshMiddleware:
             inbound.finish(inbound.reply.status)
             return _refusal(inbound.reply)
         request.mesh_principal = inbound.context.principal
-        status = 500
         try:
             with inbound.entered():
                 response: HttpResponseBase = self.get_response(request)
-            status = response.status_code
-            return response
-        finally:
-            inbound.finish(status)
+        except BaseException:
+            inbound.finish(500)
+            raise
+        return _observed(response, inbound)
 
     async def _acall(self, request: Any) -> HttpResponseBase:
         inbound = await asgi.begin(self._inbound, request.scope)
@@ -70,14 +70,73 @@ class MeshMiddleware:
             inbound.finish(inbound.reply.status)
             return _refusal(inbound.reply)
         request.mesh_principal = inbound.context.principal
-        status = 500
         try:
             with inbound.entered():
                 response: HttpResponseBase = await self.get_response(request)
-            status = response.status_code
-            return response
-        finally:
-            inbound.finish(status)
+        except BaseException:
+            inbound.finish(500)
+            raise
+        return _observed(response, inbound)
+
+
+def _observed(response: HttpResponseBase, inbound: InboundRequest) -> HttpResponseBase:
+    """Have a streamed body made within the request's context, and the end reported when it has come to its end."""
+    # A file is not made while it is sent, and servers send it without looking inside.
+    if not isinstance(response, StreamingHttpResponse) or getattr(response, "file_to_stream", None) is not None:
+        inbound.finish(response.status_code)
+    elif response.is_async:
+        response.streaming_content = _AsyncStream(response.streaming_content, inbound, response.status_code)
+    else:
+        response.streaming_content = _Stream(response.streaming_content, inbound, response.status_code)
+    return response
+
+
+class _Stream:
+    """A body of Django's own kind: an iterator whose `close` the response calls."""
+
+    def __init__(self, body: Any, inbound: InboundRequest, status: int) -> None:
+        self._body = iter(body)
+        self._inbound = inbound
+        self._status = status
+
+    def __iter__(self) -> "_Stream":
+        return self
+
+    def __next__(self) -> bytes:
+        with self._inbound.entered():
+            chunk: bytes | None = next(self._body, None)
+        if chunk is None:  # outside of the context, for which StopIteration would be an error
+            raise StopIteration
+        return chunk
+
+    def close(self) -> None:
+        self._inbound.finish(self._status)
+
+
+class _AsyncStream:
+    """As `_Stream`."""
+
+    def __init__(self, body: Any, inbound: InboundRequest, status: int) -> None:
+        self._body = aiter(body)
+        self._inbound = inbound
+        self._status = status
+
+    def __aiter__(self) -> "_AsyncStream":
+        return self
+
+    async def __anext__(self) -> bytes:
+        with self._inbound.entered():
+            chunk: bytes | None = await anext(self._body, None)
+        if chunk is None:
+            raise StopAsyncIteration
+        return chunk
+
+    async def aclose(self) -> None:
+        if hasattr(self._body, "aclose"):
+            await self._body.aclose()
+
+    def close(self) -> None:
+        self._inbound.finish(self._status)
 
 
 def _refusal(reply: LocalReply) -> HttpResponse:

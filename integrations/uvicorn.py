@@ -1,49 +1,71 @@
 """Run an ASGI application on uvicorn as a service of the mesh: TLS, rotation and identity included.
 
-meshlib.integrations.uvicorn.run(app, mesh=mesh, service="checkout", labels={"version": "v1"})
+    meshlib.integrations.uvicorn.run(app, mesh=mesh, service="checkout", labels={"version": "v1"})
+
+One process, one address. For several processes behind one address use gunicorn (`meshlib.integrations.gunicorn`), or
+start several of these: the mesh balances between them.
 """
 
 import asyncio
-import contextlib
-import signal
+import math
 import socket
 import ssl
-from collections.abc import Mapping
+import threading
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import uvicorn
-from uvicorn.protocols.http.auto import AutoHTTPProtocol
 
+from meshlib.errors import ConfigError
+from meshlib.integrations.asgi import CONNECTION
 from meshlib.runtime.tls import rotating_server_context
-from meshlib.servers.announce import announce
+from meshlib.servers.addresses import join, listen
+from meshlib.servers.announce import DRAIN_S, announce
 from meshlib.servers.source import ServerSource
 
 __all__ = ["MeshConfig", "MeshServer", "run"]
 
-DRAIN_S = 0.3
-"""How long to go on accepting after leaving the registry: the time an update needs to reach every client."""
+POLL_S = 0.1
+
+REFUSED = {
+    "workers": "one process serves one address; start several processes, or use meshlib.integrations.gunicorn",
+    "reload": "a reloaded process could not keep its address; use `uvicorn --reload` without the mesh while developing",
+    "uds": "clients reach a service of the mesh by TCP",
+    "fd": "pass host and port",
+    "ssl_context_factory": "the listener of the mesh decides on TLS",
+    "http2": "the mesh calls HTTP services over HTTP/1.1",
+    **dict.fromkeys(
+        ("ssl_keyfile", "ssl_certfile", "ssl_keyfile_password", "ssl_ca_certs"),
+        "certificates come from the mesh",
+    ),
+}
+"""Options of uvicorn's that contradict what `run` does, and why."""
 
 
 def _protocol(base: Any) -> Any:
-    """Return an HTTP protocol class that adds the ASGI TLS extension, which uvicorn itself lacks."""
+    """Return a protocol class that adds what a scope lacks: the ASGI TLS extension, and the connection's addresses."""
 
     class MeshProtocol(base):  # type: ignore[misc]  # the base depends on what is installed
         app: Any
 
         def connection_made(self, transport: Any) -> None:
             super().connection_made(transport)
+            connection = {
+                "server": transport.get_extra_info("sockname"),
+                "client": transport.get_extra_info("peername"),
+            }
+            extensions: dict[str, Any] = {CONNECTION: connection}
             tls = transport.get_extra_info("ssl_object")
-            if tls is None:
-                return
+            if tls is not None:
+                extensions["tls"] = _extension(tls)
             app = self.app
-            extension = _extension(tls)
 
-            async def with_tls(scope: Any, receive: Any, send: Any) -> None:
+            async def with_extensions(scope: Any, receive: Any, send: Any) -> None:
                 if scope["type"] != "lifespan":
-                    scope.setdefault("extensions", {})["tls"] = extension
+                    scope.setdefault("extensions", {}).update(extensions)
                 await app(scope, receive, send)
 
-            self.app = with_tls
+            self.app = with_extensions
 
     return MeshProtocol
 
@@ -87,25 +109,35 @@ class MeshConfig(uvicorn.Config):
         finally:
             self._tls_context = context
         self.ssl = context
-        if self.http == "auto":
-            self.http_protocol_class = _protocol(AutoHTTPProtocol)
-        else:
-            self.http_protocol_class = _protocol(self.http_protocol_class)
+        self.http_protocol_class = _protocol(self.http_protocol_class)
+        if self.ws_protocol_class is not None:
+            self.ws_protocol_class = _protocol(self.ws_protocol_class)
 
 
 class MeshServer(uvicorn.Server):
     """Leaves the registry first, goes on serving for a moment, then shuts down."""
 
-    def __init__(self, config: uvicorn.Config, leave: Any) -> None:
+    def __init__(self, config: uvicorn.Config, leave: Callable[[], None], *, drain_s: float = DRAIN_S) -> None:
+        """
+        Args:
+            config: A `MeshConfig`.
+            leave: Takes the instance out of the registry; may block.
+            drain_s: How long to go on accepting after that.
+        """
         super().__init__(config)
         self._leave = leave
+        self._drain_s = drain_s
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
-        """Leave, drain and stop. Called by uvicorn."""
         await asyncio.to_thread(self._leave)
-        with contextlib.suppress(asyncio.CancelledError):
-            await asyncio.sleep(0 if self.force_exit else DRAIN_S)
+        # A second SIGINT ends the wait, as it ends uvicorn's own.
+        for _ in range(math.ceil(self._drain_s / POLL_S)):
+            if self.force_exit:
+                break
+            await asyncio.sleep(POLL_S)
         await super().shutdown(sockets)
+        # uvicorn raises the signal again when all is done. The caller still has a mesh to close; it gets control back.
+        self._captured_signals.clear()
 
 
 def run(
@@ -121,15 +153,19 @@ def run(
     service_port: int = 80,
     weight: int = 1,
     ttl_s: float = 5.0,
+    advertise: str | None = None,
+    drain_s: float = DRAIN_S,
     **options: Any,
 ) -> None:
     """Serve an application until SIGTERM or SIGINT.
 
+    Returns when the last request is answered; it must run in the main thread, which is where signals arrive.
+
     Args:
-        app: An ASGI application, normally with `MeshMiddleware`.
+        app: An ASGI application, normally with `MeshMiddleware`; or its import string.
         mesh: The mesh to join.
         service: Name that clients call.
-        host: Address to listen on, as clients reach it.
+        host: Address to listen on.
         port: 0: a free one.
         labels: For subsets and selectors.
         namespace: Of the service.
@@ -137,23 +173,24 @@ def run(
         service_port: Port that clients name.
         weight: Load-balancing weight.
         ttl_s: Lifetime of the lease in seconds.
+        advertise: Host or `host:port` as clients reach it, where it is not the one listened on.
+        drain_s: How long to go on serving after leaving the registry, in seconds.
         **options: uvicorn's own, e.g. `log_level="warning"`.
 
     Raises:
+        ConfigError: An option that cannot work here, a thread that is not the main one, or an instance that the
+            registry refuses.
         OSError: The port is taken.
-        UnavailableError: The registry or the listener was not there in time.
+        UnavailableError: The listener was not there in time.
     """
-    family = socket.AF_INET6 if ":" in host else socket.AF_INET
-    with socket.socket(family, socket.SOCK_STREAM) as listening:
-        listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        listening.bind((host, port))
-        listening.listen(options.get("backlog", 2048))
-        number = listening.getsockname()[1]
-        address = f"[{host}]:{number}" if ":" in host else f"{host}:{number}"
+    _check(options)
+    backlog = options.setdefault("backlog", 2048)
+    with listen(host, port, backlog) as listening:
         with announce(
             mesh,
             service=service,
-            address=address,
+            address=join(*listening.getsockname()[:2]),
+            advertise=advertise,
             labels=labels,
             namespace=namespace,
             service_account=service_account,
@@ -164,6 +201,16 @@ def run(
             context = None
             if announcement.tls is not None:
                 context = rotating_server_context(announcement.tls, lambda: mesh.view.secrets)
-            # One signal asks for the drain; uvicorn's own handler forces the exit on a second one.
-            signal.siginterrupt(signal.SIGTERM, False)
-            MeshServer(MeshConfig(app, tls_context=context, **options), announcement.close).run(sockets=[listening])
+            config = MeshConfig(app, tls_context=context, **options)
+            MeshServer(config, announcement.close, drain_s=drain_s).run(sockets=[listening])
+
+
+def _check(options: Mapping[str, Any]) -> None:
+    if threading.current_thread() is not threading.main_thread():
+        raise ConfigError(
+            "meshlib.integrations.uvicorn.run must be called in the main thread: it ends with SIGTERM or SIGINT; "
+            "elsewhere use announce() with MeshServer, and set its `should_exit`"
+        )
+    for name, reason in REFUSED.items():
+        if options.get(name) and not (name == "workers" and options[name] == 1):
+            raise ConfigError(f"meshlib.integrations.uvicorn.run: option {name!r} cannot be used: {reason}")

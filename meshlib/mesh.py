@@ -46,6 +46,7 @@ class Mesh(MeshEngine):
         tracing: Makes spans.
         default_inbound_address: The first announced address: it applies where a server adapter cannot tell the local
             address of a connection.
+        announced_addresses: The address announced for each that this process listens on, as `host:port`.
     """
 
     def __init__(
@@ -89,6 +90,7 @@ class Mesh(MeshEngine):
         )
         self.metrics = StandardMetrics()
         self.default_inbound_address: str | None = None
+        self.announced_addresses: dict[str, str] = {}
         self.add_hook(self.metrics)
         if self._bootstrap is not None:
             self._identify(self._bootstrap)
@@ -229,6 +231,7 @@ class Mesh(MeshEngine):
         service_port: int = 80,
         weight: int = 1,
         ttl_s: float = 5.0,
+        lease_id: str | None = None,
     ) -> "Registration":
         """Announce an instance of a service, and keep on announcing it until `close` on what is returned.
 
@@ -244,6 +247,7 @@ class Mesh(MeshEngine):
             service_port: The port by which callers know the service.
             weight: Share of load, at least 1.
             ttl_s: How long an instance that says nothing any more counts as alive.
+            lease_id: Name of the lease; None: a new one. Processes that share an address share its lease.
 
         Raises:
             ConfigError: The bootstrap has no `meshlib.registry_uri`, or the server refuses the announcement.
@@ -263,7 +267,7 @@ class Mesh(MeshEngine):
         )
         bootstrap = self.bootstrap
         self.metrics.identify(app=service, version=instance.labels.get("version", ""), namespace=namespace)
-        registration = Registration(instance, bootstrap, rng=self.rng)
+        registration = Registration(instance, bootstrap, rng=self.rng, lease_id=lease_id)
         registration.start()
         return registration
 

@@ -87,6 +87,7 @@ class Registration:
         bootstrap: Bootstrap,
         *,
         rng: Rng,
+        lease_id: str | None = None,
         wall_clock: WallClock = clocks.wall,
         client: httpx.Client | None = None,
     ) -> None:
@@ -96,6 +97,7 @@ class Registration:
             instance: What to announce.
             bootstrap: Says where, and with which token.
             rng: For the jitter of retries.
+            lease_id: Name of the lease; None: a new one. Processes that share an address share its lease.
             wall_clock: Seconds since the epoch, for the token's lifetime.
             client: For tests.
 
@@ -105,7 +107,7 @@ class Registration:
         if bootstrap.registry_uri is None:
             raise ConfigError("register: the bootstrap has no meshlib.registry_uri")
         locality = bootstrap.node.locality
-        self.id = f"{instance.service}-{uuid.uuid4().hex[:12]}"
+        self.id = lease_id or f"{instance.service}-{uuid.uuid4().hex[:12]}"
         self.instance = instance
         self._body = instance.body({"region": locality.region, "zone": locality.zone, "sub_zone": locality.sub_zone})
         self._uri = f"{bootstrap.registry_uri.rstrip('/')}/v1/registrations/{self.id}"
@@ -119,6 +121,7 @@ class Registration:
         self._client = client or httpx.Client(timeout=REQUEST_TIMEOUT_S, trust_env=not is_local(self._host))
         self._pid = os.getpid()
         self._stop = threading.Event()
+        self._keeps_lease = False
         self._answered = threading.Event()
         self._thread: threading.Thread | None = None
         # Written by the thread.
@@ -131,7 +134,7 @@ class Registration:
         return f"<Registration {self.id} {self.instance.address} {state}>"
 
     def start(self, wait_s: float = FIRST_WAIT_S) -> None:
-        """Announce the instance, and wait for the answer for a while.
+        """Announce the instance, and wait for the first answer for a while; it may be that nobody answers.
 
         Raises:
             ConfigError: The server refuses it.
@@ -157,17 +160,23 @@ class Registration:
         if self._thread is not None and self._thread is not threading.current_thread():
             self._thread.join(REQUEST_TIMEOUT_S * 2)
 
+    def release(self) -> None:
+        """End this process's part, but leave the lease to the others that renew it, or to its time."""
+        if os.getpid() == self._pid:
+            self._keeps_lease = True
+            self.close()
+
     def _run(self) -> None:
         first = True
         while not self._stop.is_set():
             self._announce(first)
             first = False
             self._stop.wait(self.instance.ttl_s / 3.0)
-        if self.is_registered:
-            self.is_registered = False
+        if self.is_registered and not self._keeps_lease:
             # The lease ends by itself soon when this does not get through.
             with suppress(httpx.HTTPError, ConfigError):
                 self._client.delete(self._uri, headers=self._headers())
+        self.is_registered = False
         self._client.close()
 
     def _announce(self, is_first: bool) -> None:
@@ -182,13 +191,13 @@ class Registration:
         try:
             retrying(self._put)
         except _Refused as refusal:
-            self._lost(str(refusal))
             if is_first:
                 self._refusal = ConfigError(f"register {self.instance.service} at {self.instance.address}: {refusal}")
+            self._lost(str(refusal))
         except ConfigError as error:
-            self._lost(str(error))
             if is_first:
                 self._refusal = error
+            self._lost(str(error))
         except (httpx.HTTPError, OSError):
             pass  # closed meanwhile; _put has noted why
         finally:
@@ -213,6 +222,7 @@ class Registration:
         if error != self.error:
             _LOG.warning("%s cannot be announced: %s", self.instance.address, error)
         self.is_registered, self.error = False, error
+        self._answered.set()  # whoever starts while the server is away is not kept waiting
 
     def _headers(self) -> dict[str, str]:
         if not self._token_path:

@@ -4,11 +4,16 @@ from collections.abc import Mapping
 from types import TracebackType
 from typing import Self
 
-from meshlib.errors import UnavailableError
+from meshlib.errors import ConfigError, MeshError, UnavailableError
 from meshlib.model.secret import ServerTls
+from meshlib.servers.addresses import advertised
 from meshlib.servers.source import RegistrationHandle, ServerSource
 
-__all__ = ["Announcement", "announce"]
+__all__ = ["DRAIN_S", "LISTENER_TIMEOUT_S", "Announcement", "announce"]
+
+DRAIN_S = 1.0
+"""How long a server goes on accepting after leaving the registry: the time an update needs to reach every client, with
+a margin for busy machines (the management server pushes within 0.1 s)."""
 
 LISTENER_TIMEOUT_S = 15.0
 """gRPC's own time for a resource that does not come (gRFC A57)."""
@@ -33,6 +38,12 @@ class Announcement:
         if registration is not None:
             registration.close()
 
+    def release(self) -> None:
+        """End this process's part only: others share the lease. Safe to call twice."""
+        registration, self._registration = self._registration, None
+        if registration is not None:
+            registration.release()
+
     def __enter__(self) -> Self:
         return self
 
@@ -47,6 +58,7 @@ def announce(
     *,
     service: str,
     address: str,
+    advertise: str | None = None,
     labels: Mapping[str, str] | None = None,
     namespace: str = "default",
     service_account: str = "",
@@ -54,17 +66,21 @@ def announce(
     service_port: int = 80,
     weight: int = 1,
     ttl_s: float = 5.0,
+    lease_id: str | None = None,
     timeout_s: float = LISTENER_TIMEOUT_S,
 ) -> Announcement:
     """Register an address that is already bound, then wait for its listener.
 
     The socket must be listening before clients can learn of it, so that none of them is refused; connections that come
-    early wait in its backlog.
+    early wait in its backlog. While the registry is away the instance is announced in the background: a process whose
+    copy on disk knows the listener serves meanwhile.
 
     Args:
         mesh: The mesh to join.
         service: Name that clients call; empty: someone else registers the address.
-        address: `host:port` as clients reach it.
+        address: `host:port` listened on.
+        advertise: Host or `host:port` as clients reach it, where it is another; needed for a socket bound to all
+            addresses.
         labels: For subsets and selectors.
         namespace: Of the service.
         service_account: Its identity.
@@ -72,16 +88,22 @@ def announce(
         service_port: Port that clients name.
         weight: Load-balancing weight.
         ttl_s: Lifetime of the lease in seconds.
+        lease_id: Shared by the processes that share the address; None: a new one.
         timeout_s: How long to wait for the listener.
 
     Raises:
-        UnavailableError: The registry or the listener was not there in time; nothing stays registered.
+        ConfigError: The registry refuses the instance, or the address is none that clients could use.
+        UnavailableError: The listener was not there in time; nothing stays registered.
     """
+    try:
+        announced = advertised(address, advertise)
+    except ValueError as error:
+        raise ConfigError(f"announce {service or address}: {error}") from error
     registration = None
     if service:
         registration = mesh.register(
             service=service,
-            address=address,
+            address=announced,
             namespace=namespace,
             labels=labels,
             service_account=service_account,
@@ -89,15 +111,30 @@ def announce(
             service_port=service_port,
             weight=weight,
             ttl_s=ttl_s,
+            lease_id=lease_id,
         )
     tls = None
-    if mesh.has_inbound:
-        try:
-            tls = mesh.inbound(address).wait_ready(timeout_s).listener.tls
-        except UnavailableError:
-            if registration is not None:
-                registration.close()
-            raise
-        if mesh.default_inbound_address is None:
-            mesh.default_inbound_address = address
-    return Announcement(address, tls, registration)
+    try:
+        if mesh.has_inbound:
+            tls = _listener(mesh, announced, timeout_s, registration)
+    except BaseException:
+        if registration is not None:
+            # The others that share a lease may well be serving.
+            (registration.close if lease_id is None else registration.release)()
+        raise
+    mesh.announced_addresses[address] = announced
+    if mesh.default_inbound_address is None:
+        mesh.default_inbound_address = announced
+    return Announcement(announced, tls, registration)
+
+
+def _listener(
+    mesh: ServerSource, address: str, timeout_s: float, registration: RegistrationHandle | None
+) -> ServerTls | None:
+    try:
+        return mesh.inbound(address).wait_ready(timeout_s).listener.tls
+    except MeshError as error:
+        # Without an instance there is no listener: then the registry's word is the reason.
+        if registration is not None and registration.error:
+            raise UnavailableError(f"{error}; {address} could not be registered: {registration.error}") from error
+        raise

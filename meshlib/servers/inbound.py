@@ -1,18 +1,22 @@
 """One request coming in: may it, what does it hand on, how did it end.
 
 The order is a decision: transport security first (who is it), then authorization, then the routes of the listener, and
-only then the application's time is spent. Without knowledge nothing is let in: while the listener of the address is unknown, requests are answered 503,
-and where the listener demands client certificates a request without one is refused even if the process serves plain
-HTTP by mistake.
+only then the application's time is spent. Without knowledge nothing is let in: while the listener of the address is
+unknown, requests are answered 503, and where the listener demands client certificates a request without one is refused
+even if the process serves plain HTTP by mistake.
+
+Which listener applies is never up to the caller. Once this process has announced an address, only announced ones count;
+what a server adapter says of the local address is believed only while there are none, and only of a few.
 """
 
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from dataclasses import replace
 from ipaddress import ip_address
 
 from opentelemetry import context as otel_context
 
-from meshlib.errors import UnavailableError
+from meshlib.errors import ConfigError, MeshError
 from meshlib.events import RequestServed
 from meshlib.identity.authorization import AuthzRequest, compile_rbac
 from meshlib.identity.san import compile_sans
@@ -23,6 +27,8 @@ from meshlib.ports import Rng
 from meshlib.routing.table import InboundTable
 from meshlib.runtime.context import InboundContext, current, entered
 from meshlib.runtime.tracing import report
+from meshlib.servers.addresses import ANY, join, plain_ip
+from meshlib.servers.paths import other_readings
 from meshlib.servers.peer import Peer
 from meshlib.servers.source import InboundHandle, ServerSource
 from meshlib.servers.tracing import RequestTrace, begin_trace
@@ -31,6 +37,13 @@ __all__ = ["FIRST_CONFIG_TIMEOUT_S", "Inbound", "InboundRequest"]
 
 FIRST_CONFIG_TIMEOUT_S = 5.0
 """How long the first request of an address nobody announced may wait for its listener."""
+
+MAX_UNANNOUNCED = 16
+"""Local addresses that nobody announced here and that are looked up all the same: a server that takes them from the
+request must not let callers make up subscriptions without end."""
+
+MAX_LOCAL = 256
+"""Local addresses of connections whose guard is remembered."""
 
 TEXT = (("content-type", "text/plain"),)
 EXPECTED_TIMEOUT_HEADER = "x-envoy-expected-rq-timeout-ms"
@@ -51,13 +64,20 @@ class _Rules:
         self._authorizers = tuple(compile_rbac(rbac) for rbac in config.listener.rbac)
         self._routes = InboundTable(config.routes)
 
-    def admit(self, request: AuthzRequest, peer: Peer, rng: Rng) -> LocalReply | None:
+    def admit(self, request: AuthzRequest, peer: Peer, readings: tuple[str, ...], rng: Rng) -> LocalReply | None:
         if self._demands_certificate:
             if not peer.is_authenticated:
                 return _refused("mtls_required", "mutual TLS is required: the caller showed no certificate")
             # Python's ssl has compared the names in the handshake; grpcio's server only verifies the chain.
             if self._has_expected_name is not None and not self._has_expected_name(peer.certificate):
                 return _refused("mtls_wrong_name", "the caller's certificate has no name that this listener accepts")
+        reply = self._check(request, rng)
+        for path in readings:
+            if reply is None:
+                reply = self._check(replace(request, head=_with_path(request.head, path)), rng)
+        return reply
+
+    def _check(self, request: AuthzRequest, rng: Rng) -> LocalReply | None:
         for authorizer in self._authorizers:
             result = authorizer.check(request)
             if not result.allowed:
@@ -74,7 +94,7 @@ class _Guard:
         self.handle = handle
         self._rules: _Rules | None = None
 
-    def admit(self, request: AuthzRequest, peer: Peer, rng: Rng) -> LocalReply | None:
+    def admit(self, request: AuthzRequest, peer: Peer, readings: tuple[str, ...], rng: Rng) -> LocalReply | None:
         config = self.handle.current
         if config is None:
             return _unconfigured("has not been received yet")
@@ -84,7 +104,12 @@ class _Guard:
         if rules is None or rules.config is not config:
             # One assignment of one object: threads that race here each use what they compiled themselves.
             rules = self._rules = _Rules(config)
-        return rules.admit(request, peer, rng)
+        return rules.admit(request, peer, readings, rng)
+
+
+def _with_path(head: RequestHead, path: str) -> RequestHead:
+    _, mark, query = head.path.partition("?")
+    return RequestHead(head.method, head.authority, path + mark + query, head.headers, scheme=head.scheme)
 
 
 def _refused(details: str, text: str) -> LocalReply:
@@ -191,56 +216,81 @@ class Inbound:
         self.service = service
         self._address = address
         self._guards: dict[str, _Guard] = {}
+        self._local: dict[tuple[str, int], _Guard] = {}
 
-    def _guard(self, address: str) -> _Guard:
+    def _guard(self, local: tuple[str, int]) -> _Guard | None:
+        """Return the guard of a local address; None: it cannot be told which listener applies."""
+        guard = self._guards.get(self._address) if self._address is not None else self._local.get(local)
+        return guard if guard is not None else self._find_guard(local)
+
+    def _find_guard(self, local: tuple[str, int]) -> _Guard | None:
+        address = self._address or self._announced(local)
+        if not address:
+            return None
         guard = self._guards.get(address)
         if guard is None:
-            guard = self._guards.setdefault(address, _Guard(self.mesh.inbound(address)))
+            try:
+                guard = self._guards.setdefault(address, _Guard(self.mesh.inbound(address)))
+            except ConfigError:  # not an address
+                return None
+        # Only what was announced is remembered by the connection's address: that cannot grow with what callers say.
+        if self._address is None and self.mesh.announced_addresses and len(self._local) < MAX_LOCAL:
+            self._local[local] = guard
         return guard
 
-    def _key(self, local: tuple[str, int]) -> str:
-        if self._address is not None:
-            return self._address
+    def _announced(self, local: tuple[str, int]) -> str:
         host, port = local
+        announced = self.mesh.announced_addresses
         if not port:
             return self.mesh.default_inbound_address or ""
-        return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
+        if not announced:
+            address = join(plain_ip(host), port)
+            return address if address in self._guards or len(self._guards) < MAX_UNANNOUNCED else ""
+        for listening in (join(plain_ip(host), port), *(join(any_host, port) for any_host in ANY)):
+            if (address := announced.get(listening, "")) != "":
+                return address
+        return ""
 
     def is_known(self, local: tuple[str, int]) -> bool:
         """Whether a request at a local address can be decided at once. False only before the first configuration."""
         mesh = self.mesh
-        return mesh.is_disabled or not mesh.has_inbound or self._guard(self._key(local)).handle.current is not None
+        if mesh.is_disabled or not mesh.has_inbound:
+            return True
+        guard = self._guard(local)
+        return guard is None or guard.handle.current is not None
 
     def wait_known(self, local: tuple[str, int]) -> None:
         """Give the first configuration of an address some time; the request is decided by `begin` in any case."""
-        with suppress(UnavailableError):  # begin() answers 503 with the reason
-            self._guard(self._key(local)).handle.wait_ready(FIRST_CONFIG_TIMEOUT_S)
+        guard = self._guard(local)
+        if guard is not None:
+            with suppress(MeshError):  # begin() answers 503 with the reason
+                guard.handle.wait_ready(FIRST_CONFIG_TIMEOUT_S)
 
     def begin(
-        self, head: RequestHead, peer: Peer, *, local: tuple[str, int], remote: str, remaining_s: float | None = None
+        self,
+        head: RequestHead,
+        peer: Peer,
+        *,
+        local: tuple[str, int],
+        remote: str,
+        routed: bytes | None = None,
+        remaining_s: float | None = None,
     ) -> InboundRequest:
         """Decide about one request.
 
         Args:
-            head: Its head; the path with query.
+            head: Its head; the path with query, as sent.
             peer: The caller as the TLS stack verified it.
-            local: Address and port that the connection came in at; port 0: unknown.
+            local: Address and port that the connection came in at, never from a header; port 0: unknown.
             remote: IP address of the connection's other end; empty for a unix socket.
+            routed: The decoded path that the application will route on, where it is not the one in `head`.
             remaining_s: Seconds that the caller gives, where the protocol says so itself (gRPC).
         """
         mesh = self.mesh
         now = mesh.clock()
         reply = None
         if not mesh.is_disabled and mesh.has_inbound:
-            request = AuthzRequest(
-                head=head,
-                principals=peer.principals,
-                is_authenticated=peer.is_authenticated,
-                source_ip=_ip(remote),
-                destination_ip=_ip(local[0]),
-                destination_port=local[1],
-            )
-            reply = self._guard(self._key(local)).admit(request, peer, mesh.rng)
+            reply = self._admit(head, peer, local, remote, routed)
         context = self._context(head, peer, now, remaining_s)
         trace = None
         try:
@@ -248,6 +298,30 @@ class Inbound:
         except Exception:
             report("starting a span")
         return InboundRequest(self, head, peer, reply, context, now, trace)
+
+    def _admit(
+        self, head: RequestHead, peer: Peer, local: tuple[str, int], remote: str, routed: bytes | None
+    ) -> LocalReply | None:
+        guard = self._guard(local)
+        if guard is None:
+            return _unconfigured(
+                f"of {join(*local) if local[1] else 'this connection'}: that address was not announced by this process; "
+                "pass `address=` to the adapter to say which listener applies"
+            )
+        readings: tuple[str, ...] = ()
+        if not head.is_grpc:  # a gRPC method is looked up exactly as sent
+            if head.path[:1] != "/" and (head.path, head.method) != ("*", "OPTIONS"):
+                return LocalReply(400, "", "target_is_not_a_path", b"the request target must be a path", TEXT)
+            readings = other_readings(head.path, routed)
+        request = AuthzRequest(
+            head=head,
+            principals=peer.principals,
+            is_authenticated=peer.is_authenticated,
+            source_ip=_ip(remote),
+            destination_ip=_ip(local[0]),
+            destination_port=local[1],
+        )
+        return guard.admit(request, peer, readings, self.mesh.rng)
 
     @staticmethod
     def _context(head: RequestHead, peer: Peer, now: float, remaining_s: float | None) -> InboundContext:

@@ -36,6 +36,15 @@ class RegistrationHandle(Protocol):
         """Take the instance out. Safe to call twice; never raises for a server that is away."""
         ...
 
+    def release(self) -> None:
+        """Stop renewing, but leave the lease to the other processes that share it."""
+        ...
+
+    @property
+    def error(self) -> str:
+        """Why the instance is not announced; empty: it is."""
+        ...
+
 
 class ServerSource(Protocol):
     """The face of `Mesh` that server adapters depend on.
@@ -46,6 +55,7 @@ class ServerSource(Protocol):
         tracing: Makes spans.
         default_inbound_address: The first announced address: it applies where an adapter cannot tell the local address
             of a connection.
+        announced_addresses: The address announced for each that this process listens on, as `host:port`.
     """
 
     clock: Clock
@@ -53,6 +63,7 @@ class ServerSource(Protocol):
     is_disabled: bool
     tracing: Tracing
     default_inbound_address: str | None
+    announced_addresses: dict[str, str]
 
     @property
     def has_inbound(self) -> bool: ...
@@ -74,6 +85,7 @@ class ServerSource(Protocol):
         service_port: int = 80,
         weight: int = 1,
         ttl_s: float = 5.0,
+        lease_id: str | None = None,
     ) -> RegistrationHandle: ...
 
     def emit(self, event: Event) -> None: ...

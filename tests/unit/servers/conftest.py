@@ -10,7 +10,7 @@ from cryptography.hazmat.primitives.asymmetric import ec
 
 from meshlib.errors import UnavailableError
 from meshlib.events import Event, RequestServed
-from meshlib.model.authorization import All, And, Header, Or, Policy, Principal, Rbac, RbacAction
+from meshlib.model.authorization import All, And, Header, Or, Policy, Principal, Rbac, RbacAction, UrlPath
 from meshlib.model.listener import ServerListener
 from meshlib.model.matcher import HeaderMatcher, PathKind, PathMatcher, StringKind, StringMatcher
 from meshlib.model.route import NonForwarding, Route, RouteConfiguration, RouteMatcher, VirtualHost
@@ -45,6 +45,7 @@ class FakeServerMesh:
         self.tracing = Tracing()
         self.has_inbound = True
         self.default_inbound_address: str | None = None
+        self.announced_addresses: dict[str, str] = {}
         self.handles: dict[str, Handle] = {}
         self.events: list[Event] = []
 
@@ -110,6 +111,13 @@ def server_mesh() -> FakeServerMesh:
 @pytest.fixture
 def gateway_rules() -> Callable[..., Rbac]:
     return allow_gateway
+
+
+@pytest.fixture
+def deny_users() -> Rbac:
+    """Nobody may ask for anything under `/users/`."""
+    users = UrlPath(StringMatcher(StringKind.PREFIX, "/users/"))
+    return Rbac("rbac.DENY", RbacAction.DENY, (Policy("p", users, All()),))
 
 
 @pytest.fixture

@@ -4,6 +4,7 @@ from typing import Any
 
 import pytest
 
+from meshlib.errors import RoutingError
 from meshlib.model.request import Headers, RequestHead
 from meshlib.model.snapshot import ConfigFault
 from meshlib.runtime.context import current, remaining_s
@@ -169,3 +170,60 @@ def test_request_that_matches_no_route_of_the_listener_is_refused(server_mesh: A
     server_mesh.rules(prefix="/orders")
     reply = begin(server_mesh).reply
     assert (404, "NR") == (reply.status, reply.flag)
+
+
+@pytest.mark.parametrize("path", ["/%75sers/7", "//users/7", "/orders/../users/7", "/orders/%2e%2e/users/7"])
+def test_a_rule_about_paths_holds_for_every_reading_of_a_path(server_mesh: Any, deny_users: Any, path: str) -> None:
+    server_mesh.rules(deny_users)
+    reply = begin(server_mesh, request=RequestHead("GET", "users", path, Headers())).reply
+    assert 403 == reply.status
+
+
+def test_grpc_methods_are_taken_as_they_are_sent(server_mesh: Any, deny_users: Any) -> None:
+    server_mesh.rules(deny_users)
+    request = RequestHead("POST", "users", "/%75sers/7", Headers(), is_grpc=True)
+    assert begin(server_mesh, request=request).reply is None
+
+
+@pytest.mark.parametrize(
+    ("method", "target", "status"), [("GET", "http://x/", 400), ("OPTIONS", "*", None), ("GET", "*", 400)]
+)
+def test_a_target_that_is_no_path_is_refused(server_mesh: Any, method: str, target: str, status: int | None) -> None:
+    server_mesh.rules(prefix="")
+    reply = begin(server_mesh, request=RequestHead(method, "users", target, Headers())).reply
+    assert status == (None if reply is None else reply.status)
+
+
+def test_only_announced_addresses_count_once_there_are_any(server_mesh: Any) -> None:
+    server_mesh.rules(address="10.0.0.9:80")
+    server_mesh.announced_addresses["10.0.0.1:80"] = "10.0.0.1:80"
+    request = Inbound(server_mesh, kind="http").begin(head(), ANONYMOUS, local=("10.0.0.9", 80), remote="")
+    assert 503 == request.reply.status  # type: ignore[union-attr]
+    assert b"was not announced by this process" in request.reply.body  # type: ignore[union-attr]
+
+
+@pytest.mark.parametrize("local", [("10.1.2.3", 80), ("::ffff:10.1.2.3", 80), ("127.0.0.1", 80)])
+@pytest.mark.parametrize("listening", ["0.0.0.0:80", "[::]:80"])
+def test_a_socket_at_all_addresses_is_guarded_by_what_it_was_announced_as(
+    server_mesh: Any, listening: str, local: tuple[str, int]
+) -> None:
+    server_mesh.rules(address="203.0.113.7:8080")
+    server_mesh.announced_addresses[listening] = "203.0.113.7:8080"
+    inbound = Inbound(server_mesh, kind="http")
+    assert inbound.begin(head(), ANONYMOUS, local=local, remote="").reply is None
+    assert 503 == inbound.begin(head(), ANONYMOUS, local=(local[0], 81), remote="").reply.status  # type: ignore[union-attr]
+
+
+def test_made_up_addresses_do_not_make_subscriptions_without_end(server_mesh: Any) -> None:
+    inbound = Inbound(server_mesh, kind="http")
+    for port in range(1, 100):
+        assert 503 == inbound.begin(head(), ANONYMOUS, local=("127.0.0.1", port), remote="").reply.status  # type: ignore[union-attr]
+    assert 16 == len(server_mesh.handles)
+
+
+def test_waiting_for_a_listener_that_does_not_exist_is_no_error(server_mesh: Any) -> None:
+    def absent() -> None:
+        raise RoutingError("does not exist")
+
+    server_mesh.inbound("127.0.0.1:80").on_wait = absent
+    Inbound(server_mesh, kind="http").wait_known(LOCAL)

@@ -1,5 +1,6 @@
 """MeshMiddleware for WSGI."""
 
+import contextvars
 from collections.abc import Iterable, Iterator
 from typing import Any
 
@@ -21,7 +22,18 @@ def environ(**changes: Any) -> dict[str, Any]:
         "REMOTE_ADDR": "127.0.0.1",
         "HTTP_HOST": "users",
         "wsgi.url_scheme": "http",
+        "gunicorn.socket": Connection(),
     } | changes
+
+
+class Connection:
+    """What gunicorn shows of a connection."""
+
+    def getsockname(self) -> tuple[str, int]:
+        return ("127.0.0.1", 80)
+
+    def getpeername(self) -> tuple[str, int]:
+        return ("127.0.0.1", 5)
 
 
 class Recorder:
@@ -99,9 +111,10 @@ def test_error_of_the_application_is_reported(server_mesh: Any) -> None:
     ("changes", "path"),
     [
         ({}, "/users/a%20b?x=1"),
-        ({"RAW_URI": ""}, "/users/a b?x=1"),
-        ({"RAW_URI": "", "QUERY_STRING": ""}, "/users/a b"),
-        ({"RAW_URI": "http://evil/x"}, "/users/a b?x=1"),
+        ({"RAW_URI": ""}, "/users/a%20b?x=1"),
+        ({"RAW_URI": "", "QUERY_STRING": ""}, "/users/a%20b"),
+        ({"RAW_URI": "http://evil/x?y"}, "/x?y"),
+        ({"RAW_URI": "http://evil?y"}, "/?y"),
     ],
 )
 def test_path_is_what_was_sent_where_the_server_tells(server_mesh: Any, changes: dict[str, str], path: str) -> None:
@@ -113,3 +126,62 @@ def test_path_is_what_was_sent_where_the_server_tells(server_mesh: Any, changes:
 
     b"".join(MeshMiddleware(app, mesh=server_mesh)(environ(**changes), Recorder()))
     assert [path] == [event.path for event in server_mesh.served]
+
+
+def test_the_host_header_does_not_choose_the_listener(server_mesh: Any) -> None:
+    """Servers other than gunicorn may make SERVER_NAME and SERVER_PORT of it."""
+    server_mesh.rules(address="10.0.0.9:80")
+    recorder = Recorder()
+    spoofed = environ(SERVER_NAME="10.0.0.9", **{"gunicorn.socket": None})
+    body = b"".join(MeshMiddleware(lambda *_: [], mesh=server_mesh)(spoofed, recorder))
+    assert recorder.status == "503 Service Unavailable"
+    assert b"pass `address=`" in body
+    assert [] == [name for name in server_mesh.handles if name != "10.0.0.9:80"]
+
+
+def test_a_unix_socket_is_guarded_by_the_announced_listener(server_mesh: Any, gateway_rules: Any) -> None:
+    server_mesh.rules(gateway_rules("GET"), address="10.0.0.1:80")
+    server_mesh.default_inbound_address = "10.0.0.1:80"
+
+    class Unix:
+        def getsockname(self) -> str:
+            return "/run/app.sock"
+
+        getpeername = getsockname
+
+    recorder = Recorder()
+    b"".join(MeshMiddleware(lambda *_: [], mesh=server_mesh)(environ(**{"gunicorn.socket": Unix()}), recorder))
+    assert "403 Forbidden" == recorder.status
+
+
+def test_body_is_made_within_the_context_wherever_it_is_taken(server_mesh: Any) -> None:
+    server_mesh.rules()
+    seen: list[bool] = []
+
+    def app(environ: Any, start: Any) -> Iterator[bytes]:
+        start("200 OK", [])
+        for _ in range(3):
+            seen.append(current() is not None)
+            yield b"x"
+
+    body: Any = MeshMiddleware(app, mesh=server_mesh)(environ(), Recorder())
+    steps = iter(body)
+    for _ in range(3):  # each step in a context of its own, as on servers that hand bodies to threads
+        contextvars.Context().run(next, steps)
+    assert current() is None
+    assert [True, True, True] == seen
+    body.close()
+    assert [200] == [event.status for event in server_mesh.served]
+
+
+def test_refusal_of_head_has_no_body(server_mesh: Any, gateway_rules: Any) -> None:
+    server_mesh.rules(gateway_rules("GET"))
+    assert [] == list(MeshMiddleware(lambda *_: [], mesh=server_mesh)(environ(REQUEST_METHOD="HEAD"), Recorder()))
+
+
+def test_a_path_that_the_server_made_up_must_be_allowed_too(server_mesh: Any) -> None:
+    """What the application routes on counts as well as what was sent."""
+    server_mesh.rules(prefix="/users")
+    recorder = Recorder()
+    b"".join(MeshMiddleware(lambda *_: [], mesh=server_mesh)(environ(PATH_INFO="/admin"), recorder))
+    assert "404 Not Found" == recorder.status
