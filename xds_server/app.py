@@ -35,6 +35,9 @@ _log = logging.getLogger(__name__)
 # A file that changes while the watch on it is being set up would go unseen; this long after it we look again.
 _SECOND_LOOK_S = 0.5
 
+# How often certificates are compared with the wall clock.
+_CLOCK_LOOK_S = 30.0
+
 
 @dataclass(frozen=True, slots=True)
 class Config:
@@ -277,8 +280,9 @@ class App:
                 _log.info("new certificate for %s", identity)
                 self.hub.publish_secrets(identity, state)
             rotation = self._secrets.next_rotation()
-            # A stream that opens meanwhile cannot need a rotation before half of a new certificate's lifetime.
-            limit = self.config.cert_ttl.total_seconds() / 4
+            # A stream that opens meanwhile cannot need a rotation before half of a new certificate's lifetime; that the
+            # wall clock was set, or the machine slept, only shows when one looks.
+            limit = min(self.config.cert_ttl.total_seconds() / 4, _CLOCK_LOOK_S)
             due = limit if rotation is None else min(limit, max(0.0, rotation - loop.time()))
             await asyncio.sleep(due)
 

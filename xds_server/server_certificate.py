@@ -2,11 +2,11 @@
 
 import threading
 from collections.abc import Iterable
-from datetime import datetime, timedelta
+from datetime import UTC, datetime, timedelta
 
 import grpc
 
-from xds_server.ca import CertificateAuthority, WallClock, utc_now
+from xds_server.ca import BACKDATE, CertificateAuthority, WallClock, utc_now
 
 
 class ServerCertificate:
@@ -31,15 +31,16 @@ class ServerCertificate:
         self._wall_clock = wall_clock
         self._lock = threading.Lock()
         self._current: grpc.ServerCertificateConfiguration | None = None
-        self._renew_at = datetime.min.replace(tzinfo=utc_now().tzinfo)
+        self._issued_at = self._renew_at = datetime.min.replace(tzinfo=UTC)
 
     def configuration(self) -> grpc.ServerCertificateConfiguration:
         """Return the certificate to use now."""
         with self._lock:
             now = self._wall_clock()
-            if self._current is None or now >= self._renew_at:
+            # Before its issue: the clock was set back, and clients would not take it as valid yet.
+            if self._current is None or now >= self._renew_at or now < self._issued_at - BACKDATE:
                 issued = self._authority.issue_server(self._hosts, self._ttl, now)
                 pair = (issued.private_key_pem, issued.certificate_pem)
                 self._current = grpc.ssl_server_certificate_configuration([pair])
-                self._renew_at = now + self._ttl / 2
+                self._issued_at, self._renew_at = now, now + self._ttl / 2
             return self._current

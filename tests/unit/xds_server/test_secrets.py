@@ -79,3 +79,46 @@ def test_a_stream_that_comes_after_the_rotation_was_due_gets_a_new_certificate(s
 
 def test_private_key_is_not_shown(secrets):
     assert "PRIVATE" not in repr(secrets.acquire(A, 0.0))
+
+
+class Wall:
+    now = NOW
+
+    def __call__(self) -> datetime:
+        return self.now
+
+
+@pytest.fixture
+def wall() -> Wall:
+    return Wall()
+
+
+@pytest.fixture
+def clocked(wall) -> Secrets:
+    authority = CertificateAuthority.create("cluster.local", NOW - timedelta(days=1))
+    return Secrets(authority, ttl=timedelta(seconds=100), rng=random.Random(1), wall_clock=wall)
+
+
+@pytest.mark.parametrize("jump", [timedelta(seconds=70), timedelta(days=30), timedelta(hours=-1)])
+def test_wall_clock_that_jumps_does_not_leave_a_stream_with_a_certificate_that_is_not_valid(clocked, wall, jump):
+    clocked.acquire(A, 0.0)
+    wall.now += jump
+    ((identity, state),) = clocked.sweep(1.0)
+    leaf = x509.load_pem_x509_certificate(message(state, "default").tls_certificate.certificate_chain.inline_bytes)
+    assert A == identity
+    assert leaf.not_valid_before_utc <= wall.now < leaf.not_valid_after_utc
+    assert () == clocked.sweep(2.0)
+
+
+def test_small_corrections_of_the_wall_clock_replace_nothing(clocked, wall):
+    clocked.acquire(A, 0.0)
+    for seconds in (-50, 40):
+        wall.now = NOW + timedelta(seconds=seconds)
+        assert () == clocked.sweep(1.0)
+
+
+def test_older_streams_hear_of_a_certificate_that_was_replaced_for_a_new_stream(secrets):
+    secrets.acquire(A, 0.0)
+    state = secrets.acquire(A, 60.0)
+    assert ((A, state),) == secrets.sweep(60.0)
+    assert () == secrets.sweep(61.0)
