@@ -10,7 +10,8 @@ from pathlib import Path
 import pytest
 from peers.world import World
 
-EXAMPLE = Path(__file__).resolve().parents[2] / "examples" / "canary"
+HERE = Path(__file__).resolve().parent
+EXAMPLE = HERE.parents[1] / "examples" / "canary"
 # The peers hold no certificates in most tests, so the example is served as it is but for the rule that demands them.
 NEEDS_CERTIFICATES = "peer-authentication.yaml"
 
@@ -30,3 +31,10 @@ def make_world(tmp_path: Path) -> Iterator[Callable[..., World]]:
             return stack.enter_context(World(tmp_path, documents, seed=seed, has_ca=has_ca))
 
         yield make
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Mark the tests of this folder, so that `-m "not envoy"` leaves them out."""
+    for item in items:
+        if HERE in item.path.parents:
+            item.add_marker(pytest.mark.envoy)

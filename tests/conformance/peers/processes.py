@@ -10,7 +10,7 @@ T = TypeVar("T")
 POLL_S = 0.02
 
 
-def poll(question: Callable[[], T], what: str, *, timeout_s: float = 20.0) -> T:
+def poll(question: Callable[[], T], what: str, *, timeout_s: float = 20.0, every_s: float = POLL_S) -> T:
     """Ask until the answer is true, and return it.
 
     Raises:
@@ -20,7 +20,7 @@ def poll(question: Callable[[], T], what: str, *, timeout_s: float = 20.0) -> T:
     while not (answer := question()):
         if time.monotonic() > deadline:
             raise AssertionError(f"waited {timeout_s:g} s in vain for {what}; the last answer was {answer!r}")
-        time.sleep(POLL_S)
+        time.sleep(every_s)
     return answer
 
 

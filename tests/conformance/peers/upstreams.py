@@ -76,7 +76,8 @@ class HttpUpstream:
             def handle_any(self) -> None:
                 body = self.rfile.read(int(self.headers.get("content-length") or 0))
                 headers = tuple((name.lower(), value) for name, value in self.headers.items())
-                found = Seen(self.command, self.path, self.headers.get("host", ""), headers)
+                path = self.requestline.split(" ")[1]  # `self.path` has leading slashes made one
+                found = Seen(self.command, path, self.headers.get("host", ""), headers)
                 upstream.seen.append(found)
                 try:
                     step = upstream.script.popleft()

@@ -1,0 +1,72 @@
+"""What was decided about a request, in words that both sides share."""
+
+from collections.abc import Iterable
+from dataclasses import asdict, dataclass
+from typing import Any
+
+Pairs = tuple[tuple[str, str], ...]
+
+# What only a proxy adds, what every connection writes anew, and our own marker.
+IGNORED = frozenset(
+    {
+        "connection",
+        "content-length",
+        "date",
+        "host",
+        "server",
+        "transfer-encoding",
+        "x-case",
+        "x-envoy-expected-rq-timeout-ms",
+        "x-envoy-internal",
+        "x-envoy-upstream-service-time",
+        "x-forwarded-for",
+        "x-forwarded-proto",
+        "x-request-id",
+    }
+)
+
+
+def comparable(headers: Iterable[tuple[str, str]]) -> Pairs:
+    """Return headers without those that may differ, sorted: the order of names is nobody's business."""
+    return tuple(sorted((name, value) for name, value in headers if name not in IGNORED))
+
+
+@dataclass(frozen=True, slots=True)
+class Decision:
+    """
+    Attributes:
+        status: Given to the caller.
+        details: Envoy's response code details of a local reply; empty: an upstream answered.
+        flag: Response flags, or empty.
+        route: Name of the route; empty: none.
+        cluster: Where the request went; empty: nowhere.
+        path: As the upstream got it, like the following two.
+        headers: What the caller gets.
+    """
+
+    status: int
+    details: str = ""
+    flag: str = ""
+    route: str = ""
+    cluster: str = ""
+    path: str = ""
+    authority: str = ""
+    request_headers: Pairs = ()
+    headers: Pairs = ()
+    body: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Refusal:
+    """The configuration is not taken; reasons are for people, and differ."""
+
+    reason: str
+
+
+Outcome = list[Decision] | Refusal
+
+
+def difference(envoy: Decision, meshlib: Decision) -> dict[str, tuple[Any, Any]]:
+    """Return the fields in which two decisions differ: Envoy's value, then meshlib's."""
+    one, other = asdict(envoy), asdict(meshlib)
+    return {name: (one[name], other[name]) for name in one if one[name] != other[name]}

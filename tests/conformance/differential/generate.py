@@ -1,0 +1,328 @@
+"""Random route configurations, in proto3 JSON, and requests that are likely to meet them.
+
+Alphabets are small, so that matches happen. Everything is decided by the seed, and every decision is deterministic:
+weights are chosen by a header, fractions and percentages are 0 or 100.
+"""
+
+import random
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any, TypeVar
+
+Json = dict[str, Any]
+T = TypeVar("T")
+
+TYPE = "type.googleapis.com/"
+FAULT_FILTER = "envoy.filters.http.fault"
+WEIGHT_HEADER = "x-weight"
+CLUSTERS = ("a", "b")
+MISSING_CLUSTER = "nowhere"
+
+DOMAINS = (
+    "shop",
+    "*.shop",
+    "shop.*",
+    "*",
+    "eu.shop",
+    "*.eu.shop",
+    "SHOP:80",
+    "*-eu",
+    "sh*",
+    "shop:81",
+    "[::1]",
+    "*shop:80",
+)
+AUTHORITIES = (
+    "shop", "SHOP", "eu.shop", "a.eu.shop", ".shop", "shop:80", "shop:81", "shop.", "shop.eu", "x-eu", "-eu", "shd",
+    "other", "[::1]:80", "[::1]",
+)  # fmt: skip
+PATHS = (
+    "/", "/a", "/a/b", "/a/b/c", "/ab", "/A/b", "/a/", "/v1/x", "/v1/x/y", "/x;p=1/y", "/a%2Fb", "//a", "/v2", "/a.b",
+)  # fmt: skip
+QUERIES = ("", "", "", "?q=a", "?q", "?q=", "?q=a&q=b", "?r=b&q=1", "?%71=a", "?", "?q=a=b", "?r")
+HEADERS = ("x-1", "x-2", "accept", "user-agent", "cookie", "x-set")
+VALUES = ("a", "b", "ab", "A", "a,b", "1", "-3", "v1", "", "+5", "a b")
+REGEXES = ("a.*", "[ab]+", "a|b", "v[0-9]", ".*,.*", "A?a", ".*", "")
+PATH_REGEXES = ("/a.*", "/[a-z]", "/v[0-9]/(.*)", ".*", "/a/(b)/?(c?)", "/(a|v1)/.+")
+FORMATS = (
+    "a", "b", "%REQ(x-1)%", "%REQ(x-9?x-2)%", "%REQ(:path)%", "%REQ(:authority)%", "50%%", "%REQ(x-1):1%", "",
+    "%REQ(x-9)%", "%UPSTREAM_CLUSTER%", "%REQ(x-set)%-y", "%ROUTE_NAME%",
+)  # fmt: skip
+
+
+@dataclass(frozen=True, slots=True)
+class Request:
+    """A request; header names are in lower case and may repeat."""
+
+    method: str
+    path: str
+    authority: str
+    headers: tuple[tuple[str, str], ...]
+
+    @property
+    def is_grpc(self) -> bool:
+        """Whether the content type is gRPC's, with or without a suffix."""
+        types = [value for name, value in self.headers if name == "content-type"]
+        return any(
+            one == "application/grpc" or one.startswith(("application/grpc+", "application/grpc;")) for one in types
+        )
+
+    def to_json(self) -> Json:
+        return {"method": self.method, "path": self.path, "authority": self.authority, "headers": list(self.headers)}
+
+
+class Generator:
+    """Makes configurations and requests out of a seed."""
+
+    def __init__(self, seed: int | str) -> None:
+        self._random = random.Random(seed)
+        # For gRPC calls pseudo headers cannot be matched, and repeated ones are joined: see DIFFERENCES.md.
+        self._for_grpc = self._maybe(0.25)
+
+    def _pick(self, items: Sequence[T]) -> T:
+        return self._random.choice(items)
+
+    def _maybe(self, chance: float) -> bool:
+        return self._random.random() < chance
+
+    def _some(self, make: Callable[[], T], *counts: int) -> list[T]:
+        return [make() for _ in range(self._pick(counts))]
+
+    # Configurations.
+
+    def configuration(self) -> Json:
+        domains = list(DOMAINS)
+        self._random.shuffle(domains)
+        hosts = []
+        for number in range(self._pick((1, 1, 2, 3))):
+            taken = [domains.pop() for _ in range(self._pick((1, 2, 3)))]
+            if number == 0 and "shop" in domains and self._maybe(0.95):
+                domains.remove("shop")
+                taken.append("shop")
+            names = (f"r{number}.{index}" for index in range(self._pick((1, 3, 6))))
+            routes = [self._route(name) for name in names]
+            if self._maybe(0.6):
+                routes.append({**self._route(f"r{number}.last"), "match": {"prefix": "/"}})
+            hosts.append({"name": f"v{number}", "domains": taken, "routes": routes, **self._mutations(0.15)})
+        result: Json = {"name": "differential", "virtual_hosts": hosts, **self._mutations(0.15)}
+        if self._maybe(0.3):
+            result["most_specific_header_mutations_wins"] = True
+        if self._maybe(0.3):
+            result["ignore_port_in_host_matching"] = True
+        if self._maybe(0.05):
+            self._spoil(result)
+        return result
+
+    def _spoil(self, result: Json) -> None:
+        """Make a configuration one that has to be refused."""
+        host = self._pick(result["virtual_hosts"])
+        route = self._pick(host["routes"])
+        match self._pick(("regex", "domain", "both rewrites", "no path", "no weight", "no domains", "bad format")):
+            case "regex":
+                route["match"] = {"safe_regex": {"regex": "(a"}}
+            case "domain":
+                host["domains"].append(host["domains"][0])
+            case "both rewrites":
+                route.pop("redirect", None), route.pop("direct_response", None)
+                rewrite = {"pattern": {"regex": "a"}, "substitution": "b"}
+                route["route"] = {"cluster": "a", "prefix_rewrite": "/n", "regex_rewrite": rewrite}
+            case "no path":
+                route["match"] = {}
+            case "no weight":
+                route.pop("redirect", None), route.pop("direct_response", None)
+                route["route"] = {"weighted_clusters": {"clusters": [{"name": "a", "weight": 0}]}}
+            case "no domains":
+                host["domains"] = []
+            case "bad format":
+                route["request_headers_to_add"] = [{"header": {"key": "x-1", "value": "%REQ(x-1"}}]
+
+    def _route(self, name: str) -> Json:
+        result: Json = {"name": name, "match": self._match(), **self._action(), **self._mutations(0.3)}
+        # Faults of other routes: see DIFFERENCES.md.
+        action = result.get("route", {})
+        if (action.get("cluster") in CLUSTERS or "weighted_clusters" in action) and self._maybe(0.2):
+            result["typed_per_filter_config"] = {FAULT_FILTER: self._fault()}
+        return result
+
+    def _match(self) -> Json:
+        kind = self._random.random()
+        result: Json
+        if kind < 0.4:
+            result = {"prefix": self._pick(("/", "/a", "/a/", "/A", "/v1", "/x", ""))}
+        elif kind < 0.6:
+            result = {"path": self._pick(PATHS)}
+        elif kind < 0.75:
+            result = {"path_separated_prefix": self._pick(("/a", "/A", "/v1/x"))}
+        else:
+            result = {"safe_regex": {"regex": self._pick(PATH_REGEXES)}}
+        if "safe_regex" not in result and self._maybe(0.2):
+            result["case_sensitive"] = False
+        if self._maybe(0.35):
+            result["headers"] = self._some(self._header, 1, 1, 2)
+        if self._maybe(0.2):
+            result["query_parameters"] = self._some(self._parameter, 1, 1, 2)
+        if self._maybe(0.08):
+            result["grpc"] = {}
+        if self._maybe(0.08):
+            result["runtime_fraction"] = {"default_value": {"numerator": self._pick((0, 100))}}
+        return result
+
+    def _string(self) -> Json:
+        kind = self._pick(("exact", "prefix", "suffix", "contains", "safe_regex"))
+        if kind == "safe_regex":
+            return {kind: {"regex": self._pick(REGEXES[:-1])}}
+        ignore = {"ignore_case": True} if self._maybe(0.3) else {}
+        return {kind: self._pick(("a", "b", "ab", "A", "a,b", "v1", "1")), **ignore}
+
+    def _header(self) -> Json:
+        pseudo = () if self._for_grpc else (":path", ":method", ":authority", "host")
+        result: Json = {"name": self._pick((*HEADERS, *pseudo, "X-1"))}
+        kind = self._random.random()
+        if kind < 0.55:
+            result["string_match"] = self._string()
+        elif kind < 0.7:
+            result["range_match"] = {"start": self._pick(("-3", "0", "1")), "end": self._pick(("2", "5", "10"))}
+        elif kind < 0.9:
+            result["present_match"] = self._pick((True, False))
+        if self._maybe(0.3):
+            result["invert_match"] = True
+        if self._maybe(0.3):
+            result["treat_missing_header_as_empty"] = True
+        return result
+
+    def _parameter(self) -> Json:
+        result: Json = {"name": self._pick(("q", "r", "s"))}
+        kind = self._random.random()
+        if kind < 0.5:
+            result["string_match"] = self._string()
+        elif kind < 0.8:
+            result["present_match"] = self._pick((True, False))
+        return result
+
+    def _action(self) -> Json:
+        kind = self._random.random()
+        if kind < 0.12:
+            return {"redirect": self._redirect()}
+        if kind < 0.2:
+            body = {"body": {"inline_string": "hello"}} if self._maybe(0.7) else {}
+            return {"direct_response": {"status": self._pick((200, 201, 204, 302, 404, 503)), **body}}
+        result: Json = {}
+        if kind < 0.28:
+            result["cluster_header"] = "x-cluster"
+        elif kind < 0.5:
+            result["weighted_clusters"] = {
+                "clusters": [self._weight("a", (0, 1, 30)), self._weight("b", (1, 70))],
+                "header_name": WEIGHT_HEADER,
+            }
+        else:
+            result["cluster"] = self._pick((*CLUSTERS, *CLUSTERS, MISSING_CLUSTER))
+        if self._maybe(0.1):
+            result["cluster_not_found_response_code"] = self._pick(("NOT_FOUND", "INTERNAL_SERVER_ERROR"))
+        result |= self._rewrite() | self._host_rewrite()
+        return {"route": result}
+
+    def _weight(self, name: str, weights: Sequence[int]) -> Json:
+        host = {"host_rewrite_literal": "weighted.host"} if self._maybe(0.3) else {}
+        return {"name": name, "weight": self._pick(weights), **self._mutations(0.2), **host}
+
+    def _rewrite(self) -> Json:
+        kind = self._random.random()
+        if kind < 0.25:
+            return {"prefix_rewrite": self._pick(("/", "/new", "/n/", "x"))}
+        if kind < 0.4:
+            return {"regex_rewrite": self._regex_rewrite()}
+        return {}
+
+    def _regex_rewrite(self) -> Json:
+        pattern = self._pick(("/a", "[a-z]", "a*", "(/)([a-z]*)", "b$", "^/"))
+        return {"pattern": {"regex": pattern}, "substitution": self._pick(("/Z", r"<\0>", "", r"\\"))}
+
+    def _host_rewrite(self) -> Json:
+        kind = self._random.random()
+        result: Json = {}
+        if kind < 0.2:
+            result["host_rewrite_literal"] = "literal.host"
+        elif kind < 0.4:
+            result["host_rewrite_header"] = self._pick(("x-1", "x-set", "x-2"))
+        elif kind < 0.5:
+            result["auto_host_rewrite"] = True
+        if result and self._maybe(0.3):
+            result["append_x_forwarded_host"] = True
+        return result
+
+    def _redirect(self) -> Json:
+        result: Json = {}
+        kind = self._random.random()
+        if kind < 0.4:
+            result["https_redirect"] = True
+        elif kind < 0.6:
+            result["scheme_redirect"] = self._pick(("https", "http", "foo"))
+        if self._maybe(0.4):
+            result["host_redirect"] = self._pick(("new.host", "new.host:8"))
+        if self._maybe(0.3):
+            result["port_redirect"] = self._pick((8443, 80, 443))
+        kind = self._random.random()
+        if kind < 0.3:
+            result["path_redirect"] = self._pick(("/p", "/p?z=1", "p"))
+        elif kind < 0.5:
+            result["prefix_rewrite"] = self._pick(("/n", "n"))
+        elif kind < 0.7:
+            result["regex_rewrite"] = self._regex_rewrite()
+        if self._maybe(0.3):
+            result["strip_query"] = True
+        if self._maybe(0.5):
+            result["response_code"] = self._pick(("FOUND", "SEE_OTHER", "TEMPORARY_REDIRECT", "PERMANENT_REDIRECT"))
+        return result
+
+    def _mutations(self, chance: float) -> Json:
+        result: Json = {}
+        if self._maybe(chance):
+            result["request_headers_to_add"] = self._some(self._addition, 1, 2, 3)
+        if self._maybe(chance / 2):
+            result["request_headers_to_remove"] = [self._pick(("x-1", "x-2", "x-set", "accept"))]
+        if self._maybe(chance):
+            result["response_headers_to_add"] = self._some(self._addition, 1, 2)
+        if self._maybe(chance / 2):
+            result["response_headers_to_remove"] = [self._pick(("x-set", "content-type", "x-up"))]
+        return result
+
+    def _addition(self) -> Json:
+        name = self._pick(("x-set", "x-1", "x-2", "X-New", "accept", "user-agent", "location", "content-type"))
+        action = self._pick(
+            ("APPEND_IF_EXISTS_OR_ADD", "ADD_IF_ABSENT", "OVERWRITE_IF_EXISTS_OR_ADD", "OVERWRITE_IF_EXISTS")
+        )
+        empty = {"keep_empty_value": True} if self._maybe(0.3) else {}
+        return {"header": {"key": name, "value": self._pick(FORMATS)}, "append_action": action, **empty}
+
+    def _fault(self) -> Json:
+        status = self._pick(({"http_status": 429}, {"http_status": 555}))
+        result: Json = {
+            "@type": TYPE + "envoy.extensions.filters.http.fault.v3.HTTPFault",
+            "abort": {**status, "percentage": {"numerator": self._pick((0, 100, 100))}},
+        }
+        if self._maybe(0.4):
+            result["headers"] = self._some(self._header, 1, 2)
+        return result
+
+    # Requests.
+
+    def request(self) -> Request:
+        is_grpc = self._for_grpc and self._maybe(0.4)
+        headers = []
+        for name in HEADERS:
+            for _ in range(self._pick((0, 0, 1, 1) if is_grpc else (0, 0, 1, 1, 2))):
+                headers.append((name, self._pick(VALUES)))
+        if self._maybe(0.5):
+            headers.append(("x-cluster", self._pick((*CLUSTERS, "", MISSING_CLUSTER))))
+        if is_grpc:
+            headers.append(("content-type", self._pick(("application/grpc", "application/grpc+proto"))))
+        elif self._maybe(0.2):
+            headers.append(("content-type", self._pick(("text/plain", "application/grpcx", "application/json"))))
+        headers.append((WEIGHT_HEADER, str(self._random.randrange(200))))
+        self._random.shuffle(headers)
+        return Request(
+            "POST" if is_grpc else self._pick(("GET", "GET", "POST", "PUT", "DELETE")),
+            self._pick(PATHS) + self._pick(QUERIES),
+            self._pick(AUTHORITIES) if self._maybe(0.3) else "shop",
+            tuple(headers),
+        )
