@@ -20,6 +20,7 @@ from xds_server.groups import Group
 from xds_server.hub import Hub
 from xds_server.identity import Speakers
 from xds_server.model import Finding, Profile, Severity
+from xds_server.private_files import private_folder
 from xds_server.publisher import Compile, Load, Publisher
 from xds_server.registrations import load_leases, save_leases
 from xds_server.registry import Registry
@@ -326,7 +327,7 @@ def _open_state(config: Config) -> tuple[CertificateAuthority | None, Tokens | N
     if config.state_dir is None:
         return None, None
     try:
-        config.state_dir.mkdir(parents=True, exist_ok=True, mode=0o700)
+        private_folder(config.state_dir)
         return CertificateAuthority.open(config.state_dir, config.trust_domain, utc_now()), Tokens.open(
             config.state_dir
         )

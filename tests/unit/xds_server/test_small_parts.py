@@ -1,5 +1,6 @@
 """Debounce, groups, addresses, durations, identities, private files and counters."""
 
+import os
 import stat
 from datetime import timedelta
 
@@ -13,7 +14,7 @@ from xds_server.groups import Group, group_of
 from xds_server.identity import Identity
 from xds_server.model import Profile
 from xds_server.ordering import CDS
-from xds_server.private_files import create_private, write_atomically
+from xds_server.private_files import create_private, private_folder, read_private, write_atomically
 from xds_server.sotw import Response
 from xds_server.statistics import Statistics
 from xds_server.wire import Node, Request, decode_request
@@ -158,10 +159,51 @@ def test_process_that_comes_second_takes_what_the_first_made(tmp_path):
     path = tmp_path / "f"
 
     def overtaken() -> bytes:
-        path.write_bytes(b"first")
+        write_atomically(path, b"first")
         return b"second"
 
     assert b"first" == create_private(path, overtaken)
+
+
+@pytest.mark.parametrize("mode", [0o640, 0o604, 0o644, 0o660])
+def test_key_that_others_can_read_is_refused(tmp_path, mode):
+    path = tmp_path / "token.key"
+    path.write_bytes(b"key")
+    path.chmod(mode)
+    with pytest.raises(ValueError, match=f"mode {mode:o}.*chmod 600"):
+        create_private(path, lambda: b"other")
+
+
+@pytest.mark.parametrize("mode", [0o770, 0o707, 0o1777])
+def test_folder_that_others_can_write_to_is_refused(tmp_path, mode):
+    folder = tmp_path / "state"
+    folder.mkdir()
+    folder.chmod(mode)
+    with pytest.raises(ValueError, match=f"{folder} can be written by others"):
+        create_private(folder / "token.key", lambda: b"key")
+    assert not list(folder.iterdir())
+
+
+def test_folder_that_others_can_only_read_will_do(tmp_path):
+    (tmp_path / "state").mkdir(mode=0o755)
+    assert b"key" == create_private(tmp_path / "state" / "token.key", lambda: b"key")
+
+
+def test_folder_and_key_of_another_user_are_refused(tmp_path, monkeypatch):
+    path = tmp_path / "token.key"
+    create_private(path, lambda: b"key")
+    monkeypatch.setattr("os.geteuid", lambda: 4242)
+    monkeypatch.setattr("xds_server.private_files.TRUSTED_OWNERS", frozenset())
+    with pytest.raises(ValueError, match="belongs to user"):
+        private_folder(tmp_path)
+    with pytest.raises(ValueError, match="belongs to user"):
+        read_private(path)
+
+
+def test_pipe_in_the_place_of_a_key_does_not_block(tmp_path):
+    os.mkfifo(tmp_path / "token.key", 0o600)
+    with pytest.raises(ValueError, match="is not a file"):
+        create_private(tmp_path / "token.key", lambda: b"key")
 
 
 # Wire and counters.

@@ -8,6 +8,7 @@ import pytest
 from cryptography.hazmat.primitives.asymmetric import ec
 
 from xds_server.identity import Identity
+from xds_server.private_files import write_atomically
 from xds_server.tokens import AUDIENCE, ISSUER, TokenRefused, Tokens
 
 NOW = datetime(2030, 1, 1, tzinfo=UTC)
@@ -125,6 +126,6 @@ def test_key_file_is_made_once_and_private(tmp_path, clock):
 
 
 def test_damaged_key_file_is_named(tmp_path):
-    (tmp_path / "token.key").write_text("x")
+    write_atomically(tmp_path / "token.key", b"x")
     with pytest.raises(ValueError, match=r"token\.key holds no private key"):
         Tokens.open(tmp_path)
