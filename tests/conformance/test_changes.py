@@ -123,6 +123,17 @@ def test_instance_that_registers_is_followed_by_all(make_world):
     world.check_accepted()
 
 
+def test_all_go_on_without_the_management_server(make_world):
+    world = start(make_world)
+    assert ["v1"] * 5 == everywhere(world)
+    world.check_accepted()
+    world.server.process.kill()
+    world.server.process.wait()
+    poll(lambda: world.mesh.status().connection != "connected", "meshlib to notice")
+    for _ in range(10):
+        assert ["v1"] * 5 == everywhere(world)
+
+
 def envoy_ports(world: World) -> set[int]:
     """Return the ports of all endpoints that Envoy knows."""
     clusters = json.loads(world.envoy.admin("/clusters?format=json"))["cluster_statuses"]

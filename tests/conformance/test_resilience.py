@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass
 
+import grpc
 import pytest
 from peers.upstreams import Step, refusing_port
 from peers.world import World
@@ -87,6 +88,16 @@ CASES = {
 }
 
 
+GRPC_RULE = """\
+apiVersion: networking.istio.io/v1
+kind: VirtualService
+metadata: {name: echo}
+spec:
+  hosts: [echo]
+  http: [{route: [{destination: {host: echo}}], retries: {attempts: 2, retryOn: "unavailable,resource-exhausted"}}]
+"""
+
+
 @pytest.fixture(scope="module")
 def world(tmp_path_factory):
     with World(tmp_path_factory.mktemp("resilience"), {"flaky.yaml": VIRTUAL_SERVICE}) as world:
@@ -158,3 +169,29 @@ def test_both_try_as_often_when_every_connection_is_refused(make_world):
         answer = world.ask_meshlib("GET", "http://flaky/connect")
         assert (503, 3) == (answer.status, len(attempts))
         assert "UF" in answer.flag
+
+
+@pytest.mark.parametrize(
+    ("script", "attempts", "code"),
+    [
+        (["UNAVAILABLE"], 2, "OK"),
+        (["UNAVAILABLE", "RESOURCE_EXHAUSTED"], 3, "OK"),
+        (["UNAVAILABLE"] * 3, 3, "UNAVAILABLE"),
+        (["INTERNAL"], 1, "INTERNAL"),
+    ],
+    ids=["one failure", "two failures", "more than retries", "a status that is not listed"],
+)
+def test_grpc_attempts_and_code_are_the_same_at_all_three(grpc_world, script, attempts, code):
+    world, upstream = grpc_world
+    for call in (world.call_envoy, world.call_grpcio, world.call_meshlib):
+        upstream.seen.clear()
+        upstream.script.extend(grpc.StatusCode[name] for name in script)
+        assert (code, attempts) == (call("echo", "/test.Echo/Call")[0], len(upstream.seen))
+
+
+@pytest.fixture(scope="module")
+def grpc_world(tmp_path_factory):
+    with World(tmp_path_factory.mktemp("resilience-grpc"), {"echo.yaml": GRPC_RULE}) as world:
+        upstream = world.grpc("echo", "v1")
+        world.start()
+        yield world, upstream
