@@ -1,6 +1,7 @@
 """Documents from files and folders, and word when any of them changes."""
 
 import os
+import stat
 from collections.abc import AsyncIterator, Iterator, Sequence
 from pathlib import Path
 
@@ -11,6 +12,9 @@ from xds_server.model import Document, Finding, Position, Severity
 from xds_server.sources.yaml_text import parse
 
 SUFFIXES = frozenset({".yaml", ".yml", ".json"})
+
+# Some 40,000 VirtualServices.
+MAX_FILE_BYTES = 16 << 20
 
 # A change is reported once writes have paused this long; a save is a handful of system calls within a millisecond.
 DEBOUNCE_MS = 20
@@ -39,8 +43,8 @@ def load(paths: Sequence[str]) -> tuple[tuple[Document, ...], tuple[Finding, ...
                 continue  # named twice, for example as a file and within its folder
             seen.add(real)
             try:
-                text = file.read_text(encoding="utf-8-sig")
-            except (OSError, UnicodeDecodeError) as error:
+                text = _read(file, is_named=str(file) == path)
+            except (OSError, ValueError) as error:
                 findings.append(_unreadable(str(file), _reason(error)))
                 continue
             more_documents, more_findings = parse(text, str(file))
@@ -89,6 +93,27 @@ def _files(path: Path, findings: list[Finding]) -> Iterator[Path]:
                 yield Path(folder, name)
 
 
+def _read(path: Path, *, is_named: bool) -> str:
+    """Return a file's text.
+
+    Args:
+        is_named: It was given by its own name, so it may be a pipe.
+
+    Raises:
+        OSError: It cannot be read.
+        ValueError: It is no file, too large or not UTF-8.
+    """
+    # Not blocking: a named pipe in a folder would hold up every later change.
+    waiting = 0 if is_named else os.O_NONBLOCK
+    with open(os.open(path, os.O_RDONLY | os.O_CLOEXEC | waiting), "rb") as file:
+        if not is_named and not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
+            raise ValueError("is not a file")
+        content = file.read(MAX_FILE_BYTES + 1)
+    if len(content) > MAX_FILE_BYTES:
+        raise ValueError(f"is larger than {MAX_FILE_BYTES >> 20} MiB")
+    return content.decode("utf-8-sig")
+
+
 def _watched(path: Path) -> Path:
     if path.is_dir():
         return path
@@ -98,8 +123,10 @@ def _watched(path: Path) -> Path:
     return path
 
 
-def _reason(error: OSError | UnicodeDecodeError) -> str:
-    return error.strerror or str(error) if isinstance(error, OSError) else "is not UTF-8 text"
+def _reason(error: OSError | ValueError) -> str:
+    if isinstance(error, UnicodeDecodeError):
+        return "is not UTF-8 text"
+    return (error.strerror or str(error)) if isinstance(error, OSError) else str(error)
 
 
 def _unreadable(path: str, reason: str) -> Finding:

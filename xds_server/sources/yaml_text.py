@@ -16,6 +16,9 @@ from xds_server.model import Document, Finding, Position, Severity
 MAX_NODES = 1_000_000
 MAX_DEPTH = 100
 
+# The parser's composer calls itself for each level, in C and without a limit: 100,000 brackets end the process.
+COMPOSER_DEPTH = 500
+
 FieldPath = tuple[str | int, ...]
 
 _Loader: Any = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
@@ -87,6 +90,10 @@ def parse(text: str, file: str) -> tuple[tuple[Document, ...], tuple[Finding, ..
     """
     documents: list[Document] = []
     findings: list[Finding] = []
+    if (deep := _too_deep(text)) is not None:
+        message = f"nested more than {COMPOSER_DEPTH} levels deep"
+        place = Position(file, deep.line + 1, deep.column + 1)
+        return (), (Finding(Severity.ERROR, YAML_TOO_LARGE, message, place),)
     loader = _Loader("")
     try:
         nodes = yaml.compose_all(text, Loader=_Loader)
@@ -121,3 +128,19 @@ def parse(text: str, file: str) -> tuple[tuple[Document, ...], tuple[Finding, ..
     finally:
         loader.dispose()
     return tuple(documents), tuple(findings)
+
+
+def _too_deep(text: str) -> Any:
+    """Return the mark where a text goes below `COMPOSER_DEPTH`, or None. Costs a sixth of reading it."""
+    depth = 0
+    try:
+        for event in yaml.parse(text, Loader=_Loader):
+            if isinstance(event, yaml.CollectionStartEvent):
+                depth += 1
+                if depth > COMPOSER_DEPTH:
+                    return event.start_mark
+            elif isinstance(event, yaml.CollectionEndEvent):
+                depth -= 1
+    except (yaml.YAMLError, ValueError):
+        pass  # reading it comes to the same place, and reports it
+    return None

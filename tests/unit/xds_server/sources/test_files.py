@@ -38,3 +38,21 @@ def test_what_cannot_be_read_is_one_finding_each_and_the_rest_is_read(tmp_path):
         ("MESH0001", f"cannot read {tmp_path}/latin.yaml: is not UTF-8 text"),
         ("MESH0001", f"cannot read {missing}: no such file or folder"),
     ]
+
+
+def test_pipes_and_huge_files_in_a_folder_are_findings(tmp_path, monkeypatch):
+    monkeypatch.setattr("xds_server.sources.files.MAX_FILE_BYTES", 1 << 20)
+    os.mkfifo(tmp_path / "a.yaml")
+    (tmp_path / "b.yaml").write_bytes(b"#" * (1 << 20) + b"x")
+    documents, findings = files.load([str(tmp_path)])
+    assert () == documents
+    assert ["is not a file", "is larger than 1 MiB"] == [finding.message.partition(": ")[2] for finding in findings]
+
+
+def test_a_pipe_that_is_named_is_read(tmp_path):
+    reading, writing = os.pipe()
+    os.write(writing, b"a: 1")
+    os.close(writing)
+    (document,), _ = files.load([f"/dev/fd/{reading}"])
+    os.close(reading)
+    assert {"a": 1} == document.content

@@ -76,3 +76,13 @@ def test_tags_build_no_objects():
     assert [one.rpartition("[")[2] for one in findings("a: !!python/object/apply:os.system [x]\n")] == []
     documents, _ = memory.from_text("a: !!python/object/apply:os.system [x]\n")
     assert documents[0].content == {"a": ["x"]}
+
+
+@pytest.mark.parametrize("text", ["[" * 200_000, "- " * 200_000, '{"a":' * 200_000, "a: " + "[" * 501 + "]" * 501])
+def test_nesting_without_end_is_refused_and_does_not_end_the_process(text):
+    assert [one.rpartition("[")[2] for one in findings(text)] == ["MESH0004]"]
+
+
+def test_nesting_that_can_be_read_is_reported_where_it_is_too_deep():
+    documents, (finding,) = memory.from_text("a: 1\n---\na: " + "[" * 499 + "]" * 499)
+    assert (1, "MESH0004", 3) == (len(documents), finding.code, finding.position.line)
