@@ -129,6 +129,7 @@ class MeshServer(uvicorn.Server):
         self._drain_s = drain_s
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        """Leave, drain and stop. Called by uvicorn."""
         await asyncio.to_thread(self._leave)
         # A second SIGINT ends the wait, as it ends uvicorn's own.
         for _ in range(math.ceil(self._drain_s / POLL_S)):

@@ -5,6 +5,8 @@ commands, those that end with `&` run until the page is over. Well-known ports a
 can run side by side.
 """
 
+import ast
+import importlib
 import json
 import os
 import re
@@ -12,6 +14,7 @@ import signal
 import socket
 import subprocess
 import sys
+import textwrap
 import time
 import urllib.request
 from collections.abc import Iterator
@@ -19,11 +22,18 @@ from pathlib import Path
 
 import pytest
 
+import meshlib
+from meshlib.testing import FakeMesh
+from xds_server import translate
+from xds_server.model import Severity
+
 ROOT = Path(__file__).resolve().parent.parent.parent
 PORTS = ("18000", "18001", "18002", "9001", "9002", "15020")
 FENCE = re.compile(
     r"^```(\w+)(?: +(\S+))?\n(.*?)^```$|^<!-- wait for (\d+) registrations -->$", re.MULTILINE | re.DOTALL
 )
+BLOCK = re.compile(r"^( *)```(\w+)[^\n]*\n(.*?)^\1```$", re.MULTILINE | re.DOTALL)
+PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").rglob("*.md"))]
 INDENTED = re.compile(r"(?:^    .*\n)+", re.MULTILINE)
 
 
@@ -164,10 +174,87 @@ def test_quick_start_of_the_readme_works_as_written(page: Page) -> None:
     page.run("python client.py")
 
 
+def blocks(language: str) -> list[tuple[str, str]]:
+    """Return the fenced blocks of a language on all pages, each with its place."""
+    found = []
+    for path in PAGES:
+        text = path.read_text()
+        for match in BLOCK.finditer(text):
+            if match[2] == language:
+                line = text.count("\n", 0, match.start()) + 1
+                found.append((f"{path.relative_to(ROOT)}:{line}", textwrap.dedent(match[3])))
+    return found
+
+
+def missing_names(tree: ast.AST) -> list[str]:
+    """Return the modules and names that a program imports and that do not exist, and attributes of `meshlib` likewise."""
+    missing = []
+    for node in ast.walk(tree):
+        match node:
+            case ast.Import(names=names):
+                missing += [alias.name for alias in names if not is_importable(alias.name)]
+            case ast.ImportFrom(module=str(module), names=names):
+                if not is_importable(module):
+                    missing.append(module)
+                    continue
+                found = importlib.import_module(module)
+                missing += [
+                    f"{module}.{alias.name}"
+                    for alias in names
+                    if not hasattr(found, alias.name) and not is_importable(f"{module}.{alias.name}")
+                ]
+            case ast.Attribute(value=ast.Name(id="meshlib"), attr=name) if not hasattr(meshlib, name):
+                missing.append(f"meshlib.{name}")
+            case ast.Attribute(value=ast.Name(id="mesh"), attr=name) if not (
+                hasattr(meshlib.Mesh, name) or hasattr(FakeMesh, name) or name in ("clock", "events", "metrics")
+            ):
+                missing.append(f"mesh.{name}")
+    return missing
+
+
+def is_importable(name: str) -> bool:
+    try:
+        importlib.import_module(name)
+    except ModuleNotFoundError:
+        return False
+    return True
+
+
+@pytest.mark.parametrize(("place", "text"), blocks("python"), ids=[place for place, _ in blocks("python")])
+def test_python_blocks_compile_and_what_they_import_is_there(place: str, text: str) -> None:
+    flags = ast.PyCF_ONLY_AST | ast.PyCF_ALLOW_TOP_LEVEL_AWAIT
+    tree = compile(text, place, "exec", flags=flags)
+    page = (ROOT / place.rpartition(":")[0]).read_text()
+    own_files = set(re.findall(r"^```python (\w+)\.py$", page, re.MULTILINE))
+    assert [] == [name for name in missing_names(tree) if name not in own_files]
+
+
+DOCUMENTS = [(place, text) for place, text in blocks("yaml") if "kind:" in text]
+
+
+@pytest.mark.parametrize(("place", "text"), DOCUMENTS, ids=[place for place, _ in DOCUMENTS])
+def test_documents_on_a_page_are_taken_by_the_server(place: str, text: str, tmp_path: Path) -> None:
+    (tmp_path / "block.yaml").write_text(text)
+    findings = translate.validate([str(tmp_path)])
+    # A page shows one document at a time; that others are missing beside it is a warning.
+    assert [] == [str(finding) for finding in findings if finding.severity is Severity.ERROR]
+
+
 def test_every_link_of_the_documentation_leads_somewhere() -> None:
     broken = []
-    for path in [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *(ROOT / "docs").rglob("*.md")]:
-        for target in re.findall(r"\]\(([^)#]+?)(?:#[^)]*)?\)", path.read_text()):
-            if not target.startswith(("http://", "https://")) and not (path.parent / target).exists():
+    for path in PAGES:
+        for target, anchor in re.findall(r"\]\(([^)#]*)(?:#([^)]*))?\)", path.read_text()):
+            if target.startswith(("http://", "https://", "mailto:")):
+                continue
+            page = path.parent / target if target else path
+            if not page.exists():
                 broken.append(f"{path.relative_to(ROOT)} -> {target}")
+            elif anchor and anchor not in anchors(page.read_text()):
+                broken.append(f"{path.relative_to(ROOT)} -> {target}#{anchor}")
     assert [] == broken
+
+
+def anchors(text: str) -> set[str]:
+    """Return the anchors that GitHub makes of a page's headings."""
+    headings = re.findall(r"^#+ (.+)$", re.sub(r"^```.*?^```$", "", text, flags=re.MULTILINE | re.DOTALL), re.MULTILINE)
+    return {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}

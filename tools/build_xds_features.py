@@ -1,0 +1,370 @@
+"""Write the tables of docs/reference/xds-features.md by asking the decoders. Run by `make docs`.
+
+For each field of each message, a small valid resource is made in which that field is set, and decoded: a complaint that
+it is not supported makes it refused, a remark that it has no effect makes it unused, anything else honoured.
+"""
+
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+from google.protobuf.descriptor import FieldDescriptor
+
+from meshlib.protos import message_class
+from meshlib.xds.decode import decode_resource
+from meshlib.xds.resources import CDS, EDS, LDS, RDS, SDS
+
+TARGET = Path(__file__).resolve().parent.parent / "docs" / "reference" / "xds-features.md"
+BEGIN, END = "<!-- fields: made by tools/build_xds_features.py -->", "<!-- end of fields -->"
+
+CORE = "envoy.config.core.v3."
+ROUTE = "envoy.config.route.v3."
+TLS = "envoy.extensions.transport_sockets.tls.v3."
+ADS = {"ads": {}}
+
+Place = Callable[[Any], Any]
+"""Finds the message whose fields are tried in a resource, making what leads to it."""
+
+
+def new(kind: str, /, **fields: Any) -> Any:
+    return message_class(kind)(**fields)
+
+
+def packed(message: Any) -> dict[str, Any]:
+    return {"type_url": f"type.googleapis.com/{message.DESCRIPTOR.full_name}", "value": message.SerializeToString()}
+
+
+def manager(**fields: Any) -> Any:
+    router = new("envoy.extensions.filters.http.router.v3.Router")
+    return new(
+        "envoy.extensions.filters.network.http_connection_manager.v3.HttpConnectionManager",
+        stat_prefix="m",
+        http_filters=[{"name": "router", "typed_config": packed(router)}],
+        **fields,
+    )
+
+
+def client_listener(with_routes: Any = None) -> Any:
+    fields = {"rds": {"config_source": ADS, "route_config_name": "r"}} if with_routes is None else with_routes
+    return new("envoy.config.listener.v3.Listener", name="l", api_listener={"api_listener": packed(manager(**fields))})
+
+
+def address(port: int = 1) -> dict[str, Any]:
+    return {"socket_address": {"address": "127.0.0.1", "port_value": port}}
+
+
+def server_listener() -> Any:
+    inner = manager(route_config={"name": "r"})
+    return new(
+        "envoy.config.listener.v3.Listener",
+        name="l",
+        address=address(),
+        filter_chains=[{"filters": [{"name": "m", "typed_config": packed(inner)}]}],
+    )
+
+
+def routes() -> Any:
+    action = {"cluster": "c"}
+    route = {"match": {"prefix": "/"}, "route": action}
+    return new(
+        f"{ROUTE}RouteConfiguration", name="r", virtual_hosts=[{"name": "v", "domains": ["*"], "routes": [route]}]
+    )
+
+
+def weighted() -> Any:
+    made = routes()
+    action = made.virtual_hosts[0].routes[0].route
+    action.weighted_clusters.clusters.add(name="c").weight.value = 1
+    return made
+
+
+def cluster() -> Any:
+    made = new("envoy.config.cluster.v3.Cluster", name="c", type=3)
+    made.eds_cluster_config.eds_config.ads.SetInParent()
+    return made
+
+
+def assignment() -> Any:
+    made = new("envoy.config.endpoint.v3.ClusterLoadAssignment", cluster_name="c")
+    locality = made.endpoints.add()
+    locality.locality.SetInParent()
+    locality.lb_endpoints.add().endpoint.address.CopyFrom(new(f"{CORE}Address", **address()))
+    return made
+
+
+def secret() -> Any:
+    return new(f"{TLS}Secret", name="s")
+
+
+class Inside:
+    """A message that a resource holds packed: changed, then packed again."""
+
+    def __init__(self, resource: Any, message: Any, target: Any) -> None:
+        self.resource, self.message, self.target = resource, message, target
+
+    def finish(self) -> Any:
+        self.target.type_url = f"type.googleapis.com/{self.message.DESCRIPTOR.full_name}"
+        self.target.value = self.message.SerializeToString()
+        return self.resource
+
+
+def packed_in(resource: Any, message: Any, find: Place) -> Inside:
+    return Inside(resource, message, find(resource))
+
+
+def upstream_tls(resource: Any) -> Any:
+    return resource.transport_socket.typed_config
+
+
+def downstream_tls(resource: Any) -> Any:
+    return resource.filter_chains[0].transport_socket.typed_config
+
+
+def http_options(resource: Any) -> Any:
+    return resource.typed_extension_protocol_options["envoy.extensions.upstreams.http.v3.HttpProtocolOptions"]
+
+
+def own_certificate() -> dict[str, Any]:
+    return {"tls_certificate_sds_secret_configs": [{"name": "default", "sds_config": ADS}]}
+
+
+def trust() -> dict[str, Any]:
+    return {"validation_context_sds_secret_config": {"name": "ROOTCA", "sds_config": ADS}}
+
+
+def fault_filter(resource: Any) -> Any:
+    return resource.virtual_hosts[0].typed_per_filter_config["envoy.filters.http.fault"]
+
+
+def with_filter(message: Any) -> Inside:
+    """A server's listener with one more filter, in front of the router."""
+    inner = manager(route_config={"name": "r"})
+    router = new("envoy.extensions.filters.http.router.v3.Router")
+    del inner.http_filters[:]
+    inner.http_filters.add(name="first").typed_config.CopyFrom(new("google.protobuf.Any", **packed(message)))
+    inner.http_filters.add(name="router").typed_config.CopyFrom(new("google.protobuf.Any", **packed(router)))
+
+    class Filter(Inside):
+        def finish(self) -> Any:
+            inner.http_filters[0].typed_config.value = message.SerializeToString()
+            self.target.value = inner.SerializeToString()
+            return self.resource
+
+    resource = server_listener()
+    return Filter(resource, message, resource.filter_chains[0].filters[0].typed_config)
+
+
+def client_manager() -> Inside:
+    resource = client_listener()
+    inner = manager(rds={"config_source": ADS, "route_config_name": "r"})
+    return packed_in(resource, inner, lambda made: made.api_listener.api_listener)
+
+
+RBAC = "envoy.extensions.filters.http.rbac.v3.RBAC"
+UPSTREAM_OPTIONS = "envoy.extensions.upstreams.http.v3.HttpProtocolOptions"
+FAULT = "envoy.extensions.filters.http.fault.v3.HTTPFault"
+
+# Section: type URL, a resource with the message, where it is in it; or a resource in which it is packed.
+SECTIONS: Mapping[str, tuple[str, Callable[[], Any], Place | None]] = {
+    "Listener of a client (with `api_listener`)": (LDS, client_listener, lambda made: made),
+    "Listener of a server (with `address`)": (LDS, server_listener, lambda made: made),
+    "FilterChain": (LDS, server_listener, lambda made: made.filter_chains[0]),
+    "HttpConnectionManager": (LDS, client_manager, None),
+    "Router": (LDS, lambda: with_router(), None),
+    "RouteConfiguration": (RDS, routes, lambda made: made),
+    "VirtualHost": (RDS, routes, lambda made: made.virtual_hosts[0]),
+    "Route": (RDS, routes, lambda made: made.virtual_hosts[0].routes[0]),
+    "RouteMatch": (RDS, routes, lambda made: made.virtual_hosts[0].routes[0].match),
+    "HeaderMatcher": (RDS, routes, lambda made: made.virtual_hosts[0].routes[0].match.headers.add(name="h")),
+    "RouteAction": (RDS, routes, lambda made: made.virtual_hosts[0].routes[0].route),
+    "WeightedCluster": (RDS, weighted, lambda made: made.virtual_hosts[0].routes[0].route.weighted_clusters),
+    "WeightedCluster.ClusterWeight": (
+        RDS,
+        weighted,
+        lambda made: made.virtual_hosts[0].routes[0].route.weighted_clusters.clusters[0],
+    ),
+    "RetryPolicy": (RDS, routes, lambda made: made.virtual_hosts[0].routes[0].route.retry_policy),
+    "RequestMirrorPolicy": (
+        RDS,
+        routes,
+        lambda made: made.virtual_hosts[0].routes[0].route.request_mirror_policies.add(cluster="c"),
+    ),
+    "HTTPFault": (RDS, lambda: packed_in(routes(), new(FAULT), fault_filter), None),
+    "RBAC": (LDS, lambda: with_filter(new(RBAC)), None),
+    "Cluster": (CDS, cluster, lambda made: made),
+    "Cluster.CommonLbConfig": (CDS, cluster, lambda made: made.common_lb_config),
+    "CircuitBreakers.Thresholds": (CDS, cluster, lambda made: made.circuit_breakers.thresholds.add()),
+    "OutlierDetection": (CDS, cluster, lambda made: made.outlier_detection),
+    "HttpProtocolOptions of an upstream": (
+        CDS,
+        lambda: packed_in(cluster(), new(UPSTREAM_OPTIONS, explicit_http_config={}), http_options),
+        None,
+    ),
+    "ClusterLoadAssignment": (EDS, assignment, lambda made: made),
+    "LocalityLbEndpoints": (EDS, assignment, lambda made: made.endpoints[0]),
+    "LbEndpoint": (EDS, assignment, lambda made: made.endpoints[0].lb_endpoints[0]),
+    "Endpoint": (EDS, assignment, lambda made: made.endpoints[0].lb_endpoints[0].endpoint),
+    "UpstreamTlsContext": (
+        CDS,
+        lambda: packed_in(cluster(), new(f"{TLS}UpstreamTlsContext", common_tls_context=trust()), upstream_tls),
+        None,
+    ),
+    "DownstreamTlsContext": (
+        LDS,
+        lambda: packed_in(
+            server_listener(),
+            new(f"{TLS}DownstreamTlsContext", common_tls_context=own_certificate() | trust()),
+            downstream_tls,
+        ),
+        None,
+    ),
+    "Secret": (SDS, secret, lambda made: made),
+}
+
+# Fields that depend on their content or on others; what the decoder says about the sample alone would mislead.
+IN_PART: Mapping[tuple[str, str], str] = {
+    ("Listener of a server (with `address`)", "api_listener"): "makes it a client's listener",
+    ("FilterChain", "filter_chain_match"): "must be empty",
+    ("HttpConnectionManager", "http_filters"): (
+        "the router; fault in clients; RBAC in servers. Others are refused, or skipped if `is_optional` or `disabled`"
+    ),
+    ("HttpConnectionManager", "normalize_path"): "false",
+    ("HttpConnectionManager", "path_with_escaped_slashes_action"): "KEEP_UNCHANGED",
+    ("RouteAction", "max_grpc_timeout"): "if it equals `timeout`, as Istio writes it",
+    ("RouteAction", "hedge_policy"): "refused with `hedge_on_per_try_timeout`",
+    ("RouteAction", "hash_policy"): "header, cookie (none is made up), source address, query parameter",
+    ("VirtualHost", "hedge_policy"): "refused with `hedge_on_per_try_timeout`",
+    ("RetryPolicy", "retry_host_predicate"): "previous_hosts",
+    ("RBAC", "rules"): "any, and, or, not, header, url_path, requested_server_name, ports, addresses, authenticated",
+    ("Cluster", "type"): "EDS, STATIC, STRICT_DNS, LOGICAL_DNS",
+    ("Cluster", "cluster_type"): "aggregate clusters",
+    ("Cluster", "load_assignment"): "with STATIC, STRICT_DNS and LOGICAL_DNS",
+    ("Cluster", "dns_refresh_rate"): "with STRICT_DNS and LOGICAL_DNS",
+    (
+        "Cluster",
+        "respect_dns_ttl",
+    ): "accepted with DNS clusters; the system's resolver tells no TTL, so it has no effect",
+    ("Cluster", "dns_resolvers"): "refused in DNS clusters",
+    ("Cluster", "dns_resolution_config"): "refused in DNS clusters",
+    ("Cluster", "typed_dns_resolver_config"): "refused in DNS clusters",
+    ("Cluster", "lb_policy"): "ROUND_ROBIN, LEAST_REQUEST, RANDOM",
+    ("Cluster", "load_balancing_policy"): (
+        "round_robin, least_request, random, wrr_locality over these; the first known one of the list counts"
+    ),
+    ("Cluster", "round_robin_lb_config"): "refused with a slow start window",
+    ("Cluster", "least_request_lb_config"): "with LEAST_REQUEST; refused with a slow start window or a full scan",
+    ("Cluster", "lb_subset_config"): "refused with selectors",
+    ("Cluster", "typed_extension_protocol_options"): "HttpProtocolOptions",
+    ("Cluster", "upstream_config"): "the HTTP connection pool, Envoy's default",
+    ("Cluster", "upstream_http_protocol_options"): "refused where TLS would take names from requests",
+    ("Cluster.CommonLbConfig", "zone_aware_lb_config"): "refused with `fail_traffic_on_panic`",
+    ("HttpProtocolOptions of an upstream", "http_filters"): "the upstream codec alone",
+    ("HttpProtocolOptions of an upstream", "explicit_http_config"): "HTTP/1.1 and HTTP/2",
+    ("HttpProtocolOptions of an upstream", "auto_config"): "HTTP/1.1 is spoken",
+    ("HttpProtocolOptions of an upstream", "upstream_http_protocol_options"): "refused with TLS",
+    ("LocalityLbEndpoints", "metadata"): "refused with `envoy.transport_socket_match`",
+    ("DownstreamTlsContext", "require_sni"): "false",
+}
+
+
+def with_router() -> Inside:
+    inner = manager(rds={"config_source": ADS, "route_config_name": "r"})
+    router = new("envoy.extensions.filters.http.router.v3.Router")
+    resource = client_listener()
+
+    class Router(Inside):
+        def finish(self) -> Any:
+            inner.http_filters[0].typed_config.value = router.SerializeToString()
+            self.target.value = inner.SerializeToString()
+            return self.resource
+
+    return Router(resource, router, resource.api_listener.api_listener)
+
+
+def set_field(message: Any, field: Any) -> None:
+    """Give a field a value that is not its default. Messages stay empty."""
+    name = field.name
+    is_map = field.message_type is not None and field.message_type.GetOptions().map_entry
+    if is_map:
+        value = field.message_type.fields_by_name["value"]
+        holder = getattr(message, name)
+        if value.message_type is None:
+            holder["x"] = "x"
+        else:
+            holder["x"].SetInParent()
+    elif field.is_repeated:
+        holder = getattr(message, name)
+        holder.add() if field.message_type is not None else holder.append(sample(field))
+    elif field.message_type is None:
+        setattr(message, name, sample(field))
+    else:
+        inner = getattr(message, name)
+        inner.SetInParent()
+        if field.message_type.full_name == "google.protobuf.Duration":
+            inner.seconds = 1
+        elif (
+            field.message_type.full_name.startswith("google.protobuf.") and "value" in field.message_type.fields_by_name
+        ):
+            wrapped = field.message_type.fields_by_name["value"]
+            if wrapped.message_type is None:
+                inner.value = sample(wrapped)
+
+
+def sample(field: Any) -> Any:
+    match field.cpp_type:
+        case FieldDescriptor.CPPTYPE_STRING:
+            return b"x" if field.type == FieldDescriptor.TYPE_BYTES else "x"
+        case FieldDescriptor.CPPTYPE_BOOL:
+            return True
+        case FieldDescriptor.CPPTYPE_FLOAT | FieldDescriptor.CPPTYPE_DOUBLE:
+            return 1.0
+        case _:
+            return 1
+
+
+def verdict(type_url: str, make: Callable[[], Any], find: Place | None, name: str) -> str:
+    """Return what the decoder says about a field."""
+    made = make()
+    message = made.message if isinstance(made, Inside) else find(made) if find else made
+    set_field(message, message.DESCRIPTOR.fields_by_name[name])
+    resource = made.finish() if isinstance(made, Inside) else made
+    decoded = decode_resource(type_url, resource.SerializeToString())
+    for error in decoded.errors:
+        path, _, reason = error.partition(": ")
+        if "not supported" in reason and mentions(path, name):
+            return "Refused"
+    if any(mentions(note.partition(": ")[0], name) for note in decoded.unused):
+        return "No effect"
+    return "Honoured"
+
+
+def mentions(path: str, name: str) -> bool:
+    """Whether a field path ends in a field, or in an item of it."""
+    return path.rpartition(".")[2].partition("[")[0] == name or f".{name}[" in path or path.startswith(f"{name}[")
+
+
+def tables() -> str:
+    """Return the section of the page that the decoders write."""
+    lines = []
+    for title, (type_url, make, find) in SECTIONS.items():
+        made = make()
+        message = made.message if isinstance(made, Inside) else find(made) if find else made
+        found: dict[str, list[str]] = {"Honoured": [], "In part": [], "No effect": [], "Refused": []}
+        for field in message.DESCRIPTOR.fields:
+            if note := IN_PART.get((title, field.name)):
+                found["In part"].append(f"`{field.name}` ({note})")
+            else:
+                found[verdict(type_url, make, find, field.name)].append(f"`{field.name}`")
+        lines += ["", f"### {title}", "", "| | |", "| --- | --- |"]
+        lines += [f"| {word} | {', '.join(names)} |" for word, names in found.items() if names]
+    return "\n".join(lines)
+
+
+def page() -> str:
+    """Return the page with its tables up to date; the rest is written by hand."""
+    before, _, rest = TARGET.read_text().partition(BEGIN)
+    return f"{before}{BEGIN}\n{tables()}\n\n{END}{rest.partition(END)[2]}"
+
+
+if __name__ == "__main__":
+    TARGET.write_text(page())
