@@ -230,6 +230,11 @@ IN_PART: Mapping[tuple[str, str], str] = {
     ),
     ("HttpConnectionManager", "normalize_path"): "false",
     ("HttpConnectionManager", "path_with_escaped_slashes_action"): "KEEP_UNCHANGED",
+    **{
+        (message, "request_mirror_policies"): "for httpx; gRPC calls and functions are not copied"
+        for message in ("RouteConfiguration", "VirtualHost", "RouteAction")
+    },
+    ("RouteAction", "idle_timeout"): "for HTTP",
     ("RouteAction", "max_grpc_timeout"): "if it equals `timeout`, as Istio writes it",
     ("RouteAction", "hedge_policy"): "refused with `hedge_on_per_try_timeout`",
     ("RouteAction", "hash_policy"): "header, cookie (none is made up), source address, query parameter",
@@ -257,6 +262,11 @@ IN_PART: Mapping[tuple[str, str], str] = {
     ("Cluster", "typed_extension_protocol_options"): "HttpProtocolOptions",
     ("Cluster", "upstream_config"): "the HTTP connection pool, Envoy's default",
     ("Cluster", "upstream_http_protocol_options"): "refused where TLS would take names from requests",
+    (
+        "CircuitBreakers.Thresholds",
+        "max_connections",
+    ): "not enforced: the transport's `limits` bound connections per endpoint",
+    ("CircuitBreakers.Thresholds", "max_pending_requests"): "not enforced",
     ("Cluster.CommonLbConfig", "zone_aware_lb_config"): "refused with `fail_traffic_on_panic`",
     ("HttpProtocolOptions of an upstream", "http_filters"): "the upstream codec alone",
     ("HttpProtocolOptions of an upstream", "explicit_http_config"): "HTTP/1.1 and HTTP/2",

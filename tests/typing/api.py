@@ -111,6 +111,13 @@ async def decorate_async(mesh: meshlib.Mesh) -> None:
     await in_stock()  # type: ignore[call-arg]
 
 
+def hand_over(mesh: meshlib.Mesh) -> None:
+    def work(sku: str, *, minimum: int = 1) -> int:
+        return len(sku) - minimum
+
+    assert_type(meshlib.carry(work)("ABC", minimum=2), int)
+
+
 # --- servers and announcing
 
 
