@@ -17,6 +17,7 @@ from xds_server.ordering import SDS, short_name
 from xds_server.snapshot import EMPTY, NOTHING, Snapshot, TypeState
 from xds_server.sotw import Settings, SotwStream, StreamRefused
 from xds_server.statistics import Statistics
+from xds_server.text import one_line
 from xds_server.tokens import TokenRefused, Tokens
 from xds_server.waiting import wait_for
 from xds_server.wire import Request, decode_request
@@ -135,7 +136,7 @@ class AdsServer:
         try:
             await self._run(context, is_secure=is_secure)
         except StreamRefused as refused:
-            _log.info("stream of %s ended: %s: %s", context.peer(), refused.code, refused)
+            _log.info("stream of %s ended: %s: %s", context.peer(), refused.code, one_line(str(refused)))
             await _abort(context, refused.code, str(refused))
         except (grpc.aio.AbortError, asyncio.CancelledError):
             raise
@@ -248,7 +249,7 @@ class AdsServer:
         if request.error is not None:
             node = stream.machine.node
             kind = short_name(request.type_url)
-            _log.warning("node %r rejects %s: %s", node.id if node else "", kind, request.error)
+            _log.warning("node %r rejects %s: %s", node.id if node else "", one_line(kind), one_line(request.error))
 
 
 async def _handle_delta(_requests: object, context: Any) -> None:

@@ -33,6 +33,14 @@ from xds_server.wire import Node, Request, ResourceError, encode_response
 MAX_RESPONSE_BYTES = 3_500_000
 """gRPC clients refuse messages of more than 4 MiB: the stream dies, and again after the reconnect (LIM-1)."""
 
+# What one stream may ask for; ten times what the largest meshes do.
+MAX_TYPES = 64
+MAX_NAMES = 200_000
+MAX_NAME_CHARS = 2048
+
+MAX_ERROR_BYTES = 500_000
+"""Of the names of one response that do not exist, with their texts; the others follow in the next one (LIM-1)."""
+
 NOT_FOUND = 5
 PERMISSION_DENIED = 7
 
@@ -225,6 +233,13 @@ class SotwStream:
             )
         if not request.type_url:
             raise StreamRefused("INVALID_ARGUMENT", "a request on an aggregated stream must name its type_url")
+        if request.type_url not in self.subscriptions and len(self.subscriptions) >= MAX_TYPES:
+            raise StreamRefused("RESOURCE_EXHAUSTED", f"a stream has at most {MAX_TYPES} types")
+        others = sum(len(each.names) for each in self.subscriptions.values() if each.type_url != request.type_url)
+        if others + len(request.names) > MAX_NAMES:
+            raise StreamRefused("RESOURCE_EXHAUSTED", f"a stream asks for at most {MAX_NAMES} names")
+        if any(len(name) > MAX_NAME_CHARS for name in (request.type_url, *request.names)):
+            raise StreamRefused("INVALID_ARGUMENT", f"names have at most {MAX_NAME_CHARS} characters")
 
     def _state(self, type_url: str) -> TypeState:
         if type_url in self._denied:
@@ -260,7 +275,9 @@ class SotwStream:
             subscription.resend.update(name for name in subscription.suspect if name in wanted)
             subscription.suspect.clear()
         errors = self._errors(subscription, wanted)
-        subscription.unreported.clear()
+        subscription.unreported = (
+            subscription.unreported - wanted.keys() - {error.name for error in errors} if errors else set()
+        )
         if subscription.is_full_state:
             again = subscription.must_answer or bool(subscription.resend)
             is_due = bool(changed or errors or again or len(known) != len(wanted))
@@ -275,6 +292,7 @@ class SotwStream:
             rest = len(sent) < len(due)
             is_due = bool(sent or errors)
             subscription.resend -= {*sent, *(subscription.resend - wanted.keys())}
+        rest = rest or bool(subscription.unreported)
         subscription.must_answer = False
         subscription.urgent = subscription.urgent and rest
         subscription.pending = rest
@@ -315,11 +333,17 @@ class SotwStream:
     def _errors(self, subscription: Subscription, wanted: Mapping[str, Resource]) -> tuple[ResourceError, ...]:
         if not self.settings.resource_errors or subscription.type_url not in PUSH_ORDER:
             return ()
-        absent = sorted(subscription.unreported - wanted.keys())
         kind = short_name(subscription.type_url)
-        if (reason := self._denied.get(subscription.type_url)) is not None:
-            return tuple(ResourceError(name, PERMISSION_DENIED, f"{kind} {name!r}: {reason}") for name in absent)
-        return tuple(ResourceError(name, NOT_FOUND, f"{kind} {name!r} does not exist") for name in absent)
+        reason = self._denied.get(subscription.type_url)
+        found: list[ResourceError] = []
+        size = 0
+        for name in sorted(subscription.unreported - wanted.keys()):
+            text = f"{kind} {name!r} does not exist" if reason is None else f"{kind} {name!r}: {reason}"
+            size += len(name.encode()) + len(text.encode())
+            if found and size > MAX_ERROR_BYTES:
+                break
+            found.append(ResourceError(name, NOT_FOUND if reason is None else PERMISSION_DENIED, text))
+        return tuple(found)
 
     def _first_part(self, resources: list[Resource]) -> list[str]:
         """Return the names of as many resources as fit one response, at least one (LIM-1)."""

@@ -17,6 +17,7 @@ from xds_server.ordering import CDS
 from xds_server.private_files import create_private, private_folder, read_private, write_atomically
 from xds_server.sotw import Response
 from xds_server.statistics import Statistics
+from xds_server.text import one_line
 from xds_server.wire import Node, Request, decode_request
 
 # Debounce (PSH-1).
@@ -237,3 +238,8 @@ def test_missing_extra_is_named_with_what_to_install(monkeypatch, capsys):
     assert 1 == exited.value.code
     expected = "xds-server: missing no_such_module; install the server's extra: pip install 'meshlib-xds[server]'\n"
     assert expected == capsys.readouterr().err
+
+
+def test_text_of_others_is_one_line_of_the_log():
+    assert "a b\\x1b[31m c" == one_line("a\r\nb\x1b[31m\u2028c")
+    assert "xxx... (10 characters)" == one_line("x" * 10, 3)

@@ -426,6 +426,37 @@ def test_err_2_a_missing_name_is_said_once_per_subscription(peer):
     assert ["gone"] == [error.name for error in peer.expect(EDS).errors]
 
 
+def test_lim_1_many_missing_names_are_said_in_several_responses(peer, monkeypatch):
+    monkeypatch.setattr("xds_server.sotw.MAX_ERROR_BYTES", 110)
+    names = [f"gone-{number}" for number in range(5)]
+    peer.ask(EDS, *names)
+    said = []
+    for _ in names:
+        if (response := peer.next()) is None:
+            break
+        said.append([error.name for error in response.errors])
+        peer.answer(response)
+    assert [["gone-0", "gone-1"], ["gone-2", "gone-3"], ["gone-4"]] == said
+
+
+@pytest.mark.parametrize(
+    ("limit", "asked", "text"),
+    [
+        ("MAX_TYPES", [(CDS, "a"), (EDS, "a"), (RDS, "a")], "at most 2 types"),
+        ("MAX_NAMES", [(CDS, "a"), (EDS, "a", "b")], "at most 2 names"),
+        ("MAX_NAME_CHARS", [(CDS, "abc")], "at most 2 characters"),
+        ("MAX_NAME_CHARS", [("abc",)], "at most 2 characters"),
+    ],
+)
+def test_stream_that_asks_for_too_much_ends(peer, monkeypatch, limit, asked, text):
+    monkeypatch.setattr("xds_server.sotw.MAX_NAME_CHARS", 200)
+    monkeypatch.setattr(f"xds_server.sotw.{limit}", 2)
+    for each in asked[:-1]:
+        peer.ask(*each)
+    with pytest.raises(StreamRefused, match=text):
+        peer.ask(*asked[-1])
+
+
 def test_denied_types_say_why_and_never_hold_anything(make_peer):
     peer = make_peer(denied={SDS: "no identity"})
     peer.publish({SDS: {"default": "1"}})
