@@ -8,6 +8,7 @@ import inspect
 import pkgutil
 import re
 from collections.abc import Iterator, Mapping
+from dataclasses import is_dataclass
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -137,7 +138,8 @@ def described(name: str, value: Any, *, home: str = "") -> Iterator[str]:
     if inspect.isclass(value):
         yield from (f"### `class {name}`{where}", "", *body(own_doc(value)))
         constructor = vars(value).get("__init__")
-        if constructor is not None and not issubclass(value, BaseException):
+        is_told = constructor is not None and (is_written(constructor) or is_dataclass(value))
+        if is_told and not issubclass(value, BaseException):
             text = inspect.getdoc(constructor) if is_written(constructor) else ""
             yield from (f"`{name}{signature(constructor)}`", "", *body(text or ""))
         for method, function in methods(value):
@@ -187,7 +189,8 @@ def methods(value: Any) -> Iterator[tuple[str, Any]]:
                 continue
             if inspect.isfunction(member) or isinstance(member, classmethod):
                 # What only carries out an interface of a framework says nothing here.
-                if not (inspect.getdoc(getattr(value, name)) or "").startswith("See `"):
+                text = (member.__func__ if isinstance(member, classmethod) else member).__doc__
+                if text and not text.startswith("See `"):
                     yield name, getattr(value, name)
                 seen.add(name)
             elif isinstance(member, property) and member.__doc__:
