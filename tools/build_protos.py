@@ -11,7 +11,17 @@ from pathlib import Path
 
 from google.protobuf import descriptor_pb2
 
-ROOTS = ("envoy.config", "envoy.extensions", "envoy.service", "envoy.type", "envoy.data", "envoy.admin", "xds", "udpa", "validate")
+ROOTS = (
+    "envoy.config",
+    "envoy.extensions",
+    "envoy.service",
+    "envoy.type",
+    "envoy.data",
+    "envoy.admin",
+    "xds",
+    "udpa",
+    "validate",
+)
 TARGET = Path(__file__).resolve().parent.parent / "meshlib" / "protos" / "descriptors.bin"
 
 

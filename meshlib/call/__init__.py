@@ -6,7 +6,7 @@
     Done    -> give the result to the caller
     ... and in any case, at the end: call.close(now)
 
-The order of steps is Envoy's: route, cluster, fault, drops, then per attempt the deadline, the pick, the circuit
+The order of steps is Envoy's: route, fault, cluster, drops, then per attempt the deadline, the pick, the circuit
 breaker. A fault comes before everything that can be repeated, so it happens once and is never retried; the timeouts of
 the route begin after its delay. The pick comes before the breaker, so a cluster without endpoints says `UH`, not `UO`.
 

@@ -187,7 +187,7 @@ class RouteAction:
         max_stream_duration_s: None: the message is absent; 0: no limit.
         grpc_timeout_header_max_s: None: absent; 0: no cap.
         hash_policies: In order.
-        upgrade_priority: The circuit breaker set is the high priority one.
+        high_priority: The circuit breaker set is the high priority one.
     """
 
     cluster: SingleCluster | WeightedClusters | ClusterHeader

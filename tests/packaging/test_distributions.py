@@ -5,7 +5,6 @@ import sys
 import tarfile
 import venv
 import zipfile
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -15,13 +14,13 @@ ADAPTERS = sorted(path.relative_to(ROOT / "integrations").as_posix() for path in
 
 
 @pytest.fixture(scope="module")
-def built(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Path, Path]]:
+def built(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
     """Wheel and sdist; the wheel is built from the sdist, as an installer without a wheel would."""
     out = tmp_path_factory.mktemp("dist")
     subprocess.run([sys.executable, "-m", "build", "--outdir", out, ROOT], check=True, capture_output=True, timeout=300)
     (wheel,) = out.glob("*.whl")
     (sdist,) = out.glob("*.tar.gz")
-    yield wheel, sdist
+    return wheel, sdist
 
 
 @pytest.mark.slow
@@ -50,14 +49,18 @@ class TestDistributions:
     def test_sdist_has_the_adapters_once(self, built: tuple[Path, Path]) -> None:
         with tarfile.open(built[1]) as archive:
             names = [name.split("/", 1)[1] for name in archive.getnames() if "/" in name]
-        assert ADAPTERS == sorted(n.removeprefix("integrations/") for n in names if n.startswith("integrations/") and n.endswith(".py"))
+        assert ADAPTERS == sorted(
+            n.removeprefix("integrations/") for n in names if n.startswith("integrations/") and n.endswith(".py")
+        )
         assert not [name for name in names if name.startswith("meshlib/integrations/")]
 
     def test_wheel_works_without_any_framework(self, built: tuple[Path, Path], tmp_path: Path) -> None:
         venv.create(tmp_path / "env", with_pip=True)
         python = tmp_path / "env" / "bin" / "python"
         subprocess.run(
-            [python, "-m", "pip", "install", "--quiet", "--disable-pip-version-check", built[0]], check=True, timeout=300
+            [python, "-m", "pip", "install", "--quiet", "--disable-pip-version-check", built[0]],
+            check=True,
+            timeout=300,
         )
         program = (
             "import sys, meshlib, meshlib.mesh; meshlib.Mesh; meshlib.Bootstrap;"
@@ -68,7 +71,11 @@ class TestDistributions:
         subprocess.run([python, "-c", program], check=True, cwd=tmp_path, timeout=60)
         for command in (["meshctl", "--help"], ["xds-server", "--help"]):
             done = subprocess.run(
-                [tmp_path / "env" / "bin" / command[0], *command[1:]], capture_output=True, text=True, cwd=tmp_path, timeout=60
+                [tmp_path / "env" / "bin" / command[0], *command[1:]],
+                capture_output=True,
+                text=True,
+                cwd=tmp_path,
+                timeout=60,
             )
             # Without the `server` extra xds-server says what to install, in one line, and fails.
             if command[0] == "xds-server" and done.returncode != 0:

@@ -36,7 +36,10 @@ def run_demo(*, fast: bool, plain: bool) -> int:
         fast: The same acts with fewer calls, under a minute.
         plain: Plain lines even in a terminal.
     """
-    console = Console(force_terminal=False if plain else None, highlight=False, soft_wrap=not sys.stdout.isatty())
+    is_terminal = sys.stdout.isatty() and not plain
+    console = Console(
+        force_terminal=is_terminal, highlight=False, soft_wrap=not is_terminal, width=None if is_terminal else 120
+    )
     missing = [name for name in NEEDED if find_spec(name) is None]
     if missing:
         console.print(f"meshctl demo needs {', '.join(missing)}: pip install 'meshlib-xds[demo]'", style="red")
