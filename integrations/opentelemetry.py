@@ -7,7 +7,7 @@ nothing happens. Nothing is recorded on a request's path; callbacks read what th
 call at all: clients and servers make them with the global tracer provider.
 """
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from itertools import accumulate
 from typing import TYPE_CHECKING
 
@@ -52,10 +52,11 @@ def export_metrics(mesh: "Mesh", *, meter: Meter | None = None) -> None:
             for bound, count in zip(bounds, accumulate(sample.buckets), strict=True)
         ]
 
-    def pairs(source: str, second: str) -> Callable[[CallbackOptions], Iterable[Observation]]:
+    def pairs(
+        counts: Callable[[], Mapping[tuple[str, str], int]], second: str
+    ) -> Callable[[CallbackOptions], Iterable[Observation]]:
         def observe(options: CallbackOptions) -> Iterable[Observation]:
-            counts = standard.attempts() if source == "attempts" else standard.ejections()
-            return [Observation(count, {"cluster": key[0], second: key[1]}) for key, count in counts.items()]
+            return [Observation(count, {"cluster": key[0], second: key[1]}) for key, count in counts().items()]
 
         return observe
 
@@ -67,8 +68,11 @@ def export_metrics(mesh: "Mesh", *, meter: Meter | None = None) -> None:
     meter.create_observable_counter(f"{name}_sum", [sums], "ms", "Sum of their durations.")
     meter.create_observable_counter(f"{name}_bucket", [buckets], "{request}", "Requests that took at most `le` ms.")
     meter.create_observable_counter(
-        "meshlib_attempts_total", [pairs("attempts", "outcome")], "{attempt}", "Attempts by outcome."
+        "meshlib_attempts_total", [pairs(standard.attempts, "outcome")], "{attempt}", "Attempts by outcome."
     )
     meter.create_observable_counter(
-        "meshlib_ejections_total", [pairs("ejections", "reason")], "{ejection}", "Ejections."
+        "meshlib_ejections_total", [pairs(standard.ejections, "reason")], "{ejection}", "Ejections."
+    )
+    meter.create_observable_counter(
+        "meshlib_mirrored_total", [pairs(standard.mirrored, "outcome")], "{request}", "Copies of requests to mirrors."
     )

@@ -49,6 +49,12 @@ class MeshCollector(Collector):
         for (cluster, reason), number in self._metrics.ejections().items():
             ejections.add_metric((cluster, reason), number)
         yield ejections
+        mirrored = CounterMetricFamily(
+            "meshlib_mirrored_total", "Copies of requests to mirrors, by outcome.", labels=("cluster", "outcome")
+        )
+        for (cluster, outcome), number in self._metrics.mirrored().items():
+            mirrored.add_metric((cluster, outcome), number)
+        yield mirrored
 
 
 class MetricsServer:

@@ -12,7 +12,7 @@ from bisect import bisect_left
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from meshlib.events import AttemptFinished, CallFinished, Event, HostEjected, RequestServed
+from meshlib.events import AttemptFinished, CallFinished, Event, HostEjected, RequestMirrored, RequestServed
 from meshlib.ports import Lock
 
 __all__ = ["BUCKETS_MS", "LABELS", "Histogram", "Sample", "StandardMetrics"]
@@ -59,6 +59,7 @@ LABELS = (
 _LOG = logging.getLogger(__name__)
 
 UNKNOWN = "unknown"
+_CLASSES = {number: f"{number}xx" for number in range(6)}
 OTHER = "other"
 MAX_SERIES = 5000
 DOMAIN = "svc.cluster.local"
@@ -121,6 +122,7 @@ class StandardMetrics:
         self._requests: dict[tuple[str, ...], Histogram] = {}
         self._attempts: dict[tuple[str, str], int] = {}
         self._ejections: dict[tuple[str, str], int] = {}
+        self._mirrored: dict[tuple[str, str], int] = {}
         # A call's labels repeat: the long tuple is built once for each distinct short key.
         self._labels: dict[tuple[object, ...], tuple[str, ...]] = {}
 
@@ -139,16 +141,23 @@ class StandardMetrics:
             labels = self._labels.get(key) or self._remember(key, self._outbound(event))
             self._record(labels, event.duration_s * 1000)
         elif isinstance(event, AttemptFinished):
-            outcome = event.failure or (
-                f"grpc_{event.grpc_status}" if event.grpc_status is not None else f"{event.status // 100}xx"
-            )
-            self._count(self._attempts, (event.cluster, "retried" if event.will_retry else outcome))
+            if event.will_retry:
+                outcome = "retried"
+            elif event.failure:
+                outcome = event.failure
+            elif event.grpc_status is not None:
+                outcome = f"grpc_{event.grpc_status}"
+            else:
+                outcome = _CLASSES.get(event.status // 100) or f"{event.status // 100}xx"
+            self._count(self._attempts, (event.cluster, outcome))
         elif isinstance(event, RequestServed):
             caller = (event.kind, event.service, event.principal, event.status, event.grpc_status, event.denied)
             labels = self._labels.get(caller) or self._remember(caller, self._inbound(event))
             self._record(labels, event.duration_s * 1000)
         elif isinstance(event, HostEjected):
             self._count(self._ejections, (event.cluster, event.reason))
+        elif isinstance(event, RequestMirrored):
+            self._count(self._mirrored, (event.cluster, event.failure or f"{event.status // 100}xx"))
 
     def _remember(self, key: tuple[object, ...], labels: tuple[str, ...]) -> tuple[str, ...]:
         with self._lock:
@@ -181,7 +190,10 @@ class StandardMetrics:
 
     def _count(self, counters: dict[tuple[str, str], int], key: tuple[str, str]) -> None:
         with self._lock:
-            is_over = key not in counters and len(counters) >= self._max_series
+            if key in counters:
+                counters[key] += 1
+                return
+            is_over = len(counters) >= self._max_series
             if is_over:
                 key = (OTHER, OTHER)
             counters[key] = counters.get(key, 0) + 1
@@ -231,6 +243,11 @@ class StandardMetrics:
         """Return the attempts so far by (cluster, outcome)."""
         with self._lock:
             return dict(self._attempts)
+
+    def mirrored(self) -> Mapping[tuple[str, str], int]:
+        """Return the copies of requests so far by (cluster of the mirror, outcome)."""
+        with self._lock:
+            return dict(self._mirrored)
 
     def ejections(self) -> Mapping[tuple[str, str], int]:
         """Return the ejections so far by (cluster, reason)."""

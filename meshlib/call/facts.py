@@ -52,7 +52,8 @@ class CallFacts:
     @property
     def endpoints(self) -> tuple[str, ...]:
         """Addresses of the endpoints tried, in order."""
-        return tuple(state.address for state in self._tried)
+        tried = self._tried
+        return (tried[0].address,) if len(tried) == 1 else tuple(state.address for state in tried)
 
     @property
     def cluster_name(self) -> str:

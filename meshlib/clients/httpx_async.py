@@ -31,7 +31,6 @@ from meshlib.clients.httpx_common import (
     passthrough_event,
     pool_key_of,
     record_of,
-    request_for,
     response_headers,
     response_of,
     timeouts_for,
@@ -43,6 +42,7 @@ from meshlib.clients.httpx_errors import (
     is_safe_to_resend,
     refusal,
 )
+from meshlib.clients.httpx_requests import request_for
 from meshlib.clients.mirrors import AsyncMirrors, Copy, copies_of
 from meshlib.clients.network import AsyncHttp2Pool
 from meshlib.clients.pools import Lease, PoolKey, Pools

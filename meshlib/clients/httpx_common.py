@@ -1,9 +1,9 @@
 """What the blocking and the async httpx transport share: requests, responses and the names of pools."""
 
 import importlib.util
-from collections.abc import AsyncIterable, Iterable, MutableMapping, Sequence
+from collections.abc import Sequence
 from functools import lru_cache
-from typing import Any, Literal, NamedTuple, cast
+from typing import Any, Literal, NamedTuple
 
 import httpcore
 import httpx
@@ -12,6 +12,7 @@ from httpx._multipart import MultipartStream
 
 from meshlib.call import Attempt, Call, Done
 from meshlib.clients.httpx_errors import with_record
+from meshlib.clients.httpx_requests import encoded
 from meshlib.clients.pools import PoolKey
 from meshlib.clients.source import MeshSource
 from meshlib.clients.timeouts import AttemptTimeouts
@@ -40,7 +41,6 @@ __all__ = [
     "passthrough_event",
     "pool_key_of",
     "record_of",
-    "request_for",
     "response_headers",
     "response_of",
     "timeouts_for",
@@ -162,80 +162,10 @@ def _has_h2() -> bool:
     return importlib.util.find_spec("h2") is not None
 
 
-@lru_cache(maxsize=4096)
-def _origin(address: str, is_secure: bool) -> httpcore.Origin:
-    scheme = b"https" if is_secure else b"http"
-    if address.startswith("unix:"):
-        return httpcore.Origin(scheme, b"localhost", 80)  # never resolved: the pool connects to the path
-    host, _, port = address.rpartition(":")
-    return httpcore.Origin(scheme, host.strip("[]").encode("ascii"), int(port))
-
-
 # Names of headers are few, and looking one up is quicker than making it.
 @lru_cache(maxsize=1024)
 def _lower(raw: bytes) -> str:
     return raw.lower().decode("latin-1")
-
-
-@lru_cache(maxsize=1024)
-def _wire(name: str) -> bytes:
-    return name.encode("latin-1")
-
-
-def request_for(attempt: Attempt, request: httpx.Request, timeouts: AttemptTimeouts, key: PoolKey) -> httpcore.Request:
-    """Return the request of one attempt, to one endpoint."""
-    head = attempt.head
-    extensions: dict[str, Any] = {**request.extensions, "timeout": timeouts}
-    extensions.pop("target", None)  # it is in the head, where rewrites apply to it
-    headers = [(b"host", _encode(head.authority))]
-    headers += [(_wire(name), _encode(value)) for name, value in head.headers.items]
-    return _Request(
-        head.method.encode("ascii"),
-        _Url(_origin(key.address, key.context is not None), _encode(head.path)),
-        headers,
-        cast(Any, request.stream),  # httpx types it as either kind; its client made the right one
-        extensions,
-    )
-
-
-class _Url(httpcore.URL):
-    """httpcore's URL, whose origin it would work out three times per request."""
-
-    def __init__(self, origin: httpcore.Origin, target: bytes) -> None:
-        self.scheme = origin.scheme
-        self.host = origin.host
-        self.port = origin.port
-        self.target = target
-        self._origin = origin
-
-    @property
-    def origin(self) -> httpcore.Origin:
-        return self._origin
-
-
-class _Request(httpcore.Request):
-    """httpcore's request, of parts that need no check."""
-
-    def __init__(
-        self,
-        method: bytes,
-        url: httpcore.URL,
-        headers: list[tuple[bytes, bytes]],
-        stream: Iterable[bytes] | AsyncIterable[bytes],
-        extensions: MutableMapping[str, Any],
-    ) -> None:
-        self.method = method
-        self.url = url
-        self.headers = headers
-        self.stream = stream
-        self.extensions = extensions
-
-
-def _encode(text: str) -> bytes:
-    try:
-        return text.encode("latin-1")
-    except UnicodeEncodeError:  # only what the mesh's configuration adds can be wider
-        return text.encode("utf-8")
 
 
 class _RawHeaders(Headers):
@@ -264,7 +194,7 @@ def response_headers(raw: httpcore.Response, outcome: Response, call: Call) -> S
     headers = call.response_headers(outcome.headers)
     if headers is outcome.headers:
         return raw.headers
-    return [(name.encode("latin-1"), _encode(value)) for name, value in headers.items]
+    return [(name.encode("latin-1"), encoded(value)) for name, value in headers.items]
 
 
 def is_small(raw: httpcore.Response) -> bool:
@@ -299,7 +229,7 @@ def record_of(call: Call, done: Done) -> MeshRecord:
     """Return what goes into `response.extensions["mesh"]`."""
     endpoints = call.endpoints
     answered = endpoints[-1] if endpoints and not isinstance(done.result, LocalReply) else ""
-    return MeshRecord(call.cluster_name, answered, call.attempts, done.flag or "-", endpoints)
+    return MeshRecord(call.cluster_name, answered, len(endpoints), done.flag or "-", endpoints)
 
 
 def local_response(reply: LocalReply, request: httpx.Request, record: MeshRecord) -> httpx.Response:

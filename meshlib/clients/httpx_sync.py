@@ -30,7 +30,6 @@ from meshlib.clients.httpx_common import (
     passthrough_event,
     pool_key_of,
     record_of,
-    request_for,
     response_headers,
     response_of,
     timeouts_for,
@@ -42,6 +41,7 @@ from meshlib.clients.httpx_errors import (
     is_safe_to_resend,
     refusal,
 )
+from meshlib.clients.httpx_requests import request_for
 from meshlib.clients.mirrors import Copy, Mirrors, copies_of
 from meshlib.clients.network import Http2Pool
 from meshlib.clients.pools import Lease, PoolKey, Pools

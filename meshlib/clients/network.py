@@ -38,15 +38,22 @@ def _left(timeout: float | None, expired: type[httpcore.TimeoutException]) -> fl
 class _Stream(httpcore.NetworkStream):
     """A socket. Reading and writing go past httpcore's own stream, whose context managers cost more than they do."""
 
-    __slots__ = ("_inner", "_socket")
+    __slots__ = ("_inner", "_limit", "_socket")
 
     def __init__(self, inner: httpcore.NetworkStream) -> None:
         self._inner = inner
         self._socket: socket.socket = inner.get_extra_info("socket")
+        self._limit: float | None = -1.0  # the socket's time-out, once it was set here
+
+    def _set_limit(self, left: float | None) -> None:
+        # A system call, and mostly the same time-out as for the step before.
+        if left != self._limit:
+            self._socket.settimeout(left)
+            self._limit = left
 
     def read(self, max_bytes: int, timeout: float | None = None) -> bytes:
         try:
-            self._socket.settimeout(_left(timeout, httpcore.ReadTimeout))
+            self._set_limit(_left(timeout, httpcore.ReadTimeout))
             return self._socket.recv(max_bytes)
         except TimeoutError as error:
             raise httpcore.ReadTimeout(error) from error
@@ -56,7 +63,7 @@ class _Stream(httpcore.NetworkStream):
     def write(self, buffer: bytes, timeout: float | None = None) -> None:
         try:
             while buffer:
-                self._socket.settimeout(_left(timeout, httpcore.WriteTimeout))
+                self._set_limit(_left(timeout, httpcore.WriteTimeout))
                 buffer = buffer[self._socket.send(buffer) :]
         except TimeoutError as error:
             raise httpcore.WriteTimeout(error) from error

@@ -3,7 +3,7 @@
 import pytest
 
 from meshlib.admin.metrics import LABELS, StandardMetrics, destination_of
-from meshlib.events import AttemptFinished, CallFinished, HostEjected, RequestServed
+from meshlib.events import AttemptFinished, CallFinished, HostEjected, RequestMirrored, RequestServed
 from meshlib.model.endpoint import Endpoint
 
 CLUSTER = "outbound|80|v2|checkout.default.svc.cluster.local"
@@ -111,6 +111,15 @@ def test_attempts_and_ejections_are_counted() -> None:
     metrics(HostEjected(CLUSTER, ENDPOINT, "consecutive_5xx", 30.0))
     assert {(CLUSTER, "retried"): 1, (CLUSTER, "2xx"): 1} == metrics.attempts()
     assert {(CLUSTER, "consecutive_5xx"): 1} == metrics.ejections()
+
+
+def test_copies_are_counted_apart_from_calls() -> None:
+    metrics = StandardMetrics()
+    for status, failure in ((200, ""), (503, ""), (0, "timeout"), (204, "")):
+        metrics(RequestMirrored("checkout", CLUSTER, None, 0.1, status, failure))
+
+    assert {(CLUSTER, "2xx"): 2, (CLUSTER, "5xx"): 1, (CLUSTER, "timeout"): 1} == metrics.mirrored()
+    assert () == metrics.requests()
 
 
 def test_destination_of_istio_names() -> None:
