@@ -3,6 +3,7 @@
 from dataclasses import dataclass, field
 
 import pytest
+from peers.processes import poll
 from peers.upstreams import Answer, Step
 from peers.world import World
 
@@ -49,6 +50,10 @@ spec:
     route: [{destination: {host: shop, subset: v1}, weight: 100}, {destination: {host: shop, subset: v2}, weight: 0}]
   - match: [{uri: {prefix: /all-v2}}]
     route: [{destination: {host: shop, subset: v1}, weight: 0}, {destination: {host: shop, subset: v2}, weight: 100}]
+  - match: [{uri: {prefix: /copied}}]
+    mirror: {host: shadow}
+    rewrite: {uri: /original}
+    route: [{destination: {host: shop, subset: v1}}]
   - match: [{uri: {exact: /moved}}]
     redirect: {uri: /new, authority: new.example, redirectCode: 302}
   - match: [{uri: {prefix: /docs/}}]
@@ -173,6 +178,7 @@ def world(tmp_path_factory):
         for version in ("v1", "v2"):
             upstream = world.http("shop", version)
             upstream.usual = Step(headers=(("x-upstream", "was here"), ("x-two", "first")))
+        world.shadow = world.http("shadow", "v1")
         world.start_envoy()
         world.start_mesh()
         world.envoy.wait_ready()
@@ -213,6 +219,18 @@ def test_request_goes_to_the_same_place(world, case):
 def test_host_outside_the_mesh_is_not_found_by_both(world):
     assert 404 == world.ask_envoy("GET", "http://nobody.example/").status
     assert "NR" == world.ask_meshlib("GET", "http://nobody.example/").flag
+
+
+def test_both_copy_a_request_to_the_mirror(world):
+    """See DIFFERENCES.md for the host that the copy names."""
+    for ask, host in ((world.ask_envoy, "shop"), (world.ask_meshlib, "shop-shadow")):
+        world.shadow.seen.clear()
+        answer = ask("POST", "http://shop/copied?a=b", [("x-mine", "1")], b"some body")
+        assert (200, "v1") == (answer.status, answer.version)
+        poll(lambda: world.shadow.seen, "the copy")
+        (copy,) = world.shadow.seen
+        assert ("POST", "/original?a=b", host) == (copy.method, copy.path, copy.authority)
+        assert {("x-mine", "1"), ("content-length", "9")} <= set(copy.headers)
 
 
 def test_both_delay_by_the_time_in_the_document(world):

@@ -74,12 +74,11 @@ class EnvoySide:
         before = self._counters()
         self._write(configuration)
 
-        def changed() -> tuple[int, int] | None:
-            now = self._counters()
-            return now if now != before else None
+        def changed() -> bool:
+            return self._counters() != before
 
-        taken, _ = poll(changed, "Envoy to read the routes", every_s=_SOON_S)
-        return None if taken > before[0] else Refusal(self._envoy.tail(3))
+        poll(changed, "Envoy to read the routes", every_s=_SOON_S)
+        return None if self._counters()[0] > before[0] else Refusal(self._envoy.tail(3))
 
     def _counters(self) -> tuple[int, int]:
         """Return how many configurations it has taken, and how many refused."""

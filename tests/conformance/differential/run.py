@@ -68,12 +68,10 @@ def compare(side: EnvoySide, configuration: Json, request: Request) -> dict[str,
         meshlib = subject.decide(configuration, [request])
     except ParseError as error:  # a part that had to be there was left out while shrinking
         meshlib = Refusal(str(error))
-    if isinstance(envoy, Refusal) or isinstance(meshlib, Refusal):
-        if isinstance(envoy, Refusal) and isinstance(meshlib, Refusal):
-            return {}
-        return (
-            {"refused by Envoy": envoy.reason} if isinstance(envoy, Refusal) else {"refused by meshlib": meshlib.reason}
-        )
+    if isinstance(envoy, Refusal):
+        return {} if isinstance(meshlib, Refusal) else {"refused by Envoy": envoy.reason}
+    if isinstance(meshlib, Refusal):
+        return {"refused by meshlib": meshlib.reason}
     return difference(envoy[0], meshlib[0])
 
 

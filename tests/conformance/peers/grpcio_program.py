@@ -23,7 +23,7 @@ class Program:
     def call(self, target: str, method: str, metadata: list[list[str]], timeout_s: float = TIMEOUT_S) -> dict[str, Any]:
         if target not in self.channels:
             self.channels[target] = grpc.insecure_channel(target)
-        function = self.channels[target].unary_unary(method)
+        function: Any = self.channels[target].unary_unary(method)
         try:
             answer = function(b"", timeout=timeout_s, metadata=[(name, value) for name, value in metadata])
         except grpc.RpcError as error:

@@ -59,8 +59,6 @@ class HttpUpstream:
         script: How the next requests are answered, one entry each; then `usual` again.
     """
 
-    protocol = "http"
-
     def __init__(self, version: str, *, address: str = LOOPBACK, port: int = 0) -> None:
         self.version = version
         self.seen: list[Seen] = []
@@ -131,8 +129,6 @@ class GrpcUpstream(grpc.GenericRpcHandler):
         script: The status codes that the next calls end with, one each.
     """
 
-    protocol = "grpc"
-
     def __init__(self, version: str) -> None:
         self.version = version
         self.seen: list[Seen] = []
@@ -141,7 +137,7 @@ class GrpcUpstream(grpc.GenericRpcHandler):
         self.port = self._server.add_insecure_port(f"{LOOPBACK}:0")
         self._server.start()
 
-    def service(self, details: Any) -> grpc.RpcMethodHandler:
+    def service(self, details: Any) -> Any:
         def answer(request: bytes, context: grpc.ServicerContext) -> bytes:
             headers = tuple((name, value) for name, value in context.invocation_metadata() if isinstance(value, str))
             found = Seen("POST", details.method, "", headers)

@@ -58,15 +58,13 @@ class World:
     def http(self, service: str, version: str, **fields: Any) -> HttpUpstream:
         """Start and register an HTTP instance."""
         upstream = self._stack.enter_context(HttpUpstream(version))
-        return self._announce(upstream, service, version, fields)
+        self.register(service, version, upstream.port, protocol="http", **fields)
+        return upstream
 
     def grpc(self, service: str, version: str, **fields: Any) -> GrpcUpstream:
         """Start and register a gRPC instance."""
         upstream = self._stack.enter_context(GrpcUpstream(version))
-        return self._announce(upstream, service, version, fields)
-
-    def _announce(self, upstream: Any, service: str, version: str, fields: dict[str, Any]) -> Any:
-        self.register(service, version, upstream.port, protocol=upstream.protocol, **fields)
+        self.register(service, version, upstream.port, protocol="grpc", **fields)
         return upstream
 
     def register(self, service: str, version: str, port: int, **fields: Any) -> None:
@@ -165,7 +163,8 @@ class World:
             channel = self.envoy.channel(service) if via == "envoy" else self.mesh.channel(f"xds:///{service}")
             self._channels[via, service] = channel
         try:
-            answer = channel.unary_unary(method)(b"", timeout=GRPC_TIMEOUT_S, metadata=tuple(metadata))
+            function: Any = channel.unary_unary(method)
+            answer = function(b"", timeout=GRPC_TIMEOUT_S, metadata=tuple(metadata))
         except grpc.RpcError as error:
             return error.code().name, error.details() or ""
         return "OK", answer.decode()
