@@ -27,6 +27,8 @@ from xds_server.status import clients_status
 from xds_server.tokens import TokenRefused, Tokens
 
 _MAX_BODY_BYTES = 65_536
+_BODY_TIMEOUT_S = 10.0
+_MAX_REGISTRATIONS = 100_000
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,7 +56,7 @@ def build_admin(state: AdminState, *, hosts: tuple[str, ...] | None = None) -> S
     """Return the ASGI application.
 
     Args:
-        hosts: Accepted `Host` names; None accepts all. On loopback it keeps a web page in the developer's browser
+        hosts: Accepted `Host` names, IPv6 in brackets; None accepts all. On loopback it keeps a web page in the developer's browser
             from reaching the server under a name of its own (DNS rebinding).
     """
     pages = _Pages(state)
@@ -98,10 +100,16 @@ class _Pages:
         self._authorize(request, instance)
         if (before := state.registry.get(instance.id)) is not None:
             self._authorize(request, before.instance)  # nobody takes over another's registration
+        elif len(state.registry) >= _MAX_REGISTRATIONS:
+            raise HTTPException(503, f"there are {_MAX_REGISTRATIONS} registrations, the most that are kept")
+        self._check_address(instance)
         now = asyncio.get_running_loop().time()
-        if state.registry.put(instance, ttl_s, now):
+        is_changed = state.registry.put(instance, ttl_s, now)
+        if is_changed:
             state.registrations_changed()
-        state.leases_changed()
+        # A renewal only puts its end off: who waits for the first lease to end need not hear of each.
+        if is_changed or before is None or ttl_s < before.ttl_s:
+            state.leases_changed()
         return JSONResponse({"id": instance.id, "ttl_s": ttl_s, "expires_in_s": ttl_s})
 
     async def deregister(self, request: Request) -> Response:
@@ -154,6 +162,17 @@ class _Pages:
     async def metrics(self, _request: Request) -> Response:
         return PlainTextResponse(self._state.statistics.exposition(), media_type="text/plain; version=0.0.4")
 
+    def _check_address(self, instance: Instance) -> None:
+        """Refuse an address at which another account has registered: what guards it would be in question."""
+        if self._state.tokens is None:
+            return
+        for other in self._state.registry.at(instance.address, instance.port):
+            if (other.namespace, other.service_account) != (instance.namespace, instance.service_account):
+                place = f"{instance.address} port {instance.port}"
+                raise HTTPException(
+                    409, f"{place} is registered by service account {other.namespace}/{other.service_account}"
+                )
+
     def _authorize(self, request: Request, instance: Instance) -> None:
         """Check that the caller is the instance's service account, and may speak for its service.
 
@@ -185,11 +204,15 @@ class _Pages:
 
 async def _json_body(request: Request) -> object:
     body = bytearray()
-    async for chunk in request.stream():
-        body += chunk
-        if len(body) > _MAX_BODY_BYTES:
-            raise HTTPException(413, f"a registration has at most {_MAX_BODY_BYTES} bytes")
+    try:
+        async with asyncio.timeout(_BODY_TIMEOUT_S):
+            async for chunk in request.stream():
+                body += chunk
+                if len(body) > _MAX_BODY_BYTES:
+                    raise HTTPException(413, f"a registration has at most {_MAX_BODY_BYTES} bytes")
+    except TimeoutError:
+        raise HTTPException(408, f"the body did not come within {_BODY_TIMEOUT_S:g} s") from None
     try:
         return json.loads(bytes(body))
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise ValueError(f"the body is not JSON: {error}") from error

@@ -209,7 +209,7 @@ class App:
             registrations_changed=self.publisher.registrations_changed,
             leases_changed=self._leases_changed.set,
         )
-        hosts = ("localhost", "127.0.0.1", config.admin.host) if _keeps_to_ipv4_loopback(config) else None
+        hosts = ("localhost", "127.0.0.1", "[::1]", _in_url(config.admin)) if config.admin.is_loopback else None
         self._http = _Http(
             uvicorn.Config(build_admin(state, hosts=hosts), log_config=None, access_log=False, lifespan="off")
         )
@@ -339,5 +339,5 @@ def _leases_path(state_dir: Path) -> Path:
     return state_dir / "leases.json"
 
 
-def _keeps_to_ipv4_loopback(config: Config) -> bool:
-    return config.admin.is_loopback and ":" not in config.admin.host
+def _in_url(address: Address) -> str:
+    return f"[{address.host}]" if ":" in address.host else address.host

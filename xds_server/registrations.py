@@ -17,6 +17,7 @@ from xds_server.registry import Lease
 DEFAULT_TTL_S = 5.0
 MIN_TTL_S, MAX_TTL_S = 0.5, 86_400.0
 _MAX_WEIGHT = 1_000_000
+_MAX_LABELS, _MAX_TEXT = 64, 253
 _ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._:-]{0,252}")
 _PROTOCOLS = ("http", "grpc")
 _FIELDS = frozenset(
@@ -157,7 +158,17 @@ def _address(value: object) -> str:
 def _labels(value: object) -> dict[str, str]:
     if not isinstance(value, dict) or not all(isinstance(each, str) for each in (*value, *value.values())):
         raise ValueError("labels must be an object of strings")
+    if len(value) > _MAX_LABELS:
+        raise ValueError(f"labels has {len(value)} entries, at most {_MAX_LABELS} are kept")
+    _check_texts("labels", (*value, *value.values()))
     return dict(value)
+
+
+def _check_texts(field: str, texts: Iterable[str]) -> None:
+    """Refuse what would be a line of its own in somebody's log, or large."""
+    for text in texts:
+        if len(text) > _MAX_TEXT or not text.isprintable():
+            raise ValueError(f"{field}: {text[:100]!r} must be at most {_MAX_TEXT} printable characters")
 
 
 def _locality(value: object) -> dict[str, str]:
@@ -165,6 +176,7 @@ def _locality(value: object) -> dict[str, str]:
         raise ValueError("locality must be an object of strings")
     if unknown := sorted(value.keys() - set(_LOCALITY_FIELDS)):
         raise ValueError(f"locality has the unknown field {unknown[0]!r}; known are {', '.join(_LOCALITY_FIELDS)}")
+    _check_texts("locality", value.values())
     return dict(value)
 
 

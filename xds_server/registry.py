@@ -56,6 +56,7 @@ class Registry:
 
     def __init__(self) -> None:
         self._leases: dict[str, Lease] = {}
+        self._at: defaultdict[tuple[str, int], set[str]] = defaultdict(set)
         self._recent: defaultdict[tuple[str, str], _Recent] = defaultdict(_Recent)
 
     def __len__(self) -> int:
@@ -63,6 +64,10 @@ class Registry:
 
     def get(self, instance_id: str) -> Lease | None:
         return self._leases.get(instance_id)
+
+    def at(self, address: str, port: int) -> tuple[Instance, ...]:
+        """Return the instances that are registered at an address."""
+        return tuple(self._leases[instance_id].instance for instance_id in sorted(self._at.get((address, port), ())))
 
     def leases(self) -> tuple[Lease, ...]:
         """Return all leases by id."""
@@ -81,12 +86,25 @@ class Registry:
         if ttl_s <= 0:
             raise ValueError("ttl_s must be positive")
         before = self._leases.get(instance.id)
+        if before is None or before.instance != instance:
+            self._drop(instance.id)
+            self._at[instance.address, instance.port].add(instance.id)
         self._leases[instance.id] = Lease(instance, ttl_s, now + ttl_s)
         return before is None or before.instance != instance
 
     def remove(self, instance_id: str) -> bool:
         """Deregister; returns whether it was registered."""
-        return self._leases.pop(instance_id, None) is not None
+        return self._drop(instance_id)
+
+    def _drop(self, instance_id: str) -> bool:
+        lease = self._leases.pop(instance_id, None)
+        if lease is None:
+            return False
+        place = (lease.instance.address, lease.instance.port)
+        self._at[place].discard(instance_id)
+        if not self._at[place]:
+            del self._at[place]
+        return True
 
     def restore(self, leases: Iterable[tuple[Instance, float]], now: float) -> None:
         """Take over what was registered before a restart; each lease (instance, lifetime in s) starts anew."""
@@ -118,7 +136,7 @@ class Registry:
                     lease.expires_at = now + lease.ttl_s
                     held.append(lease.instance)
                 else:
-                    del self._leases[lease.instance.id]
+                    self._drop(lease.instance.id)
                     recent.times.append(now)
                     expired.append(lease.instance)
         for service in [service for service, recent in self._recent.items() if not recent.times]:

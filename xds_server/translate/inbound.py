@@ -1,4 +1,8 @@
-"""Listeners (LDS) for servers: one for each address at which an instance is registered."""
+"""Listeners (LDS) for servers: one for each address at which an instance is registered.
+
+An address may be registered more than once, by accident or by somebody who would like its owner's policies to be gone.
+The listener then demands what any of them demands: mutual TLS if one does, and a request must pass the rules of each.
+"""
 
 from collections.abc import Sequence
 
@@ -29,20 +33,36 @@ def inbound_listeners(
     if profile is Profile.ENVOY:
         return {}
     result: dict[str, Message] = {}
+    by_address: dict[tuple[str, int], list[Instance]] = {}
     for instance in sorted(instances, key=lambda one: (one.namespace, one.service, one.id)):
+        by_address.setdefault((instance.address, instance.port), []).append(instance)
+    for same in by_address.values():
+        instance = same[0]
         name = NAME_PREFIX + host_port(instance.address, instance.port)
-        labels = instance_labels(instance)
-        mode = authentications.mode(instance.namespace, labels, instance.port)
+        policies = []
+        for each in same:
+            labels = instance_labels(each)
+            is_strict = authentications.mode(each.namespace, labels, each.port) is MutualTls.STRICT
+            policy = (is_strict, authorizations.filters(each.namespace, labels))
+            if policy not in policies:
+                policies.append(policy)
+        if len(policies) > 1:
+            report.warning(
+                SAME_ADDRESS,
+                f"{host_port(instance.address, instance.port)} is registered several times with different policies "
+                f"({', '.join(each.id for each in same[:10])}); it demands what any of them demands",
+            )
+        is_strict = any(strict for strict, _ in policies)
         chain: Json = {
-            "name": "inbound-mtls" if mode is MutualTls.STRICT else "inbound-plaintext",
+            "name": "inbound-mtls" if is_strict else "inbound-plaintext",
             "filters": [
                 {
                     "name": "envoy.filters.network.http_connection_manager",
-                    "typed_config": _connection_manager(authorizations.filters(instance.namespace, labels)),
+                    "typed_config": _connection_manager(_all_of([filters for _, filters in policies])),
                 }
             ],
         }
-        if mode is MutualTls.STRICT:
+        if is_strict:
             chain["transport_socket"] = server_mutual(profile, trust_domain)
         value: Json = {
             "name": name,
@@ -52,24 +72,19 @@ def inbound_listeners(
         if profile is Profile.MESHLIB:
             resource = f"/v1/registrations/{instance.namespace}/{instance.id}"
             value["metadata"] = {"filter_metadata": {"meshlib": {"config": resource}}}
-        message = build(LISTENER, value)
-        if name in result and _differs(result[name], message):
-            report.warning(
-                SAME_ADDRESS,
-                f"{host_port(instance.address, instance.port)} is registered several times with different policies; "
-                "those of the first, by namespace and service, guard it",
-            )
-        result.setdefault(name, message)
+        result[name] = build(LISTENER, value)
     return result
 
 
-def _differs(first: Message, second: Message) -> bool:
-    one, two = type(first)(), type(second)()
-    one.CopyFrom(first)
-    two.CopyFrom(second)
-    for message in (one, two):
-        message.ClearField("metadata")
-    return one != two
+def _all_of(lists: Sequence[list[Json]]) -> list[Json]:
+    """Return the filters of all lists; no two have one name, which gRPC would refuse."""
+    result: list[Json] = []
+    for filters in lists:
+        for one in filters:
+            if all(one["typed_config"] != other["typed_config"] for other in result):
+                count = sum(other["name"].partition("#")[0] == one["name"] for other in result)
+                result.append({**one, "name": f"{one['name']}#{count + 1}"} if count else one)
+    return result
 
 
 def _connection_manager(filters: list[Json]) -> Json:

@@ -6,6 +6,7 @@ from datetime import timedelta
 import httpx
 import pytest
 
+from xds_server.addresses import Address
 from xds_server.identity import Identity, Speakers
 from xds_server.model import Profile
 from xds_server.ordering import CDS
@@ -79,6 +80,24 @@ async def test_an_account_speaks_for_other_services_only_when_that_is_granted(ru
 
         assert 403 == await put("cart")
         assert 200 == await put("deployer")
+
+
+async def test_an_account_cannot_register_at_the_address_of_another(run_server, http, tmp_path):
+    state_dir = tmp_path / "state"
+    async with run_server(state_dir=state_dir) as app, http(app) as client:
+
+        async def put(account: str, service: str, instance_id: str) -> httpx.Response:
+            token = Tokens.open(state_dir).issue(Identity("default", account), timedelta(hours=1))
+            body = {**BODY, "service": service, "service_account": account}
+            return await client.put(
+                f"/v1/registrations/{instance_id}", json=body, headers={"authorization": f"Bearer {token}"}
+            )
+
+        assert 200 == (await put("checkout", "checkout", "a")).status_code
+        refused = await put("alpha", "alpha", "b")
+        assert 409 == refused.status_code
+        assert "127.0.0.1 port 8080 is registered by service account default/checkout" == refused.json()["error"]
+        assert 200 == (await put("checkout", "checkout", "a")).status_code
 
 
 async def test_leases_survive_a_restart(run_server, http, tmp_path):
@@ -156,6 +175,12 @@ async def test_foreign_host_names_are_refused_on_loopback(run_server, http):
     async with run_server() as app, http(app) as client:
         answer = await client.get("/v1/registrations", headers={"host": "evil.example"})
         assert 400 == answer.status_code
+
+
+@pytest.mark.parametrize(("host", "status"), [("[::1]:1", 200), ("localhost", 200), ("evil.example:1", 400)])
+async def test_host_names_on_loopback_of_both_kinds(run_server, http, host, status):
+    async with run_server(admin=Address("::1", 0)) as app, http(app) as client:
+        assert status == (await client.get("/healthz", headers={"host": host})).status_code
 
 
 async def test_no_page_shows_a_private_key(run_server, http, tmp_path):

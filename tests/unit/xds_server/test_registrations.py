@@ -50,6 +50,10 @@ def test_every_field_arrives():
     ("change", "said"),
     [
         ({"service": None}, "service is missing"),
+        ({"labels": {f"l{number}": "" for number in range(65)}}, "labels has 65 entries"),
+        ({"labels": {"version": "v" * 254}}, "labels: 'vvv"),
+        ({"labels": {"a\nb": ""}}, "labels: 'a"),
+        ({"locality": {"zone": "z" * 254}}, "locality: 'zzz"),
         ({"service": "Check_out"}, "service must be a DNS label"),
         ({"namespace": 7}, "namespace must be a DNS label"),
         ({"service_account": "a b"}, "service_account must be a DNS label"),

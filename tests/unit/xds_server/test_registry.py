@@ -102,3 +102,15 @@ def test_other_services_are_not_held(registry):
 def test_after_a_restart_every_lease_starts_anew(registry):
     registry.restore([(instance("a"), 5.0), (instance("b"), 9.0)], 100.0)
     assert [105.0, 109.0] == [lease.expires_at for lease in registry.leases()]
+
+
+def test_instances_are_found_by_their_address_until_they_leave_or_move(registry):
+    registry.put(instance("a"), 5.0, 0.0)
+    registry.put(instance("b", service="cart"), 5.0, 0.0)
+    assert ["a", "b"] == [each.id for each in registry.at("127.0.0.1", 80)]
+    registry.put(instance("a", port=81), 5.0, 1.0)
+    registry.remove("b")
+    assert ((), ["a"]) == (registry.at("127.0.0.1", 80), [each.id for each in registry.at("127.0.0.1", 81)])
+    registry.sweep(6.0)
+    assert () == registry.at("127.0.0.1", 81)
+    assert {} == registry._at

@@ -40,6 +40,36 @@ def test_mode_of_a_server(compiled, instance, text, is_strict):
     assert chain["name"] == ("inbound-mtls" if is_strict else "inbound-plaintext")
 
 
+ALLOW = """apiVersion: security.istio.io/v1
+kind: AuthorizationPolicy
+metadata: {name: only-gateway}
+spec:
+  selector: {matchLabels: {app: reviews}}
+  rules: [{from: [{source: {principals: [cluster.local/ns/default/sa/gateway]}}]}]
+---
+"""
+
+
+@pytest.mark.parametrize("service", ["alpha", "zeta"])
+def test_second_registration_of_an_address_cannot_take_away_what_guards_it(compiled, instance, service):
+    text = ALLOW + ALLOW.replace("reviews", service).replace("gateway", "other") + WORKLOAD % "STRICT"
+    other = instance(id="x", service=service, service_account=service)
+    result = compiled(text, instance(), other)
+    chain = result.get("LDS", NAME)["filter_chains"][0]
+    filters = chain["filters"][0]["typed_config"]["http_filters"]
+    assert "transport_socket" in chain
+    assert ["envoy.filters.http.rbac", "envoy.filters.http.rbac#2", "envoy.filters.http.router"] == [
+        one["name"] for one in filters
+    ]
+    assert "MESH0025" in result.codes
+
+
+def test_same_policies_at_one_address_are_there_once(compiled, instance):
+    result = compiled(ALLOW, instance(), instance(id="x", weight=2))
+    filters = result.get("LDS", NAME)["filter_chains"][0]["filters"][0]["typed_config"]["http_filters"]
+    assert 2 == len(filters)
+
+
 def test_clients_use_tls_for_strict_endpoints_and_check_their_identities(compiled, instance):
     strict = WORKLOAD.replace("app: reviews", "version: v1") % "STRICT"
     result = compiled(strict, instance(9001, "v1"), instance(9002, "v2", service_account="other"))
