@@ -90,6 +90,10 @@ RETRY_HEADERS = frozenset(
 )
 """Request headers that are read here and not sent on."""
 
+MAX_ASKED_RETRIES = 100
+"""Most retries that a request may ask for itself, unless the policy has more. Envoy has no such limit; here these headers
+may be those of a caller further out, handed on by an application that forwards what it was sent."""
+
 
 def parse_retry_on(words: Iterable[str]) -> RetryOn:
     """Return the bits of words; blanks around them are dropped, unknown ones mean nothing."""
@@ -199,7 +203,7 @@ class RetryRules:
         listed = (_parse_number(word) for word in _split(headers, "x-envoy-retriable-status-codes"))
         return RetryRules(
             RetryOn(on),
-            self.num_retries if num_retries is None else num_retries,
+            self.num_retries if num_retries is None else min(num_retries, max(self.num_retries, MAX_ASKED_RETRIES)),
             codes=self._codes.union(code for code in listed if code is not None),
             response_tests=self._response_tests,
             names=self._names.union(map(str.lower, _split(headers, "x-envoy-retriable-header-names"))),

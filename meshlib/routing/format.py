@@ -30,6 +30,7 @@ COMMANDS = (
     "UPSTREAM_CLUSTER_RAW",
 )
 _COMMAND = re.compile(r"%(?P<name>[A-Z0-9_]+)(?:\((?P<args>[^)]*)\))?(?::(?P<length>[0-9]+))?%")
+_CONTROL = re.compile(r"[\x00-\x08\x0a-\x1f\x7f]")
 _WITHOUT_ARGUMENT = frozenset({"PROTOCOL", "ROUTE_NAME", "UPSTREAM_CLUSTER", "UPSTREAM_CLUSTER_RAW"})
 
 
@@ -76,7 +77,10 @@ def _header_of_response(main: str, alternative: str) -> Formatter:
 
 
 def _query_parameter(name: str) -> Formatter:
-    """Unlike conditions on queries, this command reads names and values decoded."""
+    """Unlike conditions on queries, this command reads names and values decoded.
+
+    A value with control characters renders as nothing: `%0d%0a` in a query must not become the end of a header.
+    """
 
     def render(head: RequestHead | None, response: Headers | None) -> str:
         if head is None:
@@ -84,7 +88,8 @@ def _query_parameter(name: str) -> Formatter:
         for pair in head.path.partition("?")[2].split("&"):
             key, _, value = pair.partition("=")
             if unquote(key, "latin-1") == name:
-                return unquote(value, "latin-1")
+                decoded = unquote(value, "latin-1")
+                return "" if _CONTROL.search(decoded) else decoded
         return ""
 
     return render

@@ -31,9 +31,14 @@ class Peer:
 
     @property
     def principals(self) -> tuple[str, ...]:
-        """What a principal may be matched against: URI SANs, else DNS SANs, else the subject (gRFC A41)."""
+        """What a principal may be matched against: URI SANs, else DNS SANs, else the subject (gRFC A41).
+
+        A certificate whose URIs break the rules for SPIFFE ids has none of them: it is not read as something else.
+        """
         names = self.certificate
-        return names.usable_uris or names.dns or ((names.subject,) if names.subject else ())
+        if names.uris:
+            return names.usable_uris
+        return names.dns or ((names.subject,) if names.subject else ())
 
 
 ANONYMOUS = Peer()

@@ -163,6 +163,11 @@ def test_request_replaces_the_number(text: str, expected: int) -> None:
     assert rules("5xx", num_retries=2).for_request(head(x_envoy_max_retries=text)).num_retries == expected
 
 
+@pytest.mark.parametrize(("own", "asked", "expected"), [(2, "999999999", 100), (300, "999999", 300), (300, "7", 7)])
+def test_request_cannot_ask_for_retries_without_end(own: int, asked: str, expected: int) -> None:
+    assert rules("5xx", num_retries=own).for_request(head(x_envoy_max_retries=asked)).num_retries == expected
+
+
 def test_request_extends_codes_and_header_names() -> None:
     policy = rules("retriable-status-codes", "retriable-headers", retriable_status_codes=(418,))
     found = policy.for_request(

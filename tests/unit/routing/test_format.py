@@ -42,6 +42,13 @@ def test_constant_format_is_text() -> None:
     assert compile_format("%ROUTE_NAME% 100%%", FACTS) == "r 100%"
 
 
+@pytest.mark.parametrize("value", ["a%0d%0ax-evil:%201", "a%0a", "%00", "%7f", "a%1b[31m"])
+def test_query_cannot_bring_the_end_of_a_header(value: str) -> None:
+    compiled = compile_format("%QUERY_PARAM(q)%", FACTS)
+    assert not isinstance(compiled, str)
+    assert compiled(RequestHead("GET", "svc", f"/a?q={value}", Headers(())), None) == ""
+
+
 def test_cluster_named_by_a_header_is_read_from_the_request() -> None:
     assert render("%UPSTREAM_CLUSTER%", Facts("r", None, "x-a")) == "abc"
 

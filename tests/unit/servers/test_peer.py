@@ -1,6 +1,9 @@
 """Names in a caller's certificate."""
 
-from meshlib.servers.peer import ANONYMOUS, peer_of_pem
+from dataclasses import replace
+
+from meshlib.identity.san import PeerNames
+from meshlib.servers.peer import ANONYMOUS, Peer, peer_of_pem
 
 
 def test_one_spiffe_uri_is_the_identity(gateway_pem: str) -> None:
@@ -15,6 +18,12 @@ def test_two_spiffe_uris_are_no_identity(two_ids_pem: str) -> None:
     assert "" == peer.spiffe_id
     assert () == peer.principals
     assert peer.is_authenticated
+
+
+def test_broken_uris_are_not_made_up_for_by_other_names() -> None:
+    names = PeerNames(uris=("spiffe://a/x", "spiffe://a/y"), dns=("gateway",), subject="CN=gateway")
+    assert () == Peer("", names, True).principals
+    assert ("gateway",) == Peer("", replace(names, uris=()), True).principals
 
 
 def test_nobody_has_no_names() -> None:
