@@ -38,7 +38,7 @@ __all__ = [
 PATH_VARIABLE: Final = "GRPC_XDS_BOOTSTRAP"
 TEXT_VARIABLE: Final = "GRPC_XDS_BOOTSTRAP_CONFIG"
 
-CLIENT_FEATURES: Final = ("xds.config.resource-in-sotw",)
+CLIENT_FEATURES: Final = ("xds.config.resource-in-sotw", "xds.config.supports-resource-ttl")
 """What we tell a server that we can do. Not `envoy.lb.does_not_support_overprovisioning`: we do support it."""
 
 DEFAULT_REFRESH_S: Final = 600.0

@@ -14,7 +14,7 @@ from meshlib.model.listener import Listener
 from meshlib.model.route import RouteConfiguration
 from meshlib.model.secret import Secret
 
-__all__ = ["Entry", "Key", "ResourceCache", "ResourceState", "ResourceValue", "Spare"]
+__all__ = ["CacheShare", "Entry", "Key", "ResourceCache", "ResourceState", "ResourceValue", "Spare"]
 
 ResourceValue = Listener | RouteConfiguration | Cluster | ClusterLoadAssignment | Secret
 Key = tuple[str, str]
@@ -47,6 +47,7 @@ class Entry:
         unused: Fields of the resource that we do not use.
         updated_at: Monotonic seconds of the last change of `value`; 0.0: never.
         failed_at: Monotonic seconds of the last error; 0.0: never.
+        expires_at: Monotonic seconds at which `value` must not be used any more; None: it does not expire.
     """
 
     type_url: str
@@ -62,11 +63,17 @@ class Entry:
     unused: tuple[str, ...] = ()
     updated_at: float = 0.0
     failed_at: float = 0.0
+    expires_at: float | None = None
 
     @property
     def is_answered(self) -> bool:
         """Something is known: a value, or the reason why there is none."""
         return self.value is not None or self.state is not ResourceState.REQUESTED
+
+    @property
+    def is_open_question(self) -> bool:
+        """No server has answered for it: there is nothing, or only a copy from disk."""
+        return self.is_spare or not self.is_answered
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,6 +97,7 @@ class ResourceCache:
     def __init__(self) -> None:
         self._entries: dict[Key, Entry] = {}
         self._spares: dict[Key, Spare] = {}
+        self._owners: dict[Key, int] = {}  # how many shares hold an entry
 
     def get(self, type_url: str, name: str) -> Entry | None:
         return self._entries.get((type_url, name))
@@ -150,3 +158,47 @@ class ResourceCache:
             if entry.value is not None and not entry.is_spare
         }
         return (*result.values(), *(spare for key, spare in self._spares.items() if key not in result))
+
+
+class CacheShare(ResourceCache):
+    """The cache as the client of one of several servers sees it: the same entries, forgotten when nobody wants them.
+
+    Iterating gives the entries that this share added and did not give up.
+    """
+
+    def __init__(self, whole: ResourceCache) -> None:
+        self._entries = whole._entries
+        self._spares = whole._spares
+        self._owners = whole._owners
+        self._mine: dict[str, set[str]] = {}
+
+    def add(self, type_url: str, name: str) -> Entry:
+        mine = self._mine.setdefault(type_url, set())
+        if name not in mine:
+            mine.add(name)
+            self._owners[type_url, name] = self._owners.get((type_url, name), 0) + 1
+        return super().add(type_url, name)
+
+    def retain(self, type_url: str, names: Iterable[str]) -> None:
+        mine = self._mine.get(type_url)
+        if not mine:
+            return
+        for name in mine - set(names):
+            mine.discard(name)
+            key = (type_url, name)
+            left = self._owners[key] = self._owners[key] - 1
+            if not left:
+                del self._owners[key]
+                self._entries.pop(key, None)
+
+    def release(self) -> None:
+        """Give everything up: the server is not asked any more."""
+        for type_url in tuple(self._mine):
+            self.retain(type_url, ())
+
+    def __iter__(self) -> Iterator[Entry]:
+        for type_url, names in self._mine.items():
+            for name in names:
+                entry = self._entries.get((type_url, name))
+                if entry is not None:
+                    yield entry

@@ -10,7 +10,17 @@ from urllib.parse import quote, unquote
 from meshlib.errors import ConfigError
 from meshlib.xds.bootstrap import Bootstrap, ServerConfig
 
-__all__ = ["XdstpName", "authority_of", "canonical", "inbound_name", "listener_name", "parse_xdstp", "servers_for"]
+__all__ = [
+    "XdstpName",
+    "authority_of",
+    "canonical",
+    "inbound_name",
+    "is_xdstp",
+    "listener_name",
+    "normal",
+    "parse_xdstp",
+    "servers_for",
+]
 
 SCHEME: Final = "xdstp:"
 
@@ -71,6 +81,21 @@ def canonical(name: str) -> str:
         ConfigError: A malformed xdstp name.
     """
     return str(parse_xdstp(name)) if name.startswith(SCHEME) else name
+
+
+def is_xdstp(name: str) -> bool:
+    """Whether a name is of the new style, well formed or not."""
+    return name.startswith(SCHEME)
+
+
+def normal(name: str) -> str:
+    """As `canonical`, and a malformed name as it is: it is refused where its server is looked for."""
+    if not name.startswith(SCHEME):
+        return name
+    try:
+        return str(parse_xdstp(name))
+    except ConfigError:
+        return name
 
 
 def authority_of(name: str) -> str | None:

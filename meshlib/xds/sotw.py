@@ -1,68 +1,33 @@
 """The client side of one aggregated state-of-the-world stream, as a machine without I/O.
 
 The shell tells it what happened (a stream opened, a request was taken by the transport, a response came, a timer is
-due, the stream ended, other names are wanted) and carries out the commands that it returns. Rules that shape it:
+due, the stream ended, other names are wanted) and carries out the commands that it returns. Rules that shape it, beside
+those of `stream_machine.py`:
 
 - Each type is a sub-stream of its own: list, version and nonce. The version of what was accepted last is kept across
   streams, the nonce belongs to one stream.
 - One request is under way at a time. What is owed (an answer to a response, a changed list) is remembered per type, and
   the request is made of the list as it is at the moment of sending, so changes coalesce.
-- A timer for a resource that may not exist starts when a request naming it was really taken by the transport, and dies
-  with the stream: a server that cannot be reached says nothing about what exists.
-- The good resources of a response are applied although others are bad (A46); a resource that is refused keeps the value
-  it had, unless the server asked for `fail_on_data_errors`.
+- The good resources of a response are applied although others are bad (A46).
 - A listener or cluster that a response leaves out is deleted, unless the server has `ignore_resource_deletion` (this is
   what gRPC does by default today). What no server has sent yet is left to its timer: the response may be older than the
-  subscription. Where a response holds an entry whose name cannot be read, nothing is deleted.
+  subscription. Where a response holds an entry whose name cannot be read, or nothing but heartbeats, nothing is deleted.
 
 Source: xDS protocol; gRFCs A40, A46, A53, A57, A88.
 """
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Final
 
-from meshlib.events import ResourceAccepted, ResourceRejected
-from meshlib.xds.cache import Entry, Key, ResourceCache, ResourceState
+from meshlib.xds.cache import ResourceCache, ResourceState
+from meshlib.xds.commands import CancelTimer, Command, Report, StartTimer
 from meshlib.xds.decode import Decoded, decode_resource
-from meshlib.xds.resources import TYPE_URLS, is_full_state, short_name
-from meshlib.xds.wire import AnyBytes, DiscoveryResponse, ResourceError, SendRequest, peek_name
+from meshlib.xds.names import normal
+from meshlib.xds.resources import TYPE_URLS, is_full_state
+from meshlib.xds.stream_machine import DOES_NOT_EXIST_S, StreamMachine, error_problem, problem, refusal
+from meshlib.xds.wire import DiscoveryResponse, SendRequest, decode_response
 
-__all__ = ["CancelTimer", "Command", "Report", "SotwMachine", "StartTimer"]
-
-DOES_NOT_EXIST_S: Final = 15.0
-"""Envoy's `initial_fetch_timeout` and gRPC's timer (A57)."""
-TRANSIENT_S: Final = 30.0
-"""With `resource_timer_is_transient_error` (A88)."""
-NOT_FOUND: Final = 5
-PERMISSION_DENIED: Final = 7
-MAX_ERROR_CHARS: Final = 16_384
-"""A NACK is for people; a hundred thousand of the same error help nobody."""
-
-
-@dataclass(frozen=True, slots=True)
-class StartTimer:
-    """Command: call `timer_fired` for this resource in `delay_s` seconds."""
-
-    key: Key
-    delay_s: float
-
-
-@dataclass(frozen=True, slots=True)
-class CancelTimer:
-    """Command: that timer is not needed any more."""
-
-    key: Key
-
-
-@dataclass(frozen=True, slots=True)
-class Report:
-    """Command: tell the hooks."""
-
-    event: ResourceAccepted | ResourceRejected
-
-
-Command = SendRequest | StartTimer | CancelTimer | Report
+__all__ = ["DOES_NOT_EXIST_S", "CancelTimer", "Command", "Report", "SotwMachine", "StartTimer"]
 
 
 @dataclass(slots=True)
@@ -85,7 +50,7 @@ class _Type:
     error: str = ""
 
 
-class SotwMachine:
+class SotwMachine(StreamMachine):
     """The client of one server. Not thread safe: its owner's thread alone touches it and its cache."""
 
     def __init__(
@@ -95,25 +60,9 @@ class SotwMachine:
         features: frozenset[str] = frozenset(),
         decode: Callable[[str, bytes], Decoded] = decode_resource,
     ) -> None:
-        """Make a machine without a stream.
-
-        Args:
-            cache: Where it keeps what it learns.
-            features: `server_features` of the bootstrap.
-            decode: Turns the bytes of a resource into a value.
-        """
-        self._cache = cache
-        self._decode = decode
+        super().__init__(cache, features=features, decode=decode)
         self._types = {type_url: _Type() for type_url in TYPE_URLS}
-        self._timers: set[Key] = set()
         self._sending: SendRequest | None = None
-        self._is_open = False
-        self._node_sent = False
-        self._fails_on_data_errors = "fail_on_data_errors" in features
-        self._ignores_deletion = "ignore_resource_deletion" in features
-        self._timer_is_transient = "resource_timer_is_transient_error" in features
-        self.has_response = False
-        """The open stream, or the last one, has delivered a response."""
 
     def version(self, type_url: str) -> str:
         """Return the version of the last response accepted of a type, or empty."""
@@ -125,7 +74,6 @@ class SotwMachine:
     # What the shell reports.
 
     def want(self, wanted: Mapping[str, frozenset[str]]) -> tuple[Command, ...]:
-        """Set what we subscribe to: the complete set of names by type URL. Types left out become empty."""
         commands: list[Command] = []
         for type_url, state in self._types.items():
             names = wanted.get(type_url, frozenset())
@@ -137,65 +85,45 @@ class SotwMachine:
                 self._cancel((type_url, name), commands)
             state.wanted = names
             # What no request on this stream names can be forgotten now; the rest when a request without it was sent.
-            self._cache.retain(type_url, names | (state.sent or frozenset()))
+            self._forget(type_url, names | (state.sent or frozenset()), commands)
         return self._flush(commands)
 
     def opened(self) -> tuple[Command, ...]:
-        """A new stream is there (the transport may still be connecting)."""
         self._is_open = True
-        self.has_response = False
-        return self._flush([])
+        self.has_response = self.has_sent = False
+        return self._flush(self._expiries())
 
     def sent(self) -> tuple[Command, ...]:
-        """The transport has taken the request under way."""
         request, self._sending = self._sending, None
         commands: list[Command] = []
         if request is not None and self._is_open:
+            self.has_sent = True
             state = self._types[request.type_url]
             # Names may have come and gone since: only what was in this very request can be given up or waited for.
-            self._cache.retain(request.type_url, state.wanted | frozenset(request.names))
-            for name in request.names:
-                key = (request.type_url, name)
-                entry = self._cache.get(*key)
-                if name in state.wanted and entry is not None and key not in self._timers and _is_open_question(entry):
-                    self._timers.add(key)
-                    commands.append(StartTimer(key, TRANSIENT_S if self._timer_is_transient else DOES_NOT_EXIST_S))
+            self._forget(request.type_url, state.wanted | frozenset(request.names), commands)
+            self._start_timers(request.type_url, request.names, commands)
         return self._flush(commands)
 
     def closed(self) -> tuple[Command, ...]:
-        """The stream ended. What is known stays in use."""
         self._is_open = self._node_sent = False
         self._sending = None
-        commands: list[Command] = [CancelTimer(key) for key in self._timers]
-        self._timers.clear()
+        commands = self._cancel_all()
         for type_url, state in self._types.items():
             state.nonce = state.error = ""
             state.sent = None
             state.owes_answer = False
-            self._cache.retain(type_url, state.wanted)
+            self._forget(type_url, state.wanted, commands)
         return tuple(commands)
 
-    def timer_fired(self, key: Key, now: float) -> tuple[Command, ...]:
-        """The time for a resource to arrive is over. It stays subscribed, and is used if it arrives later."""
-        if key not in self._timers:
-            return ()
-        self._timers.discard(key)
-        entry = self._cache.get(*key)
-        if entry is None or not _is_open_question(entry):
-            return ()
-        entry.failed_at = now
-        if self._timer_is_transient:
-            entry.state, entry.error = ResourceState.TIMEOUT, "timeout obtaining resource from the management server"
-        else:
-            self._drop_value(entry)
-            entry.state, entry.error, entry.is_absent = ResourceState.DOES_NOT_EXIST, "does not exist", True
-        self._cache.drop_spare(*key)
-        return ()
+    def received_bytes(self, data: bytes, now: float) -> tuple[Command, ...] | None:
+        response = decode_response(data)
+        return None if response is None else self.received(response, now)
 
     def received(self, response: DiscoveryResponse, now: float) -> tuple[Command, ...]:
         """A response has arrived."""
         self.has_response = True
-        state = self._types.get(response.type_url)
+        type_url = response.type_url
+        state = self._types.get(type_url)
         if state is None or state.sent is None:
             # Unknown, or never asked for on this stream: no answer. An answer with an empty list would be a wildcard.
             return ()
@@ -205,141 +133,39 @@ class SotwMachine:
         seen: set[str] = set()
         has_valid = has_nameless = False
         for index, resource in enumerate(response.resources):
-            name, errors = self._take(response, resource, seen, now, commands)
-            if errors:
-                problems.append(f"resource index {index}: {f'{name}: ' if name else ''}{'; '.join(errors)}")
-                has_nameless = has_nameless or not name
+            taken = self._take(type_url, resource, response.version, seen, now, commands)
+            if taken.errors:
+                problems.append(problem("resource", index, taken.name, taken.errors))
+                has_nameless = has_nameless or not taken.name
             else:
                 has_valid = True
-            seen.add(name)
+            seen.add(taken.name)
         for index, error in enumerate(response.errors):
-            if error.name and error.code:
-                seen.add(error.name)
-                self._take_error(response, error, now, commands)
-            else:
-                problems.append(f"resource_errors index {index}: {'no name' if not error.name else 'code OK'}")
+            fault = error_problem(error)
+            if fault:
+                problems.append(problem("resource_errors", index, "", (fault,)))
                 has_nameless = has_nameless or not error.name
-        if is_full_state(response.type_url) and not has_nameless:
+            else:
+                seen.add(normal(error.name))
+                deletes = is_full_state(type_url)
+                self._take_error(type_url, error, response.version, now, commands, deletes=deletes)
+        if is_full_state(type_url) and not has_nameless and not _has_only_heartbeats(response):
             self._delete_missing(response, seen, now, commands)
         if has_valid or not problems:
             state.version = response.version
         state.owes_answer = True
-        state.error = f"xDS response validation errors: [{'; '.join(problems)}]"[:MAX_ERROR_CHARS] if problems else ""
+        state.error = refusal(problems)
         return self._flush(commands)
 
-    def adopt_spares(self, now: float) -> bool:
-        """While no server answers: let copies from disk stand in for what is wanted and unknown.
-
-        Returns:
-            Whether there was any.
-        """
-        adopted = False
-        for entry in list(self._cache):
-            spare = self._cache.spare(entry.type_url, entry.name)
-            if spare is None or entry.is_answered:
-                continue
-            decoded = self._decoded(entry.type_url, spare.body)
-            if decoded.value is None or decoded.name != entry.name:
-                self._cache.drop_spare(entry.type_url, entry.name)
-                continue
-            entry.value, entry.body, entry.version = decoded.value, spare.body, spare.version
-            entry.unused, entry.updated_at, entry.is_spare = decoded.unused, now, True
-            adopted = True
-        return adopted
-
     # Parts of the above.
-
-    def _take(
-        self, response: DiscoveryResponse, resource: AnyBytes, seen: set[str], now: float, commands: list[Command]
-    ) -> tuple[str, tuple[str, ...]]:
-        """Apply one resource; return its name, as far as known, and what is wrong with it."""
-        type_url, body = response.type_url, resource.body
-        if body is None:
-            return resource.name, ("resource missing",)
-        if resource.type_url != type_url:
-            return resource.name, (f"is of type {resource.type_url!r} instead of {short_name(type_url)}",)
-        entry = self._cache.get(type_url, peek_name(body))
-        if entry is not None and entry.value is not None and entry.body == body:
-            decoded = Decoded(entry.name, entry.value, (), entry.unused)
-        else:
-            decoded = self._decoded(type_url, body)
-        name, value, errors = decoded.name or resource.name, decoded.value, decoded.errors
-        entry = self._cache.get(type_url, name)
-        if name in seen:
-            return name, ("appears twice in the response; the first is kept",)
-        if entry is None or name not in self._types[type_url].wanted:
-            return name, errors
-        self._cancel((type_url, name), commands)
-        self._cache.drop_spare(type_url, name)
-        if value is None:
-            self._refuse(entry, ResourceState.NACKED, "; ".join(errors), response.version, now)
-            commands.append(Report(ResourceRejected(type_url, name, response.version, entry.error)))
-            return name, errors
-        if entry.value is not value or entry.is_spare or entry.state is not ResourceState.ACKED:
-            commands.append(Report(ResourceAccepted(type_url, name, response.version)))
-        if entry.value is not value:
-            entry.updated_at = now
-        entry.value, entry.body, entry.version, entry.unused = value, body, response.version, decoded.unused
-        entry.state, entry.error, entry.failed_version = ResourceState.ACKED, "", ""
-        entry.is_absent = entry.is_spare = False
-        return name, ()
-
-    def _take_error(
-        self, response: DiscoveryResponse, error: ResourceError, now: float, commands: list[Command]
-    ) -> None:
-        entry = self._cache.get(response.type_url, error.name)
-        if entry is None or error.name not in self._types[response.type_url].wanted:
-            return
-        self._cancel((entry.type_url, entry.name), commands)
-        self._cache.drop_spare(entry.type_url, entry.name)
-        if entry.is_spare:
-            self._drop_value(entry)
-        text = error.message or ("does not exist" if error.code == NOT_FOUND else f"error code {error.code}")
-        final = error.code in (NOT_FOUND, PERMISSION_DENIED)
-        self._refuse(entry, ResourceState.RECEIVED_ERROR, text, response.version, now, drops=final)
-        entry.is_absent = error.code == NOT_FOUND
-        if entry.is_absent and is_full_state(entry.type_url) and not self._ignores_deletion:
-            # The same as leaving it out, said aloud.
-            self._drop_value(entry)
-        commands.append(Report(ResourceRejected(entry.type_url, entry.name, response.version, text)))
 
     def _delete_missing(self, response: DiscoveryResponse, seen: set[str], now: float, commands: list[Command]) -> None:
         for name in sorted(self._types[response.type_url].wanted - seen):
             entry = self._cache.get(response.type_url, name)
             if entry is None or entry.value is None or entry.is_spare:
                 continue
-            if entry.state is ResourceState.DOES_NOT_EXIST:
-                continue
-            entry.state, entry.error, entry.failed_at = ResourceState.DOES_NOT_EXIST, "was removed", now
-            entry.failed_version = response.version
-            if not self._ignores_deletion or self._fails_on_data_errors:
-                self._drop_value(entry)
-                entry.is_absent = True
-            commands.append(Report(ResourceRejected(entry.type_url, name, response.version, "was removed")))
-
-    def _refuse(
-        self, entry: Entry, state: ResourceState, error: str, version: str, now: float, *, drops: bool = True
-    ) -> None:
-        entry.state, entry.error, entry.failed_version, entry.failed_at = state, error, version, now
-        entry.is_spare = entry.is_absent = False
-        if self._fails_on_data_errors and drops:
-            self._drop_value(entry)
-
-    @staticmethod
-    def _drop_value(entry: Entry) -> None:
-        entry.value, entry.body, entry.is_spare, entry.unused = None, b"", False, ()
-
-    def _decoded(self, type_url: str, body: bytes) -> Decoded:
-        try:
-            return self._decode(type_url, body)
-        except Exception as error:
-            # A gap in a decoder must cost one resource, never the stream and with it every other resource.
-            return Decoded("", None, (f"cannot be decoded: {type(error).__name__}: {error}",), ())
-
-    def _cancel(self, key: Key, commands: list[Command]) -> None:
-        if key in self._timers:
-            self._timers.discard(key)
-            commands.append(CancelTimer(key))
+            if entry.state is not ResourceState.DOES_NOT_EXIST:
+                self._remove(entry, response.version, now, commands)
 
     def _flush(self, commands: list[Command]) -> tuple[Command, ...]:
         """Add the next request, if one is owed and none is under way."""
@@ -363,6 +189,5 @@ class SotwMachine:
         return tuple(commands)
 
 
-def _is_open_question(entry: Entry) -> bool:
-    """No server has answered for it: there is nothing, or only a copy from disk."""
-    return not entry.is_answered or entry.is_spare
+def _has_only_heartbeats(response: DiscoveryResponse) -> bool:
+    return bool(response.resources) and all(resource.body is None for resource in response.resources)

@@ -1,4 +1,4 @@
-"""The messages of the aggregated stream as plain values, and to and from bytes."""
+"""The messages of the aggregated stream, in both variants, as plain values, and to and from bytes."""
 
 from dataclasses import dataclass, field
 from typing import Any, Final
@@ -11,10 +11,14 @@ from meshlib.xds.resources import RESOURCE_WRAPPER
 
 __all__ = [
     "AnyBytes",
+    "DeltaResponse",
     "DiscoveryResponse",
     "ResourceError",
+    "SendDelta",
     "SendRequest",
+    "decode_delta_response",
     "decode_response",
+    "encode_delta_request",
     "encode_request",
     "peek_name",
 ]
@@ -29,13 +33,18 @@ class AnyBytes:
 
     Attributes:
         type_url: Of the resource itself, out of its `Resource` wrapper if it had one.
-        body: The resource's bytes; None: a wrapper without a resource (a heartbeat, which we do not ask for).
-        name: From the wrapper, or empty.
+        body: The resource's bytes; None: a wrapper without a resource (with `ttl_s`, a heartbeat).
+        name: From the wrapper, or empty; so are the following.
+        aliases: Other names under which it may have been asked for.
+        ttl_s: It must not be used for longer than this; None: it does not expire.
     """
 
     type_url: str
     body: bytes | None = field(repr=False)  # may be a private key
     name: str = ""
+    version: str = ""
+    aliases: tuple[str, ...] = ()
+    ttl_s: float | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,6 +66,19 @@ class DiscoveryResponse:
 
 
 @dataclass(frozen=True, slots=True)
+class DeltaResponse:
+    """Attributes:
+    removed: Names of resources that are gone, or were never there.
+    """
+
+    type_url: str
+    nonce: str
+    resources: tuple[AnyBytes, ...] = ()
+    removed: tuple[str, ...] = ()
+    errors: tuple[ResourceError, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
 class SendRequest:
     """Command: put this request on the stream, and say `sent` once the transport has taken it.
 
@@ -70,6 +92,29 @@ class SendRequest:
     names: tuple[str, ...]
     version: str
     nonce: str
+    error: str = ""
+    with_node: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class SendDelta:
+    """Command: put this request on an incremental stream, and say `sent` once the transport has taken it.
+
+    Attributes:
+        subscribe: Names to add, sorted. Neither these nor `unsubscribe`, in the first request of a type, would be a
+            wildcard: no such request is made.
+        unsubscribe: Names to give up, sorted.
+        held: Name and version of what we have; in the first request of a type on a stream only.
+        nonce: Of the response that this answers; empty: it answers none.
+        error: Makes the answer a NACK.
+        with_node: It is the first of its stream.
+    """
+
+    type_url: str
+    subscribe: tuple[str, ...] = ()
+    unsubscribe: tuple[str, ...] = ()
+    held: tuple[tuple[str, str], ...] = ()
+    nonce: str = ""
     error: str = ""
     with_node: bool = False
 
@@ -91,6 +136,40 @@ def encode_request(request: SendRequest, node: NodeConfig) -> bytes:
     return data
 
 
+def encode_delta_request(request: SendDelta, node: NodeConfig) -> bytes:
+    """Return a request as the bytes of a `DeltaDiscoveryRequest`."""
+    message = message_class("envoy.service.discovery.v3.DeltaDiscoveryRequest")(
+        type_url=request.type_url,
+        resource_names_subscribe=request.subscribe,
+        resource_names_unsubscribe=request.unsubscribe,
+        initial_resource_versions=dict(request.held),
+        response_nonce=request.nonce,
+    )
+    if request.with_node:
+        message.node.CopyFrom(node.to_proto())
+    if request.error:
+        message.error_detail.code = INVALID_ARGUMENT
+        message.error_detail.message = request.error
+    data: bytes = message.SerializeToString()
+    return data
+
+
+def decode_delta_response(data: bytes) -> DeltaResponse | None:
+    """Read a `DeltaDiscoveryResponse`; None when the bytes are not one (such a response is ignored)."""
+    try:
+        message = message_class("envoy.service.discovery.v3.DeltaDiscoveryResponse").FromString(data)
+    except DecodeError:
+        return None
+    removed = (*message.removed_resources, *(found.name for found in message.removed_resource_names))
+    return DeltaResponse(
+        type_url=message.type_url,
+        nonce=message.nonce,
+        resources=tuple(_wrapped(wrapper) for wrapper in message.resources),
+        removed=tuple(dict.fromkeys(removed)),
+        errors=_errors(message),
+    )
+
+
 def decode_response(data: bytes) -> DiscoveryResponse | None:
     """Read a `DiscoveryResponse`; None when the bytes are not one (such a response is ignored)."""
     try:
@@ -102,10 +181,7 @@ def decode_response(data: bytes) -> DiscoveryResponse | None:
         version=message.version_info,
         nonce=message.nonce,
         resources=tuple(_unwrap(entry) for entry in message.resources),
-        errors=tuple(
-            ResourceError(error.resource_name.name, error.error_detail.code, error.error_detail.message)
-            for error in message.resource_errors
-        ),
+        errors=_errors(message),
     )
 
 
@@ -116,10 +192,26 @@ def _unwrap(entry: Any) -> AnyBytes:
         wrapper = message_class("envoy.service.discovery.v3.Resource").FromString(entry.value)
     except DecodeError:
         return AnyBytes(RESOURCE_WRAPPER, None)
-    name = wrapper.name or wrapper.resource_name.name
-    if not wrapper.HasField("resource"):
-        return AnyBytes("", None, name)
-    return AnyBytes(wrapper.resource.type_url, wrapper.resource.value, name)
+    return _wrapped(wrapper)
+
+
+def _wrapped(wrapper: Any) -> AnyBytes:
+    has_resource = wrapper.HasField("resource")
+    return AnyBytes(
+        wrapper.resource.type_url if has_resource else "",
+        wrapper.resource.value if has_resource else None,
+        wrapper.name or wrapper.resource_name.name,
+        wrapper.version,
+        tuple(wrapper.aliases),
+        wrapper.ttl.seconds + wrapper.ttl.nanos / 1e9 if wrapper.HasField("ttl") else None,
+    )
+
+
+def _errors(message: Any) -> tuple[ResourceError, ...]:
+    return tuple(
+        ResourceError(error.resource_name.name, error.error_detail.code, error.error_detail.message)
+        for error in message.resource_errors
+    )
 
 
 def peek_name(body: bytes) -> str:

@@ -260,7 +260,7 @@ def test_the_node_message_says_who_we_are():
         "metadata": {"a": {"b": [1.0, None]}},
         "user_agent_name": "meshlib",
         "user_agent_version": "1.2.3",
-        "client_features": ["xds.config.resource-in-sotw"],
+        "client_features": ["xds.config.resource-in-sotw", "xds.config.supports-resource-ttl"],
     }
 
 

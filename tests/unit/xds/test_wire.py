@@ -38,7 +38,7 @@ def test_wrapped_resources_are_unwrapped() -> None:
     assert response is not None
     assert response.resources == (
         AnyBytes(CDS, b"plain"),
-        AnyBytes(CDS, b"body", "a"),
+        AnyBytes(CDS, b"body", "a", "7"),
         AnyBytes("", None, "b"),
         AnyBytes(RESOURCE_WRAPPER, None),
     )

@@ -1,0 +1,53 @@
+"""What a stream's machine asks of its shell, beside sending requests."""
+
+from dataclasses import dataclass
+
+from meshlib.events import ResourceAccepted, ResourceRejected
+from meshlib.xds.cache import Key
+from meshlib.xds.wire import SendDelta, SendRequest
+
+__all__ = ["CancelTimer", "Command", "Report", "StartExpiry", "StartTimer", "StopExpiry"]
+
+
+@dataclass(frozen=True, slots=True)
+class StartTimer:
+    """Command: call `timer_fired` for this resource in `delay_s` seconds. Dies with the stream."""
+
+    key: Key
+    delay_s: float
+
+
+@dataclass(frozen=True, slots=True)
+class CancelTimer:
+    """Command: that timer is not needed any more."""
+
+    key: Key
+
+
+@dataclass(frozen=True, slots=True)
+class StartExpiry:
+    """Command: call `expired` for this resource at `at`, instead of any time said before. Outlives the stream.
+
+    Attributes:
+        at: Monotonic seconds.
+    """
+
+    key: Key
+    at: float
+
+
+@dataclass(frozen=True, slots=True)
+class StopExpiry:
+    """Command: this resource does not expire any more."""
+
+    key: Key
+
+
+@dataclass(frozen=True, slots=True)
+class Report:
+    """Command: tell the hooks."""
+
+    event: ResourceAccepted | ResourceRejected
+
+
+Command = SendRequest | SendDelta | StartTimer | CancelTimer | StartExpiry | StopExpiry | Report

@@ -1,0 +1,364 @@
+"""What both variants of the protocol have in common: what one stream's words do to the cache.
+
+A resource is taken, refused, removed, expires, or does not come in time; copies from disk stand in meanwhile. The
+variants (`sotw.py`, `delta.py`) decide what is requested and acknowledged, and what a response says of resources that it
+does not hold.
+
+- A timer for a resource that may not exist starts when a request naming it was really taken by the transport, and dies
+  with the stream: a server that cannot be reached says nothing about what exists.
+- A resource that is refused keeps the value it had, unless the server asked for `fail_on_data_errors`.
+- A resource with a time to live is dropped when it has passed, whether the stream is up or not: that is what a server
+  gives it for. A heartbeat (a `Resource` with a time to live and nothing in it) only begins the time anew.
+
+Source: xDS protocol; gRFCs A40, A46, A47, A53, A57, A88.
+"""
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from typing import Final
+
+from meshlib.events import ResourceAccepted, ResourceRejected
+from meshlib.xds.cache import Entry, Key, ResourceCache, ResourceState
+from meshlib.xds.commands import CancelTimer, Command, Report, StartExpiry, StartTimer, StopExpiry
+from meshlib.xds.decode import Decoded, decode_resource
+from meshlib.xds.names import normal
+from meshlib.xds.resources import short_name
+from meshlib.xds.wire import AnyBytes, ResourceError, peek_name
+
+__all__ = ["DOES_NOT_EXIST_S", "StreamMachine", "Taken", "error_problem", "problem", "refusal"]
+
+DOES_NOT_EXIST_S: Final = 15.0
+"""Envoy's `initial_fetch_timeout` and gRPC's timer (A57)."""
+TRANSIENT_S: Final = 30.0
+"""With `resource_timer_is_transient_error` (A88)."""
+NOT_FOUND: Final = 5
+PERMISSION_DENIED: Final = 7
+MAX_ERROR_CHARS: Final = 16_384
+"""A NACK is for people; a hundred thousand of the same error help nobody."""
+
+
+@dataclass(frozen=True, slots=True)
+class Taken:
+    """What became of one resource of a response.
+
+    Attributes:
+        name: As far as known.
+        errors: Why it is refused.
+        entries: The cache entries that hold it now.
+    """
+
+    name: str
+    errors: tuple[str, ...] = ()
+    entries: tuple[Entry, ...] = ()
+
+
+class StreamMachine(ABC):
+    """The client of one server, without I/O. Not thread safe: its owner's thread alone touches it and its cache."""
+
+    def __init__(
+        self,
+        cache: ResourceCache,
+        *,
+        features: frozenset[str] = frozenset(),
+        decode: Callable[[str, bytes], Decoded] = decode_resource,
+    ) -> None:
+        """Make a machine without a stream.
+
+        Args:
+            cache: Where it keeps what it learns.
+            features: `server_features` of the bootstrap.
+            decode: Turns the bytes of a resource into a value.
+        """
+        self._cache = cache
+        self._features = features
+        self._decode = decode
+        self._timers: set[Key] = set()
+        self._expiring: set[Key] = set()
+        self._is_open = False
+        self._node_sent = False
+        self._fails_on_data_errors = "fail_on_data_errors" in features
+        self._ignores_deletion = "ignore_resource_deletion" in features
+        self._timer_is_transient = "resource_timer_is_transient_error" in features
+        self.has_response = False
+        """The open stream, or the last one, has delivered a response."""
+        self.has_sent = False
+        """The transport has taken a request on the open stream."""
+
+    # What the variants do each in their way.
+
+    @abstractmethod
+    def wanted(self, type_url: str) -> frozenset[str]:
+        """Return the names subscribed to."""
+
+    @abstractmethod
+    def want(self, wanted: Mapping[str, frozenset[str]]) -> tuple[Command, ...]:
+        """Set what we subscribe to: the complete set of names by type URL. Types left out become empty."""
+
+    @abstractmethod
+    def opened(self) -> tuple[Command, ...]:
+        """A new stream is there (the transport may still be connecting)."""
+
+    @abstractmethod
+    def sent(self) -> tuple[Command, ...]:
+        """The transport has taken the request under way."""
+
+    @abstractmethod
+    def closed(self) -> tuple[Command, ...]:
+        """The stream ended. What is known stays in use."""
+
+    @abstractmethod
+    def received_bytes(self, data: bytes, now: float) -> tuple[Command, ...] | None:
+        """A message has arrived; None: it cannot be read, and is ignored."""
+
+    # What time does.
+
+    def timer_fired(self, key: Key, now: float) -> tuple[Command, ...]:
+        """The time for a resource to arrive is over. It stays subscribed, and is used if it arrives later."""
+        if key not in self._timers:
+            return ()
+        self._timers.discard(key)
+        entry = self._cache.get(*key)
+        if entry is None or not entry.is_open_question:
+            return ()
+        entry.failed_at = now
+        if self._timer_is_transient:
+            entry.state, entry.error = ResourceState.TIMEOUT, "timeout obtaining resource from the management server"
+        else:
+            _drop_value(entry)
+            entry.state, entry.error, entry.is_absent = ResourceState.DOES_NOT_EXIST, "does not exist", True
+        self._cache.drop_spare(*key)
+        return ()
+
+    def expired(self, key: Key, now: float) -> tuple[Command, ...]:
+        """The time to live of a resource is over: it is gone as if the server had removed it."""
+        entry = self._cache.get(*key)
+        if entry is None or entry.expires_at is None or entry.expires_at > now:
+            return ()
+        entry.expires_at = None
+        self._expiring.discard(key)
+        if entry.value is None:
+            return ()
+        # Not a matter of `ignore_resource_deletion`: the server itself said when it must not be used any more.
+        _drop_value(entry)
+        entry.state, entry.error, entry.failed_at = ResourceState.DOES_NOT_EXIST, "its time to live has passed", now
+        entry.is_absent = True
+        return (Report(ResourceRejected(entry.type_url, entry.name, entry.version, entry.error)),)
+
+    def adopt_spares(self, now: float) -> bool:
+        """While no server answers: let copies from disk stand in for what is wanted and unknown.
+
+        Returns:
+            Whether there was any.
+        """
+        adopted = False
+        for entry in list(self._cache):
+            spare = self._cache.spare(entry.type_url, entry.name)
+            if spare is None or entry.is_answered:
+                continue
+            decoded = self._decoded(entry.type_url, spare.body)
+            if decoded.value is None or decoded.name != entry.name:
+                self._cache.drop_spare(entry.type_url, entry.name)
+                continue
+            entry.value, entry.body, entry.version = decoded.value, spare.body, spare.version
+            entry.unused, entry.updated_at, entry.is_spare = decoded.unused, now, True
+            adopted = True
+        return adopted
+
+    # Parts for the variants.
+
+    def _matching(self, type_url: str, names: Iterable[str]) -> tuple[str, ...]:
+        """Return under which names a resource that the server calls by these is subscribed to."""
+        wanted = self.wanted(type_url)
+        return tuple(dict.fromkeys(name for name in map(normal, names) if name in wanted))
+
+    def _take(
+        self,
+        type_url: str,
+        resource: AnyBytes,
+        version: str,
+        seen: set[str],
+        now: float,
+        commands: list[Command],
+        known_as: tuple[str, ...] = (),
+    ) -> Taken:
+        """Apply one resource.
+
+        Args:
+            version: Of the resource, or of the response that has no other.
+            seen: Names of the response so far.
+            known_as: Further names under which it may be subscribed to.
+        """
+        body = resource.body
+        if body is None:
+            return self._take_heartbeat(type_url, resource, seen, now, commands)
+        if resource.type_url != type_url:
+            return Taken(resource.name, (f"is of type {resource.type_url!r} instead of {short_name(type_url)}",))
+        known = self._cache.get(type_url, peek_name(body))
+        if known is not None and known.value is not None and known.body == body:
+            decoded = Decoded(known.name, known.value, (), known.unused)
+        else:
+            decoded = self._decoded(type_url, body)
+        name, errors = normal(decoded.name or resource.name), decoded.errors
+        if name in seen:
+            return Taken(name, ("appears twice in the response; the first is kept",))
+        entries = []
+        for match in self._matching(type_url, (name, *known_as)):
+            entry = self._cache.get(type_url, match)
+            if entry is None:
+                continue
+            entries.append(entry)
+            self._cancel((type_url, match), commands)
+            self._cache.drop_spare(type_url, match)
+            if decoded.value is None:
+                self._refuse(entry, ResourceState.NACKED, "; ".join(errors), version, now)
+                commands.append(Report(ResourceRejected(type_url, match, version, entry.error)))
+            else:
+                self._accept(entry, decoded, body, version, now, commands)
+                self._set_expiry(entry, resource.ttl_s, now, commands)
+        return Taken(name, errors, () if errors else tuple(entries))
+
+    def _take_heartbeat(
+        self, type_url: str, resource: AnyBytes, seen: set[str], now: float, commands: list[Command]
+    ) -> Taken:
+        if resource.ttl_s is None or not resource.name:
+            return Taken(resource.name, ("resource missing",))
+        if normal(resource.name) in seen:
+            return Taken(resource.name, ("appears twice in the response; the first is kept",))
+        for name in self._matching(type_url, (resource.name, *resource.aliases)):
+            entry = self._cache.get(type_url, name)
+            # Of what was refused there may be an older form in use; the server vouches for the name again, so it lives.
+            if entry is not None and entry.value is not None and not entry.is_spare:
+                self._set_expiry(entry, resource.ttl_s, now, commands)
+        return Taken(normal(resource.name))
+
+    def _accept(
+        self, entry: Entry, decoded: Decoded, body: bytes, version: str, now: float, commands: list[Command]
+    ) -> None:
+        value = entry.value if entry.value is not None and entry.body == body else decoded.value
+        if entry.value is not value or entry.is_spare or entry.state is not ResourceState.ACKED:
+            commands.append(Report(ResourceAccepted(entry.type_url, entry.name, version)))
+        if entry.value is not value:
+            entry.updated_at = now
+        entry.value, entry.body, entry.version, entry.unused = value, body, version, decoded.unused
+        entry.state, entry.error, entry.failed_version = ResourceState.ACKED, "", ""
+        entry.is_absent = entry.is_spare = False
+
+    def _take_error(
+        self, type_url: str, error: ResourceError, version: str, now: float, commands: list[Command], *, deletes: bool
+    ) -> None:
+        """Apply one entry of `resource_errors`.
+
+        Args:
+            deletes: NOT_FOUND means that a resource in use was removed.
+        """
+        for name in self._matching(type_url, (error.name,)):
+            entry = self._cache.get(type_url, name)
+            if entry is None:
+                continue
+            self._cancel((type_url, name), commands)
+            self._cache.drop_spare(type_url, name)
+            if entry.is_spare:
+                _drop_value(entry)
+            text = error.message or ("does not exist" if error.code == NOT_FOUND else f"error code {error.code}")
+            final = error.code in (NOT_FOUND, PERMISSION_DENIED)
+            self._refuse(entry, ResourceState.RECEIVED_ERROR, text, version, now, drops=final)
+            entry.is_absent = error.code == NOT_FOUND
+            if entry.is_absent and deletes and not self._ignores_deletion:
+                # The same as leaving it out, said aloud.
+                _drop_value(entry)
+            commands.append(Report(ResourceRejected(type_url, name, version, text)))
+
+    def _remove(self, entry: Entry, version: str, now: float, commands: list[Command]) -> None:
+        """The server does not have a resource that is in use any more."""
+        entry.state, entry.error, entry.failed_at = ResourceState.DOES_NOT_EXIST, "was removed", now
+        entry.failed_version = version
+        if not self._ignores_deletion or self._fails_on_data_errors:
+            _drop_value(entry)
+            entry.is_absent = True
+        self._set_expiry(entry, None, now, commands)
+        commands.append(Report(ResourceRejected(entry.type_url, entry.name, version, "was removed")))
+
+    def _refuse(
+        self, entry: Entry, state: ResourceState, error: str, version: str, now: float, *, drops: bool = True
+    ) -> None:
+        entry.state, entry.error, entry.failed_version, entry.failed_at = state, error, version, now
+        entry.is_spare = entry.is_absent = False
+        if self._fails_on_data_errors and drops:
+            _drop_value(entry)
+
+    def _decoded(self, type_url: str, body: bytes) -> Decoded:
+        try:
+            return self._decode(type_url, body)
+        except Exception as error:
+            # A gap in a decoder must cost one resource, never the stream and with it every other resource.
+            return Decoded("", None, (f"cannot be decoded: {type(error).__name__}: {error}",), ())
+
+    def _start_timers(self, type_url: str, names: Iterable[str], commands: list[Command]) -> None:
+        """A request naming these was taken by the transport: those that nothing is known of have so long to come."""
+        wanted = self.wanted(type_url)
+        for name in names:
+            key = (type_url, name)
+            entry = self._cache.get(*key)
+            if name in wanted and entry is not None and key not in self._timers and entry.is_open_question:
+                self._timers.add(key)
+                commands.append(StartTimer(key, TRANSIENT_S if self._timer_is_transient else DOES_NOT_EXIST_S))
+
+    def _cancel(self, key: Key, commands: list[Command]) -> None:
+        if key in self._timers:
+            self._timers.discard(key)
+            commands.append(CancelTimer(key))
+
+    def _cancel_all(self) -> list[Command]:
+        commands: list[Command] = [CancelTimer(key) for key in self._timers]
+        self._timers.clear()
+        return commands
+
+    def _set_expiry(self, entry: Entry, ttl_s: float | None, now: float, commands: list[Command]) -> None:
+        key = (entry.type_url, entry.name)
+        if ttl_s is not None:
+            entry.expires_at = now + ttl_s
+            self._expiring.add(key)
+            commands.append(StartExpiry(key, entry.expires_at))
+        elif entry.expires_at is not None:
+            entry.expires_at = None
+            self._expiring.discard(key)
+            commands.append(StopExpiry(key))
+
+    def _expiries(self) -> list[Command]:
+        """Say all times of expiry again: after a fork, the timers of the process before are not here."""
+        entries = [self._cache.get(*key) for key in sorted(self._expiring)]
+        return [
+            StartExpiry((entry.type_url, entry.name), entry.expires_at)
+            for entry in entries
+            if entry is not None and entry.expires_at is not None
+        ]
+
+    def _forget(self, type_url: str, keep: frozenset[str], commands: list[Command]) -> None:
+        """Drop what is known of all other resources of a type."""
+        self._cache.retain(type_url, keep)
+        for key in [key for key in self._expiring if key[0] == type_url and key[1] not in keep]:
+            self._expiring.discard(key)
+            commands.append(StopExpiry(key))
+
+
+def problem(kind: str, index: int, name: str, errors: Iterable[str]) -> str:
+    """Return one part of a NACK's text, as gRPC words it."""
+    return f"{kind} index {index}: {f'{name}: ' if name else ''}{'; '.join(errors)}"
+
+
+def refusal(problems: Iterable[str]) -> str:
+    """Return the text of a NACK; empty when there is nothing to complain of."""
+    text = "; ".join(problems)
+    return f"xDS response validation errors: [{text}]"[:MAX_ERROR_CHARS] if text else ""
+
+
+def error_problem(error: ResourceError) -> str:
+    """Return what is wrong with an entry of `resource_errors`, or nothing."""
+    if not error.name:
+        return "no name"
+    return "" if error.code else "code OK"
+
+
+def _drop_value(entry: Entry) -> None:
+    entry.value, entry.body, entry.is_spare, entry.unused = None, b"", False, ()
