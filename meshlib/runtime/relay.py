@@ -15,6 +15,7 @@ closes its copies of the sockets), and starts a thread of its own.
 
 import asyncio
 import contextlib
+import errno
 import ipaddress
 import os
 import shutil
@@ -34,6 +35,10 @@ THREAD_NAME: Final = "meshlib-relay"
 
 # A peer that does not answer our close_notify, or a client that does not notice the end, must not hold a connection.
 LINGER_S: Final = 2.0
+
+ACCEPT_PAUSE_S: Final = 0.1
+"""While there are no file descriptors left."""
+_EXHAUSTED: Final = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM})
 
 # sun_path has 108 bytes on Linux, with the terminating zero.
 _MAX_PATH: Final = 100
@@ -183,9 +188,13 @@ class TlsRelay:
     def _accept(self, loop: asyncio.AbstractEventLoop, route: RelayRoute) -> None:
         try:
             client, _ = route.listener.accept()
-        except OSError:
-            # Gone before we looked, or no file descriptor left: gRPC tries again after its back-off.
-            return
+        except OSError as error:
+            if error.errno in _EXHAUSTED:
+                # The connection stays in the backlog, so that the loop would call this again without a pause.
+                route.last_error = error
+                loop.remove_reader(route.listener)
+                loop.call_later(ACCEPT_PAUSE_S, self._serve, loop, route)
+            return  # else it is gone already
         if _PEERCRED.unpack(client.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _PEERCRED.size))[0] != os.getpid():
             client.close()
             return
