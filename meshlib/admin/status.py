@@ -193,7 +193,7 @@ def mesh_status(mesh: Source, control: ControlPlane | None) -> MeshStatus:
         control.node_id,
         control.server_uri,
         connection.state,
-        connection.describe(mesh.clock()),
+        control.describe(mesh.clock()),
         view.number,
         _targets(view, control),
         tuple(cluster_status(name, cluster) for name, cluster in sorted(view.clusters.items())),

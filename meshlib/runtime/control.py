@@ -24,9 +24,10 @@ from meshlib.runtime.certificates import describe
 from meshlib.runtime.dns import DnsLookups, Lookup, look_up
 from meshlib.runtime.scheduler import Scheduler, Timer
 from meshlib.runtime.server_link import ConnectionStatus, OpenStream, ServerLink
+from meshlib.runtime.server_links import ServerLinks
 from meshlib.runtime.state_store import StateError, StateStore
 from meshlib.xds.bootstrap import Bootstrap, ServerConfig
-from meshlib.xds.cache import Entry, ResourceCache
+from meshlib.xds.cache import CacheShare, Entry, ResourceCache
 from meshlib.xds.dependencies import DnsAnswer, Facts, resolve
 from meshlib.xds.sotw import SotwMachine
 
@@ -84,15 +85,9 @@ class ControlPlane:
         open_stream: OpenStream | None = None,
         lookup: Lookup = look_up,
     ) -> None:
-        """Make a control plane that is not running. No I/O.
-
-        Raises:
-            ConfigError: The bootstrap asks for what is not supported.
-        """
-        server = _only_server(bootstrap)
+        """Make a control plane that is not running. No I/O."""
         # Fixed at creation.
         self._bootstrap = bootstrap
-        self._server = server
         self._owner = owner
         self._clock = clock
         self._wall_clock = wall_clock
@@ -116,15 +111,15 @@ class ControlPlane:
         self._has_loaded = False
         self._answers: dict[str, DnsAnswer] = {}
         self._provider_secrets: dict[str, Secret] = {}
-        self._reset_thread_state(SotwMachine(self._cache, features=server.features))
+        self._scheduler = Scheduler(clock)
+        self._links = ServerLinks(bootstrap, self._cache, self._make_link)
+        self._reset_thread_state()
 
-    def _reset_thread_state(self, machine: SotwMachine) -> None:
-        """Make what a running thread needs; nothing of it outlives a fork."""
-        self._scheduler = Scheduler(self._clock)
-        self._link = ServerLink(
-            self._server,
+    def _make_link(self, server: ServerConfig, share: CacheShare, before: ServerLink | None) -> ServerLink:
+        return ServerLink(
+            server,
             self._bootstrap.node,
-            machine,
+            SotwMachine(share, features=server.features) if before is None else before.machine,
             scheduler=self._scheduler,
             clock=self._clock,
             rng=self._rng,
@@ -132,6 +127,11 @@ class ControlPlane:
             changed=self._on_change,
             open_stream=self._open_stream,
         )
+
+    def _reset_thread_state(self) -> None:
+        """Make what a running thread needs; nothing of it outlives a fork."""
+        self._scheduler = Scheduler(self._clock)
+        self._links.renew()
         self._lookups = DnsLookups(self._lookup, self._scheduler.post)
         self._names: dict[str, _Name] = {}
         self._is_stopping = False
@@ -146,11 +146,21 @@ class ControlPlane:
 
     @property
     def connection(self) -> ConnectionStatus:
-        return self._link.status
+        """How the connection to the active one of the `xds_servers` is."""
+        return self._links.status
+
+    @property
+    def connections(self) -> tuple[ConnectionStatus, ...]:
+        """How the connections to all servers in use are."""
+        return self._links.statuses
+
+    def describe(self, now: float) -> str:
+        """Say how the servers are, for people."""
+        return "; ".join(status.describe(now) for status in self.connections)
 
     @property
     def server_uri(self) -> str:
-        return self._server.uri
+        return self._links.status.server_uri
 
     @property
     def is_running(self) -> bool:
@@ -255,21 +265,20 @@ class ControlPlane:
         """Forget the thread, which is not here; `start` makes a new one. The snapshot stays in use."""
         self._lock = threading.Lock()
         self._thread = None
-        if self._has_parked:
-            machine = self._link.machine
-        else:
+        if not self._has_parked:
             self._cache = ResourceCache()
-            machine = SotwMachine(self._cache, features=self._server.features)
-        self._reset_thread_state(machine)
+            self._scheduler = Scheduler(self._clock)
+            self._links = ServerLinks(self._bootstrap, self._cache, self._make_link)
+        self._reset_thread_state()
 
     def _park(self, parked: threading.Event) -> None:
-        self._link.disconnect()
+        self._links.disconnect()
         self._has_parked = True
         parked.set()
         self._unpark.wait()
         self._has_parked = False
         if not self._is_stopping:
-            self._link.connect(RESUME_AFTER_S)
+            self._links.connect(RESUME_AFTER_S)
 
     # The control thread.
 
@@ -294,17 +303,16 @@ class ControlPlane:
         self._scheduler.later(TICK_S, self._tick)
         self._scheduler.later(ABSENT_S, self._drop_absent)
         self._is_dirty = True
-        self._link.connect()
+        self._links.connect()
 
     def _stop(self) -> None:
         self._is_stopping = True
-        self._link.disconnect()
+        self._links.disconnect()
         self._save()
-        machine = self._link.machine
         done, self._done = self._done, []
         for release in done:
             release()
-        self._reset_thread_state(machine)
+        self._reset_thread_state()
         self._is_stopping = True
         self._owner.changed()
 
@@ -315,6 +323,8 @@ class ControlPlane:
         self._is_dirty = True
         if done is not None:
             self._done.append(done)
+        # At once, so that nothing of a server that is given up is taken after this.
+        self._links.step()
 
     def _tick(self) -> None:
         self._scheduler.later(TICK_S, self._tick)
@@ -347,9 +357,9 @@ class ControlPlane:
         )
         while True:
             resolution = resolve(facts, self.snapshot)
-            self._link.want(resolution.wanted)
+            self._links.want(resolution.wanted)
             # Each round of copies from disk leads to further names; without any this runs once.
-            if not (self._link.may_use_spares and self._link.machine.adopt_spares(self._clock())):
+            if not self._links.adopt_spares(self._clock()):
                 break
         self.waiting = resolution.waiting
         self._keep_resolved(resolution.dns_names)
@@ -455,15 +465,3 @@ class ControlPlane:
             _LOG.warning("%s", text)
         problems = {**self.problems, place: text}
         self.problems = MappingProxyType({name: value for name, value in problems.items() if value})
-
-
-def _only_server(bootstrap: Bootstrap) -> ServerConfig:
-    """Return the server to use, and refuse what would need another one."""
-    if len(bootstrap.servers) != 1:
-        raise ConfigError(
-            f"the bootstrap lists {len(bootstrap.servers)} xds_servers; fallback between servers is not supported, list one"
-        )
-    for name, authority in bootstrap.authorities.items():
-        if authority.servers != bootstrap.servers:
-            raise ConfigError(f"authority {name!r} of the bootstrap has xds_servers of its own, which is not supported")
-    return bootstrap.servers[0]

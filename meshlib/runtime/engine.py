@@ -90,7 +90,6 @@ class MeshEngine:
 
         Raises:
             BootstrapError: The bootstrap file cannot be read or is not valid.
-            ConfigError: The bootstrap asks for what is not supported.
         """
         if self.is_disabled:
             self._is_dormant = False
@@ -307,7 +306,7 @@ class MeshEngine:
         kind = DeadlineExceeded if is_late else UnavailableError
         return kind(
             f"{what} is not ready after {timeout_s:g} s: waiting for {missing}; "
-            f"{control.connection.describe(self.clock())}",
+            f"{control.describe(self.clock())}",
             resource=name,
         )
 

@@ -29,6 +29,7 @@ from meshlib.model.route import ClusterHeader, RouteAction, RouteConfiguration, 
 from meshlib.model.secret import ClientTls, Secret, SecretRef, ServerTls
 from meshlib.model.snapshot import ClusterConfig, ConfigFault, InboundConfig, Snapshot, TargetConfig
 from meshlib.xds.cache import Entry, Key, ResourceCache, ResourceState
+from meshlib.xds.names import normal
 from meshlib.xds.resources import CDS, EDS, LDS, RDS, SDS, short_name
 
 __all__ = ["DnsAnswer", "Facts", "Resolution", "provider_secret_names", "resolve"]
@@ -375,6 +376,7 @@ class _Resolver:
 
     def _need(self, type_url: str, name: str) -> object | ConfigFault | None:
         """Subscribe to a resource; return its value, its fault, or None while nothing is known."""
+        name = normal(name)
         self._wanted[type_url].add(name)
         entry = self._facts.cache.get(type_url, name)
         if entry is None:

@@ -78,18 +78,6 @@ def test_disabling_helps_also_when_the_bootstrap_is_broken(monkeypatch: pytest.M
             mesh.wait_target("checkout")
 
 
-def test_several_servers_are_refused() -> None:
-    servers = [*BOOTSTRAP["xds_servers"], {"server_uri": "b:1", "channel_creds": [{"type": "insecure"}]}]
-    with pytest.raises(ConfigError, match="lists 2 xds_servers; fallback between servers is not supported"):
-        Mesh({"xds_servers": servers}).start()
-
-
-def test_an_authority_with_servers_of_its_own_is_refused() -> None:
-    other = [{"server_uri": "b:1", "channel_creds": [{"type": "insecure"}]}]
-    with pytest.raises(ConfigError, match="authority 'x' of the bootstrap has xds_servers of its own"):
-        Mesh({**BOOTSTRAP, "authorities": {"x": {"xds_servers": other}}}).start()
-
-
 def test_a_server_listener_needs_its_template() -> None:
     with pytest.raises(ConfigError, match="server_listener_resource_name_template"):
         Mesh(BOOTSTRAP).inbound("127.0.0.1:80")
