@@ -6,8 +6,9 @@ from dataclasses import dataclass, field
 
 from xds_server.groups import Group
 from xds_server.identity import Identity
+from xds_server.machine import StreamRefused
 from xds_server.snapshot import NOTHING, Snapshot, TypeState
-from xds_server.sotw import SotwStream, StreamRefused
+from xds_server.sotw import SotwStream
 
 
 @dataclass(eq=False, slots=True)

@@ -13,9 +13,10 @@ import grpc.aio
 from xds_server.groups import Group, group_of
 from xds_server.hub import Hub, LiveStream
 from xds_server.identity import Identity
+from xds_server.machine import Settings, StreamRefused
 from xds_server.ordering import SDS, short_name
 from xds_server.snapshot import EMPTY, NOTHING, Snapshot, TypeState
-from xds_server.sotw import Settings, SotwStream, StreamRefused
+from xds_server.sotw import SotwStream
 from xds_server.statistics import Statistics
 from xds_server.text import one_line
 from xds_server.tokens import TokenRefused, Tokens

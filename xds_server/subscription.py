@@ -1,6 +1,7 @@
 """What one stream has asked for of one type, and what it has been sent."""
 
 from collections.abc import Iterable
+from collections.abc import Set as AbstractSet
 from dataclasses import dataclass, field
 
 from xds_server.ordering import FULL_STATE_TYPES
@@ -11,7 +12,7 @@ class InFlight:
     """A response that is not answered yet.
 
     Attributes:
-        names: Of the resources in it.
+        names: Of the resources in it, and of those it says are gone.
         sent_at: Monotonic seconds.
     """
 
@@ -32,19 +33,17 @@ class Subscription:
         known: Name to version that was sent, accepted or not (ACK-4 and ACK-5 follow from that).
         in_flight: The response not yet answered.
         pending: There may be something to send; the machine looks.
-        must_answer: An answer is due although nothing may differ (SW-1, added names of a full-state type).
+        must_answer: An answer is due although nothing may differ (SW-1 and DX-6, added names of a full-state type).
         urgent: The client asked for what is pending, so it is not held back for the sake of order.
         resend: Names to send again though unchanged, because their parent was sent (ORD-4).
         unreported: Named since the last answer; those that do not exist are reported once (ERR-2).
-        dropped: Names that a stale request left out: the client may have thrown them away, so if they are wanted after
-            all they are sent again.
         suspect: Names of rejected responses. A client may have taken over all, some or nothing of one, so when any of
             them changes all are sent again (ACK-5).
         last_error: Text of the last rejection; None once something is accepted.
     """
 
     type_url: str
-    names: frozenset[str] = frozenset()
+    names: AbstractSet[str] = frozenset()
     wildcard: bool = False
     legacy: bool = True
     known: dict[str, str] = field(default_factory=dict)
@@ -54,7 +53,6 @@ class Subscription:
     urgent: bool = True
     resend: set[str] = field(default_factory=set)
     unreported: set[str] = field(default_factory=set)
-    dropped: set[str] = field(default_factory=set)
     suspect: set[str] = field(default_factory=set)
     sent_version: str = ""
     acked_version: str = ""
@@ -64,6 +62,7 @@ class Subscription:
 
     @property
     def is_full_state(self) -> bool:
+        """Whether responses hold everything (state of the world), and the wildcard is known (both variants)."""
         return self.type_url in FULL_STATE_TYPES
 
     def wants(self, name: str) -> bool:
@@ -71,6 +70,30 @@ class Subscription:
 
     def is_touched_by(self, names: frozenset[str]) -> bool:
         return self.wildcard or not self.names.isdisjoint(names)
+
+    def accepted(self, response: InFlight) -> None:
+        """Record an ACK."""
+        self.acked_version = response.version
+        self.last_error = None
+        self.suspect.difference_update(response.names)
+
+    def rejected(self, response: InFlight, error: str) -> None:
+        """Record a NACK. What was sent stays in `known`, so it is not sent again as it is (ACK-4)."""
+        self.last_error = error
+        self.nacks += 1
+        self.suspect.update(response.names)
+
+
+@dataclass(slots=True)
+class SotwSubscription(Subscription):
+    """A subscription whose requests list all names each time.
+
+    Attributes:
+        dropped: Names that a stale request left out: the client may have thrown them away, so if they are wanted after
+            all they are sent again.
+    """
+
+    dropped: set[str] = field(default_factory=set)
 
     def update(self, requested: Iterable[str], *, first: bool = False) -> None:
         """Take over the names of a request, and note which answer that asks for.
@@ -102,18 +125,6 @@ class Subscription:
             self.pending = self.urgent = True
         if not self.suspect <= self.known.keys():
             self.pending = True  # what was rejected is no longer what is wanted
-
-    def accepted(self, response: InFlight) -> None:
-        """Record an ACK."""
-        self.acked_version = response.version
-        self.last_error = None
-        self.suspect.difference_update(response.names)
-
-    def rejected(self, response: InFlight, error: str) -> None:
-        """Record a NACK. What was sent stays in `known`, so it is not sent again as it is (ACK-4)."""
-        self.last_error = error
-        self.nacks += 1
-        self.suspect.update(response.names)
 
     def note_stale(self, requested: Iterable[str]) -> None:
         """Remember what a request left out that is not taken over, since it crossed a response (row 3)."""

@@ -6,9 +6,10 @@ from typing import Any
 import pytest
 
 from meshlib.protos import message_class
+from xds_server.machine import Response, Settings
 from xds_server.ordering import CDS
 from xds_server.snapshot import NOTHING, Resource, Snapshot, TypeState
-from xds_server.sotw import Response, Settings, SotwStream
+from xds_server.sotw import SotwStream
 from xds_server.wire import Node, Request
 
 

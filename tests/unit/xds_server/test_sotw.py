@@ -2,8 +2,8 @@
 
 import pytest
 
+from xds_server.machine import StreamRefused
 from xds_server.ordering import CDS, EDS, LDS, RDS, SDS
-from xds_server.sotw import StreamRefused
 from xds_server.versions import type_version
 
 UNKNOWN = "type.googleapis.com/example.Unknown"
@@ -427,7 +427,7 @@ def test_err_2_a_missing_name_is_said_once_per_subscription(peer):
 
 
 def test_lim_1_many_missing_names_are_said_in_several_responses(peer, monkeypatch):
-    monkeypatch.setattr("xds_server.sotw.MAX_ERROR_BYTES", 110)
+    monkeypatch.setattr("xds_server.machine.MAX_ERROR_BYTES", 110)
     names = [f"gone-{number}" for number in range(5)]
     peer.ask(EDS, *names)
     said = []
@@ -449,8 +449,8 @@ def test_lim_1_many_missing_names_are_said_in_several_responses(peer, monkeypatc
     ],
 )
 def test_stream_that_asks_for_too_much_ends(peer, monkeypatch, limit, asked, text):
-    monkeypatch.setattr("xds_server.sotw.MAX_NAME_CHARS", 200)
-    monkeypatch.setattr(f"xds_server.sotw.{limit}", 2)
+    monkeypatch.setattr("xds_server.machine.MAX_NAME_CHARS", 200)
+    monkeypatch.setattr(f"xds_server.machine.{limit}", 2)
     for each in asked[:-1]:
         peer.ask(*each)
     with pytest.raises(StreamRefused, match=text):

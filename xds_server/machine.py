@@ -1,0 +1,417 @@
+"""What all discovery streams share: order across types, make before break, what waits for what, and refusals.
+
+The shell calls `receive` for what the client sends, `publish` for what the server wants, and `respond` whenever the
+client can take another message. What to send is computed only then, from the difference between what the client
+should have and what it was sent. So changes that come while a response is under way merge by themselves, a slow
+client costs one response per type, and a rejected resource is not sent again before it changes: it is in `known`.
+
+Between types the machine keeps the order that lets clients change over without losing a request: clusters and
+endpoints before listeners and routes, and a cluster that leaves stays on the stream until the routes that left it are
+acknowledged (`_Retained`).
+
+The two variants of the protocol differ in what a request says and what a response must hold: `sotw` and `delta`.
+"""
+
+from abc import ABC, abstractmethod
+from collections.abc import Collection, Iterable, Mapping
+from dataclasses import dataclass, field
+from typing import ClassVar, Generic, TypeVar
+
+from xds_server.ordering import (
+    CDS,
+    CHILD_TYPES,
+    EDS,
+    LDS,
+    PUSH_ORDER,
+    RDS,
+    ROUTING_TYPES,
+    SDS,
+    in_push_order,
+    short_name,
+)
+from xds_server.snapshot import EMPTY, Changes, Resource, Snapshot, TypeState
+from xds_server.subscription import InFlight, Subscription
+from xds_server.versions import type_version
+from xds_server.wire import DeltaRequest, Node, Request, ResourceError
+
+MAX_RESPONSE_BYTES = 3_500_000
+"""gRPC clients refuse messages of more than 4 MiB: the stream dies, and again after the reconnect (LIM-1)."""
+
+# What one stream may ask for; ten times what the largest meshes do.
+MAX_TYPES = 64
+MAX_NAMES = 200_000
+MAX_NAME_CHARS = 2048
+
+MAX_ERROR_BYTES = 500_000
+"""Of the names of one response that do not exist, with their texts; the others follow in the next one (LIM-1)."""
+
+NOT_FOUND = 5
+PERMISSION_DENIED = 7
+
+
+class StreamRefused(Exception):
+    """The stream must end. `code` names a gRPC status, the text says what to send instead."""
+
+    def __init__(self, code: str, message: str) -> None:
+        super().__init__(message)
+        self.code = code
+
+
+@dataclass(frozen=True, slots=True)
+class Settings:
+    """Limits of one stream; times in seconds.
+
+    Attributes:
+        max_response_bytes: Responses of types that can be split stay below it.
+        break_delay_s: How long a removed cluster stays listed for routes that are not acknowledged (ORD-2).
+        hold_s: How long changed routes wait for the acknowledgement of changed clusters.
+        ack_timeout_s: After it the next response goes out without an answer to the last (ACK-9). Longer than the
+            15 s for which Envoy warms a cluster.
+        resource_errors: Say which named resources do not exist (ERR-3).
+        resend_on_reconnect: A delta client that returns is sent the endpoints, routes and secrets it names although it
+            has them: what they belong to may be warming, and Envoy does not ask again (REC-3).
+        identifier: `control_plane.identifier` of every response.
+    """
+
+    max_response_bytes: int = MAX_RESPONSE_BYTES
+    break_delay_s: float = 5.0
+    hold_s: float = 5.0
+    ack_timeout_s: float = 60.0
+    resource_errors: bool = True
+    resend_on_reconnect: bool = True
+    identifier: str = "xds-server"
+
+
+@dataclass(frozen=True, slots=True)
+class Response:
+    """One response to write; the machine has already recorded it as sent.
+
+    Attributes:
+        names: Names of the resources in it.
+        data: The serialised message. Not shown: it may hold a private key.
+        removed: Names that it says are gone (delta).
+    """
+
+    type_url: str
+    version: str
+    nonce: str
+    names: tuple[str, ...]
+    errors: tuple[ResourceError, ...]
+    data: bytes = field(repr=False)
+    removed: tuple[str, ...] = ()
+
+
+@dataclass(slots=True)
+class _Retained:
+    """What left the state but stays on this stream until its routes have changed over, by type."""
+
+    resources: dict[str, dict[str, Resource]] = field(default_factory=dict)
+    deadline: float = 0.0
+
+
+S = TypeVar("S", bound=Subscription)
+
+
+class StreamMachine(ABC, Generic[S]):
+    """The server's side of one discovery stream.
+
+    Args:
+        snapshot: State of the client's group.
+        secrets: Secrets of the client's identity; empty without one.
+        denied: Types that this client may not have, with the reason that it is told.
+        service_type: The type of a stream that is for one type only; None: aggregated.
+    """
+
+    RETAINED_TYPES: ClassVar[tuple[str, ...]]
+    """Types whose removals wait until routes have changed over, where removals are told at all."""
+
+    def __init__(
+        self,
+        snapshot: Snapshot,
+        *,
+        secrets: TypeState = EMPTY,
+        denied: Mapping[str, str] | None = None,
+        settings: Settings | None = None,
+        service_type: str | None = None,
+    ) -> None:
+        self.settings = settings or Settings()
+        self.node: Node | None = None
+        self.subscriptions: dict[str, S] = {}
+        self.service_type = service_type
+        self._snapshot = snapshot
+        self._secrets = secrets
+        self._denied = dict(denied or {})
+        self._retained = _Retained()
+        self._nonce = 0
+
+    # What happens to the stream.
+
+    @abstractmethod
+    def receive(self, data: bytes, now: float) -> Request | DeltaRequest:
+        """Take in one serialised request, and return it.
+
+        Raises:
+            StreamRefused: A mistake that ends the stream (section 2); a mistake about a resource never does.
+        """
+
+    def publish(self, snapshot: Snapshot, changes: Changes, now: float) -> bool:
+        """Take in the group's new state; returns whether this stream is concerned at all.
+
+        Args:
+            changes: What differs from the state published before; computed once for all streams.
+        """
+        previous, self._snapshot = self._snapshot, snapshot
+        is_touched = False
+        for type_url, names in changes.items():
+            subscription = self.subscriptions.get(type_url)
+            if subscription is not None and subscription.is_touched_by(names):
+                subscription.pending = is_touched = True
+        for type_url in self.RETAINED_TYPES:
+            if type_url in changes:
+                self._retain(type_url, previous.state(type_url), changes[type_url])
+        if self._retained.resources:
+            self._retained.deadline = now + self.settings.break_delay_s
+            is_touched = True
+        return is_touched
+
+    def publish_secrets(self, secrets: TypeState) -> None:
+        """Take in new secrets of the client's identity."""
+        self._secrets = secrets
+        if (subscription := self.subscriptions.get(SDS)) is not None:
+            subscription.pending = True
+
+    def respond(self, now: float) -> Response | None:
+        """Return the next response to write, recorded as sent; None when there is nothing to send at this time."""
+        while True:
+            if (response := self._next(now)) is not None:
+                return response
+            # Looked at last: what has just been found to be nothing may have been what removed clusters waited for.
+            if not self._retained.resources or not self._may_break(now):
+                return None
+            for type_url in self._retained.resources:
+                self.subscriptions[type_url].pending = True
+            self._retained.resources.clear()
+
+    def deadline(self, now: float) -> float | None:
+        """Return when `respond` may have something to send although nothing happens; monotonic seconds, after `now`."""
+        times: list[float] = []
+        if self._retained.resources:
+            times.append(self._retained.deadline)
+        for subscription in self.subscriptions.values():
+            if not subscription.pending:
+                continue
+            if subscription.in_flight is not None:
+                times.append(subscription.in_flight.sent_at + self.settings.ack_timeout_s)
+            elif subscription.type_url in ROUTING_TYPES and (clusters := self._in_flight(CDS)) is not None:
+                times.append(clusters.sent_at + self.settings.hold_s)
+                times.append(clusters.sent_at + self.settings.ack_timeout_s)
+        return min((time for time in times if time > now), default=None)
+
+    def wanted(self, subscription: S) -> Mapping[str, Resource]:
+        """Return what the client should have of a type now, by name."""
+        resources = self._state(subscription.type_url).resources
+        wanted: Mapping[str, Resource] = resources
+        if not subscription.wildcard:
+            wanted = {name: resources[name] for name in subscription.names if name in resources}
+        if retained := self._retained.resources.get(subscription.type_url):
+            wanted = {**retained, **wanted}
+        return wanted
+
+    # What the variants do in their own way.
+
+    @abstractmethod
+    def _difference(self, subscription: S) -> bool:
+        """Tell whether `_compose` would find something to send."""
+
+    @abstractmethod
+    def _compose(self, subscription: S, now: float) -> Response | None:
+        """Compute and record the next response of one type; None and not pending when nothing is due."""
+
+    @abstractmethod
+    def _send_again(self, child: S, name: str) -> None:
+        """Mark a subscribed resource to be sent again, because its parent is being sent."""
+
+    # For the variants.
+
+    def _check(self, node: Node | None, type_url: str) -> str:
+        """Check what the whole stream depends on, and return the type that a request is about.
+
+        Raises:
+            StreamRefused: It must end.
+        """
+        if self.node is None:
+            if node is None or not node.id:
+                raise StreamRefused("INVALID_ARGUMENT", "the first request must carry a node with an id")
+            self.node = node
+        elif node is not None and node.id and node.id != self.node.id:
+            raise StreamRefused(
+                "INVALID_ARGUMENT",
+                f"the stream belongs to node {self.node.id!r}, open another one for {node.id!r}",
+            )
+        if self.service_type is not None:
+            if type_url not in ("", self.service_type):
+                raise StreamRefused(
+                    "INVALID_ARGUMENT",
+                    f"this service is for {self.service_type}, not {type_url!r}: open a stream of that type's service, "
+                    "or an aggregated one",
+                )
+            return self.service_type
+        if not type_url:
+            raise StreamRefused("INVALID_ARGUMENT", "a request on an aggregated stream must name its type_url")
+        return type_url
+
+    def _check_limits(self, type_url: str, names: Collection[str], count: int) -> None:
+        """Check that a client does not ask for ever more.
+
+        Args:
+            names: All that a request names.
+            count: How many of its type the stream would have.
+
+        Raises:
+            StreamRefused: It does.
+        """
+        if type_url not in self.subscriptions and len(self.subscriptions) >= MAX_TYPES:
+            raise StreamRefused("RESOURCE_EXHAUSTED", f"a stream has at most {MAX_TYPES} types")
+        others = sum(len(each.names) for each in self.subscriptions.values() if each.type_url != type_url)
+        if others + count > MAX_NAMES:
+            raise StreamRefused("RESOURCE_EXHAUSTED", f"a stream asks for at most {MAX_NAMES} names")
+        if any(len(name) > MAX_NAME_CHARS for name in (type_url, *names)):
+            raise StreamRefused("INVALID_ARGUMENT", f"names have at most {MAX_NAME_CHARS} characters")
+
+    def _answered(self, subscription: S, in_flight: InFlight, error: str | None) -> None:
+        """Record the ACK or NACK of the response in flight."""
+        subscription.in_flight = None
+        subscription.pending = True
+        if error is None:
+            subscription.accepted(in_flight)
+        else:
+            subscription.rejected(in_flight, error)
+
+    def _forget_retained(self, subscription: S) -> None:
+        """Stop keeping what the client no longer subscribes to."""
+        retained = self._retained.resources.get(subscription.type_url, {})
+        for name in [name for name in retained if not subscription.wants(name)]:
+            self._drop_retained(subscription.type_url, name)
+
+    def _drop_retained(self, type_url: str, name: str) -> None:
+        retained = self._retained.resources.get(type_url)
+        if retained is not None and retained.pop(name, None) is not None and not retained:
+            del self._retained.resources[type_url]
+
+    def _state(self, type_url: str) -> TypeState:
+        if type_url in self._denied:
+            return EMPTY
+        return self._secrets if type_url == SDS else self._snapshot.state(type_url)
+
+    def _stamp(self, subscription: S, wanted: Mapping[str, Resource]) -> tuple[str, str]:
+        """Return nonce and version for the next response of a type."""
+        self._nonce += 1
+        state = self._state(subscription.type_url)
+        # The version tells the wanted content, also when only a part of it travels (VER-2).
+        whole = wanted is state.resources
+        version = state.version if whole else type_version((name, item.version) for name, item in wanted.items())
+        return str(self._nonce), version
+
+    def _errors(self, type_url: str, names: Iterable[str]) -> tuple[ResourceError, ...]:
+        """Say why these names are not sent; as many as fit one response."""
+        if not self.settings.resource_errors or type_url not in PUSH_ORDER:
+            return ()
+        kind = short_name(type_url)
+        reason = self._denied.get(type_url)
+        found: list[ResourceError] = []
+        size = 0
+        for name in names:
+            text = f"{kind} {name!r} does not exist" if reason is None else f"{kind} {name!r}: {reason}"
+            size += len(name.encode()) + len(text.encode())
+            if found and size > MAX_ERROR_BYTES:
+                break
+            found.append(ResourceError(name, NOT_FOUND if reason is None else PERMISSION_DENIED, text))
+        return tuple(found)
+
+    def _resend_children(self, type_url: str, parents: list[Resource]) -> None:
+        """Mark the children of a parent that is being sent (ORD-4): Envoy waits for them again, without asking."""
+        child_types = CHILD_TYPES.get(type_url)
+        if child_types is None:
+            return
+        for parent in parents:
+            for child_type, name in parent.references:
+                child = self.subscriptions.get(child_type)
+                if child_type in child_types and child is not None and child.wants(name):
+                    self._send_again(child, name)
+
+    # Order across types.
+
+    def _next(self, now: float) -> Response | None:
+        for type_url in in_push_order(self.subscriptions):
+            subscription = self.subscriptions[type_url]
+            if not subscription.pending or self._is_unanswered(subscription, now) or self._is_held(subscription, now):
+                continue
+            if (response := self._compose(subscription, now)) is not None:
+                return response
+        return None
+
+    def _in_flight(self, type_url: str) -> InFlight | None:
+        subscription = self.subscriptions.get(type_url)
+        return subscription.in_flight if subscription is not None else None
+
+    def _is_unanswered(self, subscription: Subscription, now: float) -> bool:
+        in_flight = subscription.in_flight
+        return in_flight is not None and now < in_flight.sent_at + self.settings.ack_timeout_s
+
+    def _is_held(self, subscription: Subscription, now: float) -> bool:
+        """Tell whether routes must wait for clusters.
+
+        Routes of one publish never overtake its clusters (ORD-8). Changed routes also wait a while for the
+        acknowledgement, by which Envoy says that new clusters are warm; what a client asks for is not held for that,
+        since a warming client may need it (STR-6). Endpoints and secrets never wait (ORD-3).
+        """
+        clusters = self.subscriptions.get(CDS)
+        if subscription.type_url not in ROUTING_TYPES or clusters is None or clusters.in_flight is None:
+            return False
+        if clusters.pending and self._is_unanswered(clusters, now) and self._difference(clusters):
+            return True
+        return not subscription.urgent and now < clusters.in_flight.sent_at + self.settings.hold_s
+
+    def _retain(self, type_url: str, previous: TypeState, changed: frozenset[str]) -> None:
+        subscription = self.subscriptions.get(type_url)
+        if subscription is None:
+            return
+        current = self._snapshot.state(type_url).resources
+        for name in changed:
+            if name in current:
+                self._drop_retained(type_url, name)
+            elif name in subscription.known and name in previous.resources and subscription.wants(name):
+                self._retained.resources.setdefault(type_url, {})[name] = previous.resources[name]
+
+    def _may_break(self, now: float) -> bool:
+        """Tell whether removed clusters may leave: routes have changed over, or did not in time (ORD-2)."""
+        routing = [self.subscriptions[each] for each in ROUTING_TYPES if each in self.subscriptions]
+        if any(each.suspect - self._retained.resources.get(each.type_url, {}).keys() for each in routing):
+            return False  # what was rejected leaves routes that may point at the old cluster
+        if now >= self._retained.deadline:
+            return True
+        if any(each.in_flight is not None or (each.pending and self._difference(each)) for each in routing):
+            return False
+        # A gRPC client asks for what a new listener or route names only after it has acknowledged it.
+        needed = [
+            reference
+            for each in routing
+            for name, resource in self.wanted(each).items()
+            if name in each.known
+            for reference in resource.references
+        ]
+        clusters = self._snapshot.state(CDS).resources
+        needed += [
+            reference
+            for kind, name in needed
+            if kind == CDS and name in clusters
+            for reference in clusters[name].references
+            if reference[0] == EDS
+        ]
+        return self._in_flight(EDS) is None and all(self._is_sent(kind, name) for kind, name in needed)
+
+    def _is_sent(self, type_url: str, name: str) -> bool:
+        if type_url not in (LDS, RDS, CDS, EDS) or name not in self._state(type_url).resources:
+            return True  # nothing that could still be sent
+        subscription = self.subscriptions.get(type_url)
+        return subscription is not None and name in subscription.known
