@@ -1,4 +1,6 @@
-"""Resources as JSON data, for people and programs that want to see what is served."""
+"""Resources as JSON data, for people and programs that want to see what is served. Keys and passwords are left out:
+resources written out by hand may have some.
+"""
 
 from collections.abc import Mapping
 from typing import Any
@@ -8,6 +10,12 @@ from google.protobuf.message import DecodeError, Message
 
 from meshlib.protos import from_any, message_class, to_dict
 from xds_server.snapshot import Snapshot
+
+SECRET_FIELDS = frozenset(
+    {"private_key", "private_key_provider", "password", "pkcs12", "session_ticket_keys", "generic_secret"}
+)
+"""Fields that Envoy marks as sensitive, and what holds them."""
+REDACTED = "[redacted]"
 
 Rendered = dict[str, dict[str, Any]]
 
@@ -41,6 +49,12 @@ def _unpacked(packed: Any) -> Any:
 
 def _to_dict(message: Message) -> Any:
     try:
-        return to_dict(message)
+        return _without_secrets(to_dict(message))
     except (JsonError, TypeError) as error:  # an extension that is not among our descriptors
         return {"error": f"cannot be shown as JSON: {error}"}
+
+
+def _without_secrets(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {name: REDACTED if name in SECRET_FIELDS else _without_secrets(inner) for name, inner in value.items()}
+    return [_without_secrets(inner) for inner in value] if isinstance(value, list) else value
