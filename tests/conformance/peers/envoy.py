@@ -53,7 +53,7 @@ class Envoy(Child):
         config.chmod(0o600)
         admin = folder / f"{name}.admin"
         command = [find_envoy(), "-c", str(config), "--admin-address-path", str(admin)]
-        options = ["--use-dynamic-base-id", "--concurrency", "1", "-l", "warning", "--drain-time-s", "1", *arguments]
+        options = ["--disable-hot-restart", "--concurrency", "1", "-l", "warning", "--drain-time-s", "1", *arguments]
         super().__init__(name, [*command, *options], folder)
         self.listen = ""
         self._http = httpx.Client(trust_env=False, timeout=30)
