@@ -138,8 +138,9 @@ INLINE_RESPONSE_HEADERS = frozenset(
 )
 
 # Answers a regex remembers. A route's paths and headers repeat; a flood of different ones costs the look-up (0.1 us)
-# and pushes out the oldest.
+# and pushes out the oldest. Longer texts are not kept: callers choose them, and a thousand of 64 KiB are a lot.
 REGEX_CACHE = 1024
+REGEX_CACHE_TEXT = 256
 # Above this size a pattern is not given to RE2's DFA-only interface, which answers "no" when it runs out of memory.
 DFA_PROGRAM_LIMIT = 1000
 
@@ -202,21 +203,21 @@ def compile_regex(pattern: str) -> StringTest:
     regex = wire_regex(pattern)
     if regex.programsize > DFA_PROGRAM_LIMIT:
         fullmatch = regex.fullmatch
-
-        @lru_cache(REGEX_CACHE)
-        def matches_large(text: str) -> bool:
-            return fullmatch(to_bytes(text)) is not None
-
-        return matches_large
+        return _remembering(lambda text: fullmatch(to_bytes(text)) is not None)
     # A set of one pattern answers in 0.6 us; fullmatch builds a match object and takes 1.4 us.
     one = re2.Set.FullMatchSet(regex.options)
     one.Add(pattern.encode("utf-8", "surrogatepass"))
     one.Compile()
     match = one.Match
+    return _remembering(lambda text: bool(match(to_bytes(text))))
 
-    @lru_cache(REGEX_CACHE)
+
+def _remembering(test: StringTest) -> StringTest:
+    """Return a test that remembers its latest answers about short texts."""
+    remembered = lru_cache(REGEX_CACHE)(test)
+
     def matches(text: str) -> bool:
-        return bool(match(to_bytes(text)))
+        return remembered(text) if len(text) <= REGEX_CACHE_TEXT else test(text)
 
     return matches
 

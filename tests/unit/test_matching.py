@@ -1,5 +1,7 @@
 """Conditions on strings and headers; the tables are Envoy's, checked against Envoy 1.40."""
 
+import sys
+
 import pytest
 
 from meshlib.matching import (
@@ -69,6 +71,16 @@ def test_regex_matches_the_whole_text_also_when_it_is_large() -> None:
     matches = compile_regex("(a|b)*c{1000}")
     assert matches("ab" + "c" * 1000) is True
     assert matches("ab" + "c" * 999) is False
+
+
+@pytest.mark.parametrize("pattern", ["x*a?", "(x|b)*c{0,1000}"])
+def test_long_texts_are_matched_and_not_kept(pattern: str) -> None:
+    matches = compile_regex(pattern)
+    text = "x" * 100_000
+    references = sys.getrefcount(text)
+    assert matches(text)
+    assert not matches(text + "y")
+    assert references == sys.getrefcount(text)
 
 
 def test_regex_answers_the_same_twice() -> None:
