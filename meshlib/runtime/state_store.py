@@ -1,6 +1,6 @@
 """The last good configuration on disk, so that a new process works while no management server can be reached.
 
-One file per node and server, of mode 0600 in a directory of mode 0700: it holds private keys. It is written to a new
+One file per node, server and token, of mode 0600 in a directory of mode 0700: it holds private keys. It is written to a new
 file that takes the old one's place, carries a checksum, and is of limited size and age. A file that cannot be used is
 set aside under another name and reported, never half used.
 
@@ -11,6 +11,7 @@ import base64
 import hashlib
 import json
 import os
+import stat
 import tempfile
 import zlib
 from collections.abc import Sequence
@@ -44,7 +45,9 @@ class StateStore:
     """The copy of one node and server. Used by one thread at a time; several processes may share a directory."""
 
     def __init__(self, directory: Path, node: NodeConfig, server: ServerConfig) -> None:
-        key = "\0".join((node.id, node.cluster, server.uri)).encode()
+        # The token's file stands for the identity: another one's certificates are not ours, whatever the node is called.
+        tokens = (credentials.path for credentials in server.call_creds)
+        key = "\0".join((node.id, node.cluster, server.uri, *tokens)).encode()
         self._directory = directory
         self.path = directory / f"{hashlib.sha256(key).hexdigest()[:32]}.state"
 
@@ -58,8 +61,11 @@ class StateStore:
             StateError: It is corrupt (it has been set aside) or cannot be read.
         """
         try:
-            with self.path.open("rb") as file:
+            # Not blocking: a named pipe in its place would keep the mesh from starting.
+            with open(os.open(self.path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC), "rb") as file:
                 status = os.fstat(file.fileno())
+                if not stat.S_ISREG(status.st_mode):
+                    raise StateError(f"{self.path} is not a file")
                 if status.st_uid != os.getuid() or status.st_mode & 0o077:
                     raise StateError(
                         f"{self.path} is not ours alone (owner {status.st_uid}, mode {status.st_mode & 0o777:o})"
@@ -71,7 +77,7 @@ class StateStore:
             raise StateError(f"{self.path} cannot be read: {error.strerror or error}") from error
         try:
             spares = _decode(data)
-        except (ValueError, KeyError, TypeError, zlib.error) as error:
+        except (ValueError, KeyError, TypeError, RecursionError, zlib.error) as error:
             aside = self.path.with_suffix(".corrupt")
             with suppress(OSError):
                 self.path.replace(aside)

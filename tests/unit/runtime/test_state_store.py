@@ -7,7 +7,7 @@ import pytest
 
 from meshlib.runtime import state_store
 from meshlib.runtime.state_store import MAX_AGE_S, StateError, StateStore, default_directory
-from meshlib.xds.bootstrap import InsecureCreds, NodeConfig, ServerConfig
+from meshlib.xds.bootstrap import InsecureCreds, JwtTokenFile, NodeConfig, ServerConfig, TlsCreds
 from meshlib.xds.cache import Spare
 from meshlib.xds.resources import CDS, SDS
 
@@ -42,6 +42,20 @@ def test_nodes_and_servers_have_copies_of_their_own(tmp_path: Path) -> None:
     store(tmp_path).save(SPARES)
     assert store(tmp_path, NodeConfig("other")).load(1001.0) == ()
     assert store(tmp_path, server=ServerConfig("127.0.0.1:2", InsecureCreds())).load(1001.0) == ()
+
+
+def test_one_identity_does_not_get_the_certificates_of_another_on_a_node_of_the_same_name(tmp_path: Path) -> None:
+    servers = [ServerConfig("127.0.0.1:1", TlsCreds(), (JwtTokenFile(f"/{each}.token"),)) for each in ("a", "b")]
+    store(tmp_path, server=servers[0]).save(SPARES)
+    assert store(tmp_path, server=servers[1]).load(1001.0) == ()
+    assert store(tmp_path, server=servers[0]).load(1001.0) == SPARES
+
+
+def test_a_pipe_in_the_place_of_the_copy_does_not_block(tmp_path: Path) -> None:
+    one = store(tmp_path)
+    os.mkfifo(one.path, 0o600)
+    with pytest.raises(StateError, match="is not a file"):
+        one.load(0.0)
 
 
 @pytest.mark.parametrize("damage", ["cut", "flipped", "empty", "foreign"])
