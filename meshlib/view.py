@@ -9,7 +9,8 @@ calls too.
 from collections.abc import Mapping
 from types import MappingProxyType
 
-from meshlib.balancing.build import build_picker
+from meshlib.balancing.aggregate import LeafTable, leaf_loads
+from meshlib.balancing.build import build_picker, cluster_health
 from meshlib.balancing.endpoint_state import EndpointState
 from meshlib.balancing.picker import Picker
 from meshlib.events import Event, HostEjected, HostUnejected
@@ -28,7 +29,7 @@ from meshlib.resilience.outlier import Ejection, OutlierDetector, Unejection
 from meshlib.resilience.retry import RetryRules
 from meshlib.routing.table import RouteTable
 
-__all__ = ["ActiveFaults", "ClusterState", "RoutePlan", "TargetView", "View", "build_view"]
+__all__ = ["ActiveFaults", "AggregateState", "ClusterState", "RoutePlan", "TargetView", "View", "build_view"]
 
 
 class ClusterState:
@@ -61,6 +62,7 @@ class ClusterState:
 
     config: ClusterConfig
     picker: Picker
+    is_aggregate = False
 
     def __init__(self, config: ClusterConfig, now: float) -> None:
         self.name = config.cluster.name
@@ -149,6 +151,10 @@ class ClusterState:
             known[endpoint.address] = tls
             return tls
 
+    def choose(self, rng: Rng) -> "ClusterState":
+        """Return the cluster whose endpoints the next attempt chooses from: itself, unless it is an aggregate."""
+        return self
+
     def acquire(self, breaker: CircuitBreaker, state: EndpointState) -> bool:
         """Count an attempt in; False: the limit of requests is reached, nothing is counted."""
         with self._lock:
@@ -216,6 +222,38 @@ class ClusterState:
             else HostEjected(self.name, state.endpoint, change.reason.value, change.ejection_time_s)
             for state, change in changed
         )
+
+
+class AggregateState(ClusterState):
+    """An aggregate cluster: it has no endpoints, and every attempt is one of a leaf, by the leaf's limits.
+
+    Attributes:
+        leaves: In the order of preference; swapped by updates, one assignment.
+    """
+
+    __slots__ = ("_made", "leaves")
+
+    is_aggregate = True
+
+    def __init__(self, config: ClusterConfig, now: float) -> None:
+        self.leaves: tuple[ClusterState, ...] = ()
+        # The table, and what it was made of: the leaves' pickers, which are new whenever anything of their hosts is.
+        self._made: tuple[tuple[Picker, ...], LeafTable] = ((), LeafTable(()))
+        super().__init__(config, now)
+
+    def choose(self, rng: Rng) -> ClusterState:
+        """Return the leaf for one attempt; the cluster itself, which has no endpoints, when there is none."""
+        leaves = self.leaves
+        if len(leaves) < 2:
+            return leaves[0] if leaves else self
+        pickers = tuple([leaf.picker for leaf in leaves])
+        made, table = self._made
+        if made != pickers:
+            health = [cluster_health(leaf.config, leaf.states) for leaf in leaves]
+            threshold = int(self.config.cluster.panic_threshold_percent)
+            table = LeafTable(leaf_loads(health, panic_threshold=threshold))
+            self._made = (pickers, table)
+        return leaves[table.choose(rng)]
 
 
 class RoutePlan:
@@ -388,15 +426,21 @@ def _build_cluster(
 ) -> ClusterState | ConfigFault:
     if isinstance(config, ConfigFault):
         return config
-    if isinstance(config.cluster.discovery, AggregateDiscovery):
-        name = config.cluster.name
-        return ConfigFault(
-            f"Cluster: {name}", f"cluster {name!r}: aggregate clusters (envoy.clusters.aggregate) are not supported"
-        )
-    if isinstance(previous, ClusterState):
+    is_aggregate = isinstance(config.cluster.discovery, AggregateDiscovery)
+    if isinstance(previous, ClusterState) and previous.is_aggregate is is_aggregate:
         previous.update(config, now)
         return previous
-    return ClusterState(config, now)
+    return AggregateState(config, now) if is_aggregate else ClusterState(config, now)
+
+
+def _link_leaves(clusters: Mapping[str, ClusterState | ConfigFault]) -> None:
+    """Have each aggregate cluster know the states of its leaves."""
+    for state in clusters.values():
+        if isinstance(state, AggregateState):
+            leaves = [clusters.get(name) for name in state.config.leaves]
+            found = tuple([leaf for leaf in leaves if isinstance(leaf, ClusterState) and not leaf.is_aggregate])
+            if found != state.leaves:
+                state.leaves = found
 
 
 def _build_target(
@@ -429,6 +473,7 @@ def build_view(snapshot: Snapshot, previous: View | None, *, now: float) -> View
     clusters: Mapping[str, ClusterState | ConfigFault] = MappingProxyType(
         {name: _build_cluster(config, previous.clusters.get(name), now) for name, config in snapshot.clusters.items()}
     )
+    _link_leaves(clusters)
     if clusters == previous.clusters:
         clusters = previous.clusters  # The same objects: targets that have not changed can stay as they are.
     targets: Mapping[str, TargetView | ConfigFault] = MappingProxyType(

@@ -1,7 +1,7 @@
 """Makes the picker of a cluster from its configuration and the state of its endpoints."""
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import assert_never
 
 from meshlib.balancing.endpoint_state import EndpointState
@@ -14,7 +14,7 @@ from meshlib.balancing.round_robin import round_robin
 from meshlib.model.cluster import LbPolicy, LeastRequest, Random, RoundRobin, StaticDiscovery
 from meshlib.model.snapshot import ClusterConfig
 
-__all__ = ["build_picker"]
+__all__ = ["build_picker", "cluster_health"]
 
 _NOBODY = EmptyPicker()
 
@@ -82,6 +82,21 @@ def _source(config: ClusterConfig, priority: _Priority, is_eligible: Callable[[E
     return _host_picker(policy, tuple(filter(is_eligible, priority.states)))
 
 
+def _health(priority: _Priority) -> PriorityHealth:
+    return PriorityHealth(
+        healthy=sum(state.is_healthy for state in priority.states),
+        degraded=sum(state.is_degraded for state in priority.states),
+        count=sum(not state.is_excluded for state in priority.states),
+        hosts=len(priority.states),
+    )
+
+
+def cluster_health(config: ClusterConfig, states: Mapping[str, EndpointState]) -> list[PriorityHealth]:
+    """Return how the priorities of a cluster are, for the aggregate clusters that it is a leaf of."""
+    factor = config.assignment.overprovisioning_factor
+    return [replace(_health(priority), overprovisioning_factor=factor) for priority in _priorities(config, states)]
+
+
 def build_picker(config: ClusterConfig, states: Mapping[str, EndpointState]) -> Picker:
     """Make the picker of a cluster: priorities, panic, localities, health, and the policy inside.
 
@@ -89,15 +104,7 @@ def build_picker(config: ClusterConfig, states: Mapping[str, EndpointState]) -> 
         states: By address; endpoints without a state are left out.
     """
     priorities = _priorities(config, states)
-    health = [
-        PriorityHealth(
-            healthy=sum(state.is_healthy for state in priority.states),
-            degraded=sum(state.is_degraded for state in priority.states),
-            count=sum(not state.is_excluded for state in priority.states),
-            hosts=len(priority.states),
-        )
-        for priority in priorities
-    ]
+    health = [_health(priority) for priority in priorities]
     load = priority_load(
         health,
         overprovisioning_factor=config.assignment.overprovisioning_factor,

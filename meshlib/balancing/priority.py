@@ -22,12 +22,14 @@ class PriorityHealth:
     """Attributes:
     hosts: All hosts.
     count: Hosts that count: all but the draining ones.
+    overprovisioning_factor: Per cent; None: as given for all.
     """
 
     healthy: int
     degraded: int
     count: int
     hosts: int
+    overprovisioning_factor: int | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,8 +73,11 @@ def priority_load(
         overprovisioning_factor: Per cent.
         panic_threshold: Per cent of usable hosts below which a priority panics; 0: never.
     """
-    healthy = [_availability(p.healthy, p.count, overprovisioning_factor) for p in priorities]
-    degraded = [_availability(p.degraded, p.count, overprovisioning_factor) for p in priorities]
+    factors = [
+        overprovisioning_factor if p.overprovisioning_factor is None else p.overprovisioning_factor for p in priorities
+    ]
+    healthy = [_availability(p.healthy, p.count, factor) for p, factor in zip(priorities, factors, strict=True)]
+    degraded = [_availability(p.degraded, p.count, factor) for p, factor in zip(priorities, factors, strict=True)]
     total = min(100, sum(healthy) + sum(degraded))
 
     # "If normalized total availability is 100 %, no priority is ever in panic."

@@ -294,6 +294,8 @@ class Call(CallFacts):
         cluster = self.target.clusters.get(match.cluster)
         if not isinstance(cluster, ClusterState):
             return self._local(no_cluster_reply(head, match.cluster, action.cluster_not_found_status, cluster))
+        if cluster.is_aggregate:
+            cluster = cluster.choose(self._rng)
         self.cluster = cluster
         for share, category in cluster.drops:
             if self._rng.random() < share:
@@ -336,7 +338,25 @@ class Call(CallFacts):
 
     def _again(self, now: float) -> Step:
         assert self.match is not None and self.cluster is not None
+        routed = self.target.clusters.get(self.match.cluster)
+        if isinstance(routed, ClusterState) and routed.is_aggregate and not self._move(routed.choose(self._rng)):
+            return self._local(OVERFLOW)
         return self._attempt(self.match, self.cluster, now)
+
+    def _move(self, leaf: ClusterState) -> bool:
+        """Go on with another leaf of an aggregate cluster; False: its limit of retries is reached."""
+        if leaf is self.cluster:
+            return True
+        assert self.match is not None
+        breaker = leaf.high_breaker if self.match.action.high_priority else leaf.breaker
+        if self._has_retry:
+            # The permit is the leaf's, so it moves along.
+            self._breaker.release_retry()
+            self._has_retry = breaker.try_acquire_retry()
+            if not self._has_retry:
+                return False
+        self.cluster, self._breaker = leaf, breaker
+        return True
 
     def _attempt(self, match: RouteMatch, cluster: ClusterState, now: float) -> Step:
         deadline, tried = self._ends_at, self._tried

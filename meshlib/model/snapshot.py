@@ -43,11 +43,14 @@ class ClusterConfig:
     Attributes:
         assignment: Endpoints, from EDS, the resource itself or DNS.
         note: Why there may be no endpoints; empty when all is well.
+        leaves: Of an aggregate cluster: the clusters that it stands for, in the order of preference. They are in the
+            same snapshot; those that cannot be used are left out.
     """
 
     cluster: Cluster
     assignment: ClusterLoadAssignment
     note: str = ""
+    leaves: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

@@ -35,6 +35,8 @@ from meshlib.xds.resources import CDS, EDS, LDS, RDS, SDS, short_name
 __all__ = ["DnsAnswer", "Facts", "Resolution", "provider_secret_names", "resolve"]
 
 PROVIDER_PREFIX: Final = "provider:"
+MAX_AGGREGATE_DEPTH: Final = 16
+"""How deep aggregate clusters may be nested (A37, A74)."""
 
 V = TypeVar("V")
 
@@ -153,6 +155,10 @@ class _Resolver:
             if server is not None:
                 inbound[name] = server
         clusters = {name: self._usable_cluster(name, name in held) for name in sorted(used)}
+        for name, cluster in tuple(clusters.items()):
+            for leaf in cluster.leaves if isinstance(cluster, ClusterConfig) else ():
+                if leaf not in clusters:
+                    clusters[leaf] = self._usable_cluster(leaf, name in held)
         self._need_secrets_in_use(clusters.values(), inbound.values())
         return Resolution(
             {type_url: frozenset(names) for type_url, names in self._wanted.items()},
@@ -243,11 +249,11 @@ class _Resolver:
         if isinstance(cluster, ConfigFault):
             return cluster
         assert isinstance(cluster, Cluster)
+        if isinstance(cluster.discovery, AggregateDiscovery):
+            return self._aggregate(name, cluster)
         missing = self._secrets(cluster.tls, *(match.tls for match in cluster.socket_matches))
         note = ""
         match cluster.discovery:
-            case AggregateDiscovery():
-                return self._fault(CDS, name, "aggregate clusters are not supported")
             case StaticDiscovery(assignment=assignment):
                 found: ClusterLoadAssignment | None = assignment
             case EdsDiscovery(service_name=service_name):
@@ -267,6 +273,50 @@ class _Resolver:
             if before.assignment is found or (is_derived and before.assignment == found):
                 return before
         return ClusterConfig(cluster, found, note)
+
+    def _aggregate(self, name: str, cluster: Cluster) -> ClusterConfig | ConfigFault | tuple[str, ...]:
+        """Follow an aggregate cluster to its leaves: depth first, each at its first place, cycles cut."""
+        leaves: list[str] = []
+        faults: list[str] = []
+        missing: list[str] = []
+        seen = {name}
+
+        def follow(aggregate: AggregateDiscovery, depth: int) -> bool:
+            for child in aggregate.clusters:
+                if child in seen:
+                    continue
+                if depth >= MAX_AGGREGATE_DEPTH:
+                    return False
+                seen.add(child)
+                found = self._need(CDS, child)
+                if isinstance(found, Cluster) and isinstance(found.discovery, AggregateDiscovery):
+                    if not follow(found.discovery, depth + 1):
+                        return False
+                    continue
+                state = self._cluster(child)
+                if isinstance(state, ClusterConfig):
+                    leaves.append(child)
+                elif isinstance(state, ConfigFault):
+                    faults.append(state.message)
+                elif isinstance(self._previous.clusters.get(child), ClusterConfig):
+                    leaves.append(child)  # Goes on in its older form while the new one warms.
+                else:
+                    missing.extend(state)
+            return True
+
+        assert isinstance(cluster.discovery, AggregateDiscovery)
+        if not follow(cluster.discovery, 1):
+            return self._fault(CDS, name, f"aggregate cluster graph exceeds max depth ({MAX_AGGREGATE_DEPTH})")
+        if missing:
+            return tuple(missing)
+        if not leaves:
+            reason = f": {'; '.join(faults)}" if faults else ""
+            return self._fault(CDS, name, f"aggregate cluster dependency graph for {name} has no leaf clusters{reason}")
+        config = ClusterConfig(cluster, ClusterLoadAssignment(name), "; ".join(faults), tuple(leaves))
+        before = self._previous.clusters.get(name)
+        if isinstance(before, ClusterConfig) and before.cluster is cluster and before == config:
+            return before
+        return config
 
     def _usable_cluster(self, name: str, is_held: bool) -> ClusterConfig | ConfigFault:
         """Return the form of a cluster that calls use now.

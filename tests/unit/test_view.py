@@ -13,7 +13,7 @@ from meshlib.model.cluster import (
     OutlierDetection,
     TransportSocketMatch,
 )
-from meshlib.model.endpoint import ClusterLoadAssignment, DropOverload, Endpoint
+from meshlib.model.endpoint import ClusterLoadAssignment, DropOverload, Endpoint, HealthStatus
 from meshlib.model.matcher import HeaderMatcher, StringKind, StringMatcher
 from meshlib.model.outcome import Failure, FailureKind, Response
 from meshlib.model.request import Headers, RequestHead
@@ -142,12 +142,70 @@ def test_faults_pass_through_and_recovery_starts_anew() -> None:
     assert isinstance(mended.targets["a"], TargetView)
 
 
-def test_aggregate_cluster_is_refused_by_name() -> None:
-    config = ClusterConfig(Cluster("a", AggregateDiscovery(("b",))), ClusterLoadAssignment("a"))
-    found = view(Snapshot(clusters={"a": config})).clusters["a"]
+def aggregate(name: str, *leaves: str) -> Snapshot:
+    config = ClusterConfig(Cluster(name, AggregateDiscovery(leaves)), ClusterLoadAssignment(name), "", leaves)
+    return Snapshot(clusters={name: config})
 
-    assert isinstance(found, ConfigFault)
-    assert "aggregate" in found.message
+
+def share(state: ClusterState, leaf: str, draws: int = 400) -> float:
+    rng = SeededRng(1)
+    return sum(state.choose(rng).name == leaf for _ in range(draws)) / draws
+
+
+def test_an_aggregate_cluster_sends_everything_to_its_first_leaf_while_that_is_well() -> None:
+    found = view(service("a", "h:1", "h:2"), service("b", "h:3"), aggregate("all", "a", "b"))
+
+    assert state_of(found, "a") is state_of(found, "all").choose(RNG)
+    assert 1.0 == share(state_of(found, "all"), "a")
+
+
+def test_a_leaf_that_lost_more_than_its_overprovisioning_shares_with_the_next() -> None:
+    sick = Endpoint("h:2", health=HealthStatus.UNHEALTHY)
+    found = view(service("a", "h:1", sick), service("b", "h:3"), aggregate("all", "a", "b"))
+
+    assert 0.6 < share(state_of(found, "all"), "a") < 0.8  # 140 % of one half
+
+
+def test_a_leaf_without_usable_endpoints_gives_way_and_takes_over_again() -> None:
+    parts = (service("b", "h:3"), aggregate("all", "a", "b"))
+    first = view(service("a", Endpoint("h:1", health=HealthStatus.UNHEALTHY)), *parts)
+    state = state_of(first, "all")
+    assert "b" == state.choose(RNG).name
+
+    second = view(service("a", "h:1"), *parts, previous=first)
+    assert state is state_of(second, "all")
+    assert "a" == state.choose(RNG).name
+
+
+def test_an_ejection_in_a_leaf_moves_the_load_of_the_aggregate() -> None:
+    found = view(service("a", "h:1", template=outlier()), service("b", "h:3"), aggregate("all", "a", "b"))
+    leaf = state_of(found, "a")
+    assert leaf.record(leaf.states["h:1"], Response(503), 0.0, RNG) is not None
+
+    assert "b" == state_of(found, "all").choose(RNG).name
+
+
+def test_an_aggregate_of_nothing_has_no_endpoint() -> None:
+    found = state_of(view(aggregate("all")), "all")
+
+    assert found is found.choose(RNG)
+    assert found.picker.pick(None, RNG) is None
+
+
+def test_new_leaves_reach_the_aggregate_and_leaves_stay_what_they_were() -> None:
+    first = view(service("a", "h:1"), service("b", "h:3"), aggregate("all", "a", "b"))
+    leaf = state_of(first, "b")
+    second = view(service("b", "h:3"), aggregate("all", "b"), previous=first)
+
+    assert leaf is state_of(second, "all").choose(RNG)
+
+
+def test_a_cluster_that_becomes_an_aggregate_starts_anew() -> None:
+    first = view(service("all", "h:1"), service("b", "h:3"))
+    second = view(service("b", "h:3"), aggregate("all", "b"), previous=first)
+
+    assert not state_of(first, "all").is_aggregate
+    assert "b" == state_of(second, "all").choose(RNG).name
 
 
 @pytest.mark.parametrize(

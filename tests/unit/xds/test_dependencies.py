@@ -268,13 +268,87 @@ def test_an_empty_list_of_endpoints_is_noted() -> None:
     assert "contains no localities" in cluster.note
 
 
-def test_an_aggregate_cluster_is_refused_by_name() -> None:
-    world = shop("a")
-    world.put(CDS, "a", Cluster("a", AggregateDiscovery(("x",))))
+def aggregates(graph: dict[str, tuple[str, ...]], *leaves: str) -> World:
+    """A target `shop` that goes to the cluster `top`; `graph` has the aggregates, `leaves` are warm."""
+    world = World("shop")
+    world.put(LDS, "shop", ClientListener("shop", routes("top")))
+    for name, children in graph.items():
+        world.put(CDS, name, Cluster(name, AggregateDiscovery(children)))
+    for index, leaf in enumerate(leaves):
+        world.put(CDS, leaf, Cluster(leaf, EdsDiscovery(leaf)))
+        world.put(EDS, leaf, endpoints(f"10.0.0.{index}:80", name=leaf))
     world.settle()
-    fault = world.snapshot.clusters["a"]
+    return world
+
+
+def leaves_of(world: World, name: str = "top") -> tuple[str, ...]:
+    config = world.snapshot.clusters[name]
+    assert isinstance(config, ClusterConfig)
+    assert set(config.leaves) <= world.snapshot.clusters.keys()
+    return config.leaves
+
+
+def test_an_aggregate_has_its_leaves_depth_first_each_at_its_first_place() -> None:
+    world = aggregates({"top": ("a", "inner", "b", "a"), "inner": ("c", "a", "d")}, "a", "b", "c", "d")
+    assert ("a", "c", "d", "b") == leaves_of(world)
+
+
+def test_a_cycle_of_aggregates_is_cut() -> None:
+    world = aggregates({"top": ("inner", "a"), "inner": ("top", "inner", "b")}, "a", "b")
+    assert ("b", "a") == leaves_of(world)
+
+
+def test_aggregates_nested_too_deeply_are_a_fault() -> None:
+    def nested(depth: int) -> World:
+        graph = {f"c{index}": (f"c{index + 1}",) for index in range(1, depth)}
+        return aggregates({"top": ("c1",), **graph}, f"c{depth}")
+
+    assert ("c15",) == leaves_of(nested(15))
+    fault = nested(16).snapshot.clusters["top"]
     assert isinstance(fault, ConfigFault)
-    assert "aggregate clusters are not supported" in fault.message
+    assert "aggregate cluster graph exceeds max depth" in fault.message
+
+
+def test_leaves_that_cannot_be_used_are_left_out_with_a_note() -> None:
+    world = aggregates({"top": ("a", "b")}, "b")
+    assert world.settle().waiting["shop"] == ("CDS resource a",)
+    world.delete(CDS, "a")
+    world.settle()
+    assert ("b",) == leaves_of(world)
+    config = world.snapshot.clusters["top"]
+    assert isinstance(config, ClusterConfig)
+    assert "CDS resource a: does not exist" in config.note
+
+
+def test_an_aggregate_without_leaves_is_a_fault() -> None:
+    world = aggregates({"top": ("inner",), "inner": ("top",)})
+    fault = world.snapshot.clusters["top"]
+    assert isinstance(fault, ConfigFault)
+    assert "aggregate cluster dependency graph for top has no leaf clusters" in fault.message
+
+
+def test_an_aggregate_waits_for_every_new_leaf_and_keeps_the_old_ones_until_then() -> None:
+    world = aggregates({"top": ("a",)}, "a")
+    world.put(CDS, "top", Cluster("top", AggregateDiscovery(("b",))))
+    resolution = world.settle()
+    assert ("a",) == leaves_of(world)
+    assert {"top", "a", "b"} <= resolution.wanted[CDS]
+    assert "a" in resolution.wanted[EDS]
+    world.put(CDS, "b", Cluster("b", EdsDiscovery("b")))
+    world.put(EDS, "b", endpoints("10.0.0.9:80", name="b"))
+    resolution = world.settle()
+    assert ("b",) == leaves_of(world)
+    assert {"top", "b"} == resolution.wanted[CDS]
+    assert {"top", "b"} == world.snapshot.clusters.keys()
+
+
+def test_an_aggregate_that_did_not_change_stays_the_same_object() -> None:
+    world = aggregates({"top": ("a", "b")}, "a", "b")
+    before = world.snapshot
+    world.put(EDS, "a", endpoints("10.0.0.8:80", name="a"))
+    world.settle()
+    assert before.clusters["top"] is world.snapshot.clusters["top"]
+    assert before.clusters["a"] is not world.snapshot.clusters["a"]
 
 
 def test_a_static_cluster_is_warm_at_once() -> None:
