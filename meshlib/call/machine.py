@@ -1,9 +1,6 @@
 """The machine of one call; `meshlib.call` says what it is for."""
 
-from dataclasses import replace
-
-from meshlib.balancing.endpoint_state import EndpointState
-from meshlib.call.facts import CallFacts
+from meshlib.call.endings import DELAYED, NEW, RUNNING, WAITING, CallEndings
 from meshlib.call.limits import (
     asked_limits,
     has_control_headers,
@@ -13,112 +10,21 @@ from meshlib.call.limits import (
 )
 from meshlib.call.repeat import GRPC_MAX_ATTEMPTS, backoff_s, grpc_pushback_s, is_safe_to_repeat
 from meshlib.call.replies import NO_HOST, OVERFLOW, drop_reply, no_cluster_reply
-from meshlib.call.report import attempt_finished, call_finished
-from meshlib.call.steps import Attempt, Done, Sleep, Step
-from meshlib.events import Hook, HostEjected
+from meshlib.call.report import attempt_finished
+from meshlib.call.steps import Attempt, Sleep, Step
+from meshlib.events import HostEjected
 from meshlib.model.outcome import Failure, FailureKind, LocalReply, Outcome, Response
-from meshlib.model.request import Headers, RequestHead
-from meshlib.ports import Rng
-from meshlib.resilience.circuit_breaker import CircuitBreaker
-from meshlib.resilience.classify import failure_flag
-from meshlib.resilience.retry import RetryRules
 from meshlib.routing.fault import decide_fault
 from meshlib.routing.table import RouteMatch
-from meshlib.view import ClusterState, RoutePlan, TargetView
+from meshlib.view import ClusterState, RoutePlan
 
 __all__ = ["Call"]
 
-_NEW, _DELAYED, _RUNNING, _WAITING, _DONE, _CLOSED = range(6)
-_STATES = ("new", "delayed by a fault", "attempt running", "waiting to retry", "done", "closed")
 
-
-class Call(CallFacts):
+class Call(CallEndings):
     """One call. Used by one thread or task at a time."""
 
-    __slots__ = (
-        "_abort",
-        "_attempt_at",
-        "_backoffs",
-        "_began_at",
-        "_breaker",
-        "_ends_at",
-        "_guard_unsafe",
-        "_has_fault",
-        "_has_retry",
-        "_hash",
-        "_held",
-        "_hook",
-        "_is_asking",
-        "_is_deadline_next",
-        "_is_unrecorded",
-        "_out",
-        "_per_try_s",
-        "_plan",
-        "_replayable",
-        "_retries_left",
-        "_rng",
-        "_rules",
-        "_state",
-        "_timeout_at",
-        "_timeout_s",
-        "_was_sent",
-    )
-
-    _plan: RoutePlan
-    _rules: RetryRules
-    _out: RequestHead
-    _breaker: CircuitBreaker
-    _hash: int | None
-    _per_try_s: float | None
-    _timeout_at: float | None
-    _timeout_s: float | None
-    _retries_left: int
-    _attempt_at: float
-    _ends_at: float | None
-    _is_deadline_next: bool
-
-    def __init__(
-        self,
-        target: TargetView,
-        head: RequestHead,
-        *,
-        rng: Rng,
-        now: float,
-        timeout_s: float | None = None,
-        replayable: bool = True,
-        guard_unsafe: bool = True,
-        hook: Hook | None = None,
-    ) -> None:
-        """Make a call; nothing happens before `start`.
-
-        Args:
-            timeout_s: The application's own limit for the whole call; None: none. It caps the route's.
-            replayable: The body can be sent again.
-            guard_unsafe: Repeat what may have been processed only when that does no harm.
-            hook: Gets the events; called without locks held.
-        """
-        CallFacts.__init__(self, target, head, None if timeout_s is None else now + timeout_s)
-        self._rng = rng
-        self._hook = hook
-        self._began_at = now
-        self._replayable = replayable
-        self._guard_unsafe = guard_unsafe
-        self._state = _NEW
-        # When response headers must be there: the deadline, or before it the end of the route's idle timeout.
-        self._ends_at = None
-        self._backoffs = 0
-        self._was_sent = False
-        self._is_asking = False
-        # What is held, to be given back exactly once.
-        self._held: EndpointState | None = None
-        self._has_retry = False
-        self._has_fault = False
-        # A gRPC call goes on after its headers: its status is counted when it is closed.
-        self._is_unrecorded = False
-        self._abort: LocalReply | None = None
-
-    def __repr__(self) -> str:
-        return f"Call({self.head!r}, {_STATES[self._state]}, attempts={self.attempts}, flag={self.flag or '-'})"
+    __slots__ = ()
 
     # --- the machine ---------------------------------------------------------------------------------------------
 
@@ -128,8 +34,8 @@ class Call(CallFacts):
         Raises:
             RuntimeError: It began already.
         """
-        if self._state != _NEW:
-            raise self._unexpected(_NEW)
+        if self._state != NEW:
+            raise self._unexpected(NEW)
         head = self.head
         found = self.target.routes.match(head, self._rng)
         if isinstance(found, LocalReply):
@@ -156,15 +62,15 @@ class Call(CallFacts):
         Raises:
             RuntimeError: The call did not ask for one.
         """
-        if self._state == _DELAYED:
+        if self._state == DELAYED:
             assert self.match is not None
             if self.deadline is not None and now >= self.deadline:
                 return self._expired()
             if self._abort is not None:
                 return self._local(self._abort)
             return self._begin(self.match, now)
-        if self._state != _WAITING:
-            raise self._unexpected(_WAITING)
+        if self._state != WAITING:
+            raise self._unexpected(WAITING)
         return self._again(now)
 
     def finished(self, outcome: Outcome, now: float) -> Step:
@@ -173,10 +79,12 @@ class Call(CallFacts):
         Raises:
             RuntimeError: The call did not ask for one.
         """
-        if self._state != _RUNNING:
-            raise self._unexpected(_RUNNING)
+        if self._state != RUNNING:
+            raise self._unexpected(RUNNING)
         state, cluster = self._held, self.cluster
         assert state is not None and cluster is not None
+        if isinstance(outcome, Failure) and outcome.kind is FailureKind.OVERFLOW:
+            return self._overflowed(state.endpoint, outcome, now)
         began_at, number = self._attempt_at, len(self._tried)
         ejected: HostEjected | None = None
         if cluster.outlier is not None:
@@ -196,7 +104,7 @@ class Call(CallFacts):
         if wait_s is not None:
             self._release()
             self._is_unrecorded = False
-            self._state = _WAITING
+            self._state = WAITING
             step = self._wait(wait_s, now)
         elif isinstance(outcome, Failure):
             step = self._finish(outcome, self._failure_flag(outcome))
@@ -216,57 +124,6 @@ class Call(CallFacts):
         self._replayable = False
         self._was_sent = True
 
-    def cut_off(self, failure: Failure, now: float, *, is_idle: bool = False) -> None:
-        """Note that a response broke off after its headers. `close` has to follow.
-
-        A connection that was lost counts against the endpoint, beside the status that it sent before (in Envoy a local
-        failure); a time that is over does not. How a gRPC call ends is counted by `close`.
-
-        Args:
-            is_idle: Nothing came for as long as the route's idle timeout allows.
-        """
-        held, cluster = self._held, self.cluster
-        if held is None or cluster is None or self._state != _DONE:
-            return
-        if failure.kind is FailureKind.TIMEOUT:
-            if self.deadline is not None and now >= self.deadline:
-                self._add_flag(self._deadline_flag())
-            elif is_idle:
-                self._add_flag("SI")
-            return
-        self._add_flag(failure_flag(failure))
-        ejected = None if self._is_unrecorded else cluster.record(held, failure, now, self._rng)
-        if ejected is not None and self._hook is not None:
-            self._hook(ejected)
-
-    def close(self, now: float, *, status: int = 0, grpc_status: int | None = None) -> None:
-        """Give back what the call holds; in any state, any number of times. The first time emits `CallFinished`.
-
-        Args:
-            status: HTTP status given to the caller; 0: as in the result, if it has one.
-            grpc_status: gRPC status of a call that has ended; None: as in the result, if it has one.
-        """
-        if self._state == _CLOSED:
-            return
-        self._state = _CLOSED
-        held, cluster = self._held, self.cluster
-        ejected: HostEjected | None = None
-        if held is not None:
-            self._release()
-            if self._is_unrecorded and cluster is not None:
-                ejected = cluster.record(held, Response(200, grpc_status=grpc_status), now, self._rng)
-        if self._has_retry:
-            self._has_retry = False
-            self._breaker.release_retry()
-        if self._has_fault:
-            self._has_fault = False
-            self.target.faults.release()
-        hook = self._hook
-        if hook is not None:
-            if ejected is not None:
-                hook(ejected)
-            hook(call_finished(self, now - self._began_at, status, grpc_status))
-
     # --- before the first attempt --------------------------------------------------------------------------------
 
     def _inject(self, match: RouteMatch, now: float) -> Step | None:
@@ -284,7 +141,7 @@ class Call(CallFacts):
             return self._local(decision.abort)
         self.flag = "DI"
         self._abort = decision.abort
-        self._state = _DELAYED
+        self._state = DELAYED
         wait_s = decision.delay_s
         return Sleep(wait_s if self.deadline is None else max(0.0, min(wait_s, self.deadline - now)))
 
@@ -376,7 +233,7 @@ class Call(CallFacts):
         endpoint = state.endpoint
         self._tls = tls = cluster.tls_for(endpoint)
         self._attempt_at = now
-        self._state = _RUNNING
+        self._state = RUNNING
         timeout_s = self._per_try_s
         self._is_deadline_next = False
         if deadline is not None and (timeout_s is None or deadline - now < timeout_s):
@@ -393,14 +250,6 @@ class Call(CallFacts):
         number = len(tried)
         head = written_head(out, number, match.include_attempt_count, expected_s, left_s)
         return Attempt(number, cluster, endpoint, tls, timeout_s, head)
-
-    def _release(self) -> None:
-        """Give back the request permit, if one is held."""
-        state = self._held
-        if state is not None:
-            self._held = None
-            assert self.cluster is not None
-            self.cluster.release(self._breaker, state)
 
     # --- after an attempt ----------------------------------------------------------------------------------------
 
@@ -447,54 +296,3 @@ class Call(CallFacts):
         if self._ends_at is not None and wait_s > self._ends_at - now:
             wait_s = self._ends_at - now  # Then `slept` finds that time is over.
         return Sleep(wait_s) if wait_s > 0 else self._again(now)
-
-    # --- the end -------------------------------------------------------------------------------------------------
-
-    def _add_flag(self, flag: str) -> None:
-        self.flag = f"{self.flag},{flag}" if self.flag else flag
-
-    def _failure_flag(self, failure: Failure) -> str:
-        if failure.kind is FailureKind.TIMEOUT and self._is_deadline_next:
-            return self._timeout_flag()
-        return failure_flag(failure)
-
-    def _is_idle_timeout(self, outcome: Outcome) -> bool:
-        """Whether the route's idle timeout ended an attempt: that says nothing of its endpoint (as in Envoy)."""
-        return (
-            self._ends_at != self.deadline
-            and self._is_deadline_next
-            and isinstance(outcome, Failure)
-            and outcome.kind is FailureKind.TIMEOUT
-        )
-
-    def _timeout_flag(self) -> str:
-        if self._ends_at is not None and self._ends_at != self.deadline:
-            return "SI"
-        return self._deadline_flag()
-
-    def _deadline_flag(self) -> str:
-        # Envoy documents DT for the end of `max_stream_duration`, though its log shows none.
-        return "UT" if self.deadline == self._timeout_at else "DT"
-
-    def _expired(self) -> Step:
-        """The deadline passed while no attempt was running."""
-        return self._finish(Failure(FailureKind.TIMEOUT, self._was_sent), self._timeout_flag())
-
-    def _local(self, reply: LocalReply) -> Step:
-        """Answer for the mesh. The route's mutations concern its own answers too, as in Envoy."""
-        if self.match is not None:
-            headers = Headers(reply.headers)
-            changed = self.match.response_headers(headers, self.head)
-            if changed is not headers:
-                reply = replace(reply, headers=changed.items)
-        return self._finish(reply, reply.flag)
-
-    def _finish(self, result: Response | Failure | LocalReply, flag: str = "") -> Done:
-        if flag:
-            self._add_flag(flag)
-        self._state = _DONE
-        self.result = result
-        return Done(result, self.flag)
-
-    def _unexpected(self, state: int) -> RuntimeError:
-        return RuntimeError(f"the call is {_STATES[self._state]}, not {_STATES[state]}")

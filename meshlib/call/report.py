@@ -19,6 +19,7 @@ _FAILURES = {
     FailureKind.RESET: "the connection ended before the response",
     FailureKind.REFUSED_STREAM: "the endpoint refused the request unprocessed",
     FailureKind.TIMEOUT: "the time allowed is over",
+    FailureKind.OVERFLOW: "too many requests wait for a connection",
 }
 
 
@@ -127,6 +128,6 @@ def _local_explanation(call: "CallFacts", reply: LocalReply) -> str:
             note = f"; {cluster.config.note}" if cluster.config.note else ""
             return f"no healthy endpoint among {count} ({ejected} ejected){note}"
         case "UO":
-            return "too many requests are in flight (circuit breaker max_requests)"
+            return "too many requests are in flight, or wait for a connection (circuit breaker of the cluster)"
         case _:
             return f"{reply.details} (status {reply.status})"

@@ -14,7 +14,7 @@ import httpcore
 import httpx
 
 from meshlib.call import Attempt, Call
-from meshlib.clients.connections import AsyncHttp1Pool
+from meshlib.clients.connections_async import AsyncHttp1Pool
 from meshlib.clients.drive import arun
 from meshlib.clients.httpx_common import (
     BROKEN,
@@ -195,7 +195,7 @@ class _Exchange:
 
     async def _try(self, attempt: Attempt, timeouts: AttemptTimeouts, *, fresh: bool) -> Outcome:
         try:
-            key = pool_key_of(attempt, self._mesh, self._request)
+            key = pool_key_of(attempt, self._mesh, self._request, self._call.breaker)
             lease = self._lease = self._pools.acquire(key, fresh=fresh)
             raw = await self._handle(lease.pool, request_for(attempt, self._request, timeouts, key), timeouts, key)
         except Exception as error:

@@ -22,6 +22,7 @@ from meshlib.events import CallFinished
 from meshlib.model.outcome import LocalReply, Response
 from meshlib.model.request import Headers, RequestHead
 from meshlib.ports import Clock
+from meshlib.resilience.circuit_breaker import CircuitBreaker
 from meshlib.runtime.context import remaining_s
 from meshlib.runtime.tls import client_context
 from meshlib.view import TargetView
@@ -127,8 +128,11 @@ def timeouts_for(attempt: Attempt, request: httpx.Request, clock: Clock, *, repl
     )
 
 
-def pool_key_of(attempt: Attempt, mesh: MeshSource, request: httpx.Request) -> PoolKey:
+def pool_key_of(attempt: Attempt, mesh: MeshSource, request: httpx.Request, breaker: CircuitBreaker) -> PoolKey:
     """Return which connections may carry an attempt.
+
+    Args:
+        breaker: The call's.
 
     Raises:
         httpx.ConnectError: The URL says https, and the mesh has no TLS for this endpoint.
@@ -153,7 +157,12 @@ def pool_key_of(attempt: Attempt, mesh: MeshSource, request: httpx.Request) -> P
         record = UnavailableError(text, cluster=cluster.name, endpoints=(attempt.endpoint.address,), flag="UF")
         raise with_record(httpx.ConnectError(text, request=request), record)
     return PoolKey(
-        attempt.endpoint.address, http2, context, cluster.max_requests_per_connection, cluster.idle_timeout_s
+        attempt.endpoint.address,
+        http2,
+        context,
+        cluster.max_requests_per_connection,
+        cluster.idle_timeout_s,
+        None if http2 else breaker,
     )
 
 

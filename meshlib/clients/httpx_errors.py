@@ -7,6 +7,7 @@ import httpcore
 import httpx
 
 from meshlib.call import Call
+from meshlib.clients.pools import PoolOverflow
 from meshlib.clients.timeouts import AttemptTimeouts
 from meshlib.errors import DeadlineExceeded, IdentityError, MeshError, RoutingError
 from meshlib.model.outcome import Failure, FailureKind
@@ -45,6 +46,7 @@ _BY_KIND: Mapping[FailureKind, type[httpx.TransportError]] = {
     FailureKind.RESET: httpx.ReadError,
     FailureKind.REFUSED_STREAM: httpx.RemoteProtocolError,
     FailureKind.TIMEOUT: httpx.ReadTimeout,
+    FailureKind.OVERFLOW: httpx.PoolTimeout,
 }
 
 
@@ -70,6 +72,8 @@ def failure_of(error: Exception, timeouts: AttemptTimeouts) -> Failure | None:
             return Failure(FailureKind.IDENTITY if is_identity else FailureKind.CONNECT, False, error)
         case IdentityError():
             return Failure(FailureKind.IDENTITY, False, error)
+        case PoolOverflow():
+            return Failure(FailureKind.OVERFLOW, False, error)
         case httpcore.ReadTimeout() | httpcore.WriteTimeout():
             return Failure(FailureKind.TIMEOUT, timeouts.has_sent, error)
         case httpcore.RemoteProtocolError() if _is_refused_stream(error):

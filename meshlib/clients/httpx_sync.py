@@ -192,7 +192,7 @@ class _Exchange:
 
     def _try(self, attempt: Attempt, timeouts: AttemptTimeouts, *, fresh: bool) -> Outcome:
         try:
-            key = pool_key_of(attempt, self._mesh, self._request)
+            key = pool_key_of(attempt, self._mesh, self._request, self._call.breaker)
             lease = self._lease = self._pools.acquire(key, fresh=fresh)
             raw = lease.pool.handle_request(request_for(attempt, self._request, timeouts, key))
         except Exception as error:

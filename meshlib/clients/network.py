@@ -175,7 +175,8 @@ BACKEND = DeadlineBackend()
 
 def keepalive_s(key: PoolKey, limits: httpx.Limits) -> float | None:
     """Return how long a connection may idle: as long as both the cluster and the application let it."""
-    known = [seconds for seconds in (key.idle_s, limits.keepalive_expiry) if seconds is not None]
+    # A cluster that says 0 sets no limit; an application that says so keeps no connection.
+    known = [seconds for seconds in (key.idle_s or None, limits.keepalive_expiry) if seconds is not None]
     return min(known, default=None)
 
 

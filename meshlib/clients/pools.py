@@ -14,8 +14,9 @@ from collections.abc import Callable
 from typing import Any, Generic, NamedTuple, TypeVar
 
 from meshlib.ports import Clock, Lock
+from meshlib.resilience.circuit_breaker import CircuitBreaker
 
-__all__ = ["Lease", "PoolKey", "Pools"]
+__all__ = ["Lease", "PoolKey", "PoolOverflow", "Pools"]
 
 P = TypeVar("P")
 
@@ -32,6 +33,8 @@ class PoolKey(NamedTuple):
         context: One per TLS configuration and version of the secrets; None: plaintext.
         max_requests: Requests that a connection may carry; None: no limit.
         idle_s: How long the cluster lets a connection idle; None: it does not say.
+        breaker: Counts the cluster's connections and who waits for one; None: nobody does. A cluster's connections
+            are its own, also where another cluster has the same endpoint.
     """
 
     address: str
@@ -39,11 +42,16 @@ class PoolKey(NamedTuple):
     context: ssl.SSLContext | None = None
     max_requests: int | None = None
     idle_s: float | None = None
+    breaker: CircuitBreaker | None = None
 
     @property
     def unix_path(self) -> str | None:
         """Where to connect to when the endpoint is a unix socket."""
         return self.address.removeprefix("unix:") if self.address.startswith("unix:") else None
+
+
+class PoolOverflow(Exception):
+    """Too many requests of a cluster wait for a connection."""
 
 
 class Lease(Generic[P]):

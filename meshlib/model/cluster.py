@@ -49,7 +49,6 @@ class DnsDiscovery:
     assignment: ClusterLoadAssignment
     logical: bool = False
     refresh_s: float = 5.0
-    respect_ttl: bool = False
 
 
 @dataclass(frozen=True, slots=True)

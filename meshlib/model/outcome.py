@@ -23,6 +23,8 @@ class FailureKind(Enum):
     """HTTP/2 REFUSED_STREAM, or a GOAWAY that excludes the stream: surely not processed."""
     TIMEOUT = "timeout"
     """The time that `Attempt.timeout_s` gave is over."""
+    OVERFLOW = "overflow"
+    """Too many requests wait for a connection (the cluster's `max_pending_requests`). Nothing was sent."""
 
 
 @dataclass(frozen=True, slots=True)

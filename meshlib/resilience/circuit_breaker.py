@@ -1,8 +1,10 @@
 """Limits on concurrent work, per cluster and priority (Envoy's thresholds).
 
-`max_requests` and `max_retries` are counted here. `max_connections` and `max_pending_requests` concern connections:
-the pools read them from `limits`.
+`max_requests` and `max_retries` are counted for every attempt. `max_connections` and `max_pending_requests` are counted
+by the pools of HTTP/1.1 connections, and only when a request finds no connection that is ready.
 """
+
+from collections import deque
 
 from meshlib.model.cluster import CircuitBreakers
 from meshlib.ports import Lock
@@ -18,9 +20,11 @@ class CircuitBreaker:
         limits: Swapped by updates, one assignment.
         active: Requests in flight; guarded by the lock.
         retries: Retries waiting or in flight; guarded by the lock.
+        connections: Open, or being opened; guarded by the lock.
+        pending: Requests that wait for a connection, their own included; guarded by the lock.
     """
 
-    __slots__ = ("active", "limits", "lock", "retries")
+    __slots__ = ("_abandoned", "active", "connections", "limits", "lock", "pending", "retries")
 
     def __init__(self, limits: CircuitBreakers, lock: Lock) -> None:
         """Make a breaker.
@@ -32,6 +36,9 @@ class CircuitBreaker:
         self.lock = lock
         self.active = 0
         self.retries = 0
+        self.connections = 0
+        self.pending = 0
+        self._abandoned: deque[int] = deque()
 
     def try_acquire(self) -> bool:
         """Take a permit for a request; False: the limit is reached, nothing is taken."""
@@ -62,3 +69,39 @@ class CircuitBreaker:
         """Give the permit of a retry back."""
         with self.lock:
             self.retries -= 1
+
+    def try_pend(self) -> bool:
+        """Let a request wait for a connection; False: too many wait already, nothing is counted."""
+        with self.lock:
+            if self.pending >= self.limits.max_pending_requests:
+                return False
+            self.pending += 1
+            return True
+
+    def end_pending(self) -> None:
+        """A request has its connection, or waits no longer."""
+        with self.lock:
+            self.pending -= 1
+
+    def try_connect(self, *, is_first: bool) -> bool:
+        """Take a permit to open a connection; False: the limit is reached, nothing is taken.
+
+        Args:
+            is_first: The endpoint has none. "A host with no connection at all may always open one."
+        """
+        with self.lock:
+            while self._abandoned:
+                self.connections -= self._abandoned.popleft()
+            if not is_first and self.connections >= self.limits.max_connections:
+                return False
+            self.connections += 1
+            return True
+
+    def disconnected(self, count: int = 1) -> None:
+        """Give the permits of connections back."""
+        with self.lock:
+            self.connections -= count
+
+    def abandon(self, count: int) -> None:
+        """As `disconnected`, for finalisers: they run anywhere, also while the lock is held, so none is taken here."""
+        self._abandoned.append(count)

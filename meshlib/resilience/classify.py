@@ -20,6 +20,7 @@ _FLAGS = {
     FailureKind.RESET: "UC",
     FailureKind.REFUSED_STREAM: "UR",
     FailureKind.TIMEOUT: "UT",
+    FailureKind.OVERFLOW: "UO",
 }
 
 

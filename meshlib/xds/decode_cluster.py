@@ -93,9 +93,15 @@ _HARMLESS: Final = frozenset(
         "ignore_health_on_host_removal",
     }
 )
-_DNS_USED: Final = frozenset({"dns_refresh_rate", "respect_dns_ttl"})
+_DNS_USED: Final = frozenset({"dns_refresh_rate"})
 _DNS_HARMLESS: Final = frozenset(
-    {"dns_jitter", "dns_failure_refresh_rate", "dns_lookup_family", "use_tcp_for_dns_lookups"}
+    {
+        "dns_jitter",
+        "dns_failure_refresh_rate",
+        "dns_lookup_family",
+        "use_tcp_for_dns_lookups",
+        "respect_dns_ttl",  # the resolver of the system does not tell how long an answer is good
+    }
 )
 _DNS_REFUSED: Final = frozenset({"dns_resolvers", "dns_resolution_config", "typed_dns_resolver_config"})
 
@@ -154,7 +160,8 @@ def decode_cluster(message: Any, path: str, problems: Problems) -> Cluster:
     has_tls = tls is not None or any(match.tls is not None for match in matches)
     protocol = decode_protocol(message, path, problems, has_tls=has_tls)
     connect_s = duration(message, "connect_timeout", path, problems)
-    default, high = _circuit_breakers(message.circuit_breakers, join(path, "circuit_breakers"), problems)
+    place = join(path, "circuit_breakers")
+    default, high = _circuit_breakers(message.circuit_breakers, place, problems, http2=protocol.http2)
     outlier = None
     if message.HasField("outlier_detection"):
         outlier = _outlier_detection(message.outlier_detection, join(path, "outlier_detection"), problems)
@@ -206,7 +213,6 @@ def _discovery(
                 assignment,
                 logical=kind == LOGICAL_DNS,
                 refresh_s=duration(message, "dns_refresh_rate", path, problems) or 5.0,
-                respect_ttl=message.respect_dns_ttl,
             )
         case _:
             problems.error(join(path, "type"), f"{_TYPE_NAMES.get(kind, kind)} is not supported")
@@ -245,7 +251,9 @@ def _socket_matches(message: Any, path: str, problems: Problems) -> tuple[Transp
     return tuple(result)
 
 
-def _circuit_breakers(message: Any, path: str, problems: Problems) -> tuple[CircuitBreakers, CircuitBreakers]:
+def _circuit_breakers(
+    message: Any, path: str, problems: Problems, *, http2: bool
+) -> tuple[CircuitBreakers, CircuitBreakers]:
     """Return the limits of the default and of the high priority; the first entry of a priority counts."""
     used = frozenset({"thresholds"})
     cover(message, path, problems, used=used, harmless=frozenset())
@@ -254,11 +262,22 @@ def _circuit_breakers(message: Any, path: str, problems: Problems) -> tuple[Circ
         place = f"{join(path, 'thresholds')}[{index}]"
         harmless = frozenset({"track_remaining", "max_connection_pools"})
         cover(item, place, problems, used=_THRESHOLDS_USED, harmless=harmless)
+        if http2:
+            _report_connection_limits(item, place, problems)
         if item.priority in found:
             problems.unused(place, "is not the first of its priority")
             continue
         found[item.priority] = _thresholds(item, place, problems)
     return found.get(0, CircuitBreakers()), found.get(1, CircuitBreakers())
+
+
+def _report_connection_limits(message: Any, path: str, problems: Problems) -> None:
+    """Requests share HTTP/2 connections, whose number is the transport's own affair (and in gRPC core's, A32)."""
+    default = CircuitBreakers()
+    for name in ("max_connections", "max_pending_requests"):
+        limit = wrapped(message, name)
+        if limit is not None and limit < getattr(default, name):
+            problems.unused(join(path, name), "connections are only limited where HTTP/1.1 is spoken")
 
 
 def _thresholds(message: Any, path: str, problems: Problems) -> CircuitBreakers:

@@ -47,3 +47,30 @@ def test_budget_is_a_share_of_the_active_requests(percent: float | None, active:
 
 def test_budget_may_allow_none() -> None:
     assert retry_limit(CircuitBreakers(retry_budget_percent=10.0, min_retry_concurrency=0), 9) == 0
+
+
+def test_connections_up_to_the_limit_but_one_for_every_host() -> None:
+    found = breaker(max_connections=1)
+
+    assert [found.try_connect(is_first=first) for first in (True, False, True)] == [True, False, True]
+    assert found.connections == 2
+    found.disconnected(2)
+    assert found.try_connect(is_first=False)
+
+
+def test_requests_wait_up_to_the_limit() -> None:
+    found = breaker(max_pending_requests=1)
+
+    assert [found.try_pend() for _ in range(2)] == [True, False]
+    found.end_pending()
+    assert found.try_pend()
+
+
+def test_abandoned_connections_are_free_without_the_lock() -> None:
+    found = breaker(max_connections=1)
+    found.try_connect(is_first=True)
+    with found.lock:  # as when a finaliser runs in the middle of something
+        found.abandon(1)
+
+    assert found.try_connect(is_first=False)
+    assert found.connections == 1

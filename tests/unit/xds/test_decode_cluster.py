@@ -108,12 +108,12 @@ def test_dns_clusters(decode):
         decode("CDS", {"name": "c", "type": "STRICT_DNS", "dns_refresh_rate": "1s", **hosts("a.example", "b")})
     )
     assert isinstance(strict.discovery, DnsDiscovery)
-    assert (strict.discovery.logical, strict.discovery.refresh_s, strict.discovery.respect_ttl) == (False, 1.0, False)
+    assert (strict.discovery.logical, strict.discovery.refresh_s) == (False, 1.0)
     assert [one.address for one in strict.discovery.assignment.localities[0].endpoints] == ["a.example:80", "b:80"]
     logical = value_of(
         decode("CDS", {"name": "c", "type": "LOGICAL_DNS", "respect_dns_ttl": True, **hosts("a.example")})
     )
-    assert (logical.discovery.logical, logical.discovery.refresh_s, logical.discovery.respect_ttl) == (True, 5.0, True)
+    assert (logical.discovery.logical, logical.discovery.refresh_s) == (True, 5.0)
 
 
 def test_dns_clusters_that_cannot_be_used(decode):
@@ -242,6 +242,17 @@ def test_circuit_breakers_of_both_priorities(decode_cluster):
     assert found.circuit_breakers == CircuitBreakers(1, 2, 3, 0)
     assert found.high_priority_circuit_breakers == CircuitBreakers(max_requests=7)
     assert "circuit_breakers.thresholds[2]: is not the first of its priority" in decoded.unused
+
+
+def test_limits_on_connections_are_reported_where_http2_is_spoken(decode_cluster):
+    thresholds = [{"max_connections": 7, "max_pending_requests": 1024}, {"priority": "HIGH", "max_pending_requests": 1}]
+    limits = {"circuit_breakers": {"thresholds": thresholds}}
+
+    assert decode_cluster(**limits).unused == ()
+    assert [entry.partition(":")[0] for entry in decode_cluster(http2_protocol_options={}, **limits).unused] == [
+        "circuit_breakers.thresholds[0].max_connections",
+        "circuit_breakers.thresholds[1].max_pending_requests",
+    ]
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,222 @@
+"""As `meshlib.clients.connections`, for an event loop."""
+
+import time
+from collections import deque
+from collections.abc import AsyncIterator
+from typing import cast
+
+import anyio
+import httpcore
+import httpx
+
+from meshlib.clients.network import AsyncDeadlineBackend, keepalive_s
+from meshlib.clients.pools import PoolKey, PoolOverflow
+from meshlib.resilience.circuit_breaker import CircuitBreaker
+
+__all__ = ["AsyncHttp1Pool"]
+
+
+class _AsyncConnection(httpcore.AsyncHTTPConnection):
+    """As `_Connection`."""
+
+    served = 0
+    parked_at = 0.0
+    pending: CircuitBreaker | None = None
+
+    async def _connect(self, request: httpcore.Request) -> httpcore.AsyncNetworkStream:
+        stream = await super()._connect(request)
+        self.settle()
+        return stream
+
+    def settle(self) -> None:
+        """Nobody waits for it any more."""
+        pending, self.pending = self.pending, None
+        if pending is not None:
+            pending.end_pending()
+
+
+class _AsyncTurn:
+    """As `_Turn`."""
+
+    __slots__ = ("connection", "event")
+
+    def __init__(self) -> None:
+        self.event = anyio.Event()
+        self.connection: _AsyncConnection | None = None
+
+
+class AsyncHttp1Pool:
+    """For one event loop; nothing here is interrupted except at an await."""
+
+    def __init__(self, key: PoolKey, limits: httpx.Limits) -> None:
+        self._key = key
+        self._keepalive_s = keepalive_s(key, limits)
+        self._backend = AsyncDeadlineBackend()
+        self._max_idle = limits.max_keepalive_connections
+        self._free = limits.max_connections  # None: no limit
+        self._waiting: deque[_AsyncTurn] = deque()
+        self._idle: deque[_AsyncConnection] = deque()
+        self._open: set[_AsyncConnection] = set()
+        self._permits = 0  # of the breaker: as many as there are connections, or about to be
+        self._is_closed = False
+
+    def __del__(self) -> None:
+        if self._permits and self._key.breaker is not None:  # nobody closed the transport
+            self._key.breaker.abandon(self._permits)
+
+    async def handle_async_request(self, request: httpcore.Request) -> httpcore.Response:
+        """As `Http1Pool.handle_request`. A cancellation at any await leaves no place and no connection behind."""
+        connection = await self._take(request)
+        try:
+            response = await connection.handle_async_request(request)
+        except BaseException:
+            await self._leave(connection, keep=False)
+            raise
+        response.stream = _AsyncStream(self, connection, cast(httpx.AsyncByteStream, response.stream))
+        return response
+
+    async def _take(self, request: httpcore.Request) -> _AsyncConnection:
+        while True:
+            if self._idle and self._free != 0:
+                connection = self._pop_idle()
+            else:
+                connection = await self._wait_or_open(request)
+            if not connection.served or not connection.has_expired():
+                connection.served += 1
+                return connection
+            await self._leave(connection, keep=False)
+
+    def _pop_idle(self) -> _AsyncConnection:
+        if self._free is not None:
+            self._free -= 1
+        return self._idle.pop()
+
+    async def _wait_or_open(self, request: httpcore.Request) -> _AsyncConnection:
+        breaker = self._key.breaker
+        if breaker is not None and not breaker.try_pend():
+            raise PoolOverflow("too many requests wait for a connection to the cluster")
+        pending = breaker
+        try:
+            connection = None if self._may_open(breaker) else await self._wait(request)
+            if connection is None:
+                connection = self._new(request, pending)
+                pending = None  # until it is connected
+            return connection
+        finally:
+            if pending is not None:
+                pending.end_pending()
+
+    def _may_open(self, breaker: CircuitBreaker | None) -> bool:
+        """Take a place with a permit to open a connection, if they are to be had."""
+        if self._free == 0 or (breaker is not None and not breaker.try_connect(is_first=not self._permits)):
+            return False
+        if self._free is not None:
+            self._free -= 1
+        self._permits += 1
+        return True
+
+    async def _wait(self, request: httpcore.Request) -> _AsyncConnection | None:
+        turn = _AsyncTurn()
+        self._waiting.append(turn)
+        try:
+            with anyio.fail_after(request.extensions["timeout"].get("pool")):
+                await turn.event.wait()
+        except BaseException as error:
+            if turn.event.is_set():
+                await self._return(turn.connection, keep=True)
+            else:
+                self._waiting.remove(turn)
+            if isinstance(error, TimeoutError):
+                raise httpcore.PoolTimeout("all connections to the endpoint are in use") from None
+            raise
+        return turn.connection
+
+    def _new(self, request: httpcore.Request, pending: CircuitBreaker | None) -> _AsyncConnection:
+        connection = _AsyncConnection(
+            request.url.origin,
+            ssl_context=self._key.context,
+            keepalive_expiry=self._keepalive_s,
+            uds=self._key.unix_path,
+            network_backend=self._backend,
+        )
+        connection.pending = pending
+        self._open.add(connection)
+        return connection
+
+    async def _leave(self, connection: _AsyncConnection, *, keep: bool) -> None:
+        if connection.pending is not None:
+            connection.settle()
+        limit = self._key.max_requests
+        is_good = keep and not self._is_closed and (limit is None or connection.served < limit)
+        await self._return(connection, keep=is_good)
+
+    async def _return(self, connection: _AsyncConnection | None, *, keep: bool) -> None:
+        """Give back a place with its connection; None: with the permit to open one."""
+        now = time.monotonic()
+        closing: list[_AsyncConnection] = []
+        gone = 0
+        if self._waiting:
+            # Place, and connection or permit, go on to whoever has waited longest.
+            turn = self._waiting.popleft()
+            if keep:
+                turn.connection = connection
+            elif connection is not None:
+                closing.append(connection)
+            turn.event.set()
+        else:
+            if self._free is not None:
+                self._free += 1
+            if connection is not None and keep and (self._max_idle is None or len(self._idle) < self._max_idle):
+                connection.parked_at = now
+                self._idle.append(connection)
+            else:
+                gone += 1
+                if connection is not None:
+                    closing.append(connection)
+        if self._keepalive_s is not None:
+            while self._idle and now - self._idle[0].parked_at > self._keepalive_s:
+                closing.append(self._idle.popleft())
+                gone += 1
+        if gone:
+            self._permits -= gone
+            if self._key.breaker is not None:
+                self._key.breaker.disconnected(gone)
+        if closing:
+            await self._close(closing)
+
+    async def _close(self, connections: list[_AsyncConnection]) -> None:
+        with anyio.CancelScope(shield=True):
+            for connection in connections:
+                self._open.discard(connection)
+                await connection.aclose()
+
+    async def aclose(self) -> None:
+        """Close every connection, those in use too."""
+        self._is_closed = True
+        gone = len(self._idle)
+        self._permits -= gone
+        self._idle.clear()
+        if gone and self._key.breaker is not None:
+            self._key.breaker.disconnected(gone)
+        await self._close(list(self._open))
+
+
+class _AsyncStream(httpx.AsyncByteStream):
+    """As `_Stream`."""
+
+    def __init__(self, pool: AsyncHttp1Pool, connection: _AsyncConnection, inner: httpx.AsyncByteStream) -> None:
+        self._pool = pool
+        self._connection = connection
+        self._inner = inner
+        self._is_closed = False
+
+    def __aiter__(self) -> AsyncIterator[bytes]:
+        return self._inner.__aiter__()
+
+    async def aclose(self) -> None:
+        if not self._is_closed:
+            self._is_closed = True
+            try:
+                await self._inner.aclose()
+            finally:
+                await self._pool._leave(self._connection, keep=self._connection.is_idle())
