@@ -17,7 +17,9 @@ from meshlib.xds.bootstrap import ServerConfig
 
 __all__ = ["AdsStream", "Stream", "StreamEvents"]
 
-METHOD: Final = "/envoy.service.discovery.v3.AggregatedDiscoveryService/StreamAggregatedResources"
+_SERVICE: Final = "/envoy.service.discovery.v3.AggregatedDiscoveryService"
+METHOD: Final = f"{_SERVICE}/StreamAggregatedResources"
+DELTA_METHOD: Final = f"{_SERVICE}/DeltaAggregatedResources"
 
 
 class StreamEvents(Protocol):
@@ -31,8 +33,13 @@ class StreamEvents(Protocol):
         """A message came. The next one is read once `done` was called: a slow consumer slows the server down."""
         ...
 
-    def ended(self, reason: str) -> None:
-        """The stream is over and will say nothing more. Not called after `close`."""
+    def ended(self, reason: str, *, is_unimplemented: bool = False) -> None:
+        """The stream is over and will say nothing more. Not called after `close`.
+
+        Args:
+            reason: For people.
+            is_unimplemented: The server does not know the method.
+        """
         ...
 
 
@@ -66,11 +73,15 @@ class _Requests(Iterator[bytes]):
 
 
 class AdsStream:
-    """A stream from its opening to its end. Credentials are read, and the server is dialled, on its own thread."""
+    """A stream from its opening to its end. Credentials are read, and the server is dialled, on its own thread.
+
+    It is an incremental one if the server's features say so.
+    """
 
     def __init__(self, server: ServerConfig, events: StreamEvents, wall_clock: WallClock) -> None:
         self._server = server
         self._events = events
+        self._is_unimplemented = False  # of the stream's own thread
         self._wall_clock = wall_clock
         self._requests = _Requests(events.sent)
         self._lock = threading.Lock()
@@ -106,7 +117,7 @@ class AdsStream:
         if channel is not None:
             channel.close()
         if not was_closed:
-            self._events.ended(reason)
+            self._events.ended(reason, is_unimplemented=self._is_unimplemented)
 
     def _read(self) -> str:
         """Deliver messages until the stream ends; return why it did."""
@@ -121,7 +132,8 @@ class AdsStream:
                 return ""
             self._channel = channel
         try:
-            open_stream: grpc.StreamStreamMultiCallable[bytes, bytes] = channel.stream_stream(METHOD)
+            method = DELTA_METHOD if self._server.is_delta else METHOD
+            open_stream: grpc.StreamStreamMultiCallable[bytes, bytes] = channel.stream_stream(method)
             for data in open_stream(self._requests, metadata=metadata):
                 self._may_read.clear()
                 if self._closed.is_set():
@@ -130,7 +142,9 @@ class AdsStream:
                 self._may_read.wait()
         except grpc.RpcError as error:
             code, details = getattr(error, "code", None), getattr(error, "details", None)
-            name = code().name if callable(code) and code() is not None else "UNKNOWN"
+            status = code() if callable(code) else None
+            self._is_unimplemented = status is grpc.StatusCode.UNIMPLEMENTED
+            name = status.name if status is not None else "UNKNOWN"
             return f"{name}: {details() if callable(details) else error}"
         except ValueError:
             # grpcio's word for "this channel was closed meanwhile".

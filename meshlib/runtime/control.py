@@ -28,8 +28,8 @@ from meshlib.runtime.server_links import ServerLinks
 from meshlib.runtime.state_store import StateError, StateStore
 from meshlib.xds.bootstrap import Bootstrap, ServerConfig
 from meshlib.xds.cache import CacheShare, Entry, ResourceCache
+from meshlib.xds.delta import new_machine
 from meshlib.xds.dependencies import DnsAnswer, Facts, resolve
-from meshlib.xds.sotw import SotwMachine
 
 __all__ = ["ControlPlane", "Owner"]
 
@@ -119,7 +119,7 @@ class ControlPlane:
         return ServerLink(
             server,
             self._bootstrap.node,
-            SotwMachine(share, features=server.features) if before is None else before.machine,
+            new_machine(share, server.features) if before is None else before.machine,
             scheduler=self._scheduler,
             clock=self._clock,
             rng=self._rng,

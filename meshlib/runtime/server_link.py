@@ -3,6 +3,7 @@
 Everything runs on the control thread; the stream's own threads only post to it.
 """
 
+import logging
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
@@ -15,11 +16,14 @@ from meshlib.runtime.scheduler import Scheduler, Timer
 from meshlib.xds.backoff import ReconnectBackoff
 from meshlib.xds.bootstrap import NodeConfig, ServerConfig
 from meshlib.xds.cache import Key
-from meshlib.xds.sotw import CancelTimer, Command, Report, SotwMachine, StartTimer
-from meshlib.xds.wire import SendRequest, decode_response, encode_request
+from meshlib.xds.commands import CancelTimer, Command, Report, StartExpiry, StartTimer, StopExpiry
+from meshlib.xds.delta import DeltaMachine
+from meshlib.xds.sotw import SotwMachine
+from meshlib.xds.wire import SendDelta, SendRequest, encode_delta_request, encode_request
 
 __all__ = ["ConnectionStatus", "OpenStream", "ServerLink"]
 
+_LOG = logging.getLogger(__name__)
 OpenStream = Callable[[ServerConfig, StreamEvents], Stream]
 SPARES_AFTER_S: Final = 2.0
 """How long a server that neither refuses nor answers may keep us from the copy on disk."""
@@ -79,8 +83,8 @@ class _Events:
     def received(self, data: bytes, done: Callable[[], None]) -> None:
         self._scheduler.post(partial(self._link.on_received, self, data, done))
 
-    def ended(self, reason: str) -> None:
-        self._scheduler.post(partial(self._link.on_ended, self, reason))
+    def ended(self, reason: str, *, is_unimplemented: bool = False) -> None:
+        self._scheduler.post(partial(self._link.on_ended, self, reason, is_unimplemented))
 
 
 class ServerLink:
@@ -90,7 +94,7 @@ class ServerLink:
         self,
         server: ServerConfig,
         node: NodeConfig,
-        machine: SotwMachine,
+        machine: SotwMachine | DeltaMachine,
         *,
         scheduler: Scheduler,
         clock: Clock,
@@ -112,7 +116,7 @@ class ServerLink:
             changed: Called when something may have changed; what it is given is to be called once that is dealt with.
             open_stream: Opens a stream; returns at once.
         """
-        self.machine = machine
+        self.machine: SotwMachine | DeltaMachine = machine
         self.status = ConnectionStatus(server.uri)
         self._server = server
         self._node = node
@@ -130,6 +134,7 @@ class ServerLink:
         self._silence: Timer | None = None
         self._is_silent = False
         self._timers: dict[Key, Timer] = {}
+        self._expiries: dict[Key, Timer] = {}
 
     @property
     def may_use_spares(self) -> bool:
@@ -148,7 +153,8 @@ class ServerLink:
         now = self._opened_at = self._clock()
         self._set_status("connecting", self.status.reason)
         self._events = _Events(self, self._scheduler)
-        self._stream = self._open_stream(self._server, self._events)
+        server = self._server if isinstance(self.machine, DeltaMachine) else self._server.as_sotw()
+        self._stream = self._open_stream(server, self._events)
         if self._silence is None:
             self._silence = self._scheduler.later(SPARES_AFTER_S, self._on_silence)
         self._do(self.machine.opened(), now)
@@ -168,34 +174,33 @@ class ServerLink:
     def on_sent(self, events: _Events) -> None:
         if events is self._events:
             self._do(self.machine.sent(), self._clock())
+            if self._is_silent:
+                self._judge_silence()
 
     def on_received(self, events: _Events, data: bytes, done: Callable[[], None]) -> None:
         if events is not self._events:
             done()
             return
-        response = decode_response(data)
-        if response is None:
+        now = self._clock()
+        commands = self.machine.received_bytes(data, now)
+        if commands is None:
             done()
             return
-        now = self._clock()
-        is_first = self.status.state != "connected"
-        commands = self.machine.received(response, now)
-        if is_first:
-            self._is_silent = False
-            if self._silence is not None:
-                self._silence.cancel()
-                self._silence = None
-            self.status = ConnectionStatus(self._server.uri, "connected", "", now, 0)
-            self._emit(ControlPlaneConnected(self._server.uri))
+        self._be_connected(now)
         self._do(commands, now)
         self._changed(done)
 
-    def on_ended(self, events: _Events, reason: str) -> None:
+    def on_ended(self, events: _Events, reason: str, is_unimplemented: bool = False) -> None:
         if events is not self._events:
             return
-        had_response = self.machine.has_response
+        had_response = self.machine.has_response or self.status.state == "connected"
         now = self._clock()
         self._end_stream()
+        if is_unimplemented and not had_response and isinstance(self.machine, DeltaMachine):
+            _LOG.info("management server %s does not know incremental xDS; using state of the world", self._server.uri)
+            self.machine = self.machine.as_sotw()
+            self.connect()
+            return
         failures = 0 if had_response else self.status.failures + 1
         self.status = ConnectionStatus(self._server.uri, "lost", reason, now, failures)
         if had_response:
@@ -209,9 +214,31 @@ class ServerLink:
 
     # Parts of the above.
 
+    def _be_connected(self, now: float) -> None:
+        if self.status.state == "connected":
+            return
+        self._is_silent = False
+        if self._silence is not None:
+            self._silence.cancel()
+            self._silence = None
+        self.status = ConnectionStatus(self._server.uri, "connected", "", now, 0)
+        self._emit(ControlPlaneConnected(self._server.uri))
+
     def _on_silence(self) -> None:
         self._silence = None
         self._is_silent = self.status.state != "connected"
+        self._judge_silence()
+        self._changed(None)
+
+    def _judge_silence(self) -> None:
+        if self.machine.expects_nothing:
+            # It took our requests and has nothing to add: after a reconnect, no answer is the answer.
+            self._be_connected(self._clock())
+
+    def _on_expiry(self, key: Key) -> None:
+        self._expiries.pop(key, None)
+        now = self._clock()
+        self._do(self.machine.expired(key, now), now)
         self._changed(None)
 
     def _on_timer(self, key: Key) -> None:
@@ -246,11 +273,24 @@ class ServerLink:
                 case SendRequest():
                     if self._stream is not None:
                         self._stream.send(encode_request(command, self._node))
+                case SendDelta():
+                    if self._stream is not None:
+                        self._stream.send(encode_delta_request(command, self._node))
                 case StartTimer(key=key, delay_s=delay_s):
                     self._timers[key] = self._scheduler.later(delay_s, partial(self._on_timer, key))
                 case CancelTimer(key=key):
                     timer = self._timers.pop(key, None)
                     if timer is not None:
                         timer.cancel()
+                case StartExpiry(key=key, at=at):
+                    self._stop_expiry(key)
+                    self._expiries[key] = self._scheduler.later(max(0.0, at - now), partial(self._on_expiry, key))
+                case StopExpiry(key=key):
+                    self._stop_expiry(key)
                 case Report(event=event):
                     self._emit(event)
+
+    def _stop_expiry(self, key: Key) -> None:
+        timer = self._expiries.pop(key, None)
+        if timer is not None:
+            timer.cancel()

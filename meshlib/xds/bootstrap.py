@@ -7,7 +7,7 @@ Source: gRFCs A27, A30, A47, A65, A71, A97, A102.
 """
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cache
 from importlib import metadata as distributions
 from types import MappingProxyType
@@ -20,6 +20,7 @@ from meshlib.xds.bootstrap_json import JsonPlace, parse_json
 
 __all__ = [
     "CLIENT_FEATURES",
+    "DELTA_FEATURE",
     "AllowedGrpcService",
     "AuthorityConfig",
     "Bootstrap",
@@ -40,6 +41,9 @@ TEXT_VARIABLE: Final = "GRPC_XDS_BOOTSTRAP_CONFIG"
 
 CLIENT_FEATURES: Final = ("xds.config.resource-in-sotw", "xds.config.supports-resource-ttl")
 """What we tell a server that we can do. Not `envoy.lb.does_not_support_overprovisioning`: we do support it."""
+
+DELTA_FEATURE: Final = "meshlib.delta"
+"""In `server_features`, ours: speak the incremental variant with this server, as long as it knows it."""
 
 DEFAULT_REFRESH_S: Final = 600.0
 """`refresh_interval` of the credential plugins `tls` and `file_watcher` (A29, A65)."""
@@ -91,6 +95,15 @@ class ServerConfig:
     channel_creds: ChannelCreds
     call_creds: tuple[JwtTokenFile, ...] = ()
     features: frozenset[str] = frozenset()
+
+    @property
+    def is_delta(self) -> bool:
+        """The incremental variant is spoken with it."""
+        return DELTA_FEATURE in self.features
+
+    def as_sotw(self) -> "ServerConfig":
+        """Return the same server without the incremental variant."""
+        return replace(self, features=self.features - {DELTA_FEATURE}) if self.is_delta else self
 
 
 @dataclass(frozen=True, slots=True)

@@ -19,7 +19,7 @@ Source: xDS protocol; gRFCs A40, A46, A53, A57, A88.
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
-from meshlib.xds.cache import ResourceCache, ResourceState
+from meshlib.xds.cache import Key, ResourceCache, ResourceState
 from meshlib.xds.commands import CancelTimer, Command, Report, StartTimer
 from meshlib.xds.decode import Decoded, decode_resource
 from meshlib.xds.names import normal
@@ -156,6 +156,13 @@ class SotwMachine(StreamMachine):
         state.owes_answer = True
         state.error = refusal(problems)
         return self._flush(commands)
+
+    def expired(self, key: Key, now: float) -> tuple[Command, ...]:
+        commands = super().expired(key, now)
+        if commands:
+            # A version says that all of it is here; a server that believed it would not send the rest again.
+            self._types[key[0]].version = ""
+        return commands
 
     # Parts of the above.
 

@@ -32,6 +32,8 @@ DOES_NOT_EXIST_S: Final = 15.0
 """Envoy's `initial_fetch_timeout` and gRPC's timer (A57)."""
 TRANSIENT_S: Final = 30.0
 """With `resource_timer_is_transient_error` (A88)."""
+ROUNDING_S: Final = 0.001
+"""A timer may run this much early: a time made of a time and a difference is not exact."""
 NOT_FOUND: Final = 5
 PERMISSION_DENIED: Final = 7
 MAX_ERROR_CHARS: Final = 16_384
@@ -133,7 +135,7 @@ class StreamMachine(ABC):
     def expired(self, key: Key, now: float) -> tuple[Command, ...]:
         """The time to live of a resource is over: it is gone as if the server had removed it."""
         entry = self._cache.get(*key)
-        if entry is None or entry.expires_at is None or entry.expires_at > now:
+        if entry is None or entry.expires_at is None or entry.expires_at > now + ROUNDING_S:
             return ()
         entry.expires_at = None
         self._expiring.discard(key)
@@ -165,6 +167,11 @@ class StreamMachine(ABC):
             adopted = True
         return adopted
 
+    @property
+    def expects_nothing(self) -> bool:
+        """Requests are with the server, and it has no reason to answer: all that is wanted is held as it knows."""
+        return False
+
     # Parts for the variants.
 
     def _matching(self, type_url: str, names: Iterable[str]) -> tuple[str, ...]:
@@ -187,7 +194,7 @@ class StreamMachine(ABC):
         Args:
             version: Of the resource, or of the response that has no other.
             seen: Names of the response so far.
-            known_as: Further names under which it may be subscribed to.
+            known_as: The names that the response itself gives it, which count then; its bytes must bear one of them.
         """
         body = resource.body
         if body is None:
@@ -199,11 +206,14 @@ class StreamMachine(ABC):
             decoded = Decoded(known.name, known.value, (), known.unused)
         else:
             decoded = self._decoded(type_url, body)
-        name, errors = normal(decoded.name or resource.name), decoded.errors
+        names = tuple(map(normal, known_as or (decoded.name or resource.name,)))
+        if known_as and decoded.name and normal(decoded.name) not in names:
+            decoded = Decoded(names[0], None, (f"is called {decoded.name!r} inside",))
+        name, errors = names[0], decoded.errors
         if name in seen:
             return Taken(name, ("appears twice in the response; the first is kept",))
         entries = []
-        for match in self._matching(type_url, (name, *known_as)):
+        for match in self._matching(type_url, names):
             entry = self._cache.get(type_url, match)
             if entry is None:
                 continue

@@ -12,11 +12,15 @@ from meshlib.testing import FakeClock, FixedRng
 from meshlib.xds.bootstrap import InsecureCreds, NodeConfig, ServerConfig
 from meshlib.xds.cache import ResourceCache, ResourceState
 from meshlib.xds.decode import Decoded
+from meshlib.xds.delta import DeltaMachine
 from meshlib.xds.resources import CDS
 from meshlib.xds.sotw import SotwMachine
 
 RESPONSE = message_class("envoy.service.discovery.v3.DiscoveryResponse")
 REQUEST = message_class("envoy.service.discovery.v3.DiscoveryRequest")
+DELTA_RESPONSE = message_class("envoy.service.discovery.v3.DeltaDiscoveryResponse")
+DELTA_REQUEST = message_class("envoy.service.discovery.v3.DeltaDiscoveryRequest")
+WRAPPER = message_class("envoy.service.discovery.v3.Resource")
 EMPTY = RESPONSE(type_url=CDS, version_info="1", nonce="n1").SerializeToString()
 
 
@@ -25,6 +29,7 @@ class FakeStream:
         self.events = events
         self.sent: list[bytes] = []
         self.is_closed = False
+        self.is_delta = False
 
     def send(self, data: bytes) -> None:
         self.sent.append(data)
@@ -36,7 +41,7 @@ class FakeStream:
 class World:
     """A link that wants the cluster `a`, with what it did."""
 
-    def __init__(self) -> None:
+    def __init__(self, *, delta: bool = False) -> None:
         self.clock = FakeClock()
         self.scheduler = Scheduler(self.clock)
         self.cache = ResourceCache()
@@ -44,9 +49,11 @@ class World:
         self.events: list[Event] = []
         self.changes: list[Callable[[], None] | None] = []
         self.link = ServerLink(
-            ServerConfig("server:1", InsecureCreds()),
+            ServerConfig("server:1", InsecureCreds(), features=frozenset(("meshlib.delta",) if delta else ())),
             NodeConfig("n"),
-            SotwMachine(self.cache, decode=lambda _, body: Decoded("a", ClusterLoadAssignment(body.decode()))),
+            (DeltaMachine if delta else SotwMachine)(
+                self.cache, decode=lambda _, body: Decoded("a", ClusterLoadAssignment(body.decode()))
+            ),
             scheduler=self.scheduler,
             clock=self.clock,
             rng=FixedRng(0.5),
@@ -58,6 +65,7 @@ class World:
 
     def open(self, server: ServerConfig, events: StreamEvents) -> FakeStream:
         self.streams.append(FakeStream(events))
+        self.streams[-1].is_delta = server.is_delta
         return self.streams[-1]
 
     def pass_time(self, seconds: float) -> None:
@@ -208,3 +216,85 @@ def test_the_connection_in_words() -> None:
         "management server server:1 does not answer (2 attempts failed, the last one: UNAVAILABLE: refused)",
         "the stream to management server server:1 ended (the server ended the stream), connecting again",
     ]
+
+
+def delta(nonce: str, *, ttl_s: int | None = None) -> bytes:
+    """A response that holds the cluster `a`."""
+    wrapper = WRAPPER(name="a", version="v1")
+    wrapper.resource.type_url, wrapper.resource.value = CDS, b"first"
+    if ttl_s is not None:
+        wrapper.ttl.seconds = ttl_s
+    return bytes(DELTA_RESPONSE(type_url=CDS, nonce=nonce, resources=[wrapper]).SerializeToString())
+
+
+def deltas(stream: FakeStream) -> list[object]:
+    messages = [DELTA_REQUEST.FromString(data) for data in stream.sent]
+    return [(list(m.resource_names_subscribe), dict(m.initial_resource_versions), m.response_nonce) for m in messages]
+
+
+def test_an_incremental_stream_goes_on_where_the_one_before_ended() -> None:
+    world = World(delta=True)
+    world.link.connect()
+    world.streams[0].events.sent()
+    world.streams[0].events.received(delta("n1"), lambda: None)
+    world.run()
+    world.end("server went away")
+    world.pass_time(1.1)
+    assert world.streams[0].is_delta
+    assert deltas(world.streams[0]) == [(["a"], {}, ""), ([], {}, "n1")]
+    assert deltas(world.streams[1]) == [(["a"], {"a": "v1"}, "")]
+
+
+def test_a_server_that_does_not_know_the_incremental_variant_is_spoken_to_in_the_other_at_once_and_for_good() -> None:
+    world = World(delta=True)
+    world.link.connect()
+    world.streams[0].events.ended("UNIMPLEMENTED: no such method", is_unimplemented=True)
+    world.run()
+    assert [stream.is_delta for stream in world.streams] == [True, False]
+    assert REQUEST.FromString(world.streams[1].sent[0]).resource_names == ["a"]
+    world.end()
+    world.pass_time(1.1)
+    assert [stream.is_delta for stream in world.streams] == [True, False, False]
+    assert world.link.status.failures == 1
+
+
+def test_a_stream_of_the_world_that_is_unimplemented_is_a_failure_like_others() -> None:
+    world = World()
+    world.link.connect()
+    world.streams[0].events.ended("UNIMPLEMENTED: no such method", is_unimplemented=True)
+    world.run()
+    assert (len(world.streams), world.link.status.failures) == (1, 1)
+
+
+def test_a_server_that_has_nothing_to_add_after_a_reconnect_is_connected() -> None:
+    world = World(delta=True)
+    world.link.connect()
+    world.streams[0].events.sent()
+    world.streams[0].events.received(delta("n1"), lambda: None)
+    world.run()
+    world.end("server went away")
+    world.pass_time(1.1)
+    world.pass_time(3.0)
+    assert world.link.status.state == "connecting"
+    world.streams[1].events.sent()
+    world.run()
+    assert world.link.status.state == "connected"
+    world.end("server went away again")
+    world.pass_time(0.1)
+    assert (len(world.streams), world.link.status.failures) == (3, 0)
+
+
+def test_a_time_to_live_passes_whether_the_stream_is_up_or_not() -> None:
+    world = World(delta=True)
+    world.link.connect()
+    world.streams[0].events.sent()
+    world.streams[0].events.received(delta("n1", ttl_s=10), lambda: None)
+    world.run()
+    world.pass_time(5.0)
+    world.end()
+    world.pass_time(4.9)
+    entry = world.cache.get(CDS, "a")
+    assert entry is not None
+    assert entry.value is not None
+    world.pass_time(0.2)
+    assert (entry.value, entry.state) == (None, ResourceState.DOES_NOT_EXIST)

@@ -3,6 +3,7 @@
 from meshlib.events import ResourceAccepted, ResourceRejected
 from meshlib.model.endpoint import ClusterLoadAssignment
 from meshlib.xds.cache import ResourceCache, ResourceState, Spare
+from meshlib.xds.commands import StartExpiry, StopExpiry
 from meshlib.xds.decode import Decoded
 from meshlib.xds.resources import CDS, EDS, LDS
 from meshlib.xds.sotw import CancelTimer, Command, Report, SotwMachine, StartTimer
@@ -391,3 +392,39 @@ def test_a_copy_that_the_server_knows_nothing_of_goes_with_its_timer() -> None:
     assert value(cache, "a") == "a=0"
     client.timer_fired((CDS, "a"), 17.0)
     assert None is value(cache, "a")
+
+
+def wrapped(name: str, content: str | None = "1", *, ttl_s: float | None = 10.0) -> AnyBytes:
+    """A resource in its wrapper; without content a heartbeat."""
+    data = None if content is None else body(name, content)
+    return AnyBytes(CDS if data else "", data, name, "1", (), ttl_s)
+
+
+def test_a_resource_lives_as_long_as_it_was_given_and_heartbeats_prolong_that() -> None:
+    client, cache = subscribed("a", "b")
+    both = DiscoveryResponse(CDS, "1", "n1", (wrapped("a"), wrapped("b", ttl_s=None)))
+    assert StartExpiry((CDS, "a"), 11.0) in client.received(both, 1.0)
+    client.sent()
+    commands = client.received(DiscoveryResponse(CDS, "1", "n2", (wrapped("a", None),)), 9.0)
+    assert [StartExpiry((CDS, "a"), 19.0), SendRequest(CDS, ("a", "b"), "1", "n2")] == list(commands)
+    assert client.expired((CDS, "a"), 11.0) == ()
+    assert (value(cache, "a"), value(cache, "b")) == ("a=1", "b=1")
+
+
+def test_an_expired_resource_is_deleted_and_the_version_is_not_claimed_any_more() -> None:
+    client, cache = subscribed("a", features=("ignore_resource_deletion",))
+    client.received(DiscoveryResponse(CDS, "1", "n1", (wrapped("a"),)), 1.0)
+    client.closed()
+    assert Report(ResourceRejected(CDS, "a", "1", "its time to live has passed")) in client.expired((CDS, "a"), 11.0)
+    entry = cache.get(CDS, "a")
+    assert entry is not None
+    assert (entry.value, entry.state, entry.is_absent) == (None, ResourceState.DOES_NOT_EXIST, True)
+    assert (SendRequest(CDS, ("a",), "", "", with_node=True),) == client.opened()
+
+
+def test_a_resource_that_comes_without_a_time_to_live_lives_on() -> None:
+    client, cache = subscribed("a")
+    client.received(DiscoveryResponse(CDS, "1", "n1", (wrapped("a"),)), 1.0)
+    assert StopExpiry((CDS, "a")) in client.received(response(CDS, "2", body("a", "2")), 2.0)
+    assert client.expired((CDS, "a"), 11.0) == ()
+    assert value(cache, "a") == "a=2"

@@ -1,0 +1,298 @@
+"""The client side of one aggregated incremental (delta) stream, as a machine without I/O.
+
+It is driven like the machine of `sotw.py`. What differs:
+
+- Requests carry what changed of a subscription. Each type's first request on a stream names all that is wanted, and the
+  versions of what is held, so that a server sends only what differs; it never is the empty one, which would mean
+  everything.
+- Every resource has a version of its own. One that was refused keeps the version it had, though the others of its
+  response move on. Versions are those that this server gave over such streams: never one from disk, of another server,
+  or of the other variant.
+- Each response is answered by itself, with its nonce and nothing else in the request: servers have ignored a change of
+  subscription that came with a NACK. Changes go out in requests without a nonce, and coalesce while one is under way.
+- Nothing follows from absence. What is gone is named, of whatever type, and so is what never was; the timer only guards
+  against servers that do not say so. `ignore_resource_deletion` keeps what was in use here too.
+- A resource may answer to further names (aliases); a subscription to one of them is served by it.
+
+Source: xDS protocol, "Incremental xDS"; gRFCs A46, A53, A57 and A88 as far as they apply.
+"""
+
+from collections import deque
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
+
+from meshlib.xds.bootstrap import DELTA_FEATURE
+from meshlib.xds.cache import Entry, ResourceCache, ResourceState, ResourceValue
+from meshlib.xds.commands import Command
+from meshlib.xds.decode import Decoded, decode_resource
+from meshlib.xds.names import normal
+from meshlib.xds.resources import TYPE_URLS
+from meshlib.xds.sotw import SotwMachine
+from meshlib.xds.stream_machine import NOT_FOUND, StreamMachine, Taken, error_problem, problem, refusal
+from meshlib.xds.wire import AnyBytes, DeltaResponse, SendDelta, decode_delta_response
+
+__all__ = ["DeltaMachine", "new_machine"]
+
+
+@dataclass(frozen=True, slots=True)
+class _Held:
+    """What the server gave us for a name that we subscribed to.
+
+    Attributes:
+        name: Its own name; another than ours if ours is an alias.
+        value: As it was put into the cache: where something else is there now, this version is not held any more.
+    """
+
+    name: str
+    version: str
+    value: ResourceValue
+
+
+@dataclass(slots=True)
+class _Type:
+    """One sub-stream.
+
+    Attributes:
+        held: By the name subscribed to; kept across streams.
+        aliases: Those of `held` that bear another name than the one subscribed to: ours, and the server's.
+        asked: Names subscribed to by requests made on this stream.
+        is_open: A request of this type was made on this stream.
+        has_change: `wanted` may differ from `asked`.
+        answers: Nonce and error (empty: an ACK) of responses not answered yet.
+    """
+
+    wanted: frozenset[str] = frozenset()
+    held: dict[str, _Held] = field(default_factory=dict)
+    aliases: dict[str, str] = field(default_factory=dict)
+    asked: frozenset[str] = frozenset()
+    is_open: bool = False
+    has_change: bool = False
+    answers: deque[tuple[str, str]] = field(default_factory=deque)
+
+
+class DeltaMachine(StreamMachine):
+    """The client of one server. Not thread safe: its owner's thread alone touches it and its cache."""
+
+    def __init__(
+        self,
+        cache: ResourceCache,
+        *,
+        features: frozenset[str] = frozenset(),
+        decode: Callable[[str, bytes], Decoded] = decode_resource,
+    ) -> None:
+        super().__init__(cache, features=features, decode=decode)
+        self._types = {type_url: _Type() for type_url in TYPE_URLS}
+        self._sending: SendDelta | None = None
+
+    def wanted(self, type_url: str) -> frozenset[str]:
+        return self._types[type_url].wanted
+
+    @property
+    def expects_nothing(self) -> bool:
+        return self.has_sent and all(
+            self._is_held(type_url, state, name) for type_url, state in self._types.items() for name in state.wanted
+        )
+
+    def as_sotw(self) -> SotwMachine:
+        """Return a machine of the other variant with the same cache and subscriptions, and no stream.
+
+        This one is of no use afterwards.
+        """
+        result = SotwMachine(self._cache, features=self._features, decode=self._decode)
+        result.want({type_url: state.wanted for type_url, state in self._types.items()})
+        result._expiring |= self._expiring
+        return result
+
+    # What the shell reports.
+
+    def want(self, wanted: Mapping[str, frozenset[str]]) -> tuple[Command, ...]:
+        commands: list[Command] = []
+        for type_url, state in self._types.items():
+            names = wanted.get(type_url, frozenset())
+            if names == state.wanted:
+                continue
+            for name in names - state.wanted:
+                self._cache.add(type_url, name)
+            for name in state.wanted - names:
+                self._cancel((type_url, name), commands)
+            state.wanted = names
+            state.has_change = True
+            # What this stream never asked for can be forgotten now; the rest when the server was told.
+            self._give_up(type_url, names | state.asked, commands)
+        return self._flush(commands)
+
+    def opened(self) -> tuple[Command, ...]:
+        self._is_open = True
+        self.has_response = self.has_sent = False
+        return self._flush(self._expiries())
+
+    def sent(self) -> tuple[Command, ...]:
+        request, self._sending = self._sending, None
+        commands: list[Command] = []
+        if request is not None and self._is_open:
+            self.has_sent = True
+            if request.unsubscribe:
+                state = self._types[request.type_url]
+                self._give_up(request.type_url, state.wanted | state.asked, commands)
+            self._start_timers(request.type_url, request.subscribe, commands)
+        return self._flush(commands)
+
+    def closed(self) -> tuple[Command, ...]:
+        self._is_open = self._node_sent = False
+        self._sending = None
+        commands = self._cancel_all()
+        for type_url, state in self._types.items():
+            state.answers.clear()
+            state.asked = frozenset()
+            state.is_open = False
+            state.has_change = True
+            self._give_up(type_url, state.wanted, commands)
+        return tuple(commands)
+
+    def received_bytes(self, data: bytes, now: float) -> tuple[Command, ...] | None:
+        response = decode_delta_response(data)
+        return None if response is None else self.received(response, now)
+
+    def received(self, response: DeltaResponse, now: float) -> tuple[Command, ...]:
+        """A response has arrived."""
+        self.has_response = True
+        type_url = response.type_url
+        state = self._types.get(type_url)
+        if state is None or not state.is_open:
+            # Unknown, or never asked for on this stream: no answer. An empty first request would be a wildcard.
+            return ()
+        commands: list[Command] = []
+        problems: list[str] = []
+        seen: set[str] = set()
+        for index, resource in enumerate(response.resources):
+            taken = self._take_named(type_url, resource, seen, now, commands)
+            if taken.errors:
+                problems.append(problem("resource", index, taken.name, taken.errors))
+            elif resource.body is not None:
+                self._hold(state, taken, resource)
+            else:
+                self._ask_again(type_url, state, taken.name)
+            seen.add(taken.name)
+        for index, name in enumerate(response.removed):
+            if normal(name) in seen:
+                problems.append(problem("removed_resources", index, name, ("is in resources too, which counts",)))
+            else:
+                self._take_removal(type_url, name, now, commands)
+        for index, error in enumerate(response.errors):
+            fault = error_problem(error)
+            if fault:
+                problems.append(problem("resource_errors", index, "", (fault,)))
+                continue
+            for name in self._known_as(state, error.name):
+                self._take_error(type_url, replace(error, name=name), "", now, commands, deletes=True)
+                if error.code == NOT_FOUND:
+                    state.held.pop(name, None)
+        if response.nonce:
+            state.answers.append((response.nonce, refusal(problems)))
+        return self._flush(commands)
+
+    # Parts of the above.
+
+    def _take_named(
+        self, type_url: str, resource: AnyBytes, seen: set[str], now: float, commands: list[Command]
+    ) -> Taken:
+        """Apply one resource, which has to bear a name outside its bytes too."""
+        if not resource.name:
+            return Taken("", ("no name",))
+        others = (resource.name, *resource.aliases, *self._known_as(self._types[type_url], resource.name))
+        return self._take(type_url, resource, resource.version, seen, now, commands, others)
+
+    def _hold(self, state: _Type, taken: Taken, resource: AnyBytes) -> None:
+        for entry in taken.entries:
+            if entry.value is not None:
+                state.held[entry.name] = _Held(resource.name, resource.version, entry.value)
+                if normal(resource.name) != entry.name:
+                    state.aliases[entry.name] = normal(resource.name)
+
+    def _ask_again(self, type_url: str, state: _Type, heartbeat: str) -> None:
+        """A heartbeat that came too late: what it keeps alive is gone here. Asked for again, it is sent in full."""
+        for name in self._known_as(state, heartbeat):
+            entry = self._cache.get(type_url, name)
+            if entry is not None and entry.value is None and entry.state is ResourceState.DOES_NOT_EXIST:
+                state.asked -= {name}
+                state.has_change = True
+
+    def _take_removal(self, type_url: str, removed: str, now: float, commands: list[Command]) -> None:
+        state = self._types[type_url]
+        for name in self._known_as(state, removed):
+            entry = self._cache.get(type_url, name)
+            if entry is None:
+                continue
+            state.held.pop(name, None)
+            self._cancel((type_url, name), commands)
+            self._cache.drop_spare(type_url, name)
+            if entry.value is not None and not entry.is_spare:
+                if entry.state is not ResourceState.DOES_NOT_EXIST:
+                    self._remove(entry, "", now, commands)
+            else:
+                self._say_absent(entry, now)
+
+    def _say_absent(self, entry: Entry, now: float) -> None:
+        """The server does not have what we asked for."""
+        entry.value, entry.body, entry.unused = None, b"", ()
+        entry.is_spare, entry.is_absent = False, True
+        if entry.state is not ResourceState.DOES_NOT_EXIST:
+            entry.state, entry.error, entry.failed_at = ResourceState.DOES_NOT_EXIST, "does not exist", now
+
+    def _known_as(self, state: _Type, name: str) -> tuple[str, ...]:
+        """Return the names under which we subscribed to what the server calls by this one."""
+        name = normal(name)
+        own = (name,) if name in state.wanted else ()
+        return (*own, *(mine for mine, other in state.aliases.items() if other == name and mine in state.wanted))
+
+    def _give_up(self, type_url: str, keep: frozenset[str], commands: list[Command]) -> None:
+        state = self._types[type_url]
+        self._forget(type_url, keep, commands)
+        for name in [name for name in state.held if name not in keep]:
+            del state.held[name]
+            state.aliases.pop(name, None)
+
+    def _versions(self, type_url: str, state: _Type) -> tuple[tuple[str, str], ...]:
+        """Return name and version of everything that is still in use as this server gave it."""
+        found = {}
+        for mine, held in state.held.items():
+            entry = self._cache.get(type_url, mine)
+            if entry is not None and entry.value is held.value and mine in state.wanted:
+                found[held.name] = held.version
+        return tuple(sorted(found.items()))
+
+    def _is_held(self, type_url: str, state: _Type, name: str) -> bool:
+        entry, held = self._cache.get(type_url, name), state.held.get(name)
+        if entry is None:
+            return False
+        return entry.state is ResourceState.DOES_NOT_EXIST or (held is not None and entry.value is held.value)
+
+    def _flush(self, commands: list[Command]) -> tuple[Command, ...]:
+        """Add the next request, if one is owed and none is under way."""
+        if self._is_open and self._sending is None:
+            for type_url, state in self._types.items():
+                request = self._next(type_url, state)
+                if request is not None:
+                    self._sending, self._node_sent = request, True
+                    commands.append(request)
+                    break
+        return tuple(commands)
+
+    def _next(self, type_url: str, state: _Type) -> SendDelta | None:
+        if state.answers:
+            nonce, error = state.answers.popleft()
+            return SendDelta(type_url, nonce=nonce, error=error, with_node=not self._node_sent)
+        if not state.has_change:
+            return None
+        state.has_change = False
+        added, dropped = sorted(state.wanted - state.asked), sorted(state.asked - state.wanted)
+        if not added and not dropped:
+            return None
+        held = () if state.is_open else self._versions(type_url, state)
+        state.is_open, state.asked = True, state.wanted
+        return SendDelta(type_url, tuple(added), tuple(dropped), held, with_node=not self._node_sent)
+
+
+def new_machine(cache: ResourceCache, features: frozenset[str]) -> DeltaMachine | SotwMachine:
+    """Return the machine for a server, by its `server_features`: state of the world, unless it asks for delta."""
+    return (DeltaMachine if DELTA_FEATURE in features else SotwMachine)(cache, features=features)
