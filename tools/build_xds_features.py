@@ -234,7 +234,7 @@ IN_PART: Mapping[tuple[str, str], str] = {
         (message, "request_mirror_policies"): "for httpx; gRPC calls and functions are not copied"
         for message in ("RouteConfiguration", "VirtualHost", "RouteAction")
     },
-    ("RouteAction", "idle_timeout"): "for HTTP",
+    ("RouteAction", "idle_timeout"): "for httpx; of a function only the time before its end counts, gRPC has none",
     ("RouteAction", "max_grpc_timeout"): "if it equals `timeout`, as Istio writes it",
     ("RouteAction", "hedge_policy"): "refused with `hedge_on_per_try_timeout`",
     ("RouteAction", "hash_policy"): "header, cookie (none is made up), source address, query parameter",
@@ -265,8 +265,11 @@ IN_PART: Mapping[tuple[str, str], str] = {
     (
         "CircuitBreakers.Thresholds",
         "max_connections",
-    ): "not enforced: the transport's `limits` bound connections per endpoint",
-    ("CircuitBreakers.Thresholds", "max_pending_requests"): "not enforced",
+    ): "over HTTP/1.1; with HTTP/2 and gRPC it has no effect (A32)",
+    (
+        "CircuitBreakers.Thresholds",
+        "max_pending_requests",
+    ): "over HTTP/1.1; with HTTP/2 and gRPC it has no effect (A32)",
     ("Cluster.CommonLbConfig", "zone_aware_lb_config"): "refused with `fail_traffic_on_panic`",
     ("HttpProtocolOptions of an upstream", "http_filters"): "the upstream codec alone",
     ("HttpProtocolOptions of an upstream", "explicit_http_config"): "HTTP/1.1 and HTTP/2",

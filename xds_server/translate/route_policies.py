@@ -21,7 +21,9 @@ _PREVIOUS_HOSTS = {
     "name": "envoy.retry_host_predicates.previous_hosts",
     "typed_config": typed("envoy.extensions.retry.host.previous_hosts.v3.PreviousHostsPredicate"),
 }
-_AS_ISTIO_MIRRORS = {"trace_sampled": False, "disable_shadow_host_suffix_append": True}
+# As Istio. A copy sent by meshlib has no trace of its own that could be sampled.
+_SAME_HOST = {"disable_shadow_host_suffix_append": True}
+_SAME_HOST_UNTRACED = {"trace_sampled": False, **_SAME_HOST}
 _PREVIOUS_PRIORITIES = {
     "name": "envoy.retry_priorities.previous_priorities",
     "typed_config": typed(
@@ -129,7 +131,7 @@ def mirror_policies(http: Mapping[str, Any], profile: Profile, cluster_of: Any) 
                 {
                     "cluster": cluster_of(mirror["destination"]),
                     "runtime_fraction": {"default_value": fraction},
-                    **({} if profile is Profile.MESHLIB else _AS_ISTIO_MIRRORS),
+                    **(_SAME_HOST if profile is Profile.MESHLIB else _SAME_HOST_UNTRACED),
                 }
             )
     return result

@@ -146,11 +146,6 @@ class RouteBuilder:
         mirrors = mirror_policies(
             http, self.profile, lambda destination: cluster_name(*_key(self._destination(config, destination, port)))
         )
-        if mirrors and self.profile is Profile.MESHLIB:
-            place = config.position("http", index, "mirror" if "mirror" in http else "mirrors")
-            self.report.dropped(
-                self.profile, "mirror", "the host that a copy names ends in -shadow, as is Envoy's default", place
-            )
         return result | ({"request_mirror_policies": mirrors} if mirrors else {})
 
     def _destination(self, config: Config, destination: Mapping[str, Any], port: int) -> tuple[str, str, int]:
