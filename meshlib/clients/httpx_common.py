@@ -186,6 +186,14 @@ class _RawHeaders(Headers):
         self._raw = raw
         self._index = None
 
+    def find(self, name: str) -> str | None:
+        """As `Headers.find`, without decoding the others."""
+        size, wanted = len(name), name.encode("latin-1")
+        for key, value in self._raw:
+            if len(key) == size and key.lower() == wanted:
+                return value.decode("latin-1")
+        return None
+
     def __getattr__(self, name: str) -> Any:  # only called for what is not there yet
         if name != "items":
             raise AttributeError(name)

@@ -36,6 +36,13 @@ class Headers:
         values = self.all(name)
         return values[0] if values else None
 
+    def find(self, name: str) -> str | None:
+        """As `get`, for a single look at headers that nobody else may look at: no index is built for it."""
+        for key, value in self.items:
+            if key == name:
+                return value
+        return None
+
     def __contains__(self, name: str) -> bool:
         return bool(self.all(name))
 

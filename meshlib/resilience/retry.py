@@ -115,11 +115,8 @@ def _parse_number(text: str) -> int | None:
 def _grpc_status(response: Response) -> int | None:
     if response.grpc_status is not None:
         return response.grpc_status
-    # Not a look-up by name: its index would be built for this alone, for every response.
-    for name, value in response.headers.items:
-        if name == "grpc-status":
-            return _parse_number(value)
-    return None
+    found = response.headers.find("grpc-status")  # asked of every response
+    return None if found is None else _parse_number(found)
 
 
 def _parse_words(headers: Headers, name: str, known: dict[str, RetryOn]) -> RetryOn:

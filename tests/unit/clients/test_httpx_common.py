@@ -11,6 +11,7 @@ from meshlib.clients.httpx_common import (
     is_replayable,
     is_small,
     local_response,
+    response_of,
 )
 from meshlib.model.outcome import LocalReply
 
@@ -113,3 +114,9 @@ def test_local_reply_to_head_keeps_the_length_and_drops_the_body():
 )
 def test_only_short_responses_are_read_to_their_end(headers, expected):
     assert is_small(httpcore.Response(503, headers=headers)) is expected
+
+
+def test_one_look_at_a_response_finds_what_an_index_would():
+    raw = httpcore.Response(200, headers=[(b"X-A", b"1"), (b"x-a", b"2"), (b"Grpc-Status", b"14")])
+    for name in ("x-a", "grpc-status", "x-b", ""):
+        assert response_of(raw).headers.find(name) == response_of(raw).headers.get(name)
