@@ -27,6 +27,10 @@ from meshlib.runtime.clock import wall as system_wall
 __all__ = ["MeshContext", "load_identity", "peer_identity"]
 
 
+HANDSHAKE_TIMEOUT_S = 10.0
+"""For servers that wait in the handshake and set no time themselves."""
+
+
 def peer_identity(ssl_object: ssl.SSLObject | ssl.SSLSocket) -> PeerNames | None:
     """Return the names of a connection's peer, whose certificate the handshake has verified; None: it showed none."""
     der = ssl_object.getpeercert(binary_form=True)
@@ -46,7 +50,16 @@ class _VerifiedSocket(ssl.SSLSocket):
     _is_verified = False
 
     def do_handshake(self, block: bool = False) -> None:
-        super().do_handshake(block)
+        timeout = self.gettimeout()
+        if timeout is not None or not self.server_side:
+            super().do_handshake(block)
+        else:
+            # A caller that says nothing must not hold a thread of the server (gunicorn's) for ever.
+            self.settimeout(HANDSHAKE_TIMEOUT_S)
+            try:
+                super().do_handshake(block)
+            finally:
+                self.settimeout(None)
         _check(self.context, self)
         self._is_verified = True
 
