@@ -4,11 +4,14 @@ import asyncio
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 
+from xds_server.delta import DeltaStream
 from xds_server.groups import Group
 from xds_server.identity import Identity
 from xds_server.machine import StreamRefused
 from xds_server.snapshot import NOTHING, Snapshot, TypeState
 from xds_server.sotw import SotwStream
+
+Machine = SotwStream | DeltaStream
 
 
 @dataclass(eq=False, slots=True)
@@ -21,7 +24,7 @@ class LiveStream:
         end: Why the server ends it; None while it goes on.
     """
 
-    machine: SotwStream
+    machine: Machine
     group: Group
     peer: str
     opened_at: float

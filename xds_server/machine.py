@@ -45,6 +45,8 @@ MAX_NAME_CHARS = 2048
 MAX_ERROR_BYTES = 500_000
 """Of the names of one response that do not exist, with their texts; the others follow in the next one (LIM-1)."""
 
+NODE_MISSING = "the first request must carry a node with an id"
+
 NOT_FOUND = 5
 PERMISSION_DENIED = 7
 
@@ -241,7 +243,7 @@ class StreamMachine(ABC, Generic[S]):
         """
         if self.node is None:
             if node is None or not node.id:
-                raise StreamRefused("INVALID_ARGUMENT", "the first request must carry a node with an id")
+                raise StreamRefused("INVALID_ARGUMENT", NODE_MISSING)
             self.node = node
         elif node is not None and node.id and node.id != self.node.id:
             raise StreamRefused(

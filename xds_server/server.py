@@ -1,4 +1,4 @@
-"""The gRPC side: aggregated discovery streams over `grpc.aio`, each a reader and a writer around one pure machine."""
+"""The gRPC side: discovery streams over `grpc.aio`, each a reader and a writer around one pure machine."""
 
 import asyncio
 import logging
@@ -10,22 +10,22 @@ from typing import Any, NoReturn, Protocol
 import grpc
 import grpc.aio
 
+from xds_server.delta import DeltaStream
 from xds_server.groups import Group, group_of
 from xds_server.hub import Hub, LiveStream
 from xds_server.identity import Identity
-from xds_server.machine import Settings, StreamRefused
+from xds_server.machine import NODE_MISSING, Settings, StreamRefused
 from xds_server.ordering import SDS, short_name
-from xds_server.snapshot import EMPTY, NOTHING, Snapshot, TypeState
+from xds_server.services import DISCOVERY_SERVICES
+from xds_server.snapshot import EMPTY, Snapshot, TypeState
 from xds_server.sotw import SotwStream
 from xds_server.statistics import Statistics
 from xds_server.text import one_line
 from xds_server.tokens import TokenRefused, Tokens
 from xds_server.waiting import wait_for
-from xds_server.wire import Request, decode_request
+from xds_server.wire import Node
 
 _log = logging.getLogger(__name__)
-
-SERVICE = "envoy.service.discovery.v3.AggregatedDiscoveryService"
 
 _OPTIONS: list[tuple[str, Any]] = [
     ("grpc.so_reuseport", 0),  # else a second server on the same port starts, and gets half the streams
@@ -60,8 +60,23 @@ class Authentication:
     secrets: SecretSource
 
 
+@dataclass(frozen=True, slots=True)
+class _Kind:
+    """What a method's streams are.
+
+    Attributes:
+        variant: Their machine.
+        service_type: The only type on them; None: any.
+        is_secure: Whether they come over the secure listener.
+    """
+
+    variant: type[SotwStream] | type[DeltaStream]
+    service_type: str | None
+    is_secure: bool
+
+
 class AdsServer:
-    """Serves the hub's groups.
+    """Serves the hub's groups, aggregated and by type, in both variants of the protocol.
 
     Args:
         snapshot_of: Returns the state of a group, made now if nobody asked for it before.
@@ -96,13 +111,13 @@ class AdsServer:
             OSError: The address cannot be used.
         """
         server = grpc.aio.server(options=_OPTIONS)
-        handlers: dict[str, grpc.RpcMethodHandler[Any, Any]] = {
-            "StreamAggregatedResources": grpc.stream_stream_rpc_method_handler(
-                self._handle_secure if credentials is not None else self._handle_plain
-            ),
-            "DeltaAggregatedResources": grpc.stream_stream_rpc_method_handler(_handle_delta),
-        }
-        server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler(SERVICE, handlers),))
+        for service in DISCOVERY_SERVICES:
+            is_secure = credentials is not None
+            methods = {
+                service.sotw: self._method(_Kind(SotwStream, service.type_url, is_secure)),
+                service.delta: self._method(_Kind(DeltaStream, service.type_url, is_secure)),
+            }
+            server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler(service.name, methods),))
         try:
             if credentials is None:
                 port = server.add_insecure_port(address)
@@ -125,17 +140,17 @@ class AdsServer:
         await asyncio.gather(*(server.stop(1.0) for server in self._servers))
         self._servers.clear()
 
-    async def _handle_plain(self, _requests: object, context: Any) -> None:
-        await self._guarded(context, is_secure=False)
+    def _method(self, kind: _Kind) -> "grpc.RpcMethodHandler[Any, Any]":
+        async def handle(_requests: object, context: Any) -> None:
+            await self._guarded(context, kind)
 
-    async def _handle_secure(self, _requests: object, context: Any) -> None:
-        await self._guarded(context, is_secure=True)
+        return grpc.stream_stream_rpc_method_handler(handle)
 
-    async def _guarded(self, context: Any, *, is_secure: bool) -> None:
+    async def _guarded(self, context: Any, kind: _Kind) -> None:
         """Run a stream and turn what ends it into a status (section 18)."""
         self.statistics.streams_opened += 1
         try:
-            await self._run(context, is_secure=is_secure)
+            await self._run(context, kind)
         except StreamRefused as refused:
             _log.info("stream of %s ended: %s: %s", context.peer(), refused.code, one_line(str(refused)))
             await _abort(context, refused.code, str(refused))
@@ -148,25 +163,26 @@ class AdsServer:
         finally:
             self.statistics.streams_closed += 1
 
-    async def _run(self, context: Any, *, is_secure: bool) -> None:
+    async def _run(self, context: Any, kind: _Kind) -> None:
         loop = asyncio.get_running_loop()
-        identity, expires_at = self._authenticate(context) if is_secure else (None, None)
-        request = await _read(context)
-        if request is None:
+        identity, expires_at = self._authenticate(context) if kind.is_secure else (None, None)
+        data = await _read(context)
+        if data is None:
             return
-        group, snapshot = await self._admit(request)
+        group, snapshot = await self._admit(kind.variant.decode(data).node)
         secrets = EMPTY
         if identity is not None and self._authentication is not None:
             secrets = self._authentication.secrets.acquire(identity, loop.time())
         try:
-            machine = SotwStream(
+            machine = kind.variant(
                 snapshot,
                 secrets=secrets,
                 denied={} if identity is not None else {SDS: _NO_SECRETS},
                 settings=self._settings,
+                service_type=kind.service_type,
             )
             stream = LiveStream(machine, group, context.peer(), loop.time(), identity)
-            self._take(stream, request)
+            self._take(stream, data)
             self._hub.add(stream)
             try:
                 await self._serve(stream, context, expires_at)
@@ -176,14 +192,13 @@ class AdsServer:
             if identity is not None and self._authentication is not None:
                 self._authentication.secrets.release(identity)
 
-    async def _admit(self, request: Request) -> tuple[Group, Snapshot]:
+    async def _admit(self, node: Node | None) -> tuple[Group, Snapshot]:
         if self._is_draining:
             raise StreamRefused("UNAVAILABLE", "the management server is shutting down")
-        if request.node is None or not request.node.id:
-            SotwStream(NOTHING).request(request, 0.0)  # raises: the machine knows the rule and its words
-            raise AssertionError("unreachable")
+        if node is None or not node.id:
+            raise StreamRefused("INVALID_ARGUMENT", NODE_MISSING)
         try:
-            group = group_of(request.node)
+            group = group_of(node)
         except ValueError as error:
             raise StreamRefused("INVALID_ARGUMENT", str(error)) from error
         snapshot = await self._snapshot_of(group)
@@ -238,37 +253,26 @@ class AdsServer:
 
     async def _read_all(self, stream: LiveStream, context: Any) -> None:
         try:
-            while (request := await _read(context)) is not None:
-                self._take(stream, request)
+            while (data := await _read(context)) is not None:
+                self._take(stream, data)
                 stream.wake.set()
         finally:
             stream.wake.set()
 
-    def _take(self, stream: LiveStream, request: Request) -> None:
-        self.statistics.received(request)
-        stream.machine.request(request, asyncio.get_running_loop().time())
+    def _take(self, stream: LiveStream, data: bytes) -> None:
+        request = stream.machine.receive(data, asyncio.get_running_loop().time())
+        type_url = stream.machine.service_type or request.type_url
+        self.statistics.received(request, type_url)
         if request.error is not None:
             node = stream.machine.node
-            kind = short_name(request.type_url)
+            kind = short_name(type_url)
             _log.warning("node %r rejects %s: %s", node.id if node else "", one_line(kind), one_line(request.error))
 
 
-async def _handle_delta(_requests: object, context: Any) -> None:
-    await context.abort(
-        grpc.StatusCode.UNIMPLEMENTED,
-        "incremental xDS is not offered: use state of the world (StreamAggregatedResources; Envoy: api_type GRPC)",
-    )
-
-
-async def _read(context: Any) -> Request | None:
-    """Return the next request; None when the client has closed its side."""
+async def _read(context: Any) -> bytes | None:
+    """Return the next message; None when the client has closed its side."""
     data = await context.read()
-    if data is grpc.aio.EOF:
-        return None
-    try:
-        return decode_request(data)
-    except ValueError as error:
-        raise StreamRefused("INVALID_ARGUMENT", str(error)) from error
+    return None if data is grpc.aio.EOF else data
 
 
 async def _abort(context: Any, code: str, message: str) -> NoReturn:

@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 
 from xds_server.machine import Response
 from xds_server.ordering import PUSH_ORDER, short_name
-from xds_server.wire import Request
+from xds_server.wire import DeltaRequest, Request
 
 
 def _kind(type_url: str) -> str:
@@ -27,8 +27,13 @@ class Statistics:
     responses: Counter[str] = field(default_factory=Counter)
     response_bytes: Counter[str] = field(default_factory=Counter)
 
-    def received(self, request: Request) -> None:
-        kind = _kind(request.type_url)
+    def received(self, request: Request | DeltaRequest, type_url: str) -> None:
+        """Count a request.
+
+        Args:
+            type_url: What it is about; on a stream for one type it need not say so itself.
+        """
+        kind = _kind(type_url)
         self.requests[kind] += 1
         if request.error is not None:
             self.rejections[kind] += 1

@@ -3,6 +3,7 @@
 import asyncio
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,6 @@ from xds_server.app import App, Config, Source
 from xds_server.model import Compiled, Finding
 
 REQUEST = "envoy.service.discovery.v3.DiscoveryRequest"
-RESPONSE = "envoy.service.discovery.v3.DiscoveryResponse"
 
 
 class MemorySource:
@@ -53,24 +53,29 @@ class MemorySource:
         )
 
 
-class RawClient:
-    """One ADS stream, message by message."""
+class AnyClient:
+    """One stream, message by message."""
+
+    METHOD = ""
+    RESPONSE = ""
 
     def __init__(
-        self, channel: grpc.aio.Channel, node: dict[str, Any], metadata: Sequence[tuple[str, str]] = ()
+        self,
+        channel: grpc.aio.Channel,
+        node: dict[str, Any],
+        metadata: Sequence[tuple[str, str]] = (),
+        method: str = "",
     ) -> None:
-        self._node = node
+        self._node: dict[str, Any] | None = node
         self.call = channel.stream_stream(
-            "/envoy.service.discovery.v3.AggregatedDiscoveryService/StreamAggregatedResources",
+            f"/envoy.service.{method or self.METHOD}",
             request_serializer=lambda message: message.SerializeToString(),
-            response_deserializer=message_class(RESPONSE).FromString,
+            response_deserializer=message_class(self.RESPONSE).FromString,
         )(metadata=tuple(metadata))
 
-    async def ask(self, type_url: str, *names: str, nonce: str = "", error: str | None = None, **fields: Any) -> None:
-        request = message_class(REQUEST)(type_url=type_url, resource_names=names, response_nonce=nonce)
-        node = fields.pop("node", self._node)
-        if node is not None:
-            request.node.CopyFrom(from_dict("envoy.config.core.v3.Node", node))
+    async def _send(self, request: Any, error: str | None) -> None:
+        if self._node is not None:
+            request.node.CopyFrom(from_dict("envoy.config.core.v3.Node", self._node))
             self._node = None  # once is enough
         if error is not None:
             request.error_detail.code = 13
@@ -82,8 +87,47 @@ class RawClient:
         assert message is not grpc.aio.EOF, f"stream ended: {await self.call.code()} {await self.call.details()}"
         return message
 
+
+class RawClient(AnyClient):
+    """One state-of-the-world stream."""
+
+    METHOD = "discovery.v3.AggregatedDiscoveryService/StreamAggregatedResources"
+    RESPONSE = "envoy.service.discovery.v3.DiscoveryResponse"
+
+    async def ask(self, type_url: str, *names: str, nonce: str = "", error: str | None = None) -> None:
+        request = message_class(REQUEST)(type_url=type_url, resource_names=names, response_nonce=nonce)
+        await self._send(request, error)
+
     async def ack(self, response: Any, *names: str, error: str | None = None) -> None:
         await self.ask(response.type_url, *names, nonce=response.nonce, error=error)
+
+
+class DeltaClient(AnyClient):
+    """One incremental stream."""
+
+    METHOD = "discovery.v3.AggregatedDiscoveryService/DeltaAggregatedResources"
+    RESPONSE = "envoy.service.discovery.v3.DeltaDiscoveryResponse"
+
+    async def ask(
+        self,
+        type_url: str,
+        *changes: str,
+        nonce: str = "",
+        error: str | None = None,
+        initial: dict[str, str] | None = None,
+    ) -> None:
+        """Send a request; `+a` subscribes to a, `-a` unsubscribes."""
+        request = message_class("envoy.service.discovery.v3.DeltaDiscoveryRequest")(
+            type_url=type_url,
+            resource_names_subscribe=[each[1:] for each in changes if each[0] == "+"],
+            resource_names_unsubscribe=[each[1:] for each in changes if each[0] == "-"],
+            initial_resource_versions=initial or {},
+            response_nonce=nonce,
+        )
+        await self._send(request, error)
+
+    async def ack(self, response: Any, *changes: str, error: str | None = None) -> None:
+        await self.ask(response.type_url, *changes, nonce=response.nonce, error=error)
 
 
 def resources_of(response: Any) -> list[Any]:
@@ -130,20 +174,28 @@ def connect() -> Callable[..., Any]:
         node: dict[str, Any] | None = None,
         root: bytes | None = None,
         token: str | None = None,
-    ) -> AsyncIterator[RawClient]:
+        variant: type[AnyClient] = RawClient,
+        method: str = "",
+    ) -> AsyncIterator[AnyClient]:
         if root is None:
             channel = grpc.aio.insecure_channel(str(address))
         else:
             channel = grpc.aio.secure_channel(str(address), grpc.ssl_channel_credentials(root))
         async with channel:
             metadata = (("authorization", f"Bearer {token}"),) if token is not None else ()
-            client = RawClient(channel, node or {"id": "raw-1", "user_agent_name": "meshlib"}, metadata)
+            client = variant(channel, node or {"id": "raw-1", "user_agent_name": "meshlib"}, metadata, method)
             try:
                 yield client
             finally:
                 client.call.cancel()
 
     return open_stream
+
+
+@pytest.fixture
+def connect_delta(connect: Callable[..., Any]) -> Callable[..., Any]:
+    """Return a context manager that opens an incremental stream to an address."""
+    return partial(connect, variant=DeltaClient)
 
 
 @pytest.fixture

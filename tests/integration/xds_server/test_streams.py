@@ -72,15 +72,6 @@ async def test_a_missing_node_ends_the_stream(mesh, run_server, connect):
         assert await client.call.details() == "the first request must carry a node with an id"
 
 
-async def test_delta_is_refused_with_what_to_use_instead(mesh, run_server):
-    async with run_server() as app, grpc.aio.insecure_channel(str(app.listen)) as channel:
-        call = channel.stream_stream(
-            "/envoy.service.discovery.v3.AggregatedDiscoveryService/DeltaAggregatedResources"
-        )()
-        assert await call.code() == grpc.StatusCode.UNIMPLEMENTED
-        assert "StreamAggregatedResources" in await call.details()
-
-
 async def test_secrets_are_never_served_in_plaintext(mesh, run_server, connect, tmp_path):
     async with run_server(state_dir=tmp_path / "state") as app, connect(app.listen) as client:
         await client.ask(SDS, "default", "ROOTCA")

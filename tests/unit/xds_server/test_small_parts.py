@@ -6,6 +6,7 @@ from datetime import timedelta
 
 import pytest
 
+from meshlib.protos import message_class
 from xds_server import cli
 from xds_server.addresses import Address
 from xds_server.debounce import Debounce
@@ -18,7 +19,7 @@ from xds_server.ordering import CDS
 from xds_server.private_files import create_private, private_folder, read_private, write_atomically
 from xds_server.statistics import Statistics
 from xds_server.text import one_line
-from xds_server.wire import Node, Request, decode_request
+from xds_server.wire import Node, Request, decode_delta_request, decode_request
 
 # Debounce (PSH-1).
 
@@ -215,11 +216,22 @@ def test_request_that_is_no_message_is_refused():
         decode_request(b"\xff\xff\xff")
 
 
+def test_incremental_request_that_is_no_message_is_refused():
+    with pytest.raises(ValueError, match="not a DeltaDiscoveryRequest"):
+        decode_delta_request(b"\xff\xff\xff")
+
+
+def test_rejection_that_quotes_a_private_key_is_not_kept():
+    message = message_class("envoy.service.discovery.v3.DiscoveryRequest")(type_url=CDS)
+    message.error_detail.message = "invalid: -----BEGIN PRIVATE KEY-----\nMIIE"
+    assert "(a text that quotes a private key)" == decode_request(message.SerializeToString()).error
+
+
 def test_counters_are_by_type_and_unknown_types_share_one():
     statistics = Statistics()
-    statistics.received(Request(CDS, error="x"))
-    statistics.received(Request("type.googleapis.com/a.B"))
-    statistics.received(Request("type.googleapis.com/c.D"))
+    statistics.received(Request(CDS, error="x"), CDS)
+    statistics.received(Request("type.googleapis.com/a.B"), "type.googleapis.com/a.B")
+    statistics.received(Request("type.googleapis.com/c.D"), "type.googleapis.com/c.D")
     statistics.sent(Response(CDS, "1", "1", (), (), b"12345"))
     lines = statistics.exposition().splitlines()
     assert 'xds_server_requests_total{type="Cluster"} 1' in lines

@@ -1,0 +1,186 @@
+"""One incremental stream as a pure machine: requests and publishes in, responses out when asked for.
+
+A request says which names come and go, a response holds only what changed and says which names are gone. What both
+variants share is in `machine`; what a request does to a subscription in `delta_subscription`.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from xds_server.delta_subscription import DeltaSubscription
+from xds_server.machine import MAX_NAMES, Response, StreamMachine, StreamRefused
+from xds_server.ordering import CDS, EDS, PUSH_ORDER, RDS, SDS
+from xds_server.snapshot import Resource
+from xds_server.subscription import InFlight
+from xds_server.wire import DeltaRequest, ResourceError, decode_delta_request, delta_field, encode_delta_response
+
+# A client that returns needs these again even if it has them: their parents may be warming (REC-3).
+_RESENT_TYPES = frozenset({EDS, SDS, RDS})
+
+# Of an entry: tags and lengths, and a version of 32 characters. Exactness does not matter, the limit has room.
+_ENTRY_BYTES = 64
+
+
+@dataclass(frozen=True, slots=True)
+class _Due:
+    """What differs between a client and its state.
+
+    Attributes:
+        changed: Sorted names that are new, changed, or to be sent again.
+        gone: Sorted names that the client has, or asks for, and that do not exist.
+    """
+
+    changed: list[str]
+    gone: list[str]
+
+
+class DeltaStream(StreamMachine[DeltaSubscription]):
+    """The server's side of one incremental stream."""
+
+    # Removals are told for all types: what routes still use must not go before them, and routes not before listeners.
+    RETAINED_TYPES = (CDS, EDS, RDS)
+
+    @staticmethod
+    def decode(data: bytes) -> DeltaRequest:
+        """Decode a request.
+
+        Raises:
+            StreamRefused: It is not one.
+        """
+        try:
+            return decode_delta_request(data)
+        except ValueError as error:
+            raise StreamRefused("INVALID_ARGUMENT", str(error)) from error
+
+    def receive(self, data: bytes, now: float) -> DeltaRequest:
+        request = self.decode(data)
+        self.request(request, now)
+        return request
+
+    def request(self, request: DeltaRequest, now: float) -> None:
+        """Take in one request: acknowledgement, subscriptions, unsubscriptions, in this order.
+
+        Raises:
+            StreamRefused: A mistake that ends the stream.
+
+        Source: management server rules, section 4.1.
+        """
+        type_url = self._check(request.node, request.type_url)
+        subscription = self.subscriptions.get(type_url)
+        held = subscription.names if subscription is not None else frozenset()
+        self._check_limits(type_url, request.subscribe, len(held) + len(set(request.subscribe) - held))
+        if subscription is None:  # whatever nonce it carries is of another stream
+            if len(request.initial) > MAX_NAMES:
+                raise StreamRefused("RESOURCE_EXHAUSTED", f"a client has at most {MAX_NAMES} resources of a type")
+            subscription = self.subscriptions[type_url] = DeltaSubscription(type_url)
+            resend = self.settings.resend_on_reconnect and type_url in _RESENT_TYPES
+            subscription.begin(request.subscribe, request.unsubscribe, request.initial, resend=resend)
+            return
+        in_flight = subscription.in_flight
+        if in_flight is not None and request.nonce == in_flight.nonce:
+            self._answered(subscription, in_flight, request.error)
+        elif request.nonce or request.error is not None:
+            subscription.stale_nonces += 1
+        for name in request.subscribe:
+            self._drop_retained(type_url, name)  # the client asks for the truth
+        subscription.change(request.subscribe, request.unsubscribe)
+        self._forget_retained(subscription)
+
+    def _due(self, subscription: DeltaSubscription, wanted: Mapping[str, Resource]) -> _Due:
+        known = subscription.known
+        changed = {name for name, resource in wanted.items() if known.get(name) != resource.version}
+        gone = {name for name in known if name not in wanted and subscription.wants(name)}
+        if subscription.suspect & (changed | gone):
+            # ACK-5: of a rejected response the client may have taken over all, some or nothing.
+            subscription.resend |= subscription.suspect & wanted.keys()
+            subscription.retell |= subscription.suspect - wanted.keys()
+            subscription.suspect.clear()
+        if subscription.type_url in PUSH_ORDER:  # about unknown types nothing is said (STR-4)
+            gone |= (subscription.unreported | subscription.retell) - wanted.keys()
+        changed |= subscription.resend & wanted.keys()
+        return _Due(sorted(changed), sorted(gone))
+
+    def _difference(self, subscription: DeltaSubscription) -> bool:
+        due = self._due(subscription, self.wanted(subscription))
+        return bool(subscription.must_answer or due.changed or due.gone)
+
+    def _compose(self, subscription: DeltaSubscription, now: float) -> Response | None:
+        wanted = self.wanted(subscription)
+        due = self._due(subscription, wanted)
+        absent = [name for name in due.gone if name in subscription.unreported]
+        errors = self._errors(subscription.type_url, absent)
+        if errors and len(errors) < len(absent):  # the other texts, and their names, fit the next response
+            late = set(absent[len(errors) :])
+            sent, removed = self._first_part(
+                wanted, _Due(due.changed, [name for name in due.gone if name not in late]), errors
+            )
+        else:
+            sent, removed = self._first_part(wanted, due, errors)
+        rest = len(sent) + len(removed) < len(due.changed) + len(due.gone)
+        is_due = bool(sent or removed or subscription.must_answer)
+        told = {*sent, *removed}
+        subscription.resend = {name for name in subscription.resend - told if name in wanted}
+        subscription.unreported = subscription.unreported - told - wanted.keys() if rest else set()
+        subscription.retell = subscription.retell - told - wanted.keys() if rest else set()
+        subscription.must_answer = False
+        subscription.urgent = subscription.urgent and rest
+        subscription.pending = rest
+        if not is_due:
+            return None
+        subscription.known.update((name, wanted[name].version) for name in sent)
+        for name in removed:
+            subscription.known.pop(name, None)
+        self._resend_children(subscription.type_url, [wanted[name] for name in sent])
+        return self._record(subscription, wanted, sent, removed, errors, now)
+
+    def _first_part(
+        self, wanted: Mapping[str, Resource], due: _Due, errors: tuple[ResourceError, ...]
+    ) -> tuple[list[str], list[str]]:
+        """Return as many names as fit one response, at least one (LIM-1): what is gone comes last."""
+        said = {error.name: len(error.message.encode()) for error in errors}
+        sent: list[str] = []
+        removed: list[str] = []
+        size = 0
+        for name in due.changed:
+            size += len(wanted[name].field) + len(name.encode()) + _ENTRY_BYTES
+            if sent and size > self.settings.max_response_bytes:
+                return sent, removed
+            sent.append(name)
+        for name in due.gone:
+            size += 2 * len(name.encode()) + said.get(name, 0) + _ENTRY_BYTES
+            if (sent or removed) and size > self.settings.max_response_bytes:
+                break
+            removed.append(name)
+        return sent, removed
+
+    def _send_again(self, child: DeltaSubscription, name: str) -> None:
+        if name in child.known:
+            child.resend.add(name)
+        else:  # nothing to send, but whoever waits for it again must hear so again
+            child.unreported.add(name)
+        child.pending = True
+
+    def _record(
+        self,
+        subscription: DeltaSubscription,
+        wanted: Mapping[str, Resource],
+        sent: list[str],
+        removed: list[str],
+        errors: tuple[ResourceError, ...],
+        now: float,
+    ) -> Response:
+        nonce, version = self._stamp(subscription, wanted)
+        subscription.in_flight = InFlight(nonce, version, (*sent, *removed), now)
+        subscription.sent_version = version
+        told = set(removed)
+        errors = tuple(error for error in errors if error.name in told)
+        data = encode_delta_response(
+            type_url=subscription.type_url,
+            version=version,
+            nonce=nonce,
+            resource_fields=[delta_field(name, wanted[name].version, wanted[name].field) for name in sent],
+            removed=removed,
+            errors=errors,
+            identifier=self.settings.identifier,
+        )
+        return Response(subscription.type_url, version, nonce, tuple(sent), errors, data, tuple(removed))
