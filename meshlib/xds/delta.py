@@ -103,6 +103,9 @@ class DeltaMachine(StreamMachine):
         result._expiring |= self._expiring
         return result
 
+    def _asked(self, type_url: str) -> frozenset[str]:
+        return self._types[type_url].asked
+
     # What the shell reports.
 
     def want(self, wanted: Mapping[str, frozenset[str]]) -> tuple[Command, ...]:
@@ -113,8 +116,6 @@ class DeltaMachine(StreamMachine):
                 continue
             for name in names - state.wanted:
                 self._cache.add(type_url, name)
-            for name in state.wanted - names:
-                self._cancel((type_url, name), commands)
             state.wanted = names
             state.has_change = True
             # What this stream never asked for can be forgotten now; the rest when the server was told.
@@ -183,7 +184,7 @@ class DeltaMachine(StreamMachine):
             if fault:
                 problems.append(problem("resource_errors", index, "", (fault,)))
                 continue
-            for name in self._known_as(state, error.name):
+            for name in self._known_as(type_url, error.name):
                 self._take_error(type_url, replace(error, name=name), "", now, commands, deletes=True)
                 if error.code == NOT_FOUND:
                     state.held.pop(name, None)
@@ -199,7 +200,7 @@ class DeltaMachine(StreamMachine):
         """Apply one resource, which has to bear a name outside its bytes too."""
         if not resource.name:
             return Taken("", ("no name",))
-        others = (resource.name, *resource.aliases, *self._known_as(self._types[type_url], resource.name))
+        others = (resource.name, *resource.aliases, *self._known_as(type_url, resource.name))
         return self._take(type_url, resource, resource.version, seen, now, commands, others)
 
     def _hold(self, state: _Type, taken: Taken, resource: AnyBytes) -> None:
@@ -211,7 +212,7 @@ class DeltaMachine(StreamMachine):
 
     def _ask_again(self, type_url: str, state: _Type, heartbeat: str) -> None:
         """A heartbeat that came too late: what it keeps alive is gone here. Asked for again, it is sent in full."""
-        for name in self._known_as(state, heartbeat):
+        for name in self._known_as(type_url, heartbeat):
             entry = self._cache.get(type_url, name)
             if entry is not None and entry.value is None and entry.state is ResourceState.DOES_NOT_EXIST:
                 state.asked -= {name}
@@ -219,7 +220,7 @@ class DeltaMachine(StreamMachine):
 
     def _take_removal(self, type_url: str, removed: str, now: float, commands: list[Command]) -> None:
         state = self._types[type_url]
-        for name in self._known_as(state, removed):
+        for name in self._known_as(type_url, removed):
             entry = self._cache.get(type_url, name)
             if entry is None:
                 continue
@@ -239,11 +240,11 @@ class DeltaMachine(StreamMachine):
         if entry.state is not ResourceState.DOES_NOT_EXIST:
             entry.state, entry.error, entry.failed_at = ResourceState.DOES_NOT_EXIST, "does not exist", now
 
-    def _known_as(self, state: _Type, name: str) -> tuple[str, ...]:
+    def _known_as(self, type_url: str, name: str) -> tuple[str, ...]:
         """Return the names under which we subscribed to what the server calls by this one."""
         name = normal(name)
-        own = (name,) if name in state.wanted else ()
-        return (*own, *(mine for mine, other in state.aliases.items() if other == name and mine in state.wanted))
+        state = self._types[type_url]
+        return self._matching(type_url, (name, *(mine for mine, other in state.aliases.items() if other == name)))
 
     def _give_up(self, type_url: str, keep: frozenset[str], commands: list[Command]) -> None:
         state = self._types[type_url]

@@ -71,6 +71,9 @@ class SotwMachine(StreamMachine):
     def wanted(self, type_url: str) -> frozenset[str]:
         return self._types[type_url].wanted
 
+    def _asked(self, type_url: str) -> frozenset[str]:
+        return self._types[type_url].sent or frozenset()
+
     # What the shell reports.
 
     def want(self, wanted: Mapping[str, frozenset[str]]) -> tuple[Command, ...]:
@@ -81,8 +84,6 @@ class SotwMachine(StreamMachine):
                 continue
             for name in names - state.wanted:
                 self._cache.add(type_url, name)
-            for name in state.wanted - names:
-                self._cancel((type_url, name), commands)
             state.wanted = names
             # What no request on this stream names can be forgotten now; the rest when a request without it was sent.
             self._forget(type_url, names | (state.sent or frozenset()), commands)
@@ -167,7 +168,7 @@ class SotwMachine(StreamMachine):
     # Parts of the above.
 
     def _delete_missing(self, response: DiscoveryResponse, seen: set[str], now: float, commands: list[Command]) -> None:
-        for name in sorted(self._types[response.type_url].wanted - seen):
+        for name in sorted((self.wanted(response.type_url) | self._asked(response.type_url)) - seen):
             entry = self._cache.get(response.type_url, name)
             if entry is None or entry.value is None or entry.is_spare:
                 continue

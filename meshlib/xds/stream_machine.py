@@ -94,6 +94,11 @@ class StreamMachine(ABC):
         """Return the names subscribed to."""
 
     @abstractmethod
+    def _asked(self, type_url: str) -> frozenset[str]:
+        """Return the names that the server was asked for last on this stream. Those not wanted any more count on: they
+        may be wanted again before the server hears that they were not."""
+
+    @abstractmethod
     def want(self, wanted: Mapping[str, frozenset[str]]) -> tuple[Command, ...]:
         """Set what we subscribe to: the complete set of names by type URL. Types left out become empty."""
 
@@ -176,8 +181,8 @@ class StreamMachine(ABC):
 
     def _matching(self, type_url: str, names: Iterable[str]) -> tuple[str, ...]:
         """Return under which names a resource that the server calls by these is subscribed to."""
-        wanted = self.wanted(type_url)
-        return tuple(dict.fromkeys(name for name in map(normal, names) if name in wanted))
+        wanted, asked = self.wanted(type_url), self._asked(type_url)
+        return tuple(dict.fromkeys(name for name in map(normal, names) if name in wanted or name in asked))
 
     def _take(
         self,
@@ -347,6 +352,8 @@ class StreamMachine(ABC):
     def _forget(self, type_url: str, keep: frozenset[str], commands: list[Command]) -> None:
         """Drop what is known of all other resources of a type."""
         self._cache.retain(type_url, keep)
+        for key in [key for key in self._timers if key[0] == type_url and key[1] not in keep]:
+            self._cancel(key, commands)
         for key in [key for key in self._expiring if key[0] == type_url and key[1] not in keep]:
             self._expiring.discard(key)
             commands.append(StopExpiry(key))

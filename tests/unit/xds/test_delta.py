@@ -215,6 +215,17 @@ def test_unwatch_and_watch_between_two_requests_keeps_the_value() -> None:
     assert value(cache, "b") == "b=1"
 
 
+def test_what_came_while_a_name_was_given_up_and_the_server_did_not_know_yet_is_not_missed() -> None:
+    client, cache = subscribed("a", "b")
+    client.want({CDS: frozenset("ab"), EDS: frozenset("x")})
+    client.want({EDS: frozenset("x")})
+    client.received(response("n1", resource("a"), removed=("b",)), 1.0)
+    client.want({CDS: frozenset("ab"), EDS: frozenset("x")})
+    assert [SendDelta(CDS, nonce="n1")] == requests(client.sent())
+    assert requests(client.sent()) == []
+    assert (value(cache, "a"), entry_of(cache, "b").is_absent) == ("a=1", True)
+
+
 def test_names_wanted_and_given_up_before_they_were_asked_for_are_forgotten() -> None:
     client, cache = subscribed("a")
     client.want({CDS: frozenset("ab")})

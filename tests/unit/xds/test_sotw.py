@@ -159,6 +159,27 @@ def test_unwatch_and_watch_between_two_requests_keeps_the_value() -> None:
     assert value(cache, "b") == "b=1"
 
 
+def test_what_came_while_a_name_was_given_up_and_the_server_did_not_know_yet_is_not_missed() -> None:
+    client, cache = subscribed("a")
+    client.want({CDS: frozenset("a"), EDS: frozenset("x")})
+    client.want({EDS: frozenset("x")})
+    client.received(response(CDS, "1", body("a")), 1.0)
+    client.want({CDS: frozenset("a"), EDS: frozenset("x")})
+    assert [SendRequest(CDS, ("a",), "1", "n1")] == requests(client.sent())
+    assert value(cache, "a") == "a=1"
+
+
+def test_the_time_to_exist_goes_on_for_a_name_given_up_and_wanted_again_before_the_server_knew() -> None:
+    client, cache = subscribed("a")
+    client.want({CDS: frozenset("a"), EDS: frozenset("x")})
+    assert client.want({EDS: frozenset("x")}) == ()
+    client.want({CDS: frozenset("a"), EDS: frozenset("x")})
+    client.timer_fired((CDS, "a"), 15.0)
+    entry = cache.get(CDS, "a")
+    assert entry is not None
+    assert entry.state is ResourceState.DOES_NOT_EXIST
+
+
 def test_a_name_wanted_and_given_up_while_another_request_is_under_way_is_forgotten() -> None:
     client, cache = subscribed("a")
     client.want({CDS: frozenset("a"), EDS: frozenset("x")})
