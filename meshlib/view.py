@@ -14,8 +14,8 @@ from meshlib.balancing.build import build_picker, cluster_health
 from meshlib.balancing.endpoint_state import EndpointState
 from meshlib.balancing.picker import Picker
 from meshlib.events import Event, HostEjected, HostUnejected
-from meshlib.model.cluster import AggregateDiscovery
-from meshlib.model.endpoint import Endpoint
+from meshlib.model.cluster import AggregateDiscovery, DnsDiscovery, EdsDiscovery
+from meshlib.model.endpoint import Endpoint, Locality
 from meshlib.model.outcome import Outcome, Response
 from meshlib.model.retry import RetryPolicy
 from meshlib.model.route import RouteAction
@@ -28,6 +28,7 @@ from meshlib.resilience.deadline import per_try_timeout_s, route_timeout_s, stre
 from meshlib.resilience.outlier import Ejection, OutlierDetector, Unejection
 from meshlib.resilience.retry import RetryRules
 from meshlib.routing.table import RouteTable
+from meshlib.xds.load_report import ClusterLoad
 
 __all__ = ["ActiveFaults", "AggregateState", "ClusterState", "RoutePlan", "TargetView", "View", "build_view"]
 
@@ -44,6 +45,7 @@ class ClusterState:
         high_breaker: Of routes with high priority.
         outlier: None: the cluster has no outlier detection.
         drops: Shares of requests that EDS asks to drop.
+        load: What is counted for the management server; None: it does not want to know.
     """
 
     __slots__ = (
@@ -54,6 +56,7 @@ class ClusterState:
         "config",
         "drops",
         "high_breaker",
+        "load",
         "name",
         "outlier",
         "picker",
@@ -72,6 +75,7 @@ class ClusterState:
         self.breaker = CircuitBreaker(config.cluster.circuit_breakers, self._lock)
         self.high_breaker = CircuitBreaker(config.cluster.high_priority_circuit_breakers, self._lock)
         self.outlier: OutlierDetector | None = None
+        self.load: ClusterLoad | None = None
         self.states: Mapping[str, EndpointState] = {}
         self._configure(config, now)
 
@@ -106,7 +110,10 @@ class ClusterState:
         else:
             self.outlier.update(cluster.outlier_detection, states)
         outlier = self.outlier
+        load = self._load_of(config, now)
         with self._lock:
+            self.load = load
+            self._count_load(config, states)
             for address, state in states.items():
                 state.is_ejected = outlier is not None and outlier.is_ejected(address)
             self.states = states
@@ -119,6 +126,44 @@ class ClusterState:
         )
         self._tls: dict[str, ClientTls | None] = {}
         self._rebuild()
+
+    def _load_of(self, config: ClusterConfig, now: float) -> ClusterLoad | None:
+        """Return what counts for a configuration: as before, unless what is reported under has changed."""
+        reports, discovery = config.cluster.load_reports, config.cluster.discovery
+        if reports is None:
+            return None
+        service = discovery.service_name if isinstance(discovery, EdsDiscovery) else ""
+        service = "" if service == self.name else service
+        before = self.load
+        if before is not None and (before.service, before.metrics) == (service, reports.metrics):
+            return before
+        return ClusterLoad(self.name, service, now, lock=self._lock, metrics=reports.metrics)
+
+    def _count_load(self, config: ClusterConfig, states: Mapping[str, EndpointState]) -> None:
+        """Have the requests of each endpoint counted with its locality; the lock is held."""
+        load, discovery = self.load, config.cluster.discovery
+        if load is None:
+            for state in states.values():
+                state.load = None
+            return
+        # "Reported under an empty locality for LOGICAL_DNS."
+        is_nowhere = isinstance(discovery, DnsDiscovery) and discovery.logical
+        groups = config.assignment.localities
+        counts = load.use(Locality() if is_nowhere else group.locality for group in groups)
+        seen: set[str] = set()
+        for group in groups:
+            count = counts[Locality() if is_nowhere else group.locality]
+            for endpoint in group.endpoints:
+                if endpoint.address in seen:
+                    continue
+                seen.add(endpoint.address)
+                state = states[endpoint.address]
+                if state.load is not count:
+                    # What is under way moves along, so that it ends where it is counted.
+                    if state.load is not None:
+                        state.load.in_progress -= state.active
+                    count.in_progress += state.active
+                    state.load = count
 
     def _rebuild(self) -> None:
         """Make the picker anew, outside the lock; whoever sees the newest state last has its picker stay."""
@@ -158,17 +203,27 @@ class ClusterState:
     def acquire(self, breaker: CircuitBreaker, state: EndpointState) -> bool:
         """Count an attempt in; False: the limit of requests is reached, nothing is counted."""
         with self._lock:
-            if breaker.active >= breaker.limits.max_requests:
-                return False
-            breaker.active += 1
-            state.active += 1
-            return True
+            if breaker.active < breaker.limits.max_requests:
+                breaker.active += 1
+                state.active += 1
+                if state.load is not None:
+                    state.load.begin()
+                return True
+        if self.load is not None:
+            self.load.drop()
+        return False
 
-    def release(self, breaker: CircuitBreaker, state: EndpointState) -> None:
-        """Count an attempt out."""
+    def release(self, breaker: CircuitBreaker, state: EndpointState, *, is_success: bool = True) -> None:
+        """Count an attempt out.
+
+        Args:
+            is_success: For load reports: the service answered, and with no error of its own.
+        """
         with self._lock:
             breaker.active -= 1
             state.active -= 1
+            if state.load is not None:
+                state.load.end(is_success=is_success)
 
     def record(self, state: EndpointState, outcome: Outcome, now: float, rng: Rng) -> HostEjected | None:
         """Feed outlier detection with an outcome, and carry out what it decides.

@@ -1,10 +1,22 @@
 """What is remembered about an endpoint while configurations come and go."""
 
+from typing import Protocol
+
 from meshlib.model.endpoint import Endpoint, HealthStatus
 
-__all__ = ["EndpointState"]
+__all__ = ["EndpointState", "LoadCount"]
 
 _HEALTHY = frozenset({HealthStatus.UNKNOWN, HealthStatus.HEALTHY})
+
+
+class LoadCount(Protocol):
+    """Who counts the requests of an endpoint's locality for a load report; the cluster's lock is held."""
+
+    in_progress: int
+
+    def begin(self) -> None: ...
+
+    def end(self, *, is_success: bool) -> None: ...
 
 
 class EndpointState:
@@ -18,15 +30,17 @@ class EndpointState:
         endpoint: The newest configuration; swapped by updates, one assignment.
         is_ejected: Outlier detection took it out; written by the cluster only.
         active: Attempts in flight; guarded by the cluster's lock.
+        load: None: nobody wants to know. Guarded by the cluster's lock.
     """
 
-    __slots__ = ("active", "address", "endpoint", "is_ejected")
+    __slots__ = ("active", "address", "endpoint", "is_ejected", "load")
 
     def __init__(self, endpoint: Endpoint) -> None:
         self.address = endpoint.address
         self.endpoint = endpoint
         self.is_ejected = False
         self.active = 0
+        self.load: LoadCount | None = None
 
     @property
     def is_healthy(self) -> bool:

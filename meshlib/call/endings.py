@@ -41,6 +41,7 @@ class CallEndings(CallFacts):
         "_hook",
         "_is_asking",
         "_is_deadline_next",
+        "_is_good",
         "_is_unrecorded",
         "_out",
         "_per_try_s",
@@ -106,6 +107,8 @@ class CallEndings(CallFacts):
         self._has_fault = False
         # A gRPC call goes on after its headers: its status is counted when it is closed.
         self._is_unrecorded = False
+        # For load reports: the attempt that is held has been answered, and not with an error.
+        self._is_good = False
         self._abort: LocalReply | None = None
 
     def __repr__(self) -> str:
@@ -128,6 +131,7 @@ class CallEndings(CallFacts):
         held, cluster = self._held, self.cluster
         if held is None or cluster is None or self._state != DONE:
             return
+        self._is_good = False
         if failure.kind is FailureKind.TIMEOUT:
             if self.deadline is not None and now >= self.deadline:
                 self._add_flag(self._deadline_flag())
@@ -152,6 +156,8 @@ class CallEndings(CallFacts):
         held, cluster = self._held, self.cluster
         ejected: HostEjected | None = None
         if held is not None:
+            if grpc_status is not None:
+                self._is_good = grpc_status == 0
             self._release()
             if self._is_unrecorded and cluster is not None:
                 ejected = cluster.record(held, Response(200, grpc_status=grpc_status), now, self._rng)
@@ -173,7 +179,7 @@ class CallEndings(CallFacts):
         if state is not None:
             self._held = None
             assert self.cluster is not None
-            self.cluster.release(self._breaker, state)
+            self.cluster.release(self._breaker, state, is_success=self._is_good)
 
     def _overflowed(self, endpoint: Endpoint, outcome: Failure, now: float) -> Step:
         """The attempt got no connection by the cluster's limits: never retried, and no fault of the endpoint."""

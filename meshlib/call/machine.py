@@ -97,7 +97,10 @@ class Call(CallEndings):
             self._has_retry = False
             self._breaker.release_retry()
         if isinstance(outcome, Failure):
+            self._is_good = False
             self._release()
+        else:
+            self._is_good = outcome.grpc_status == 0 if self.head.is_grpc else outcome.status < 500
 
         wait_s = self._retry_wait_s(outcome) if self._rules.on else None
         step: Step
@@ -156,6 +159,8 @@ class Call(CallEndings):
         self.cluster = cluster
         for share, category in cluster.drops:
             if self._rng.random() < share:
+                if cluster.load is not None:
+                    cluster.load.drop(category)
                 return self._local(drop_reply(head, share, category))
 
         # In Envoy's order: timeouts are read before the route changes the headers, retries after.
@@ -229,6 +234,7 @@ class Call(CallEndings):
         if not cluster.acquire(self._breaker, state):
             return self._local(OVERFLOW)
         self._held = state
+        self._is_good = False
         tried.append(state)
         endpoint = state.endpoint
         self._tls = tls = cluster.tls_for(endpoint)

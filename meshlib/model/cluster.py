@@ -14,6 +14,7 @@ __all__ = [
     "EdsDiscovery",
     "LbPolicy",
     "LeastRequest",
+    "LoadReports",
     "OutlierDetection",
     "Random",
     "RoundRobin",
@@ -130,6 +131,17 @@ class OutlierDetection:
 
 
 @dataclass(frozen=True, slots=True)
+class LoadReports:
+    """The cluster's load is reported to the management server that it came from (`lrs_server`).
+
+    Attributes:
+        metrics: What of the endpoints' own reports goes along (`lrs_report_endpoint_metrics`).
+    """
+
+    metrics: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
 class TransportSocketMatch:
     """Attributes:
     match: Must be contained in the endpoint's `envoy.transport_socket_match` metadata; empty matches all.
@@ -153,6 +165,7 @@ class Cluster:
         http2: The endpoints are spoken to over HTTP/2.
         max_requests_per_connection: None: no limit.
         idle_timeout_s: None: Envoy's 1 h.
+        load_reports: None: nobody wants to know.
     """
 
     name: str
@@ -169,4 +182,5 @@ class Cluster:
     http2: bool = False
     max_requests_per_connection: int | None = None
     idle_timeout_s: float | None = None
+    load_reports: LoadReports | None = None
     metadata: Mapping[str, Mapping[str, object]] = field(default_factory=lambda: NO_METADATA, hash=False, repr=False)

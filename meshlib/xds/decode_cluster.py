@@ -8,6 +8,7 @@ from meshlib.model.cluster import (
     Cluster,
     DnsDiscovery,
     EdsDiscovery,
+    LoadReports,
     OutlierDetection,
     StaticDiscovery,
     TransportSocketMatch,
@@ -53,6 +54,8 @@ _USED: Final = frozenset(
         "transport_socket",
         "transport_socket_matches",
         "metadata",
+        "lrs_server",
+        "lrs_report_endpoint_metrics",
         # Read by decode_balancing.
         "lb_policy",
         "load_balancing_policy",
@@ -77,8 +80,6 @@ _HARMLESS: Final = frozenset(
         "alt_stat_name",
         "track_timeout_budgets",
         "track_cluster_stats",
-        "lrs_server",
-        "lrs_report_endpoint_metrics",
         # How connections are kept; none of it decides where a request goes.
         "per_connection_buffer_limit_bytes",
         "http_protocol_options",
@@ -180,8 +181,17 @@ def decode_cluster(message: Any, path: str, problems: Problems) -> Cluster:
         http2=protocol.http2,
         max_requests_per_connection=protocol.max_requests_per_connection,
         idle_timeout_s=protocol.idle_timeout_s,
+        load_reports=_load_reports(message, path, problems),
         metadata=metadata(message.metadata),
     )
+
+
+def _load_reports(message: Any, path: str, problems: Problems) -> LoadReports | None:
+    if not message.HasField("lrs_server"):
+        return None
+    if message.lrs_server.WhichOneof("config_source_specifier") != "self":
+        problems.error(join(path, "lrs_server"), "only `self` is supported")
+    return LoadReports(tuple(message.lrs_report_endpoint_metrics))
 
 
 def _is_http(packed: Any) -> bool:

@@ -7,6 +7,7 @@ from meshlib.model.cluster import (
     DnsDiscovery,
     EdsDiscovery,
     LeastRequest,
+    LoadReports,
     OutlierDetection,
     Random,
     RoundRobin,
@@ -364,7 +365,6 @@ def test_names_from_the_request_matter_only_with_tls(decode_cluster, packed):
 def test_harmless_fields_are_reported(decode_cluster):
     decoded = decode_cluster(
         alt_stat_name="x",
-        lrs_server={"self": {}},
         dns_lookup_family="V4_ONLY",
         lb_subset_config={},
         cleanup_interval="1s",
@@ -372,8 +372,15 @@ def test_harmless_fields_are_reported(decode_cluster):
     assert decoded.errors == ()
     assert set(decoded.unused) == {
         "alt_stat_name",
-        "lrs_server",
         "dns_lookup_family",
         "lb_subset_config",
         "cleanup_interval",
     }
+
+
+def test_load_reports_go_to_the_same_server_or_not_at_all(decode_cluster):
+    assert decode_cluster().value.load_reports is None
+    found = decode_cluster(lrs_server={"self": {}}, lrs_report_endpoint_metrics=["cpu_utilization"])
+    assert ((), LoadReports(("cpu_utilization",))) == (found.errors, found.value.load_reports)
+    refused = decode_cluster(lrs_server={"ads": {}})
+    assert ("lrs_server: only `self` is supported",) == refused.errors
