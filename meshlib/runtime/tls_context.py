@@ -43,7 +43,12 @@ def _names(der: bytes) -> PeerNames:
     try:
         return names_of(x509.load_der_x509_certificate(der))
     except (ValueError, x509.DuplicateExtension, x509.UnsupportedGeneralNameType) as error:
-        raise ssl.SSLCertVerificationError(f"the peer's certificate cannot be read: {error}") from error
+        raise _refusal(f"the peer's certificate cannot be read: {error}") from error
+
+
+def _refusal(text: str) -> ssl.SSLCertVerificationError:
+    # With one argument only, SSLError shows itself as a tuple.
+    return ssl.SSLCertVerificationError(ssl.SSL_ERROR_SSL, text)
 
 
 class _VerifiedSocket(ssl.SSLSocket):
@@ -101,9 +106,9 @@ class _VerifiedObject(ssl.SSLObject):
 
 def _check(context: ssl.SSLContext, ssl_object: ssl.SSLObject | ssl.SSLSocket) -> None:
     if not isinstance(context, MeshContext):
-        raise ssl.SSLCertVerificationError("the context does not say who the peer must be")
+        raise _refusal("the context does not say who the peer must be")
     if ssl_object.session_reused and context.is_over(ssl_object.getpeercert(binary_form=True)):
-        raise ssl.SSLCertVerificationError("the session's certificate has expired")
+        raise _refusal("the session's certificate has expired")
     context.check(peer_identity(ssl_object))
 
 
@@ -144,11 +149,11 @@ class MeshContext(ssl.SSLContext):
         """
         if names is None:
             if self.peer_required:
-                raise ssl.SSLCertVerificationError("the peer shows no certificate")
+                raise _refusal("the peer shows no certificate")
             return
         if self.accepts is not None and not self.accepts(names):
             shown = ", ".join((*names.uris, *names.dns, *names.ips)) or names.subject or "nobody by name"
-            raise ssl.SSLCertVerificationError(f"the peer is {shown}, expected {self.expected}")
+            raise _refusal(f"the peer is {shown}, expected {self.expected}")
 
     def wrap_socket(
         self,
