@@ -3,6 +3,7 @@
 import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from hashlib import sha256
 from queue import SimpleQueue
 from typing import Any
 
@@ -12,6 +13,7 @@ import pytest
 from meshlib.protos import from_dict, message_class, to_any
 from meshlib.xds.resources import CDS, EDS, LDS, RDS, SDS
 
+DELTA = "envoy.service.discovery.v3.DeltaDiscovery"
 METHOD = "/envoy.service.discovery.v3.AggregatedDiscoveryService/StreamAggregatedResources"
 HCM = "type.googleapis.com/envoy.extensions.filters.network.http_connection_manager.v3.HttpConnectionManager"
 ROUTER = "type.googleapis.com/envoy.extensions.filters.http.router.v3.Router"
@@ -52,7 +54,7 @@ class AdsServer:
         """Listen, on the same port as before if there was one."""
         handler = grpc.method_handlers_generic_handler(
             METHOD.split("/")[1],
-            {"StreamAggregatedResources": grpc.stream_stream_rpc_method_handler(self._stream)},
+            {name: grpc.stream_stream_rpc_method_handler(method) for name, method in self._methods().items()},
         )
         self._server = grpc.server(
             ThreadPoolExecutor(16), options=(("grpc.so_reuseport", 0), ("grpc.enable_http_proxy", 0))
@@ -60,6 +62,9 @@ class AdsServer:
         self._server.add_generic_rpc_handlers((handler,))
         self.port = self._server.add_insecure_port(f"127.0.0.1:{self.port}")
         self._server.start()
+
+    def _methods(self) -> dict[str, Any]:
+        return {"StreamAggregatedResources": self._stream}
 
     def stop(self) -> None:
         with self._lock:
@@ -151,6 +156,97 @@ class AdsServer:
             self._streams.pop(number, None)
 
 
+class DeltaAdsServer(AdsServer):
+    """The same over the incremental variant, which is the only one it knows.
+
+    The version of a resource is made of its content, so it is the same after a restart.
+
+    Attributes:
+        responses: Every response, in order: (number of the stream, message).
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.responses: list[tuple[int, Any]] = []
+
+    def _methods(self) -> dict[str, Any]:
+        return {"DeltaAggregatedResources": self._delta}
+
+    def resources_sent(self, type_url: str, stream: int | None = None) -> list[str]:
+        """Return the names of the resources sent, in order."""
+        return [
+            resource.name
+            for number, response in self.responses
+            if response.type_url == type_url and stream in (None, number)
+            for resource in response.resources
+        ]
+
+    def _delta(self, messages: Iterator[bytes], context: grpc.ServicerContext) -> Iterator[bytes]:
+        queue: SimpleQueue[Any] = SimpleQueue()
+        with self._lock:
+            self._count += 1
+            number = self._count
+            self._streams[number] = queue
+
+        def read() -> None:
+            try:
+                for data in messages:
+                    request = message_class(f"{DELTA}Request").FromString(data)
+                    with self._lock:
+                        self.requests.append((number, request))
+                        self._lock.notify_all()
+                    queue.put(request)
+            except grpc.RpcError:
+                pass
+            queue.put(None)
+
+        threading.Thread(target=read, daemon=True).start()
+        names: dict[str, set[str]] = {}
+        known: dict[str, dict[str, str]] = {}
+        sent = 0
+        while (item := queue.get()) is not None:
+            type_url = item if isinstance(item, str) else item.type_url
+            if not isinstance(item, str):
+                held = known.setdefault(type_url, {})
+                held.update(item.initial_resource_versions)
+                for name in item.resource_names_subscribe:
+                    if name in names.setdefault(type_url, set()):
+                        held.pop(name, None)
+                    names[type_url].add(name)
+                for name in item.resource_names_unsubscribe:
+                    names[type_url].discard(name)
+                    held.pop(name, None)
+            response = self._news(type_url, names.get(type_url, set()), known.get(type_url, {}))
+            if response is None:
+                continue
+            sent += 1
+            response.nonce = f"{number}-{sent}"
+            with self._lock:
+                self.responses.append((number, response))
+                self._lock.notify_all()
+            yield response.SerializeToString()
+            if self._cut_after is not None and sent == self._cut_after * number:
+                break
+        with self._lock:
+            self._streams.pop(number, None)
+
+    def _news(self, type_url: str, names: set[str], known: dict[str, str]) -> Any:
+        response = message_class(f"{DELTA}Response")(type_url=type_url)
+        with self._lock:
+            for name in sorted(names):
+                body = self._resources[type_url].get(name)
+                version = "" if body is None else sha256(body).hexdigest()[:8]
+                if known.get(name) == version:
+                    continue
+                known[name] = version
+                if body is None:
+                    response.removed_resources.append(name)
+                else:
+                    wrapper = response.resources.add(name=name, version=version)
+                    wrapper.resource.type_url, wrapper.resource.value = type_url, body
+        return response if response.resources or response.removed_resources else None
+
+
 def listener(name: str, routes: str) -> dict[str, Any]:
     return {
         "name": name,
@@ -210,6 +306,16 @@ def put_service(server: AdsServer, name: str, *ports: int) -> None:
 def ads() -> Iterator[AdsServer]:
     """A running server with the service `checkout` at port 1."""
     server = AdsServer()
+    server.start()
+    put_service(server, "checkout", 1)
+    yield server
+    server.stop()
+
+
+@pytest.fixture
+def delta_ads() -> Iterator[DeltaAdsServer]:
+    """As `ads`, over the incremental variant."""
+    server = DeltaAdsServer()
     server.start()
     put_service(server, "checkout", 1)
     yield server
