@@ -104,7 +104,11 @@ def token(
     from xds_server.private_files import write_atomically
     from xds_server.tokens import Tokens
 
-    made = Tokens.open(state_dir).issue(Identity(namespace, service_account), parse_duration(ttl, "--ttl"))
+    identity, lifetime = Identity(namespace, service_account), parse_duration(ttl, "--ttl")
+    if not (state_dir / "token.key").exists():
+        # A slip in the path would otherwise give a token that no server accepts, without a word.
+        print(f"xds-server: no server has used {state_dir} yet; making its token key", file=sys.stderr)
+    made = Tokens.open(state_dir).issue(identity, lifetime)
     if output is None:
         print(made)
     else:
