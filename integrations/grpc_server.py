@@ -11,20 +11,25 @@ hold here, and the listener that applies is the announced one unless `address` s
 """
 
 import asyncio
+import inspect
 import socket
+import sys
+import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping
-from contextlib import asynccontextmanager, contextmanager
+from contextlib import aclosing, asynccontextmanager, contextmanager
 from typing import Any
 
 import grpc
 import grpc.aio
 
-from meshlib.errors import IdentityError
+from meshlib.errors import ConfigError
 from meshlib.model.outcome import LocalReply
 from meshlib.model.request import Headers, RequestHead
 from meshlib.model.secret import ServerTls
 from meshlib.runtime.tls import server_material
-from meshlib.servers.announce import Announcement, announce
+from meshlib.servers.addresses import join
+from meshlib.servers.addresses import listen as listening
+from meshlib.servers.announce import DRAIN_S, LISTENER_TIMEOUT_S, Announcement, announce
 from meshlib.servers.inbound import Inbound, InboundRequest
 from meshlib.servers.peer import ANONYMOUS, Peer, peer_of_pem
 from meshlib.servers.source import ServerSource
@@ -32,6 +37,7 @@ from meshlib.servers.source import ServerSource
 __all__ = ["aio_announced", "aio_interceptor", "announced", "interceptor"]
 
 NO_ADDRESS = ("", 0)
+CANCELLED, UNKNOWN, DEADLINE_EXCEEDED = 1, 2, 4
 STATUS_OF_CODE = {code.value[0]: code for code in grpc.StatusCode}
 
 
@@ -56,58 +62,7 @@ class _Interceptor(grpc.ServerInterceptor):
         self._inbound = inbound
 
     def intercept_service(self, continuation: Callable[[Any], Any], details: Any) -> Any:
-        handler = continuation(details)
-        if handler is None:
-            return None
-        inbound, method = self._inbound, details.method
-
-        def begin(context: Any) -> InboundRequest:
-            if not inbound.is_known(NO_ADDRESS):
-                inbound.wait_known(NO_ADDRESS)
-            request = _begin(inbound, method, context)
-            if request.reply is not None:
-                code, text = _status(request.reply)
-                request.finish(200, code.value[0])
-                context.abort(code, text)
-            return request
-
-        if handler.response_streaming:
-            behaviour = handler.stream_stream or handler.unary_stream
-
-            def streaming(argument: Any, context: Any) -> Iterator[Any]:
-                request = begin(context)
-                finished = False
-                try:
-                    with request.entered():
-                        yield from behaviour(argument, context)
-                    finished = True
-                finally:
-                    request.finish(200, _code(context, finished))
-
-            make = (
-                grpc.stream_stream_rpc_method_handler
-                if handler.request_streaming
-                else grpc.unary_stream_rpc_method_handler
-            )
-            return make(streaming, handler.request_deserializer, handler.response_serializer)
-
-        behaviour = handler.stream_unary or handler.unary_unary
-
-        def unary(argument: Any, context: Any) -> Any:
-            request = begin(context)
-            finished = False
-            try:
-                with request.entered():
-                    response = behaviour(argument, context)
-                finished = True
-                return response
-            finally:
-                request.finish(200, _code(context, finished))
-
-        make = (
-            grpc.stream_unary_rpc_method_handler if handler.request_streaming else grpc.unary_unary_rpc_method_handler
-        )
-        return make(unary, handler.request_deserializer, handler.response_serializer)
+        return _guarded(self._inbound, details.method, continuation(details) or UNKNOWN_METHOD)
 
 
 class _AioInterceptor(grpc.aio.ServerInterceptor):
@@ -115,63 +70,153 @@ class _AioInterceptor(grpc.aio.ServerInterceptor):
         self._inbound = inbound
 
     async def intercept_service(self, continuation: Callable[[Any], Awaitable[Any]], details: Any) -> Any:
-        handler = await continuation(details)
-        if handler is None:
-            return None
-        inbound, method = self._inbound, details.method
+        handler = await continuation(details) or UNKNOWN_METHOD
+        if _is_async(_behaviour(handler)):
+            return _guarded_async(self._inbound, details.method, handler)
+        # grpc.aio runs plain functions on its own thread pool, and so it does the wrapper of one.
+        return _guarded(self._inbound, details.method, handler)
 
-        async def begin(context: Any) -> InboundRequest:
-            if not inbound.is_known(NO_ADDRESS):
-                await asyncio.to_thread(inbound.wait_known, NO_ADDRESS)
-            request = _begin(inbound, method, context)
-            if request.reply is not None:
-                code, text = _status(request.reply)
-                request.finish(200, code.value[0])
-                await context.abort(code, text)
-            return request
 
-        if handler.response_streaming:
-            behaviour = handler.stream_stream or handler.unary_stream
+def _unknown(requests: Any, context: Any) -> Any:
+    context.abort(grpc.StatusCode.UNIMPLEMENTED, "Method not found!")
+    yield b""  # never reached: it makes this a handler of a stream, which takes whatever the caller sends
 
-            async def streaming(argument: Any, context: Any) -> AsyncIterator[Any]:
-                request = await begin(context)
-                finished = False
-                try:
-                    with request.entered():
-                        result = behaviour(argument, context)
-                        if hasattr(result, "__aiter__"):
-                            async for message in result:
-                                yield message
-                        else:  # a handler that writes with context.write()
-                            await result
-                    finished = True
-                finally:
-                    request.finish(200, _code(context, finished))
 
-            make = (
-                grpc.stream_stream_rpc_method_handler
-                if handler.request_streaming
-                else grpc.unary_stream_rpc_method_handler
-            )
-            return make(streaming, handler.request_deserializer, handler.response_serializer)
+UNKNOWN_METHOD: Any = grpc.stream_stream_rpc_method_handler(_unknown)
+"""Stands for a method that nobody handles: who may not call must not learn what exists (Envoy refuses first, too)."""
 
-        behaviour = handler.stream_unary or handler.unary_unary
 
-        async def unary(argument: Any, context: Any) -> Any:
-            request = await begin(context)
-            finished = False
-            try:
-                with request.entered():
-                    response = await behaviour(argument, context)
-                finished = True
-                return response
-            finally:
-                request.finish(200, _code(context, finished))
+def _behaviour(handler: Any) -> Any:
+    return handler.stream_stream or handler.stream_unary or handler.unary_stream or handler.unary_unary
 
-        make = (
-            grpc.stream_unary_rpc_method_handler if handler.request_streaming else grpc.unary_unary_rpc_method_handler
-        )
-        return make(unary, handler.request_deserializer, handler.response_serializer)
+
+def _is_async(behaviour: Any) -> bool:
+    # As grpc.aio decides: methods of instances and callable objects included.
+    call = getattr(behaviour, "__call__", behaviour)  # noqa: B004  # its own coroutine function, not whether it is callable
+    return any(inspect.iscoroutinefunction(one) or inspect.isasyncgenfunction(one) for one in (behaviour, call))
+
+
+def _with_behaviour(handler: Any, behaviour: Any) -> Any:
+    kinds = ("stream" if handler.request_streaming else "unary", "stream" if handler.response_streaming else "unary")
+    make = getattr(grpc, f"{kinds[0]}_{kinds[1]}_rpc_method_handler")
+    return make(behaviour, handler.request_deserializer, handler.response_serializer)
+
+
+def _guarded(inbound: Inbound, method: str, handler: Any) -> Any:
+    behaviour = _behaviour(handler)
+
+    def begin(context: Any) -> InboundRequest:
+        if not inbound.is_known(NO_ADDRESS):
+            inbound.wait_known(NO_ADDRESS)
+        request = _begin(inbound, method, context)
+        if request.reply is not None:
+            code, text = _status(request.reply)
+            request.finish(200, code.value[0])
+            context.abort(code, text)
+        return request
+
+    def streaming(argument: Any, context: Any) -> Iterator[Any]:
+        request = begin(context)
+        end = _End(request, context)
+        try:
+            with request.entered():
+                yield from behaviour(argument, context)
+            end.returned()
+        finally:
+            end.report()
+
+    def unary(argument: Any, context: Any) -> Any:
+        request = begin(context)
+        end = _End(request, context)
+        try:
+            with request.entered():
+                response = behaviour(argument, context)
+            end.returned()
+            return response
+        finally:
+            end.report()
+
+    return _with_behaviour(handler, streaming if handler.response_streaming else unary)
+
+
+def _guarded_async(inbound: Inbound, method: str, handler: Any) -> Any:
+    behaviour = _behaviour(handler)
+
+    async def begin(context: Any) -> InboundRequest:
+        if not inbound.is_known(NO_ADDRESS):
+            await asyncio.to_thread(inbound.wait_known, NO_ADDRESS)
+        request = _begin(inbound, method, context)
+        if request.reply is not None:
+            code, text = _status(request.reply)
+            request.finish(200, code.value[0])
+            await context.abort(code, text)
+        return request
+
+    async def streaming(argument: Any, context: Any) -> AsyncIterator[Any]:
+        request = await begin(context)
+        end = _End(request, context)
+        try:
+            with request.entered():
+                result = behaviour(argument, context)
+                if hasattr(result, "__aiter__"):
+                    # Closed here and not by the garbage collector: its `finally` belongs to this request.
+                    async with aclosing(result):
+                        async for message in result:
+                            yield message
+                else:  # a handler that writes with context.write()
+                    await result
+            end.returned()
+        finally:
+            end.report()
+
+    async def unary(argument: Any, context: Any) -> Any:
+        request = await begin(context)
+        end = _End(request, context)
+        try:
+            with request.entered():
+                response = await behaviour(argument, context)
+            end.returned()
+            return response
+        finally:
+            end.report()
+
+    return _with_behaviour(handler, streaming if handler.response_streaming else unary)
+
+
+class _End:
+    """How a call ends, as far as the server knows."""
+
+    __slots__ = ("_context", "_has_returned", "_request")
+
+    def __init__(self, request: InboundRequest, context: Any) -> None:
+        self._request = request
+        self._context = context
+        self._has_returned = False
+
+    def returned(self) -> None:
+        """The handler has come to its end."""
+        self._has_returned = True
+
+    def report(self) -> None:
+        """Report the status: what the handler set, else OK after a return, else why there was none."""
+        self._request.finish(200, self._code())
+
+    def _code(self) -> int:
+        context = self._context
+        # The context that grpc.aio gives to plain functions has no code().
+        code = context.code() if hasattr(context, "code") else None
+        if isinstance(code, grpc.StatusCode):
+            return int(code.value[0])
+        if isinstance(code, int) and code:
+            return code
+        if self._has_returned:
+            return 0
+        if (remaining_s := context.time_remaining()) is not None and remaining_s <= 0.0:
+            return DEADLINE_EXCEEDED
+        if isinstance(sys.exception(), asyncio.CancelledError | GeneratorExit):
+            return CANCELLED  # the caller went, and grpcio dropped the handler
+        is_active = getattr(context, "is_active", None)
+        return CANCELLED if is_active is not None and not is_active() else UNKNOWN
 
 
 def _begin(inbound: Inbound, method: str, context: Any) -> InboundRequest:
@@ -204,16 +249,6 @@ def _status(reply: LocalReply) -> tuple[grpc.StatusCode, str]:
     return code, reply.body.decode("utf-8", "replace")
 
 
-def _code(context: Any, finished: bool) -> int:
-    """Return the status code that the call ends with: an unset one is OK after a return, UNKNOWN after an exception."""
-    code = context.code()
-    if isinstance(code, grpc.StatusCode):
-        return int(code.value[0])
-    if isinstance(code, int) and code:
-        return code
-    return 0 if finished else 2
-
-
 @contextmanager
 def announced(
     server: grpc.Server | grpc.aio.Server,
@@ -221,97 +256,143 @@ def announced(
     *,
     service: str,
     address: str = "127.0.0.1:0",
+    advertise: str | None = None,
     labels: Mapping[str, str] | None = None,
     namespace: str = "default",
     service_account: str = "",
     service_port: int = 80,
     weight: int = 1,
     ttl_s: float = 5.0,
+    drain_s: float = DRAIN_S,
+    start_timeout_s: float = LISTENER_TIMEOUT_S,
 ) -> Iterator[str]:
     """Open a port on a server that has not been started, with the TLS that its listener demands, and announce it.
 
     Args:
-        server: Not started yet.
+        server: Not started yet; start it at once.
         mesh: The mesh to join.
         service: Name that clients call.
         address: Where to listen; port 0: a free one.
+        advertise: Host or `host:port` as clients reach it, where it is not the one listened on.
         labels: For subsets and selectors, e.g. `{"version": "v1"}`.
         namespace: Of the service.
         service_account: Its identity.
         service_port: Port that clients name.
         weight: Load-balancing weight.
         ttl_s: Lifetime of the lease in seconds.
+        drain_s: How long to stay in the block after leaving the registry, in seconds: the server goes on serving
+            clients that have not heard of it yet.
+        start_timeout_s: How long to wait for the listener of the address, in seconds.
 
     Yields:
-        The address listened on. Leaving the block takes the instance out; stopping the server is up to the caller.
+        The address announced. Leaving the block takes the instance out; stopping the server after it, with a grace
+        period for running calls, is up to the caller.
 
     Raises:
+        ConfigError: The registry refuses the instance, or the address is none that clients could use.
         UnavailableError: The listener was not there in time.
         IdentityError: It demands TLS and there is no usable certificate.
+        OSError: The port is taken.
     """
-    with _reserved(address) as bound:
-        announcement = announce(
-            mesh,
-            service=service,
-            address=bound,
-            labels=labels,
-            namespace=namespace,
-            service_account=service_account,
-            service_port=service_port,
-            weight=weight,
-            ttl_s=ttl_s,
-            protocol="grpc",
-        )
-        try:
-            _add_port(server, mesh, bound, announcement)
-        except BaseException:
-            announcement.close()
-            raise
+    announcement = _opened(
+        server,
+        mesh,
+        listen=address,
+        service=service,
+        advertise=advertise,
+        labels=labels,
+        namespace=namespace,
+        service_account=service_account,
+        service_port=service_port,
+        weight=weight,
+        ttl_s=ttl_s,
+        start_timeout_s=start_timeout_s,
+    )
     try:
-        yield bound
+        yield announcement.address
     finally:
         announcement.close()
+        time.sleep(drain_s)
 
 
 @asynccontextmanager
-async def aio_announced(server: grpc.aio.Server, mesh: ServerSource, **options: Any) -> AsyncIterator[str]:
+async def aio_announced(
+    server: grpc.aio.Server,
+    mesh: ServerSource,
+    *,
+    address: str = "127.0.0.1:0",
+    drain_s: float = DRAIN_S,
+    **options: Any,
+) -> AsyncIterator[str]:
     """As `announced`, for `grpc.aio`; same options."""
-    manager = announced(server, mesh, **options)
-    bound = await asyncio.to_thread(manager.__enter__)
+    announcement = await asyncio.to_thread(_opened, server, mesh, listen=address, **options)
     try:
-        yield bound
+        yield announcement.address
     finally:
-        await asyncio.to_thread(manager.__exit__, None, None, None)
+        await asyncio.to_thread(announcement.close)
+        await asyncio.sleep(drain_s)
+
+
+def _opened(
+    server: grpc.Server | grpc.aio.Server,
+    mesh: ServerSource,
+    *,
+    listen: str,
+    start_timeout_s: float = LISTENER_TIMEOUT_S,
+    **options: Any,
+) -> Announcement:
+    with _reserved(listen) as bound:
+        announcement = announce(mesh, address=bound, protocol="grpc", timeout_s=start_timeout_s, **options)
+        try:
+            _add_port(server, bound, announcement)
+        except BaseException:
+            announcement.close()
+            raise
+    return announcement
 
 
 @contextmanager
 def _reserved(address: str) -> Iterator[str]:
-    """Hold a port (the lease must name it before the server may open it: TLS is known only afterwards)."""
+    """Hold a port (the lease must name it before the server may open it: TLS is known only afterwards).
+
+    Raises:
+        ConfigError: It is not a TCP address.
+        OSError: It is taken; the text names it.
+    """
     host, _, port = address.rpartition(":")
     host = host.strip("[]")
+    if not host or not port.isdecimal() or address.startswith("unix:"):
+        raise ConfigError(f"address must be host:port, not {address!r}: clients reach a service of the mesh by TCP")
+    if port != "0":
+        # The port below is shared on purpose (SO_REUSEPORT), and so would it be with any other gRPC server.
+        listening(host, int(port), 1).close()
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
     with socket.socket(family, socket.SOCK_STREAM) as placeholder:
         # grpcio opens its ports with SO_REUSEPORT too, so it can take the port while we hold it.
         placeholder.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
         placeholder.bind((host, int(port)))
-        number = placeholder.getsockname()[1]
-        yield f"[{host}]:{number}" if ":" in host else f"{host}:{number}"
+        yield join(*placeholder.getsockname()[:2])
 
 
-def _add_port(server: Any, mesh: ServerSource, address: str, announcement: Announcement) -> None:
+def _add_port(server: Any, address: str, announcement: Announcement) -> None:
     tls = announcement.tls
-    port = (
-        server.add_insecure_port(address) if tls is None else server.add_secure_port(address, _credentials(mesh, tls))
-    )
+    try:
+        port = (
+            server.add_insecure_port(address)
+            if tls is None
+            else server.add_secure_port(address, _credentials(announcement, tls))
+        )
+    except RuntimeError as error:
+        raise OSError(f"gRPC cannot listen on {address}: {error}") from error
     if not port:
-        raise IdentityError(f"gRPC could not open {address}", resource=address)
+        raise OSError(f"gRPC cannot listen on {address}")
 
 
-def _credentials(mesh: ServerSource, tls: ServerTls) -> grpc.ServerCredentials:
+def _credentials(announcement: Announcement, tls: ServerTls) -> grpc.ServerCredentials:
     """Return credentials that follow rotation: the fetcher runs once for each handshake."""
 
     def configuration() -> tuple[Any, Any]:
-        chain, key, roots = server_material(tls, mesh.view.secrets)
+        chain, key, roots = server_material(tls, announcement.secrets())
         return (chain, key, roots), grpc.ssl_server_certificate_configuration([(key, chain)], root_certificates=roots)
 
     served, initial = configuration()

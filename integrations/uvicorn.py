@@ -8,10 +8,12 @@ start several of these: the mesh balances between them.
 
 import asyncio
 import math
+import signal
 import socket
 import ssl
 import threading
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any
 
 import uvicorn
@@ -20,12 +22,14 @@ from meshlib.errors import ConfigError
 from meshlib.integrations.asgi import CONNECTION
 from meshlib.runtime.tls import rotating_server_context
 from meshlib.servers.addresses import join, listen
-from meshlib.servers.announce import DRAIN_S, announce
+from meshlib.servers.announce import DRAIN_S, LISTENER_TIMEOUT_S, announce
 from meshlib.servers.source import ServerSource
 
 __all__ = ["MeshConfig", "MeshServer", "run"]
 
 POLL_S = 0.1
+GOODBYE_S = 0.2
+"""How long a connection without a request may take to close; by then it has been told."""
 
 REFUSED = {
     "workers": "one process serves one address; start several processes, or use meshlib.integrations.gunicorn",
@@ -47,6 +51,7 @@ def _protocol(base: Any) -> Any:
 
     class MeshProtocol(base):  # type: ignore[misc]  # the base depends on what is installed
         app: Any
+        transport: Any
 
         def connection_made(self, transport: Any) -> None:
             super().connection_made(transport)
@@ -66,6 +71,14 @@ def _protocol(base: Any) -> Any:
                 await app(scope, receive, send)
 
             self.app = with_extensions
+
+        def shutdown(self) -> None:
+            super().shutdown()
+            transport = self.transport
+            if transport.is_closing():
+                # An idle connection. asyncio now waits up to 30 s for the client's part of the TLS goodbye, and clients
+                # do not read from idle connections.
+                asyncio.get_running_loop().call_later(GOODBYE_S, transport.abort)
 
     return MeshProtocol
 
@@ -156,6 +169,7 @@ def run(
     ttl_s: float = 5.0,
     advertise: str | None = None,
     drain_s: float = DRAIN_S,
+    start_timeout_s: float = LISTENER_TIMEOUT_S,
     **options: Any,
 ) -> None:
     """Serve an application until SIGTERM or SIGINT.
@@ -176,6 +190,7 @@ def run(
         ttl_s: Lifetime of the lease in seconds.
         advertise: Host or `host:port` as clients reach it, where it is not the one listened on.
         drain_s: How long to go on serving after leaving the registry, in seconds.
+        start_timeout_s: How long to wait for the listener of the address, in seconds.
         **options: uvicorn's own, e.g. `log_level="warning"`.
 
     Raises:
@@ -186,7 +201,7 @@ def run(
     """
     _check(options)
     backlog = options.setdefault("backlog", 2048)
-    with listen(host, port, backlog) as listening:
+    with _sigterm_as_exit(), listen(host, port, backlog) as listening:
         with announce(
             mesh,
             service=service,
@@ -198,12 +213,30 @@ def run(
             service_port=service_port,
             weight=weight,
             ttl_s=ttl_s,
+            timeout_s=start_timeout_s,
         ) as announcement:
             context = None
             if announcement.tls is not None:
-                context = rotating_server_context(announcement.tls, lambda: mesh.view.secrets)
+                context = rotating_server_context(announcement.tls, announcement.secrets)
             config = MeshConfig(app, tls_context=context, **options)
             MeshServer(config, announcement.close, drain_s=drain_s).run(sockets=[listening])
+
+
+@contextmanager
+def _sigterm_as_exit() -> Iterator[None]:
+    """Have a SIGTERM that comes before uvicorn listens to it end the process in order, so that no lease is left."""
+
+    def leave(number: int, frame: Any) -> None:
+        raise SystemExit(0)
+
+    if signal.getsignal(signal.SIGTERM) is not signal.SIG_DFL:  # the application's own
+        yield
+        return
+    signal.signal(signal.SIGTERM, leave)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)
 
 
 def _check(options: Mapping[str, Any]) -> None:

@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from meshlib.admin.explain import Explanation
     from meshlib.admin.status import MeshStatus, ResourceStatus
     from meshlib.clients.function import Decorator
+    from meshlib.model.snapshot import InboundConfig
     from meshlib.runtime.inbound import InboundSubscription
     from meshlib.runtime.registration import Registration
 
@@ -47,6 +48,7 @@ class Mesh(MeshEngine):
         default_inbound_address: The first announced address: it applies where a server adapter cannot tell the local
             address of a connection.
         announced_addresses: The address announced for each that this process listens on, as `host:port`.
+        leaving_addresses: What applies at addresses that were announced and are no more, while requests still come.
     """
 
     def __init__(
@@ -91,6 +93,7 @@ class Mesh(MeshEngine):
         self.metrics = StandardMetrics()
         self.default_inbound_address: str | None = None
         self.announced_addresses: dict[str, str] = {}
+        self.leaving_addresses: dict[str, InboundConfig] = {}
         self.add_hook(self.metrics)
         if self._bootstrap is not None:
             self._identify(self._bootstrap)
@@ -270,6 +273,23 @@ class Mesh(MeshEngine):
         registration = Registration(instance, bootstrap, rng=self.rng, lease_id=lease_id)
         registration.start()
         return registration
+
+    def deregister(self, *, service: str, address: str, lease_id: str, **options: Any) -> None:
+        """End a lease that another process has made; never raises for a server that is away.
+
+        Args:
+            service: As registered, like all that follow.
+            address: `IP:port`.
+            lease_id: Name of the lease.
+            **options: As for `register`.
+
+        Raises:
+            ConfigError: The bootstrap has no `meshlib.registry_uri`.
+        """
+        from meshlib.runtime.registration import Instance, Registration
+
+        instance = Instance(service=service, address=address, **options)
+        Registration(instance, self.bootstrap, rng=self.rng, lease_id=lease_id).withdraw()
 
     # Clients.
 

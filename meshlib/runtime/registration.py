@@ -117,8 +117,7 @@ class Registration:
         self._host = httpx.URL(bootstrap.registry_uri).netloc.decode()
         self._rng = rng
         self._wall_clock = wall_clock
-        # A proxy from the environment must not stand between an instance and its lease on the same machine.
-        self._client = client or httpx.Client(timeout=REQUEST_TIMEOUT_S, trust_env=not is_local(self._host))
+        self._client = client or self._new_client()
         self._pid = os.getpid()
         self._stop = threading.Event()
         self._keeps_lease = False
@@ -161,10 +160,20 @@ class Registration:
             self._thread.join(REQUEST_TIMEOUT_S * 2)
 
     def release(self) -> None:
-        """End this process's part, but leave the lease to the others that renew it, or to its time."""
+        """Stop renewing, but leave the lease to the others that renew it, or to its time."""
         if os.getpid() == self._pid:
             self._keeps_lease = True
             self.close()
+
+    def withdraw(self) -> None:
+        """After `release`: end the lease that was left. Never raises for a server that is away."""
+        with suppress(httpx.HTTPError, ConfigError), self._new_client() as client:
+            client.delete(self._uri, headers=self._headers())
+
+    def hold(self, ttl_s: float) -> None:
+        """After `release`: renew the lease once more, for whoever follows. Never raises for a server that is away."""
+        with suppress(httpx.HTTPError, ConfigError), self._new_client() as client:
+            client.put(self._uri, json=self._body | {"ttl_s": ttl_s}, headers=self._headers())
 
     def _run(self) -> None:
         first = True
@@ -202,6 +211,10 @@ class Registration:
             pass  # closed meanwhile; _put has noted why
         finally:
             self._answered.set()
+
+    def _new_client(self) -> httpx.Client:
+        # A proxy from the environment must not stand between an instance and its lease on the same machine.
+        return httpx.Client(timeout=REQUEST_TIMEOUT_S, trust_env=not is_local(self._host))
 
     def _put(self) -> None:
         try:

@@ -5,8 +5,10 @@ from types import TracebackType
 from typing import Self
 
 from meshlib.errors import ConfigError, MeshError, UnavailableError
-from meshlib.model.secret import ServerTls
+from meshlib.model.secret import Secret, ServerTls
+from meshlib.model.snapshot import InboundConfig
 from meshlib.servers.addresses import advertised
+from meshlib.servers.crew import Crew
 from meshlib.servers.source import RegistrationHandle, ServerSource
 
 __all__ = ["DRAIN_S", "LISTENER_TIMEOUT_S", "Announcement", "announce"]
@@ -18,6 +20,10 @@ a margin for busy machines (the management server pushes within 0.1 s)."""
 LISTENER_TIMEOUT_S = 15.0
 """gRPC's own time for a resource that does not come (gRFC A57)."""
 
+HANDOVER_S = 15.0
+"""How long a lease is held for processes that are to share it and have not started yet. Connections wait in the
+backlog of their socket meanwhile."""
+
 
 class Announcement:
     """One announced address.
@@ -27,22 +33,72 @@ class Announcement:
         tls: What the listener demands of connections; None: plaintext.
     """
 
-    def __init__(self, address: str, tls: ServerTls | None, registration: RegistrationHandle | None) -> None:
+    def __init__(
+        self, mesh: ServerSource, address: str, tls: ServerTls | None, registration: RegistrationHandle | None
+    ) -> None:
         self.address = address
         self.tls = tls
+        self._mesh = mesh
         self._registration = registration
+        refs = () if tls is None else (tls.certificate, tls.trust)
+        self._secret_names = {ref.sds_name for ref in refs if ref is not None and ref.sds_name}
+        self._secrets: Mapping[str, Secret] = mesh.view.secrets if tls is not None else {}
+
+    def secrets(self) -> Mapping[str, Secret]:
+        """Return the secrets for TLS as they are now.
+
+        When the instance is out its listener is gone, and what only that one needed: the last secrets then stay in use.
+        """
+        current = self._mesh.view.secrets
+        if self._secret_names <= current.keys():
+            self._secrets = current
+        return self._secrets
 
     def close(self) -> None:
         """Take the instance out, so that clients stop choosing it. Safe to call twice."""
+        self._keep_rules()
         registration, self._registration = self._registration, None
         if registration is not None:
             registration.close()
 
-    def release(self) -> None:
-        """End this process's part only: others share the lease. Safe to call twice."""
+    def _keep_rules(self) -> None:
+        """Have the rules of now guard the address until the process ends.
+
+        The listener goes with the instance, but requests do not stop coming at once: clients hear of it a little later.
+        """
+        mesh = self._mesh
+        if mesh.has_inbound and self.address not in mesh.leaving_addresses:
+            self.secrets()
+            config = mesh.inbound(self.address).current
+            if isinstance(config, InboundConfig):
+                mesh.leaving_addresses[self.address] = config
+
+    def leave(self, crew: Crew, berth: int, *, is_replaced: bool = False) -> bool:
+        """End this process's part in a shared lease. Safe to call twice.
+
+        Renewing stops before the others can see that we are gone, so who ends the lease is not contradicted. Where
+        the others have yet to start, the lease is held for them.
+
+        Args:
+            crew: Who shares it.
+            berth: Ours.
+            is_replaced: Someone follows, whether it can be seen already or not: the lease is not ended.
+
+        Returns:
+            Whether the instance is out.
+        """
+        self._keep_rules()
         registration, self._registration = self._registration, None
-        if registration is not None:
-            registration.release()
+        if registration is None:
+            return crew.leave(berth)
+        registration.release()
+        crew.board(berth)
+        if (is_replaced or not crew.is_alone(berth)) and not crew.is_renewed:
+            registration.hold(HANDOVER_S)
+        is_out = crew.leave(berth) and not is_replaced
+        if is_out:
+            registration.withdraw()
+        return is_out
 
     def __enter__(self) -> Self:
         return self
@@ -122,10 +178,11 @@ def announce(
             # The others that share a lease may well be serving.
             (registration.close if lease_id is None else registration.release)()
         raise
+    mesh.leaving_addresses.pop(announced, None)
     mesh.announced_addresses[address] = announced
     if mesh.default_inbound_address is None:
         mesh.default_inbound_address = announced
-    return Announcement(announced, tls, registration)
+    return Announcement(mesh, announced, tls, registration)
 
 
 def _listener(

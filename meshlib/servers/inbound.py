@@ -9,7 +9,7 @@ Which listener applies is never up to the caller. Once this process has announce
 what a server adapter says of the local address is believed only while there are none, and only of a few.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import replace
 from ipaddress import ip_address
@@ -22,7 +22,7 @@ from meshlib.identity.authorization import AuthzRequest, compile_rbac
 from meshlib.identity.san import compile_sans
 from meshlib.model.outcome import LocalReply
 from meshlib.model.request import RequestHead
-from meshlib.model.snapshot import ConfigFault, InboundConfig
+from meshlib.model.snapshot import InboundConfig
 from meshlib.ports import Rng
 from meshlib.routing.table import InboundTable
 from meshlib.runtime.context import InboundContext, current, entered
@@ -88,18 +88,22 @@ class _Rules:
 class _Guard:
     """What applies at one address, compiled once for each configuration."""
 
-    __slots__ = ("_rules", "handle")
+    __slots__ = ("_address", "_leaving", "_rules", "handle")
 
-    def __init__(self, handle: InboundHandle) -> None:
+    def __init__(self, address: str, handle: InboundHandle, leaving: Mapping[str, InboundConfig]) -> None:
         self.handle = handle
+        self._address = address
+        self._leaving = leaving
         self._rules: _Rules | None = None
 
     def admit(self, request: AuthzRequest, peer: Peer, readings: tuple[str, ...], rng: Rng) -> LocalReply | None:
         config = self.handle.current
-        if config is None:
-            return _unconfigured("has not been received yet")
-        if isinstance(config, ConfigFault):
-            return _unconfigured(config.message)
+        if not isinstance(config, InboundConfig):
+            # Whoever takes its instance out is still called for a moment, by then without a listener.
+            last = self._leaving.get(self._address)
+            if last is None:
+                return _unconfigured("has not been received yet" if config is None else config.message)
+            config = last
         rules = self._rules
         if rules is None or rules.config is not config:
             # One assignment of one object: threads that race here each use what they compiled themselves.
@@ -230,7 +234,9 @@ class Inbound:
         guard = self._guards.get(address)
         if guard is None:
             try:
-                guard = self._guards.setdefault(address, _Guard(self.mesh.inbound(address)))
+                guard = self._guards.setdefault(
+                    address, _Guard(address, self.mesh.inbound(address), self.mesh.leaving_addresses)
+                )
             except ConfigError:  # not an address
                 return None
         # Only what was announced is remembered by the connection's address: that cannot grow with what callers say.

@@ -40,6 +40,14 @@ class RegistrationHandle(Protocol):
         """Stop renewing, but leave the lease to the other processes that share it."""
         ...
 
+    def withdraw(self) -> None:
+        """After `release`: end the lease that was left."""
+        ...
+
+    def hold(self, ttl_s: float) -> None:
+        """After `release`: renew the lease once more, for whoever follows."""
+        ...
+
     @property
     def error(self) -> str:
         """Why the instance is not announced; empty: it is."""
@@ -56,6 +64,7 @@ class ServerSource(Protocol):
         default_inbound_address: The first announced address: it applies where an adapter cannot tell the local address
             of a connection.
         announced_addresses: The address announced for each that this process listens on, as `host:port`.
+        leaving_addresses: What applies at addresses that were announced and are no more, while requests still come.
     """
 
     clock: Clock
@@ -64,6 +73,7 @@ class ServerSource(Protocol):
     tracing: Tracing
     default_inbound_address: str | None
     announced_addresses: dict[str, str]
+    leaving_addresses: dict[str, InboundConfig]
 
     @property
     def has_inbound(self) -> bool: ...

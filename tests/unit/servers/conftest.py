@@ -46,6 +46,7 @@ class FakeServerMesh:
         self.has_inbound = True
         self.default_inbound_address: str | None = None
         self.announced_addresses: dict[str, str] = {}
+        self.leaving_addresses: dict[str, InboundConfig] = {}
         self.handles: dict[str, Handle] = {}
         self.events: list[Event] = []
 
