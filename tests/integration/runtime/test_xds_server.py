@@ -1,5 +1,7 @@
-"""A mesh against the real xds-server, in a process of its own."""
+"""A mesh against the real xds-server, in a process of its own, over both variants of the protocol."""
 
+import json
+import logging
 import multiprocessing
 import re
 import subprocess
@@ -16,6 +18,7 @@ from meshlib.errors import RoutingError
 from meshlib.events import CertificateRotated, Event
 from meshlib.model.secret import TlsCertificate
 from meshlib.runtime.certificates import describe
+from meshlib.runtime.registration import Registration
 from meshlib.view import ClusterState
 
 RULES = """\
@@ -44,6 +47,17 @@ spec:
   - route:
     - {destination: {host: checkout, subset: %s}}
 """
+SPLIT_HALF = """\
+apiVersion: networking.istio.io/v1
+kind: VirtualService
+metadata: {name: checkout}
+spec:
+  hosts: [checkout]
+  http:
+  - route:
+    - {destination: {host: checkout, subset: v1}, weight: 50}
+    - {destination: {host: checkout, subset: v2}, weight: 50}
+"""
 
 
 class Server:
@@ -51,8 +65,9 @@ class Server:
     addresses: `xds`, `secure`, `admin` (without `http://`).
     """
 
-    def __init__(self, directory: Path, *options: str) -> None:
+    def __init__(self, directory: Path, variant: str, *options: str) -> None:
         self.directory = directory
+        self._features = ["meshlib.delta"] if variant == "delta" else []
         self._options = options
         self.addresses = {"xds": "127.0.0.1:0", "secure": "127.0.0.1:0", "admin": "127.0.0.1:0"}
         self._process: subprocess.Popen[str] | None = None
@@ -84,8 +99,16 @@ class Server:
         token, path = self.directory / f"{node_id}.token", self.directory / f"{node_id}.json"
         self._run("token", "--service-account", service_account, "--output", str(token))
         options = ["--secure", self.addresses["secure"], "--admin", self.addresses["admin"]]
-        path.write_text(self._run("bootstrap", "--node-id", node_id, *options, "--token-file", str(token)))
+        bootstrap = json.loads(self._run("bootstrap", "--node-id", node_id, *options, "--token-file", str(token)))
+        bootstrap["xds_servers"][0]["server_features"] = self._features
+        path.write_text(json.dumps(bootstrap))
         return path
+
+    def connect(self, node_id: str) -> Mesh:
+        """Return a mesh over the listener without TLS."""
+        server = {"server_uri": self.addresses["xds"], "channel_creds": [{"type": "insecure"}]}
+        server["server_features"] = self._features
+        return Mesh({"xds_servers": [server], "node": {"id": node_id}}, state_dir="")
 
     def write(self, name: str, text: str) -> None:
         (self.directory / "config" / name).write_text(text)
@@ -101,10 +124,10 @@ class Server:
         return done.stdout
 
 
-@pytest.fixture
-def server(tmp_path: Path) -> Iterator[Server]:
+@pytest.fixture(params=["sotw", "delta"])
+def server(tmp_path: Path, request: pytest.FixtureRequest) -> Iterator[Server]:
     (tmp_path / "config").mkdir()
-    result = Server(tmp_path, "--cert-ttl", "4s")
+    result = Server(tmp_path, request.param, "--cert-ttl", "4s")
     result.write("rules.yaml", RULES)
     result.write("split.yaml", SPLIT % "v1")
     result.start()
@@ -161,7 +184,7 @@ def test_a_service_announces_itself_and_is_found_with_its_identity(server: Serve
 
 
 def test_a_host_that_is_not_in_the_mesh_is_known_at_once(server: Server) -> None:
-    with Mesh.connect(server.addresses["xds"], node_id="n", state_dir="") as mesh:
+    with server.connect("n") as mesh:
         start = time.monotonic()
         with pytest.raises(RoutingError, match="does not exist"):
             mesh.wait_target("nowhere.example.com")
@@ -177,7 +200,7 @@ def _child(mesh: Mesh, ready: Any, answer: Any) -> None:
 @pytest.mark.filterwarnings("ignore:.*multi-threaded.*:DeprecationWarning")
 def test_forked_workers_get_updates_and_so_does_their_parent(server: Server) -> None:
     context = multiprocessing.get_context("fork")
-    with Mesh.connect(server.addresses["xds"], node_id="n", state_dir="") as mesh:
+    with server.connect("n") as mesh:
         mesh.wait_ready("checkout", timeout_s=10.0)
         answer = context.Queue()
         ready = [context.Event() for _ in range(3)]
@@ -192,3 +215,46 @@ def test_forked_workers_get_updates_and_so_does_their_parent(server: Server) -> 
             child.join(10.0)
             assert child.exitcode == 0
         eventually(lambda: "outbound|80|v2|checkout.default.svc.cluster.local" in mesh.view.clusters)
+
+
+def test_a_split_an_update_a_removal_and_a_restart_reach_the_mesh(
+    server: Server, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Steps: all to v1; half of it to v2; one more instance of v1, and its end; the server restarts with other rules."""
+
+    def clusters() -> set[str]:
+        return {
+            name.split("|")[2] for name in mesh.view.clusters if name.endswith("|checkout.default.svc.cluster.local")
+        }
+
+    def register(port: int, version: str) -> Registration:
+        return mesh.register(
+            service="checkout",
+            address=f"127.0.0.1:{port}",
+            labels={"version": version},
+            service_account="checkout",
+        )
+
+    caplog.set_level(logging.INFO, "meshlib")
+    with Mesh(server.bootstrap("checkout-1", "checkout"), state_dir="") as mesh:
+        kept = [register(9001, "v1"), register(9002, "v2")]
+        mesh.wait_ready("checkout", timeout_s=10.0)
+        eventually(lambda: ports(mesh, "v1") == [9001])
+        assert clusters() == {"v1"}
+        server.write("split.yaml", SPLIT_HALF)
+        eventually(lambda: ports(mesh, "v2") == [9002])
+        assert clusters() == {"v1", "v2"}
+        more = register(9003, "v1")
+        eventually(lambda: ports(mesh, "v1") == [9001, 9003])
+        more.close()
+        eventually(lambda: ports(mesh, "v1") == [9001])
+        server.stop()
+        assert ports(mesh, "v1") == [9001]
+        server.write("split.yaml", SPLIT % "v2")
+        server.start()
+        eventually(lambda: clusters() == {"v2"}, 30.0)
+        eventually(lambda: ports(mesh, "v2") == [9002])
+        assert mesh.status().connection == "connected"
+        for registration in kept:
+            registration.close()
+    assert "does not know incremental xDS" not in caplog.text
