@@ -462,6 +462,12 @@ class View:
     def __repr__(self) -> str:
         return f"View({self.number}, {len(self.targets)} targets, {len(self.clusters)} clusters)"
 
+    @property
+    def loads(self) -> tuple[ClusterLoad, ...]:
+        """What is counted for load reports."""
+        states = self.clusters.values()
+        return tuple(state.load for state in states if isinstance(state, ClusterState) and state.load is not None)
+
     def sweep(self, now: float, rng: Rng) -> tuple[Event, ...]:
         """Do the periodic work that is due. Cheap; ask about once a second.
 

@@ -15,7 +15,7 @@ from meshlib.ports import WallClock
 from meshlib.runtime.credentials import authorization, open_channel
 from meshlib.xds.bootstrap import ServerConfig
 
-__all__ = ["AdsStream", "Stream", "StreamEvents"]
+__all__ = ["AdsStream", "Stream", "StreamEvents", "StreamRequests"]
 
 _SERVICE: Final = "/envoy.service.discovery.v3.AggregatedDiscoveryService"
 METHOD: Final = f"{_SERVICE}/StreamAggregatedResources"
@@ -51,7 +51,7 @@ class Stream(Protocol):
     def close(self) -> None: ...
 
 
-class _Requests(Iterator[bytes]):
+class StreamRequests(Iterator[bytes]):
     """What grpcio sends. It asks for the next message only when the transport has taken the one before (`sent`)."""
 
     def __init__(self, sent: Callable[[], None]) -> None:
@@ -83,7 +83,7 @@ class AdsStream:
         self._events = events
         self._is_unimplemented = False  # of the stream's own thread
         self._wall_clock = wall_clock
-        self._requests = _Requests(events.sent)
+        self._requests = StreamRequests(events.sent)
         self._lock = threading.Lock()
         self._channel: grpc.Channel | None = None  # guarded by the lock
         self._closed = threading.Event()  # set under the lock
@@ -94,6 +94,12 @@ class AdsStream:
     def send(self, data: bytes) -> None:
         """Queue a message."""
         self._requests.put(data)
+
+    @property
+    def channel(self) -> grpc.Channel | None:
+        """The channel to the server, for other streams to it; it is closed with this one. None: not dialled yet."""
+        with self._lock:
+            return self._channel
 
     def close(self) -> None:
         """Give the stream and its channel up. No event follows."""

@@ -6,7 +6,7 @@ assignment each (`connection`, `waiting`, `snapshot`). No request waits for it, 
 
 import logging
 import threading
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from copy import copy
 from dataclasses import dataclass
 from functools import partial
@@ -22,6 +22,8 @@ from meshlib.runtime.ads import AdsStream, Stream, StreamEvents
 from meshlib.runtime.certificate_files import read_provider
 from meshlib.runtime.certificates import describe
 from meshlib.runtime.dns import DnsLookups, Lookup, look_up
+from meshlib.runtime.load_reports import LoadReporter, OpenLoadStream
+from meshlib.runtime.load_stream import LoadStream
 from meshlib.runtime.scheduler import Scheduler, Timer
 from meshlib.runtime.server_link import ConnectionStatus, OpenStream, ServerLink
 from meshlib.runtime.server_links import ServerLinks
@@ -30,6 +32,7 @@ from meshlib.xds.bootstrap import Bootstrap, ServerConfig
 from meshlib.xds.cache import CacheShare, Entry, ResourceCache
 from meshlib.xds.delta import new_machine
 from meshlib.xds.dependencies import DnsAnswer, Facts, resolve
+from meshlib.xds.load_report import ClusterLoad
 
 __all__ = ["ControlPlane", "Owner"]
 
@@ -84,8 +87,14 @@ class ControlPlane:
         store: StateStore | None = None,
         open_stream: OpenStream | None = None,
         lookup: Lookup = look_up,
+        loads: Callable[[], Iterable[ClusterLoad]] = tuple,
+        open_load_stream: OpenLoadStream | None = None,
     ) -> None:
-        """Make a control plane that is not running. No I/O."""
+        """Make a control plane that is not running. No I/O.
+
+        Args:
+            loads: Returns what is counted for load reports now. Called on the control thread.
+        """
         # Fixed at creation.
         self._bootstrap = bootstrap
         self._owner = owner
@@ -96,6 +105,8 @@ class ControlPlane:
         self._store = store
         self._open_stream: OpenStream = open_stream or self._open_ads
         self._lookup = lookup
+        self._loads = loads
+        self._open_load_stream: OpenLoadStream = open_load_stream or self._open_beside
         # Guarded by the lock.
         self._lock = threading.Lock()
         self._thread: threading.Thread | None = None
@@ -132,6 +143,15 @@ class ControlPlane:
         """Make what a running thread needs; nothing of it outlives a fork."""
         self._scheduler = Scheduler(self._clock)
         self._links.renew()
+        self._reporter = LoadReporter(
+            self._bootstrap.node,
+            self._links,
+            scheduler=self._scheduler,
+            clock=self._clock,
+            rng=self._rng,
+            loads=self._loads,
+            open_stream=self._open_load_stream,
+        )
         self._lookups = DnsLookups(self._lookup, self._scheduler.post)
         self._names: dict[str, _Name] = {}
         self._is_stopping = False
@@ -272,6 +292,7 @@ class ControlPlane:
         self._reset_thread_state()
 
     def _park(self, parked: threading.Event) -> None:
+        self._reporter.close()
         self._links.disconnect()
         self._has_parked = True
         parked.set()
@@ -307,6 +328,7 @@ class ControlPlane:
 
     def _stop(self) -> None:
         self._is_stopping = True
+        self._reporter.close()
         self._links.disconnect()
         self._save()
         done, self._done = self._done, []
@@ -318,6 +340,10 @@ class ControlPlane:
 
     def _open_ads(self, server: ServerConfig, events: StreamEvents) -> Stream:
         return AdsStream(server, events, self._wall_clock)
+
+    def _open_beside(self, server: ServerConfig, stream: Stream, events: StreamEvents) -> Stream | None:
+        channel = stream.channel if isinstance(stream, AdsStream) else None
+        return None if channel is None else LoadStream(server, channel, events, self._wall_clock)
 
     def _on_change(self, done: Callable[[], None] | None) -> None:
         self._is_dirty = True
@@ -368,6 +394,7 @@ class ControlPlane:
             self._owner.publish(resolution.snapshot)
             self._report_certificates(previous, resolution.snapshot)
             self._save_soon()
+        self._reporter.step()
         self._owner.changed()
 
     def _report_certificates(self, previous: Snapshot, snapshot: Snapshot) -> None:

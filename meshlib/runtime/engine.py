@@ -305,8 +305,7 @@ class MeshEngine:
         is_late = remaining_s(self.clock()) == 0.0  # of the request that is being served meanwhile
         kind = DeadlineExceeded if is_late else UnavailableError
         return kind(
-            f"{what} is not ready after {timeout_s:g} s: waiting for {missing}; "
-            f"{control.describe(self.clock())}",
+            f"{what} is not ready after {timeout_s:g} s: waiting for {missing}; {control.describe(self.clock())}",
             resource=name,
         )
 
@@ -335,6 +334,7 @@ class MeshEngine:
             emit=self.emit,
             store=store,
             open_stream=self._open_stream,
+            loads=lambda: self._view.loads,
         )
 
 

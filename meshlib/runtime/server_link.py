@@ -137,6 +137,11 @@ class ServerLink:
         self._expiries: dict[Key, Timer] = {}
 
     @property
+    def stream(self) -> Stream | None:
+        """The stream that is open."""
+        return self._stream
+
+    @property
     def may_use_spares(self) -> bool:
         """The server does not answer, so what is on disk is the best there is."""
         return self.status.state != "connected" and (self.status.failures > 0 or self._is_silent)

@@ -44,6 +44,7 @@ class AdsServer:
         self._lock = threading.Condition()
         self._count = 0
         self.port = 0
+        self.more_handlers: tuple[grpc.GenericRpcHandler, ...] = ()
         self._server: grpc.Server | None = None
 
     @property
@@ -59,7 +60,7 @@ class AdsServer:
         self._server = grpc.server(
             ThreadPoolExecutor(16), options=(("grpc.so_reuseport", 0), ("grpc.enable_http_proxy", 0))
         )
-        self._server.add_generic_rpc_handlers((handler,))
+        self._server.add_generic_rpc_handlers((handler, *self.more_handlers))
         self.port = self._server.add_insecure_port(f"127.0.0.1:{self.port}")
         self._server.start()
 
