@@ -161,12 +161,17 @@ def _virtual_host(
 
 def _route(message: Any, path: str, problems: Problems, mirrors: tuple[MirrorPolicy, ...], max_body: int) -> Route:
     cover(message, path, problems, used=_ROUTE_USED, harmless=_ROUTE_HARMLESS)
+    action = _action(message, path, problems, mirrors, max_body)
+    filters = join(path, "typed_per_filter_config")
+    fault = fault_override(message.typed_per_filter_config, filters, problems)
+    if fault is not None and not isinstance(action, RouteAction):
+        problems.unused(filters, "a route that answers by itself injects no fault")
     return Route(
         match=_match(message.match, join(path, "match"), problems),
-        action=_action(message, path, problems, mirrors, max_body),
+        action=action,
         name=message.name,
         mutation=header_mutation(message, path, problems),
-        fault=fault_override(message.typed_per_filter_config, join(path, "typed_per_filter_config"), problems),
+        fault=fault,
         metadata=metadata(message.metadata),
     )
 

@@ -364,3 +364,18 @@ def test_metadata_is_kept_and_frozen(decode_route):
     assert found == {"meshlib": {"origin": "a.yaml:3", "list": (1.0, {"x": None})}}
     with pytest.raises(TypeError):
         found["meshlib"]["origin"] = "b"
+
+
+def test_a_fault_on_a_route_that_answers_by_itself_is_reported_as_unused(decode):
+    fault = {
+        "@type": "type.googleapis.com/envoy.extensions.filters.http.fault.v3.HTTPFault",
+        "abort": {"http_status": 503, "percentage": {"numerator": 100}},
+    }
+    route = {
+        "match": {"prefix": "/"},
+        "direct_response": {"status": 200},
+        "typed_per_filter_config": {"envoy.filters.http.fault": fault},
+    }
+    decoded = decode("RDS", {"name": "rc", "virtual_hosts": [{"name": "vh", "domains": ["*"], "routes": [route]}]})
+    assert decoded.errors == ()
+    assert decoded.unused == (f"{ROUTE}.typed_per_filter_config: a route that answers by itself injects no fault",)
