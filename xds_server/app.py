@@ -15,7 +15,9 @@ import uvicorn
 
 from xds_server.addresses import Address, bind, check_free
 from xds_server.admin import AdminState, build_admin
+from xds_server.authentication import Authentication
 from xds_server.ca import CertificateAuthority, utc_now
+from xds_server.csds import ClientStatusService
 from xds_server.groups import Group
 from xds_server.hub import Hub
 from xds_server.identity import Speakers
@@ -25,7 +27,7 @@ from xds_server.publisher import Compile, Load, Publisher
 from xds_server.registrations import load_leases, save_leases
 from xds_server.registry import Registry
 from xds_server.secrets import SECRET_NAMES, Secrets
-from xds_server.server import AdsServer, Authentication
+from xds_server.server import AdsServer
 from xds_server.server_certificate import ServerCertificate
 from xds_server.statistics import Statistics
 from xds_server.tokens import Tokens
@@ -138,7 +140,11 @@ class App:
         if self._tokens is not None and self._secrets is not None:
             authentication = Authentication(self._tokens, self._secrets)
         self.ads = AdsServer(
-            self.hub, self.publisher.snapshot, authentication=authentication, statistics=self.statistics
+            self.hub,
+            self.publisher.snapshot,
+            authentication=authentication,
+            statistics=self.statistics,
+            others=(ClientStatusService(self.hub, authentication),),
         )
         self._http: _Http | None = None
         self._tasks: list[asyncio.Task[None]] = []

@@ -11,7 +11,6 @@ from xds_server.delta_subscription import DeltaSubscription
 from xds_server.machine import MAX_NAMES, Response, StreamMachine, StreamRefused
 from xds_server.ordering import CDS, EDS, PUSH_ORDER, RDS, SDS
 from xds_server.snapshot import Resource
-from xds_server.subscription import InFlight
 from xds_server.wire import DeltaRequest, ResourceError, decode_delta_request, delta_field, encode_delta_response
 
 # A client that returns needs these again even if it has them: their parents may be warming (REC-3).
@@ -78,7 +77,7 @@ class DeltaStream(StreamMachine[DeltaSubscription]):
             return
         in_flight = subscription.in_flight
         if in_flight is not None and request.nonce == in_flight.nonce:
-            self._answered(subscription, in_flight, request.error)
+            self._answered(subscription, in_flight, request.error, now)
         elif request.nonce or request.error is not None:
             subscription.stale_nonces += 1
         for name in request.subscribe:
@@ -169,9 +168,7 @@ class DeltaStream(StreamMachine[DeltaSubscription]):
         errors: tuple[ResourceError, ...],
         now: float,
     ) -> Response:
-        nonce, version = self._stamp(subscription, wanted)
-        subscription.in_flight = InFlight(nonce, version, (*sent, *removed), now)
-        subscription.sent_version = version
+        nonce, version = self._sent(subscription, wanted, (*sent, *removed), now)
         told = set(removed)
         errors = tuple(error for error in errors if error.name in told)
         data = encode_delta_response(

@@ -280,7 +280,7 @@ class StreamMachine(ABC, Generic[S]):
         if any(len(name) > MAX_NAME_CHARS for name in (type_url, *names)):
             raise StreamRefused("INVALID_ARGUMENT", f"names have at most {MAX_NAME_CHARS} characters")
 
-    def _answered(self, subscription: S, in_flight: InFlight, error: str | None) -> None:
+    def _answered(self, subscription: S, in_flight: InFlight, error: str | None, now: float) -> None:
         """Record the ACK or NACK of the response in flight."""
         subscription.in_flight = None
         subscription.pending = True
@@ -288,6 +288,7 @@ class StreamMachine(ABC, Generic[S]):
             subscription.accepted(in_flight)
         else:
             subscription.rejected(in_flight, error)
+            subscription.rejected_at = now
 
     def _forget_retained(self, subscription: S) -> None:
         """Stop keeping what the client no longer subscribes to."""
@@ -305,14 +306,24 @@ class StreamMachine(ABC, Generic[S]):
             return EMPTY
         return self._secrets if type_url == SDS else self._snapshot.state(type_url)
 
-    def _stamp(self, subscription: S, wanted: Mapping[str, Resource]) -> tuple[str, str]:
-        """Return nonce and version for the next response of a type."""
+    def _sent(
+        self, subscription: S, wanted: Mapping[str, Resource], names: tuple[str, ...], now: float
+    ) -> tuple[str, str]:
+        """Record a response as sent, and return its nonce and version.
+
+        Args:
+            names: What it tells about.
+        """
         self._nonce += 1
+        nonce = str(self._nonce)
         state = self._state(subscription.type_url)
         # The version tells the wanted content, also when only a part of it travels (VER-2).
         whole = wanted is state.resources
         version = state.version if whole else type_version((name, item.version) for name, item in wanted.items())
-        return str(self._nonce), version
+        subscription.in_flight = InFlight(nonce, version, names, now)
+        subscription.sent_version = version
+        subscription.sent_at = now
+        return nonce, version
 
     def _errors(self, type_url: str, names: Iterable[str]) -> tuple[ResourceError, ...]:
         """Say why these names are not sent; as many as fit one response."""

@@ -2,26 +2,25 @@
 
 import asyncio
 import logging
-import uuid
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, NoReturn, Protocol
+from typing import Any
 
 import grpc
 import grpc.aio
 
+from xds_server.authentication import Authentication
 from xds_server.delta import DeltaStream
 from xds_server.groups import Group, group_of
+from xds_server.grpc_shell import GrpcService, guarded, read
 from xds_server.hub import Hub, LiveStream
-from xds_server.identity import Identity
 from xds_server.machine import NODE_MISSING, Settings, StreamRefused
 from xds_server.ordering import SDS, short_name
 from xds_server.services import DISCOVERY_SERVICES
-from xds_server.snapshot import EMPTY, Snapshot, TypeState
+from xds_server.snapshot import EMPTY, Snapshot
 from xds_server.sotw import SotwStream
 from xds_server.statistics import Statistics
 from xds_server.text import one_line
-from xds_server.tokens import TokenRefused, Tokens
 from xds_server.waiting import wait_for
 from xds_server.wire import Node
 
@@ -42,22 +41,6 @@ _NO_SECRETS = (
     "secrets are served to an authenticated identity only: connect to the TLS listener (--secure-listen) with a token "
     "made by `xds-server token`"
 )
-
-
-class SecretSource(Protocol):
-    """Secrets by identity; `acquire` and `release` pair up. `now` is monotonic seconds."""
-
-    def acquire(self, identity: Identity, now: float) -> TypeState: ...
-
-    def release(self, identity: Identity) -> None: ...
-
-
-@dataclass(frozen=True, slots=True)
-class Authentication:
-    """What a secure listener needs to know its clients."""
-
-    tokens: Tokens
-    secrets: SecretSource
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,6 +66,7 @@ class AdsServer:
             None: there is no state to serve yet.
         authentication: Needed for a secure listener.
         write_timeout_s: A client that does not take a message in this time loses its stream (BP-2).
+        others: Services on the same listeners.
     """
 
     def __init__(
@@ -94,6 +78,7 @@ class AdsServer:
         authentication: Authentication | None = None,
         statistics: Statistics | None = None,
         write_timeout_s: float = 30.0,
+        others: Sequence[GrpcService] = (),
     ) -> None:
         self.statistics = statistics or Statistics()
         self._hub = hub
@@ -101,6 +86,7 @@ class AdsServer:
         self._settings = settings or Settings()
         self._authentication = authentication
         self._write_timeout_s = write_timeout_s
+        self._others = tuple(others)
         self._servers: list[grpc.aio.Server] = []
         self._is_draining = False
 
@@ -118,6 +104,9 @@ class AdsServer:
                 service.delta: self._method(_Kind(DeltaStream, service.type_url, is_secure)),
             }
             server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler(service.name, methods),))
+        server.add_generic_rpc_handlers(
+            [service.handler(is_secure=credentials is not None) for service in self._others]
+        )
         try:
             if credentials is None:
                 port = server.add_insecure_port(address)
@@ -142,31 +131,20 @@ class AdsServer:
 
     def _method(self, kind: _Kind) -> "grpc.RpcMethodHandler[Any, Any]":
         async def handle(_requests: object, context: Any) -> None:
-            await self._guarded(context, kind)
+            self.statistics.streams_opened += 1
+            try:
+                await guarded(context, self._run(context, kind))
+            finally:
+                self.statistics.streams_closed += 1
 
         return grpc.stream_stream_rpc_method_handler(handle)
 
-    async def _guarded(self, context: Any, kind: _Kind) -> None:
-        """Run a stream and turn what ends it into a status (section 18)."""
-        self.statistics.streams_opened += 1
-        try:
-            await self._run(context, kind)
-        except StreamRefused as refused:
-            _log.info("stream of %s ended: %s: %s", context.peer(), refused.code, one_line(str(refused)))
-            await _abort(context, refused.code, str(refused))
-        except (grpc.aio.AbortError, asyncio.CancelledError):
-            raise
-        except Exception:
-            incident = uuid.uuid4().hex[:12]
-            _log.exception("stream of %s failed, incident %s", context.peer(), incident)
-            await _abort(context, "INTERNAL", f"a fault of the management server, see {incident} in its log")
-        finally:
-            self.statistics.streams_closed += 1
-
     async def _run(self, context: Any, kind: _Kind) -> None:
         loop = asyncio.get_running_loop()
-        identity, expires_at = self._authenticate(context) if kind.is_secure else (None, None)
-        data = await _read(context)
+        identity, expires_at = None, None
+        if kind.is_secure and self._authentication is not None:
+            identity, expires_at = self._authentication.identify(context)
+        data = await read(context)
         if data is None:
             return
         group, snapshot = await self._admit(kind.variant.decode(data).node)
@@ -206,19 +184,6 @@ class AdsServer:
             raise StreamRefused("UNAVAILABLE", "the management server has not loaded its configuration yet")
         return group, snapshot
 
-    def _authenticate(self, context: Any) -> tuple[Identity | None, float | None]:
-        """Return identity and expiry (loop time) of the stream's token; nothing without a token."""
-        authorization = dict(context.invocation_metadata() or ()).get("authorization")
-        if authorization is None or self._authentication is None:
-            return None, None
-        if isinstance(authorization, bytes):
-            authorization = authorization.decode("latin-1")
-        try:
-            claims = self._authentication.tokens.verify_header(authorization)
-        except TokenRefused as refused:
-            raise StreamRefused("UNAUTHENTICATED", str(refused)) from refused
-        return claims.identity, asyncio.get_running_loop().time() + claims.expires_in_s
-
     async def _serve(self, stream: LiveStream, context: Any, expires_at: float | None) -> None:
         """Write what the machine has to say until the client closes its side."""
         loop = asyncio.get_running_loop()
@@ -253,7 +218,7 @@ class AdsServer:
 
     async def _read_all(self, stream: LiveStream, context: Any) -> None:
         try:
-            while (data := await _read(context)) is not None:
+            while (data := await read(context)) is not None:
                 self._take(stream, data)
                 stream.wake.set()
         finally:
@@ -267,14 +232,3 @@ class AdsServer:
             node = stream.machine.node
             kind = short_name(type_url)
             _log.warning("node %r rejects %s: %s", node.id if node else "", one_line(kind), one_line(request.error))
-
-
-async def _read(context: Any) -> bytes | None:
-    """Return the next message; None when the client has closed its side."""
-    data = await context.read()
-    return None if data is grpc.aio.EOF else data
-
-
-async def _abort(context: Any, code: str, message: str) -> NoReturn:
-    await context.abort(grpc.StatusCode[code], message)
-    raise AssertionError("unreachable: abort raises")

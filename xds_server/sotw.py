@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from xds_server.machine import Response, StreamMachine, StreamRefused
 from xds_server.ordering import CDS
 from xds_server.snapshot import Resource
-from xds_server.subscription import InFlight, SotwSubscription
+from xds_server.subscription import SotwSubscription
 from xds_server.wire import Request, ResourceError, decode_request, encode_response
 
 
@@ -56,7 +56,7 @@ class SotwStream(StreamMachine[SotwSubscription]):
             subscription.note_stale(request.names)  # row 3: the ACK that must follow carries the full names
             return
         if in_flight is not None:  # rows 4 and 2
-            self._answered(subscription, in_flight, request.error)
+            self._answered(subscription, in_flight, request.error, now)
         subscription.update(request.names)  # rows 6 to 8
         self._forget_retained(subscription)
 
@@ -122,9 +122,7 @@ class SotwStream(StreamMachine[SotwSubscription]):
         errors: tuple[ResourceError, ...],
         now: float,
     ) -> Response:
-        nonce, version = self._stamp(subscription, wanted)
-        subscription.in_flight = InFlight(nonce, version, tuple(sent), now)
-        subscription.sent_version = version
+        nonce, version = self._sent(subscription, wanted, tuple(sent), now)
         data = encode_response(
             type_url=subscription.type_url,
             version=version,

@@ -40,6 +40,7 @@ class Subscription:
         suspect: Names of rejected responses. A client may have taken over all, some or nothing of one, so when any of
             them changes all are sent again (ACK-5).
         last_error: Text of the last rejection; None once something is accepted.
+        rejected_version: What was rejected last, and when in monotonic seconds; likewise `sent_version`.
     """
 
     type_url: str
@@ -56,7 +57,10 @@ class Subscription:
     suspect: set[str] = field(default_factory=set)
     sent_version: str = ""
     acked_version: str = ""
+    sent_at: float = 0.0
     last_error: str | None = None
+    rejected_version: str = ""
+    rejected_at: float = 0.0
     nacks: int = 0
     stale_nonces: int = 0
 
@@ -80,6 +84,7 @@ class Subscription:
     def rejected(self, response: InFlight, error: str) -> None:
         """Record a NACK. What was sent stays in `known`, so it is not sent again as it is (ACK-4)."""
         self.last_error = error
+        self.rejected_version = response.version
         self.nacks += 1
         self.suspect.update(response.names)
 
