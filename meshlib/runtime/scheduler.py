@@ -12,6 +12,7 @@ __all__ = ["Scheduler", "Timer"]
 
 Action = Callable[[], None]
 _LOG = logging.getLogger(__name__)
+FEW_TIMERS: Final = 64
 LONGEST_WAIT_S: Final = 60.0
 """A thread that has nothing to do still looks at the clock now and then: clocks of machines that slept jump."""
 
@@ -29,6 +30,11 @@ class Timer:
         """It will not run. Safe to call at any time."""
         self._action = None
 
+    @property
+    def is_pending(self) -> bool:
+        """Neither cancelled nor run."""
+        return self._action is not None
+
     def take(self) -> Action | None:
         action, self._action = self._action, None
         return action
@@ -42,6 +48,7 @@ class Scheduler:
         self._posted: SimpleQueue[Action] = SimpleQueue()
         self._timers: list[tuple[float, int, Timer]] = []
         self._count = 0
+        self._limit = FEW_TIMERS
 
     def post(self, action: Action) -> None:
         """Have an action run soon, after those posted before it."""
@@ -50,6 +57,8 @@ class Scheduler:
     def later(self, delay_s: float, action: Action) -> Timer:
         """Have an action run in `delay_s` seconds."""
         timer = Timer(self._clock() + delay_s, action)
+        if len(self._timers) >= self._limit:
+            self._drop_cancelled()
         self._count += 1
         heapq.heappush(self._timers, (timer.when, self._count, timer))
         return timer
@@ -73,6 +82,13 @@ class Scheduler:
                 self._guarded(action)
                 done += 1
         return done
+
+    def _drop_cancelled(self) -> None:
+        """Forget timers that were cancelled long before their time, as those of heartbeats are. Costs little on average:
+        it happens when there are twice as many as were left the last time."""
+        self._timers = [entry for entry in self._timers if entry[2].is_pending]
+        heapq.heapify(self._timers)
+        self._limit = max(FEW_TIMERS, 2 * len(self._timers))
 
     def _wait_s(self) -> float:
         if not self._timers:

@@ -270,6 +270,9 @@ def _server(place: JsonPlace) -> ServerConfig:
     uri = place.string("server_uri")
     if not uri:
         place.fail("is required", "server_uri")
+    if uri.lower().startswith("xds:"):
+        # It would wait for itself.
+        place.fail("a management server cannot be found through the mesh itself", "server_uri")
     channel, calls = _credentials(place)
     features = place.array("server_features").value
     return ServerConfig(uri, channel, calls, frozenset(item for item in features if isinstance(item, str)))

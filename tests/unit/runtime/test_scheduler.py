@@ -44,3 +44,15 @@ def test_an_action_that_fails_does_not_stop_the_others(caplog: pytest.LogCapture
         scheduler.run(block=False)
     assert ran == ["next"]
     assert "error in the control thread" in caplog.text
+
+
+def test_timers_that_are_cancelled_again_and_again_do_not_pile_up() -> None:
+    clock = FakeClock()
+    scheduler, ran = Scheduler(clock), list[int]()
+    kept = [scheduler.later(5.0 + number, lambda number=number: ran.append(number)) for number in range(100)]  # type: ignore[misc]
+    for _ in range(10_000):
+        scheduler.later(3600.0, lambda: None).cancel()
+    assert len(scheduler._timers) < 300
+    clock.advance(200.0)
+    assert scheduler.run(block=False) == len(kept)
+    assert ran == list(range(100))
