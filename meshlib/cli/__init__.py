@@ -70,6 +70,22 @@ def status(
         print(json.dumps(result.to_dict(), indent=2) if as_json else str(result))
 
 
+@app.command()
+def dump(
+    service: Annotated[list[str] | None, typer.Argument(help="Services to look up first.")] = None,
+    timeout_s: TimeoutOption = 5.0,
+    as_json: JsonOption = False,
+) -> None:
+    """Print every resource with its state, as CSDS tells it; with --json whole, without its secrets."""
+    from meshlib.admin.csds import client_status_dict, client_status_text
+
+    with Mesh.from_env() as mesh:
+        mesh.start()
+        if service:
+            mesh.wait_ready(*service, timeout_s=timeout_s)
+        print(json.dumps(client_status_dict(mesh), indent=2) if as_json else client_status_text(mesh))
+
+
 def _authority(url: str) -> str:
     rest = url.partition("://")[2] or url
     return rest.partition("/")[0]
