@@ -133,6 +133,7 @@ class ServerLink:
         self._retry: Timer | None = None
         self._silence: Timer | None = None
         self._is_silent = False
+        self._has_told_loss = False
         self._timers: dict[Key, Timer] = {}
         self._expiries: dict[Key, Timer] = {}
 
@@ -212,7 +213,8 @@ class ServerLink:
             delay_s = self._backoff.after_success(now - self._opened_at)
         else:
             delay_s = self._backoff.after_failure(self._rng)
-        if failures <= 1:
+        if not self._has_told_loss:
+            self._has_told_loss = True
             self._emit(ControlPlaneLost(self._server.uri, reason))
         self._retry = self._scheduler.later(delay_s, self.connect)
         self._changed(None)
@@ -222,7 +224,7 @@ class ServerLink:
     def _be_connected(self, now: float) -> None:
         if self.status.state == "connected":
             return
-        self._is_silent = False
+        self._is_silent = self._has_told_loss = False
         if self._silence is not None:
             self._silence.cancel()
             self._silence = None

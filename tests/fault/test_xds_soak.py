@@ -1,0 +1,144 @@
+"""A day of a mesh whose management server comes and goes, on a clock moved by hand; and what stays of it in memory."""
+
+import gc
+import threading
+from collections import Counter
+from random import Random
+from typing import Any
+
+import pytest
+
+from meshlib.events import ControlPlaneConnected, ControlPlaneLost
+from meshlib.runtime.ads import AdsStream
+from meshlib.xds.bootstrap import InsecureCreds, ServerConfig
+from meshlib.xds.resources import CDS, EDS, LDS, RDS
+
+DAY_S = 86_400.0
+
+
+def count_objects() -> Counter[str]:
+    gc.collect()
+    return Counter(type(found).__qualname__ for found in gc.get_objects())
+
+
+def growth(before: Counter[str], after: Counter[str]) -> dict[str, int]:
+    """Return the types of which there are noticeably more."""
+    return {name: count - before[name] for name, count in after.items() if count - before[name] > 20}
+
+
+@pytest.mark.parametrize("seed", [1, 2])
+def test_a_day_of_cuts_outages_and_changes_ends_with_the_truth_and_without_growth(
+    world: Any, make: Any, seed: int
+) -> None:
+    """Every few minutes something happens to the server or its resources. Calls always have endpoints."""
+    rng, server = Random(seed), world.server
+    before: Counter[str] = Counter()
+    end = world.clock() + DAY_S
+    port = 1
+    while world.clock() < end:
+        match rng.choice(["cut", "restart", "down", "mute", "black hole", "change", "change", "bad", "move", "late"]):
+            case "cut":
+                server.cut()
+            case "restart":
+                server.restart()
+            case "down" | "mute" | "black hole" as mood:
+                server.mood = mood
+                if mood == "down":
+                    server.cut()
+                world.pass_time(rng.uniform(1.0, 600.0))
+                server.mood = "well"
+                server.cut()
+            case "change":
+                port += 1
+                server.put(EDS, checkout=make.endpoints("checkout", port))
+            case "bad":
+                good = dict(server.tables[EDS])
+                server.put(EDS, checkout=b"\x0a\x08checkout\x12\xff")
+                world.pass_time(rng.uniform(0.0, 60.0))
+                server.put(EDS, **good)
+            case "move":
+                name = rng.choice(["checkout", "green"])
+                server.put(CDS, green=make.eds_cluster("green"))
+                server.put(EDS, green=make.endpoints("green", 80))
+                server.put(RDS, checkout=make.routes("checkout", name))
+            case "late":
+                world.watch(f"made-up-{rng.randrange(10**9)}", keep=False)
+        world.pass_time(rng.uniform(1.0, 600.0))
+        assert world.target("checkout") is not None
+        assert world.ports("checkout") or world.ports("green")
+        if not before and world.clock() > end - DAY_S * 0.8:
+            before = count_objects()
+            world.events.clear()
+    server.mood = "well"
+    server.cut()
+    world.pass_time(400.0)
+    route = server.tables[RDS]["checkout"]
+    name = "green" if b"green" in route else "checkout"
+    assert world.ports(name) == ([80] if name == "green" else [port])
+    assert (world.subscribed(LDS), world.subscribed(CDS), world.subscribed(EDS)) == ({"checkout"}, {name}, {name})
+    assert server.opened > 100
+    lost = sum(isinstance(event, ControlPlaneLost) for event in world.events)
+    found = sum(isinstance(event, ControlPlaneConnected) for event in world.events)
+    assert abs(lost - found) <= 1
+    world.events.clear()
+    server.stream.requests.clear()
+    assert growth(before, count_objects()) == {}
+
+
+def test_a_thousand_reconnects_to_a_dead_server_leave_nothing_behind(world: Any) -> None:
+    server = world.server
+    server.mood = "down"
+    server.cut()
+    world.pass_time(3600.0)
+    before, opened, start = count_objects(), server.opened, world.clock()
+    while server.opened < opened + 1000:
+        world.pass_time(600.0)
+    assert growth(before, count_objects()) == {}
+    assert 110.0 < (world.clock() - start) / (server.opened - opened) < 130.0
+    assert len([event for event in world.events if isinstance(event, ControlPlaneLost)]) <= 2
+    server.mood = "well"
+    world.pass_time(150.0)
+    assert world.control.connection.state == "connected"
+    assert world.ports("checkout") == [1]
+
+
+class Ended:
+    """Who hears of one stream.
+
+    Attributes:
+        reasons: Why it ended, once it did.
+    """
+
+    def __init__(self) -> None:
+        self.is_over = threading.Event()
+        self.reasons: list[str] = []
+
+    def sent(self) -> None:
+        pass
+
+    def received(self, data: bytes, done: Any) -> None:
+        done()
+
+    def ended(self, reason: str, *, is_unimplemented: bool = False) -> None:
+        self.reasons.append(reason)
+        self.is_over.set()
+
+
+def test_real_streams_to_a_dead_server_leave_neither_threads_nor_channels_behind() -> None:
+    server = ServerConfig("127.0.0.1:1", InsecureCreds())
+
+    def open_and_fail() -> None:
+        events = Ended()
+        stream = AdsStream(server, events, lambda: 0.0)
+        stream.send(b"x")
+        assert events.is_over.wait(10.0)
+        assert "UNAVAILABLE" in events.reasons[0]
+        stream.close()
+
+    for _ in range(20):
+        open_and_fail()
+    before, threads = count_objects(), threading.active_count()
+    for _ in range(1000):
+        open_and_fail()
+    assert growth(before, count_objects()) == {}
+    assert threading.active_count() <= threads
