@@ -24,6 +24,10 @@ _OPTIONS: Final = (
     ("grpc.max_receive_message_length", -1),  # a full CDS answer of a large mesh has tens of megabytes
     ("grpc.keepalive_time_ms", KEEPALIVE_S * 1000),
     ("grpc.keepalive_timeout_ms", KEEPALIVE_TIMEOUT_S * 1000),
+    # C-core waits a minute for the answer to a ping whatever the timeout above says.
+    ("grpc.http2.ping_timeout_ms", KEEPALIVE_TIMEOUT_S * 1000),
+    # gRPC holds pings back that no data came between, and a stream without news has none: then nobody would notice.
+    ("grpc.http2.max_pings_without_data", 0),
     # The waits between attempts are ours: each attempt gets a connection of its own.
     ("grpc.use_local_subchannel_pool", 1),
     ("grpc.enable_retries", 0),

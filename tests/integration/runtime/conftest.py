@@ -58,7 +58,13 @@ class AdsServer:
             {name: grpc.stream_stream_rpc_method_handler(method) for name, method in self._methods().items()},
         )
         self._server = grpc.server(
-            ThreadPoolExecutor(16), options=(("grpc.so_reuseport", 0), ("grpc.enable_http_proxy", 0))
+            ThreadPoolExecutor(16),
+            options=(
+                ("grpc.so_reuseport", 0),
+                ("grpc.enable_http_proxy", 0),
+                # Tests have clients whose keepalive is faster than a server would stand.
+                ("grpc.http2.min_recv_ping_interval_without_data_ms", 100),
+            ),
         )
         self._server.add_generic_rpc_handlers((handler, *self.more_handlers))
         self.port = self._server.add_insecure_port(f"127.0.0.1:{self.port}")
