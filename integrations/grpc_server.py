@@ -342,12 +342,14 @@ def _opened(
     **options: Any,
 ) -> Announcement:
     with _reserved(listen) as bound:
-        announcement = announce(mesh, address=bound, protocol="grpc", timeout_s=start_timeout_s, **options)
+        announcement = announce(mesh, address=bound, protocol="grpc", ready=False, timeout_s=start_timeout_s, **options)
         try:
             _add_port(server, bound, announcement)
         except BaseException:
             announcement.close()
             raise
+    # grpcio's port takes connections from now on; they wait for start().
+    announcement.set_ready()
     return announcement
 
 

@@ -128,18 +128,31 @@ class MeshConfig(uvicorn.Config):
 
 
 class MeshServer(uvicorn.Server):
-    """Leaves the registry first, goes on serving for a moment, then shuts down."""
+    """Is announced as ready when the application has started; leaves the registry before it shuts down."""
 
-    def __init__(self, config: uvicorn.Config, leave: Callable[[], None], *, drain_s: float = DRAIN_S) -> None:
+    def __init__(
+        self,
+        config: uvicorn.Config,
+        leave: Callable[[], None],
+        *,
+        started: Callable[[], None] = lambda: None,
+        drain_s: float = DRAIN_S,
+    ) -> None:
         """
         Args:
             config: A `MeshConfig`.
             leave: Takes the instance out of the registry; may block.
+            started: Called when requests can be answered; must not block.
             drain_s: How long to go on accepting after that.
         """
         super().__init__(config)
         self._leave = leave
+        self._started = started
         self._drain_s = drain_s
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        await super().startup(sockets)
+        self._started()
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
         """Leave, drain and stop. Called by uvicorn."""
@@ -213,13 +226,15 @@ def run(
             service_port=service_port,
             weight=weight,
             ttl_s=ttl_s,
+            ready=False,
             timeout_s=start_timeout_s,
         ) as announcement:
             context = None
             if announcement.tls is not None:
                 context = rotating_server_context(announcement.tls, announcement.secrets)
             config = MeshConfig(app, tls_context=context, **options)
-            MeshServer(config, announcement.close, drain_s=drain_s).run(sockets=[listening])
+            server = MeshServer(config, announcement.close, started=announcement.set_ready, drain_s=drain_s)
+            server.run(sockets=[listening])
 
 
 @contextmanager

@@ -235,6 +235,7 @@ class Mesh(MeshEngine):
         weight: int = 1,
         ttl_s: float = 5.0,
         lease_id: str | None = None,
+        ready: bool = True,
     ) -> "Registration":
         """Announce an instance of a service, and keep on announcing it until `close` on what is returned.
 
@@ -251,6 +252,8 @@ class Mesh(MeshEngine):
             weight: Share of load, at least 1.
             ttl_s: How long an instance that says nothing any more counts as alive.
             lease_id: Name of the lease; None: a new one. Processes that share an address share its lease.
+            ready: Clients may choose it; else not before `set_ready` on what is returned. What applies to its address is
+                known either way.
 
         Raises:
             ConfigError: The bootstrap has no `meshlib.registry_uri`, or the server refuses the announcement.
@@ -267,6 +270,7 @@ class Mesh(MeshEngine):
             service_port=service_port,
             weight=weight,
             ttl_s=ttl_s,
+            ready=ready,
         )
         bootstrap = self.bootstrap
         self.metrics.identify(app=service, version=instance.labels.get("version", ""), namespace=namespace)

@@ -85,6 +85,7 @@ class Instance:
         labels: Sorted pairs; subsets and selectors match them. `app` defaults to the service's name.
         service_account: Its identity within the namespace; empty: it has none.
         weight: Load-balancing weight, at least 1.
+        ready: Clients may choose it; before that it only learns what applies to it.
     """
 
     id: str
@@ -100,6 +101,7 @@ class Instance:
     region: str = ""
     zone: str = ""
     sub_zone: str = ""
+    ready: bool = True
 
 
 @dataclass(frozen=True, slots=True)

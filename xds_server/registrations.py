@@ -32,6 +32,7 @@ _FIELDS = frozenset(
         "protocol",
         "weight",
         "locality",
+        "ready",
         "ttl_s",
     }
 )
@@ -64,6 +65,9 @@ def parse_registration(instance_id: str, body: object) -> tuple[Instance, float]
     if protocol not in _PROTOCOLS:
         raise ValueError(f"protocol must be {' or '.join(_PROTOCOLS)}, not {protocol!r}")
     account = fields.get("service_account", "")
+    ready = fields.get("ready", True)
+    if not isinstance(ready, bool):
+        raise ValueError(f"ready must be true or false, not {ready!r}")
     instance = Instance(
         id=instance_id,
         service=service,
@@ -76,6 +80,7 @@ def parse_registration(instance_id: str, body: object) -> tuple[Instance, float]
         service_account=_label(fields, "service_account") if account != "" else "",
         weight=_integer(fields, "weight", 1, 1, _MAX_WEIGHT),
         **locality,
+        ready=ready,
     )
     return instance, _ttl(fields.get("ttl_s", DEFAULT_TTL_S))
 

@@ -51,6 +51,7 @@ class Instance:
     service_port: int = 80
     weight: int = 1
     ttl_s: float = 5.0
+    ready: bool = True
 
     def body(self, locality: Mapping[str, str]) -> dict[str, Any]:
         """Return the announcement.
@@ -73,6 +74,7 @@ class Instance:
             "weight": self.weight,
             "locality": dict(locality),
             "ttl_s": self.ttl_s,
+            **({} if self.ready else {"ready": False}),
         }
 
 
@@ -120,6 +122,7 @@ class Registration:
         self._client = client or self._new_client()
         self._pid = os.getpid()
         self._stop = threading.Event()
+        self._wake = threading.Event()
         self._keeps_lease = False
         self._answered = threading.Event()
         self._thread: threading.Thread | None = None
@@ -156,8 +159,14 @@ class Registration:
         if os.getpid() != self._pid:
             return
         self._stop.set()
+        self._wake.set()
         if self._thread is not None and self._thread is not threading.current_thread():
             self._thread.join(REQUEST_TIMEOUT_S * 2)
+
+    def set_ready(self) -> None:
+        """Let clients choose the instance from now on, if it was announced as not ready. Returns at once."""
+        if self._body.pop("ready", True) is False:
+            self._wake.set()
 
     def release(self) -> None:
         """Stop renewing, but leave the lease to the others that renew it, or to its time."""
@@ -180,7 +189,8 @@ class Registration:
         while not self._stop.is_set():
             self._announce(first)
             first = False
-            self._stop.wait(self.instance.ttl_s / 3.0)
+            self._wake.wait(self.instance.ttl_s / 3.0)
+            self._wake.clear()
         if self.is_registered and not self._keeps_lease:
             # The lease ends by itself soon when this does not get through.
             with suppress(httpx.HTTPError, ConfigError):

@@ -54,6 +54,11 @@ class Announcement:
             self._secrets = current
         return self._secrets
 
+    def set_ready(self) -> None:
+        """Let clients choose the instance from now on."""
+        if self._registration is not None:
+            self._registration.set_ready()
+
     def close(self) -> None:
         """Take the instance out, so that clients stop choosing it. Safe to call twice."""
         self._keep_rules()
@@ -123,6 +128,7 @@ def announce(
     weight: int = 1,
     ttl_s: float = 5.0,
     lease_id: str | None = None,
+    ready: bool = True,
     timeout_s: float = LISTENER_TIMEOUT_S,
 ) -> Announcement:
     """Register an address that is already bound, then wait for its listener.
@@ -145,6 +151,7 @@ def announce(
         weight: Load-balancing weight.
         ttl_s: Lifetime of the lease in seconds.
         lease_id: Shared by the processes that share the address; None: a new one.
+        ready: Clients may choose it at once; else not before `Announcement.set_ready`.
         timeout_s: How long to wait for the listener.
 
     Raises:
@@ -168,6 +175,7 @@ def announce(
             weight=weight,
             ttl_s=ttl_s,
             lease_id=lease_id,
+            ready=ready,
         )
     tls = None
     try:

@@ -36,6 +36,10 @@ class RegistrationHandle(Protocol):
         """Take the instance out. Safe to call twice; never raises for a server that is away."""
         ...
 
+    def set_ready(self) -> None:
+        """Let clients choose the instance from now on."""
+        ...
+
     def release(self) -> None:
         """Stop renewing, but leave the lease to the other processes that share it."""
         ...
@@ -96,6 +100,7 @@ class ServerSource(Protocol):
         weight: int = 1,
         ttl_s: float = 5.0,
         lease_id: str | None = None,
+        ready: bool = True,
     ) -> RegistrationHandle: ...
 
     def emit(self, event: Event) -> None: ...

@@ -113,7 +113,9 @@ def _add_instance(services: dict[str, Service], instance: Instance, report: Repo
             f"instances of {host}:{instance.service_port} are registered with protocols {protocol} and "
             f"{instance.protocol}; {protocol} is used for all",
         )
-    service.endpoints.setdefault(instance.service_port, []).append(endpoint_of(instance))
+    endpoints = service.endpoints.setdefault(instance.service_port, [])
+    if instance.ready:
+        endpoints.append(endpoint_of(instance))
 
 
 def endpoint_of(instance: Instance) -> Endpoint:
@@ -158,7 +160,8 @@ def _add_entry(
                 found += [
                     endpoint_of(one)
                     for one in sorted(instances, key=lambda one: one.id)
-                    if one.namespace == entry.namespace
+                    if one.ready
+                    and one.namespace == entry.namespace
                     and selects(selector, instance_labels(one))
                     and (len(spec["ports"]) == 1 or one.service_port == number)
                 ]

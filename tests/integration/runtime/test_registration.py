@@ -3,6 +3,7 @@
 import base64
 import json
 import threading
+import time
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -112,6 +113,36 @@ def test_an_instance_is_announced_renewed_and_taken_out(registry: Registry) -> N
         "locality": {"region": "", "zone": "", "sub_zone": ""},
         "ttl_s": 0.06,
     }
+
+
+def test_an_instance_is_ready_when_it_says_so(registry: Registry) -> None:
+    registration = mesh_for(registry).register(service="checkout", address="127.0.0.1:8080", ready=False, ttl_s=60.0)
+    assert [False] == [body["ready"] for _, _, body, _ in registry.calls]
+    registration.set_ready()
+    registry.wait_for(2)
+    assert "ready" not in registry.calls[1][2]
+    registration.close()
+
+
+def test_a_lease_that_others_share_is_left_to_them(registry: Registry) -> None:
+    registration = mesh_for(registry).register(service="checkout", address="127.0.0.1:8080", lease_id="shared")
+    registration.release()
+    registration.close()
+    assert ["PUT"] == [method for method, *_ in registry.calls]
+    registration.hold(9.0)
+    registration.withdraw()
+    assert ["PUT", "PUT", "DELETE"] == [method for method, *_ in registry.calls]
+    assert 9.0 == registry.calls[1][2]["ttl_s"]
+    assert {"/v1/registrations/shared"} == {path for _, path, *_ in registry.calls}
+
+
+def test_a_registry_that_is_away_keeps_nobody_waiting() -> None:
+    mesh = Mesh.connect("127.0.0.1:1", node_id="n", registry_uri="http://127.0.0.1:1", state_dir="")
+    start = time.monotonic()
+    registration = mesh.register(service="checkout", address="127.0.0.1:8080")
+    assert time.monotonic() - start < 3.0
+    assert "127.0.0.1:1/v1/registrations/" in registration.error
+    registration.close()
 
 
 def test_a_refusal_is_an_error_with_the_servers_reason(registry: Registry) -> None:

@@ -207,9 +207,9 @@ class ManagementServer:
         } | changes
 
     def instances(self, service: str) -> list[str]:
-        """Addresses that are registered."""
+        """Addresses that are registered and ready."""
         answer = httpx.get(f"{self.admin}/v1/registrations", trust_env=False).json()["registrations"]
-        return sorted(f"{one['address']}:{one['port']}" for one in answer if one["service"] == service)
+        return sorted(f"{one['address']}:{one['port']}" for one in answer if one["service"] == service and one["ready"])
 
     def leases(self, service: str) -> list[str]:
         answer = httpx.get(f"{self.admin}/v1/registrations", trust_env=False).json()["registrations"]

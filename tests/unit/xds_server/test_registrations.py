@@ -26,6 +26,7 @@ def test_every_field_arrives():
         "protocol": "grpc",
         "weight": 3,
         "locality": {"region": "eu", "zone": "eu-1", "sub_zone": "a"},
+        "ready": False,
         "ttl_s": 2,
     }
     expected = Instance(
@@ -42,6 +43,7 @@ def test_every_field_arrives():
         region="eu",
         zone="eu-1",
         sub_zone="a",
+        ready=False,
     )
     assert (expected, 2.0) == parse_registration("a", body)
 

@@ -68,6 +68,12 @@ def test_a_service_without_rules_has_the_default_route(compiled, instance):
     }
 
 
+def test_an_instance_that_is_not_ready_has_its_listener_and_no_callers(compiled, instance):
+    result = compiled("", instance(9001), instance(9002, ready=False))
+    assert [("10.0.0.1", 9001)] == endpoints(result, "outbound|80||reviews.default.svc.cluster.local")
+    assert "xds.istio.io/grpc/lds/inbound/10.0.0.1:9002" in result.names("LDS")
+
+
 def test_localities_are_sorted_and_weigh_what_their_endpoints_do(compiled, instance):
     result = compiled(
         "",
