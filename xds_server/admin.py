@@ -17,6 +17,8 @@ from xds_server.findings import finding_to_dict
 from xds_server.groups import Group
 from xds_server.hub import Hub
 from xds_server.identity import Identity, Speakers
+from xds_server.load_reports import LoadReports
+from xds_server.lrs import LoadReportService
 from xds_server.model import Instance, Profile
 from xds_server.publisher import Publisher
 from xds_server.registrations import describe, parse_registration
@@ -46,6 +48,8 @@ class AdminState:
     publisher: Publisher
     registry: Registry
     statistics: Statistics
+    load_reports: LoadReports
+    load_reporting: LoadReportService
     tokens: Tokens | None
     speakers: Speakers
     registrations_changed: Callable[[], None]
@@ -68,6 +72,7 @@ def build_admin(state: AdminState, *, hosts: tuple[str, ...] | None = None) -> S
             Route("/v1/registrations/{id}", pages.deregister, methods=["DELETE"]),
             Route("/v1/status", pages.status, methods=["GET"]),
             Route("/v1/resources", pages.resources, methods=["GET"]),
+            Route("/v1/load", pages.load, methods=["GET"]),
             Route("/v1/findings", pages.findings, methods=["GET"]),
             Route("/healthz", pages.healthy, methods=["GET"]),
             Route("/readyz", pages.ready, methods=["GET"]),
@@ -145,6 +150,15 @@ class _Pages:
         if snapshot is None:
             raise HTTPException(503, "the management server has not loaded its configuration yet")
         return JSONResponse(render_snapshot(snapshot))
+
+    async def load(self, _request: Request) -> Response:
+        state = self._state
+        return JSONResponse(
+            {
+                "interval_s": state.load_reporting.interval_s,
+                "clients": state.load_reports.describe(asyncio.get_running_loop().time()),
+            }
+        )
 
     async def findings(self, _request: Request) -> Response:
         publisher = self._state.publisher

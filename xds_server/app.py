@@ -18,10 +18,13 @@ from xds_server.admin import AdminState, build_admin
 from xds_server.authentication import Authentication
 from xds_server.ca import CertificateAuthority, utc_now
 from xds_server.csds import ClientStatusService
-from xds_server.groups import Group
+from xds_server.groups import Group, group_of
 from xds_server.hub import Hub
 from xds_server.identity import Speakers
+from xds_server.load_reports import LoadReports
+from xds_server.lrs import DEFAULT_INTERVAL_S, LoadReportService
 from xds_server.model import Finding, Profile, Severity
+from xds_server.ordering import CDS
 from xds_server.private_files import private_folder
 from xds_server.publisher import Compile, Load, Publisher
 from xds_server.registrations import load_leases, save_leases
@@ -32,6 +35,7 @@ from xds_server.server_certificate import ServerCertificate
 from xds_server.statistics import Statistics
 from xds_server.tokens import Tokens
 from xds_server.waiting import wait_for
+from xds_server.wire import Node
 
 _log = logging.getLogger(__name__)
 
@@ -50,6 +54,7 @@ class Config:
         secure_listen: None without a state directory: the certificate authority lives there.
         cert_ttl: Lifetime of the clients' certificates.
         quiet_s: Pause after which a change of files is acted on, in seconds.
+        load_interval_s: Seconds between two load reports of a client.
         speakers: Who may register instances of what.
     """
 
@@ -61,6 +66,7 @@ class Config:
     trust_domain: str = "cluster.local"
     cert_ttl: timedelta = timedelta(hours=24)
     quiet_s: float = 0.1
+    load_interval_s: float = DEFAULT_INTERVAL_S
     admin_allow_remote: bool = False
     speakers: Speakers = field(default_factory=Speakers)
 
@@ -139,12 +145,16 @@ class App:
         authentication = None
         if self._tokens is not None and self._secrets is not None:
             authentication = Authentication(self._tokens, self._secrets)
+        self.load_reports = LoadReports()
+        self.load_reporting = LoadReportService(
+            self.load_reports, self._clusters, authentication, interval_s=config.load_interval_s
+        )
         self.ads = AdsServer(
             self.hub,
             self.publisher.snapshot,
             authentication=authentication,
             statistics=self.statistics,
-            others=(ClientStatusService(self.hub, authentication),),
+            others=(ClientStatusService(self.hub, authentication), self.load_reporting),
         )
         self._http: _Http | None = None
         self._tasks: list[asyncio.Task[None]] = []
@@ -210,6 +220,8 @@ class App:
             publisher=self.publisher,
             registry=self.registry,
             statistics=self.statistics,
+            load_reports=self.load_reports,
+            load_reporting=self.load_reporting,
             tokens=self._tokens,
             speakers=config.speakers,
             registrations_changed=self.publisher.registrations_changed,
@@ -234,6 +246,10 @@ class App:
                 _leases_path(self.config.state_dir)
             )  # the last change may have come too late for its task
         self._tasks.clear()
+
+    def _clusters(self, node: Node) -> tuple[str, ...]:
+        snapshot = self.hub.snapshot(group_of(node))
+        return tuple(snapshot.state(CDS).resources) if snapshot is not None else ()
 
     def _credentials(self, address: Address) -> grpc.ServerCredentials:
         assert self._authority is not None

@@ -49,6 +49,7 @@ def serve(
     debounce_ms: Annotated[
         int, typer.Option(min=0, max=60_000, help="Pause after an edit before it is published.")
     ] = 100,
+    load_interval: Annotated[str, typer.Option(help="How often clients report their load, at least 1s.")] = "10s",
     admin_allow_remote: Annotated[
         bool, typer.Option("--admin-allow-remote", help="Let --admin be an address that other machines reach.")
     ] = False,
@@ -75,6 +76,9 @@ def serve(
             f"--admin {admin} can be reached from other machines, and its pages need no token; "
             "use a loopback address, or --admin-allow-remote if the network is trusted"
         )
+    load_interval_s = parse_duration(load_interval, "--load-interval").total_seconds()
+    if load_interval_s < 1:
+        raise CommandError(f"--load-interval must be at least 1s, not {load_interval}")
     config = Config(
         paths=tuple(paths),
         listen=Address.parse(listen, "--listen"),
@@ -84,6 +88,7 @@ def serve(
         trust_domain=trust_domain,
         cert_ttl=parse_duration(cert_ttl, "--cert-ttl"),
         quiet_s=debounce_ms / 1000,
+        load_interval_s=load_interval_s,
         admin_allow_remote=admin_allow_remote,
         speakers=Speakers.parse(may_register or (), "--may-register"),
     )

@@ -60,6 +60,9 @@ class ClientStatusService:
             },
         )
 
+    def finish(self) -> None:
+        """Nothing to do: whoever asks for status has no use for a reason why it ends."""
+
     def _admit(self, context: Any, is_secure: bool) -> None:
         if is_secure and self._authentication is not None:
             self._authentication.require(context)

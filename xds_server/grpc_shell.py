@@ -20,6 +20,9 @@ class GrpcService(Protocol):
     def handler(self, *, is_secure: bool) -> grpc.GenericRpcHandler:
         """Return its methods for one listener."""
 
+    def finish(self) -> None:
+        """End its streams: the server is going away."""
+
 
 async def guarded(context: Any, body: Awaitable[None]) -> None:
     """Run a method and turn what ends it into a status (section 18 of the rules)."""
@@ -29,8 +32,8 @@ async def guarded(context: Any, body: Awaitable[None]) -> None:
         _log.info("stream of %s ended: %s: %s", context.peer(), refused.code, one_line(str(refused)))
         await _abort(context, refused.code, str(refused))
     except Exception as error:
-        if isinstance(error, grpc.aio.AbortError):
-            raise
+        if isinstance(error, grpc.aio.AbortError) or context.cancelled():
+            raise  # a client that goes away in the middle of a write is no fault of ours
         incident = uuid.uuid4().hex[:12]
         _log.exception("stream of %s failed, incident %s", context.peer(), incident)
         await _abort(context, "INTERNAL", f"a fault of the management server, see {incident} in its log")

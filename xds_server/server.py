@@ -122,6 +122,8 @@ class AdsServer:
     async def stop(self, drain_s: float = 0.2) -> None:
         """End the streams, spread over the drain time, then stop (STR-8)."""
         self._is_draining = True
+        for service in self._others:
+            service.finish()
         streams = list(self._hub.streams())
         for stream in streams:
             stream.finish(StreamRefused("UNAVAILABLE", "the management server is shutting down"))

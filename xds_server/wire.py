@@ -22,6 +22,7 @@ class Node:
     user_agent_name: str = ""
     user_agent_version: str = ""
     metadata: Mapping[str, Any] = field(default_factory=dict)
+    client_features: frozenset[str] = frozenset()
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,7 +84,7 @@ def decode_request(data: bytes) -> Request:
         nonce=message.response_nonce,
         version=message.version_info,
         error=_decode_error(message),
-        node=_decode_node(message.node) if message.HasField("node") else None,
+        node=decode_node(message.node) if message.HasField("node") else None,
     )
 
 
@@ -104,7 +105,7 @@ def decode_delta_request(data: bytes) -> DeltaRequest:
         initial=dict(message.initial_resource_versions),
         nonce=message.response_nonce,
         error=_decode_error(message),
-        node=_decode_node(message.node) if message.HasField("node") else None,
+        node=decode_node(message.node) if message.HasField("node") else None,
     )
 
 
@@ -121,9 +122,11 @@ def _decode_error(message: Any) -> str | None:
     return text[:_MAX_ERROR_CHARS]
 
 
-def _decode_node(node: Any) -> Node:
+def decode_node(node: Any) -> Node:
+    """Return a `Node` message as plain data."""
     metadata = to_dict(node.metadata) if node.HasField("metadata") else {}
-    return Node(node.id, node.cluster, node.user_agent_name, node.user_agent_version, metadata)
+    features = frozenset(node.client_features)
+    return Node(node.id, node.cluster, node.user_agent_name, node.user_agent_version, metadata, features)
 
 
 def resource_field(any_bytes: bytes) -> bytes:

@@ -80,9 +80,11 @@ async def test_a_service_that_moves_leaves_last(mesh, run_server, connect_delta,
         mesh.resources[EDS] = {"c2": assignment("c2", 7002)}
         mesh.resources[RDS] = {"r1": route("r1", "c2")}
         mesh.publish()
-        await expect(client, CDS, "c2")
+        clusters = await client.response()
+        assert (CDS, ["c2"], []) == told(clusters)
         await client.ask(EDS, "+c2")
         await expect(client, EDS, "c2")
+        await client.ack(clusters)  # warm now
         await expect(client, RDS, "r1")
         await expect(client, CDS, removed=["c1"])
         await expect(client, EDS, removed=["c1"])
