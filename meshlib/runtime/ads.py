@@ -15,7 +15,7 @@ from meshlib.ports import WallClock
 from meshlib.runtime.credentials import authorization, open_channel
 from meshlib.xds.bootstrap import ServerConfig
 
-__all__ = ["AdsStream", "Stream", "StreamEvents", "StreamRequests"]
+__all__ = ["AdsStream", "Stream", "StreamEvents", "StreamRequests", "describe_end"]
 
 _SERVICE: Final = "/envoy.service.discovery.v3.AggregatedDiscoveryService"
 METHOD: Final = f"{_SERVICE}/StreamAggregatedResources"
@@ -147,12 +147,17 @@ class AdsStream:
                 self._events.received(data, self._may_read.set)
                 self._may_read.wait()
         except grpc.RpcError as error:
-            code, details = getattr(error, "code", None), getattr(error, "details", None)
-            status = code() if callable(code) else None
-            self._is_unimplemented = status is grpc.StatusCode.UNIMPLEMENTED
-            name = status.name if status is not None else "UNKNOWN"
-            return f"{name}: {details() if callable(details) else error}"
+            reason, self._is_unimplemented = describe_end(error)
+            return reason
         except ValueError:
             # grpcio's word for "this channel was closed meanwhile".
             return "the channel was closed"
         return "the server ended the stream"
+
+
+def describe_end(error: grpc.RpcError) -> tuple[str, bool]:
+    """Return why a stream ended, for people, and whether it was because the server does not know the method."""
+    code, details = getattr(error, "code", None), getattr(error, "details", None)
+    status = code() if callable(code) else None
+    name = status.name if status is not None else "UNKNOWN"
+    return f"{name}: {details() if callable(details) else error}", status is grpc.StatusCode.UNIMPLEMENTED

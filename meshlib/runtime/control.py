@@ -25,13 +25,14 @@ from meshlib.runtime.dns import DnsLookups, Lookup, look_up
 from meshlib.runtime.load_reports import LoadReporter, OpenLoadStream
 from meshlib.runtime.load_stream import LoadStream
 from meshlib.runtime.scheduler import Scheduler, Timer
+from meshlib.runtime.separate_streams import SeparateStreams
 from meshlib.runtime.server_link import ConnectionStatus, OpenStream, ServerLink
 from meshlib.runtime.server_links import ServerLinks
 from meshlib.runtime.state_store import StateError, StateStore
 from meshlib.xds.bootstrap import Bootstrap, ServerConfig
 from meshlib.xds.cache import CacheShare, Entry, ResourceCache
 from meshlib.xds.delta import new_machine
-from meshlib.xds.dependencies import DnsAnswer, Facts, resolve
+from meshlib.xds.dependencies import Closure, DnsAnswer, Facts
 from meshlib.xds.load_report import ClusterLoad
 
 __all__ = ["ControlPlane", "Owner"]
@@ -119,6 +120,7 @@ class ControlPlane:
         self.problems: Mapping[str, str] = MappingProxyType({})
         # Of the control thread alone.
         self._cache = ResourceCache()
+        self._closure = Closure()
         self._has_loaded = False
         self._answers: dict[str, DnsAnswer] = {}
         self._provider_secrets: dict[str, Secret] = {}
@@ -248,7 +250,7 @@ class ControlPlane:
 
     def entries(self, timeout_s: float = 2.0) -> tuple[Entry, ...]:
         """Return copies of all cache entries; an empty tuple when the control thread does not get to it in time."""
-        return self._ask(lambda: tuple(copy(entry) for entry in self._cache), timeout_s) or ()
+        return self._ask(lambda: tuple(copy(entry) for entry in self._cache.entries()), timeout_s) or ()
 
     def _ask(self, look: Callable[[], T], timeout_s: float) -> T | None:
         if not self.is_running or threading.current_thread() is self._thread:
@@ -339,10 +341,11 @@ class ControlPlane:
         self._owner.changed()
 
     def _open_ads(self, server: ServerConfig, events: StreamEvents) -> Stream:
-        return AdsStream(server, events, self._wall_clock)
+        kind = SeparateStreams if server.is_separate else AdsStream
+        return kind(server, events, self._wall_clock)
 
     def _open_beside(self, server: ServerConfig, stream: Stream, events: StreamEvents) -> Stream | None:
-        channel = stream.channel if isinstance(stream, AdsStream) else None
+        channel = stream.channel if isinstance(stream, AdsStream | SeparateStreams) else None
         return None if channel is None else LoadStream(server, channel, events, self._wall_clock)
 
     def _on_change(self, done: Callable[[], None] | None) -> None:
@@ -382,7 +385,7 @@ class ControlPlane:
             self._bootstrap.node.id,
         )
         while True:
-            resolution = resolve(facts, self.snapshot)
+            resolution = self._closure.resolve(facts, self.snapshot)
             self._links.want(resolution.wanted)
             # Each round of copies from disk leads to further names; without any this runs once.
             if not self._links.adopt_spares(self._clock()):
@@ -475,7 +478,7 @@ class ControlPlane:
             return
         timer.cancel()
         spares = self._cache.dump(self._wall_clock())
-        if not any(entry.value is not None and not entry.is_spare for entry in self._cache):
+        if not any(entry.value is not None and not entry.is_spare for entry in self._cache.entries()):
             return
         try:
             self._store.save(spares)

@@ -21,6 +21,7 @@ from meshlib.xds.bootstrap_json import JsonPlace, parse_json
 __all__ = [
     "CLIENT_FEATURES",
     "DELTA_FEATURE",
+    "SEPARATE_FEATURE",
     "AllowedGrpcService",
     "AuthorityConfig",
     "Bootstrap",
@@ -44,6 +45,9 @@ CLIENT_FEATURES: Final = ("xds.config.resource-in-sotw", "xds.config.supports-re
 
 DELTA_FEATURE: Final = "meshlib.delta"
 """In `server_features`, ours: speak the incremental variant with this server, as long as it knows it."""
+
+SEPARATE_FEATURE: Final = "meshlib.separate_streams"
+"""In `server_features`, ours: one stream per type of resource instead of an aggregated one."""
 
 DEFAULT_REFRESH_S: Final = 600.0
 """`refresh_interval` of the credential plugins `tls` and `file_watcher` (A29, A65)."""
@@ -100,6 +104,11 @@ class ServerConfig:
     def is_delta(self) -> bool:
         """The incremental variant is spoken with it."""
         return DELTA_FEATURE in self.features
+
+    @property
+    def is_separate(self) -> bool:
+        """Each type of resource has a stream of its own."""
+        return SEPARATE_FEATURE in self.features
 
     def as_sotw(self) -> "ServerConfig":
         """Return the same server without the incremental variant."""

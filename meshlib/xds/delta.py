@@ -139,7 +139,8 @@ class DeltaMachine(StreamMachine):
         return self._flush(commands)
 
     def closed(self) -> tuple[Command, ...]:
-        self._is_open = self._node_sent = False
+        self._is_open = False
+        self._introduced.clear()
         self._sending = None
         commands = self._cancel_all()
         for type_url, state in self._types.items():
@@ -274,7 +275,7 @@ class DeltaMachine(StreamMachine):
             for type_url, state in self._types.items():
                 request = self._next(type_url, state)
                 if request is not None:
-                    self._sending, self._node_sent = request, True
+                    self._sending = request
                     commands.append(request)
                     break
         return tuple(commands)
@@ -282,7 +283,7 @@ class DeltaMachine(StreamMachine):
     def _next(self, type_url: str, state: _Type) -> SendDelta | None:
         if state.answers:
             nonce, error = state.answers.popleft()
-            return SendDelta(type_url, nonce=nonce, error=error, with_node=not self._node_sent)
+            return SendDelta(type_url, nonce=nonce, error=error, with_node=self._introduce(type_url))
         if not state.has_change:
             return None
         state.has_change = False
@@ -291,7 +292,7 @@ class DeltaMachine(StreamMachine):
             return None
         held = () if state.is_open else self._versions(type_url, state)
         state.is_open, state.asked = True, state.wanted
-        return SendDelta(type_url, tuple(added), tuple(dropped), held, with_node=not self._node_sent)
+        return SendDelta(type_url, tuple(added), tuple(dropped), held, with_node=self._introduce(type_url))
 
 
 def new_machine(cache: ResourceCache, features: frozenset[str]) -> DeltaMachine | SotwMachine:

@@ -106,7 +106,8 @@ class SotwMachine(StreamMachine):
         return self._flush(commands)
 
     def closed(self) -> tuple[Command, ...]:
-        self._is_open = self._node_sent = False
+        self._is_open = False
+        self._introduced.clear()
         self._sending = None
         commands = self._cancel_all()
         for type_url, state in self._types.items():
@@ -188,9 +189,8 @@ class SotwMachine(StreamMachine):
                     state.version,
                     state.nonce,
                     state.error if state.owes_answer else "",
-                    with_node=not self._node_sent,
+                    with_node=self._introduce(type_url),
                 )
-                self._node_sent = True
                 state.sent, state.owes_answer, state.error = state.wanted, False, ""
                 commands.append(self._sending)
                 break

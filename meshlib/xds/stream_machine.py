@@ -19,6 +19,7 @@ from dataclasses import dataclass
 from typing import Final
 
 from meshlib.events import ResourceAccepted, ResourceRejected
+from meshlib.xds.bootstrap import SEPARATE_FEATURE
 from meshlib.xds.cache import Entry, Key, ResourceCache, ResourceState
 from meshlib.xds.commands import CancelTimer, Command, Report, StartExpiry, StartTimer, StopExpiry
 from meshlib.xds.decode import Decoded, decode_resource
@@ -78,7 +79,8 @@ class StreamMachine(ABC):
         self._timers: set[Key] = set()
         self._expiring: set[Key] = set()
         self._is_open = False
-        self._node_sent = False
+        self._is_separate = SEPARATE_FEATURE in features
+        self._introduced: set[str] = set()
         self._fails_on_data_errors = "fail_on_data_errors" in features
         self._ignores_deletion = "ignore_resource_deletion" in features
         self._timer_is_transient = "resource_timer_is_transient_error" in features
@@ -178,6 +180,14 @@ class StreamMachine(ABC):
         return False
 
     # Parts for the variants.
+
+    def _introduce(self, type_url: str) -> bool:
+        """Return whether the next request of a type has to say who we are; the one after that has not."""
+        stream = type_url if self._is_separate else ""
+        if stream in self._introduced:
+            return False
+        self._introduced.add(stream)
+        return True
 
     def _matching(self, type_url: str, names: Iterable[str]) -> tuple[str, ...]:
         """Return under which names a resource that the server calls by these is subscribed to."""

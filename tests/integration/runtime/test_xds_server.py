@@ -1,4 +1,4 @@
-"""A mesh against the real xds-server, in a process of its own, over both variants of the protocol."""
+"""A mesh against the real xds-server, in a process of its own, over both variants of the protocol, aggregated and not."""
 
 import json
 import logging
@@ -67,7 +67,8 @@ class Server:
 
     def __init__(self, directory: Path, variant: str, *options: str) -> None:
         self.directory = directory
-        self._features = ["meshlib.delta"] if variant == "delta" else []
+        features = {"delta": "meshlib.delta", "separate": "meshlib.separate_streams"}
+        self._features = [features[word] for word in variant.split() if word in features]
         self._options = options
         self.addresses = {"xds": "127.0.0.1:0", "secure": "127.0.0.1:0", "admin": "127.0.0.1:0"}
         self._process: subprocess.Popen[str] | None = None
@@ -124,7 +125,7 @@ class Server:
         return done.stdout
 
 
-@pytest.fixture(params=["sotw", "delta"])
+@pytest.fixture(params=["sotw", "delta", "separate", "separate delta"])
 def server(tmp_path: Path, request: pytest.FixtureRequest) -> Iterator[Server]:
     (tmp_path / "config").mkdir()
     result = Server(tmp_path, request.param, "--cert-ttl", "4s")

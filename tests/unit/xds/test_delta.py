@@ -87,6 +87,14 @@ def test_first_request_names_all_and_holds_nothing() -> None:
     assert (SendDelta(CDS, ("a", "b"), with_node=True),) == client.opened()
 
 
+def test_each_type_is_told_once_who_we_are_where_each_has_a_stream_of_its_own() -> None:
+    client, _ = machine("meshlib.separate_streams")
+    client.want({CDS: frozenset("a"), EDS: frozenset("x")})
+    commands = (*client.opened(), *client.sent(), *client.sent())
+    commands += client.want({CDS: frozenset("ab"), EDS: frozenset("x")})
+    assert [True, True, False] == [request.with_node for request in requests(commands)]
+
+
 def test_only_what_changed_is_requested_and_changes_coalesce() -> None:
     client, _ = machine()
     client.want({CDS: frozenset("ab")})

@@ -63,6 +63,16 @@ def test_first_request_carries_node_and_no_version() -> None:
     assert (SendRequest(CDS, ("a", "b"), "", "", with_node=True),) == client.opened()
 
 
+def test_each_type_is_told_who_we_are_where_each_has_a_stream_of_its_own() -> None:
+    client, _ = machine("meshlib.separate_streams")
+    client.want({CDS: frozenset("a"), EDS: frozenset("x")})
+    commands = [*client.opened(), *client.sent(), *client.sent()]
+    client.want({CDS: frozenset("ab"), EDS: frozenset("x")})
+    client.closed()
+    commands += client.opened()
+    assert [True, True, True] == [command.with_node for command in commands if isinstance(command, SendRequest)]
+
+
 def test_one_request_is_under_way_and_changes_coalesce() -> None:
     client, _ = machine()
     client.want({CDS: frozenset("a")})

@@ -1,0 +1,144 @@
+"""One stream per type of resource to a management server, over one channel, in place of an aggregated one.
+
+To its owner it is one stream: messages go to the stream of their type, which opens with its first one, and when one
+ends all do. Both variants have their own methods for each type.
+
+Source: xDS protocol, "Non-aggregated streams".
+"""
+
+import threading
+from collections.abc import Mapping
+from types import MappingProxyType
+from typing import Final
+
+import grpc
+
+from meshlib.errors import MeshError
+from meshlib.ports import WallClock
+from meshlib.protos import message_class
+from meshlib.runtime.ads import StreamEvents, StreamRequests, describe_end
+from meshlib.runtime.credentials import authorization, open_channel
+from meshlib.xds.bootstrap import ServerConfig
+from meshlib.xds.resources import CDS, EDS, LDS, RDS, SDS
+
+__all__ = ["SeparateStreams", "method_of"]
+
+_SERVICES: Final[Mapping[str, tuple[str, str]]] = MappingProxyType(
+    {
+        LDS: ("listener.v3.Listener", "Listeners"),
+        RDS: ("route.v3.Route", "Routes"),
+        CDS: ("cluster.v3.Cluster", "Clusters"),
+        EDS: ("endpoint.v3.Endpoint", "Endpoints"),
+        SDS: ("secret.v3.Secret", "Secrets"),
+    }
+)
+
+
+def method_of(type_url: str, *, is_delta: bool) -> str:
+    """Return the gRPC method that serves a type alone."""
+    service, what = _SERVICES[type_url]
+    return f"/envoy.service.{service}DiscoveryService/{'Delta' if is_delta else 'Stream'}{what}"
+
+
+class _Part:
+    """The stream of one type."""
+
+    def __init__(self, type_url: str, events: StreamEvents) -> None:
+        self.type_url = type_url
+        self.requests = StreamRequests(events.sent)
+        self.may_read = threading.Event()
+        self.thread: threading.Thread | None = None
+
+
+class SeparateStreams:
+    """A `Stream`. Credentials are read, and the server is dialled, on threads of its own."""
+
+    def __init__(self, server: ServerConfig, events: StreamEvents, wall_clock: WallClock) -> None:
+        self._server = server
+        self._events = events
+        self._wall_clock = wall_clock
+        variant = "Delta" if server.is_delta else ""
+        self._request = message_class(f"envoy.service.discovery.v3.{variant}DiscoveryRequest")
+        self._parts: dict[str, _Part] = {}  # of the owner's thread, which alone sends and closes
+        self._closed = threading.Event()  # set under the lock
+        # Guarded by the lock.
+        self._lock = threading.Lock()
+        self._channel: grpc.Channel | None = None
+
+    @property
+    def channel(self) -> grpc.Channel | None:
+        """The channel to the server, for other streams to it; it is closed with these. None: not dialled yet."""
+        with self._lock:
+            return self._channel
+
+    def send(self, data: bytes) -> None:
+        """Queue a message on the stream of its type."""
+        type_url = self._request.FromString(data).type_url
+        part = self._parts.get(type_url)
+        if part is None:
+            part = self._parts[type_url] = _Part(type_url, self._events)
+            part.thread = threading.Thread(target=self._run, args=(part,), name="meshlib-ads", daemon=True)
+            part.thread.start()
+        part.requests.put(data)
+
+    def close(self) -> None:
+        """Give the streams and their channel up. No event follows."""
+        self._shut()
+        for part in self._parts.values():
+            if part.thread is not None and part.thread is not threading.current_thread():
+                part.thread.join(timeout=2.0)
+
+    def _shut(self) -> bool:
+        """End everything; return whether it was not over yet."""
+        with self._lock:
+            was_open = not self._closed.is_set()
+            self._closed.set()
+            channel, self._channel = self._channel, None
+        for part in tuple(self._parts.values()):
+            part.may_read.set()
+            part.requests.put(None)
+        if channel is not None:
+            channel.close()
+        return was_open
+
+    def _run(self, part: _Part) -> None:
+        reason, is_unimplemented = self._read(part)
+        part.requests.put(None)
+        if self._shut():
+            self._events.ended(reason, is_unimplemented=is_unimplemented)
+
+    def _read(self, part: _Part) -> tuple[str, bool]:
+        """Deliver messages of a type until its stream ends; return why it did, and whether the method is unknown."""
+        try:
+            metadata = authorization(self._server, self._wall_clock)
+            with self._lock:
+                if self._closed.is_set():
+                    return "", False
+                if self._channel is None:
+                    self._channel = open_channel(self._server)
+                channel = self._channel
+        except MeshError as error:
+            return str(error), False
+        # A server may leave the type out where the stream says it: of two values of a field, the last one counts.
+        stamp = self._stamp(part.type_url)
+        try:
+            method = method_of(part.type_url, is_delta=self._server.is_delta)
+            open_stream: grpc.StreamStreamMultiCallable[bytes, bytes] = channel.stream_stream(method)
+            for data in open_stream(part.requests, metadata=metadata):
+                part.may_read.clear()
+                if self._closed.is_set():
+                    return "", False
+                self._events.received(data + stamp, part.may_read.set)
+                part.may_read.wait()
+        except grpc.RpcError as error:
+            reason, is_unimplemented = describe_end(error)
+            return f"{method}: {reason}", is_unimplemented
+        except ValueError:
+            # grpcio's word for "this channel was closed meanwhile".
+            return "the channel was closed", False
+        return f"the server ended the stream of {method}", False
+
+    def _stamp(self, type_url: str) -> bytes:
+        variant = "Delta" if self._server.is_delta else ""
+        message = message_class(f"envoy.service.discovery.v3.{variant}DiscoveryResponse")(type_url=type_url)
+        return bytes(message.SerializeToString())
