@@ -94,7 +94,9 @@ def build_services(
     for entry in configs["ServiceEntry"]:
         _add_entry(services, entry, configs["WorkloadEntry"], instances)
     for instance in sorted(instances, key=lambda one: (one.namespace, one.service, one.id)):
-        _add_instance(services, instance, report)
+        # A service comes into being with its first instance that answers: clients may be waiting for it.
+        if instance.ready:
+            _add_instance(services, instance, report)
     _add_named(services, configs)
     for service in services.values():
         for port, endpoints in service.endpoints.items():
@@ -113,9 +115,7 @@ def _add_instance(services: dict[str, Service], instance: Instance, report: Repo
             f"instances of {host}:{instance.service_port} are registered with protocols {protocol} and "
             f"{instance.protocol}; {protocol} is used for all",
         )
-    endpoints = service.endpoints.setdefault(instance.service_port, [])
-    if instance.ready:
-        endpoints.append(endpoint_of(instance))
+    service.endpoints.setdefault(instance.service_port, []).append(endpoint_of(instance))
 
 
 def endpoint_of(instance: Instance) -> Endpoint:

@@ -182,3 +182,16 @@ def test_sigterm_under_load_fails_no_request_and_sigkill_ends_the_lease(
     processes[1].wait()
     wait_for(lambda: len(world.server.instances("drained")) == 1, "the lease has ended")
     assert processes[2].pid == call()
+
+
+def test_ipv6(shared_world: Any) -> None:
+    shared_world.start("web", "mesh", "six", host="::1")
+    shared_world.start("greeter", "sync", "six-grpc", address="[::1]:0")
+    shared_world.wait_serving("six")
+    shared_world.wait_serving("six-grpc")
+    mesh = shared_world.mesh("gateway", "six", "six-grpc")
+    with httpx.Client(transport=mesh.httpx_transport(), timeout=10) as client:
+        assert GATEWAY == client.get("http://six/users/7").json()["principal"]
+    channel = mesh.channel("xds:///six-grpc")
+    assert GATEWAY.encode() == channel.unary_unary("/test.Greeter/UnaryUnary")(b"", timeout=10)
+    channel.close()

@@ -72,6 +72,7 @@ def test_an_instance_that_is_not_ready_has_its_listener_and_no_callers(compiled,
     result = compiled("", instance(9001), instance(9002, ready=False))
     assert [("10.0.0.1", 9001)] == endpoints(result, "outbound|80||reviews.default.svc.cluster.local")
     assert "xds.istio.io/grpc/lds/inbound/10.0.0.1:9002" in result.names("LDS")
+    assert ["xds.istio.io/grpc/lds/inbound/10.0.0.1:9001"] == compiled("", instance(9001, ready=False)).names("LDS")
 
 
 def test_localities_are_sorted_and_weigh_what_their_endpoints_do(compiled, instance):
