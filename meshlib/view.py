@@ -377,7 +377,7 @@ class TargetView:
         faults: Injected faults in progress.
     """
 
-    __slots__ = ("_plans", "clusters", "config", "faults", "max_stream_duration_s", "name", "routes")
+    __slots__ = ("_client_ids", "_plans", "clusters", "config", "faults", "max_stream_duration_s", "name", "routes")
 
     faults: ActiveFaults
     routes: RouteTable
@@ -403,6 +403,7 @@ class TargetView:
         self.clusters = clusters
         self.max_stream_duration_s = config.listener.max_stream_duration_s
         self.faults = ActiveFaults() if previous is None else previous.faults
+        self._client_ids: list[int] = [] if previous is None else previous._client_ids
         # Route plans by the identity of what they are made of, which they keep alive. Only ever grows by one entry per
         # route; two threads may make the same one, and either is good.
         self._plans: dict[tuple[int, int], RoutePlan]
@@ -422,6 +423,13 @@ class TargetView:
 
     def __repr__(self) -> str:
         return f"TargetView({self.name!r})"
+
+    def client_id(self, rng: Rng) -> int:
+        """Return the 64 bits by which this client is known in the cookies that it makes; the same over all updates."""
+        known = self._client_ids
+        if not known:
+            known.append(rng.getrandbits(64))  # Two threads may both be first: the first entry counts.
+        return known[0]
 
     def plan(self, action: RouteAction, retry: RetryPolicy | None) -> RoutePlan:
         """Return what a matched route's options come to."""
@@ -494,6 +502,22 @@ def _build_cluster(
     return AggregateState(config, now) if is_aggregate else ClusterState(config, now)
 
 
+def _build_clusters(snapshot: Snapshot, previous: View, now: float) -> Mapping[str, ClusterState | ConfigFault]:
+    """Make or bring up to date the states of all clusters; the same mapping when it holds the same objects."""
+    before, states = previous.snapshot.clusters, previous.clusters
+    if snapshot.clusters is before:
+        return states
+    clusters: dict[str, ClusterState | ConfigFault] = {}
+    for name, config in snapshot.clusters.items():
+        state = states.get(name)
+        if state is None or before.get(name) is not config:
+            state = _build_cluster(config, state, now)
+        clusters[name] = state
+    _link_leaves(clusters)
+    # The same objects: targets that have not changed can stay as they are.
+    return states if clusters == states else MappingProxyType(clusters)
+
+
 def _link_leaves(clusters: Mapping[str, ClusterState | ConfigFault]) -> None:
     """Have each aggregate cluster know the states of its leaves."""
     for state in clusters.values():
@@ -531,12 +555,9 @@ def build_view(snapshot: Snapshot, previous: View | None, *, now: float) -> View
     """
     if previous is None:
         previous = View(Snapshot(), {}, {})
-    clusters: Mapping[str, ClusterState | ConfigFault] = MappingProxyType(
-        {name: _build_cluster(config, previous.clusters.get(name), now) for name, config in snapshot.clusters.items()}
-    )
-    _link_leaves(clusters)
-    if clusters == previous.clusters:
-        clusters = previous.clusters  # The same objects: targets that have not changed can stay as they are.
+    clusters = _build_clusters(snapshot, previous, now)
+    if clusters is previous.clusters and snapshot.targets is previous.snapshot.targets:
+        return View(snapshot, previous.targets, clusters)
     targets: Mapping[str, TargetView | ConfigFault] = MappingProxyType(
         {
             name: _build_target(name, config, previous.targets.get(name), clusters)

@@ -32,7 +32,7 @@ from meshlib.runtime.state_store import StateError, StateStore
 from meshlib.xds.bootstrap import Bootstrap, ServerConfig
 from meshlib.xds.cache import CacheShare, Entry, ResourceCache
 from meshlib.xds.delta import new_machine
-from meshlib.xds.dependencies import DnsAnswer, Facts, resolve
+from meshlib.xds.dependencies import Closure, DnsAnswer, Facts
 from meshlib.xds.load_report import ClusterLoad
 
 __all__ = ["ControlPlane", "Owner"]
@@ -120,6 +120,7 @@ class ControlPlane:
         self.problems: Mapping[str, str] = MappingProxyType({})
         # Of the control thread alone.
         self._cache = ResourceCache()
+        self._closure = Closure()
         self._has_loaded = False
         self._answers: dict[str, DnsAnswer] = {}
         self._provider_secrets: dict[str, Secret] = {}
@@ -249,7 +250,7 @@ class ControlPlane:
 
     def entries(self, timeout_s: float = 2.0) -> tuple[Entry, ...]:
         """Return copies of all cache entries; an empty tuple when the control thread does not get to it in time."""
-        return self._ask(lambda: tuple(copy(entry) for entry in self._cache), timeout_s) or ()
+        return self._ask(lambda: tuple(copy(entry) for entry in self._cache.entries()), timeout_s) or ()
 
     def _ask(self, look: Callable[[], T], timeout_s: float) -> T | None:
         if not self.is_running or threading.current_thread() is self._thread:
@@ -383,8 +384,10 @@ class ControlPlane:
             self._provider_secrets,
             self._bootstrap.node.id,
         )
+        snapshot = self.snapshot
         while True:
-            resolution = resolve(facts, self.snapshot)
+            resolution = self._closure.resolve(facts, snapshot)
+            snapshot = resolution.snapshot
             self._links.want(resolution.wanted)
             # Each round of copies from disk leads to further names; without any this runs once.
             if not self._links.adopt_spares(self._clock()):
@@ -477,7 +480,7 @@ class ControlPlane:
             return
         timer.cancel()
         spares = self._cache.dump(self._wall_clock())
-        if not any(entry.value is not None and not entry.is_spare for entry in self._cache):
+        if not any(entry.value is not None and not entry.is_spare for entry in self._cache.entries()):
             return
         try:
             self._store.save(spares)

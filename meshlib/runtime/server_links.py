@@ -142,7 +142,7 @@ class ServerLinks:
     def _is_open(self, group: _Group) -> bool:
         for type_url, names in group.wanted.items():
             for name in names:
-                entry = self._cache.get(type_url, name)
+                entry = self._cache.peek(type_url, name)
                 if entry is None or entry.is_open_question:
                     return True
         return False

@@ -98,9 +98,27 @@ class ResourceCache:
         self._entries: dict[Key, Entry] = {}
         self._spares: dict[Key, Spare] = {}
         self._owners: dict[Key, int] = {}  # how many shares hold an entry
+        self._touched: set[Key] = set()
 
     def get(self, type_url: str, name: str) -> Entry | None:
+        """Return an entry, for somebody who may change it."""
+        key = (type_url, name)
+        self._touched.add(key)
+        return self._entries.get(key)
+
+    def peek(self, type_url: str, name: str) -> Entry | None:
+        """Return an entry, for somebody who will not change it."""
         return self._entries.get((type_url, name))
+
+    def entries(self) -> tuple[Entry, ...]:
+        """Return all entries, for somebody who will not change them."""
+        return tuple(self._entries.values())
+
+    def take_touched(self) -> frozenset[Key]:
+        """Return what may have changed since the last time: whatever was handed out to be changed, or is gone."""
+        touched = frozenset(self._touched)
+        self._touched.clear()
+        return touched
 
     def value(self, type_url: str, name: str) -> ResourceValue | None:
         entry = self._entries.get((type_url, name))
@@ -109,6 +127,7 @@ class ResourceCache:
     def add(self, type_url: str, name: str) -> Entry:
         """Return the entry of a resource, making one in state REQUESTED if need be."""
         key = (type_url, name)
+        self._touched.add(key)
         entry = self._entries.get(key)
         if entry is None:
             entry = self._entries[key] = Entry(type_url, name)
@@ -119,11 +138,14 @@ class ResourceCache:
         keep = set(names)
         for key in [key for key in self._entries if key[0] == type_url and key[1] not in keep]:
             del self._entries[key]
+            self._touched.add(key)
 
     def names(self, type_url: str) -> tuple[str, ...]:
         return tuple(name for kind, name in self._entries if kind == type_url)
 
     def __iter__(self) -> Iterator[Entry]:
+        """All entries, for somebody who may change them."""
+        self._touched.update(self._entries)
         return iter(self._entries.values())
 
     def __len__(self) -> int:
@@ -170,6 +192,7 @@ class CacheShare(ResourceCache):
         self._entries = whole._entries
         self._spares = whole._spares
         self._owners = whole._owners
+        self._touched = whole._touched
         self._mine: dict[str, set[str]] = {}
 
     def add(self, type_url: str, name: str) -> Entry:
@@ -190,6 +213,7 @@ class CacheShare(ResourceCache):
             if not left:
                 del self._owners[key]
                 self._entries.pop(key, None)
+                self._touched.add(key)
 
     def release(self) -> None:
         """Give everything up: the server is not asked any more."""
@@ -199,6 +223,6 @@ class CacheShare(ResourceCache):
     def __iter__(self) -> Iterator[Entry]:
         for type_url, names in self._mine.items():
             for name in names:
-                entry = self._entries.get((type_url, name))
+                entry = self.get(type_url, name)
                 if entry is not None:
                     yield entry

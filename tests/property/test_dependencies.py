@@ -3,7 +3,7 @@
 from hypothesis import given
 from hypothesis import strategies as st
 
-from meshlib.model.cluster import Cluster, EdsDiscovery
+from meshlib.model.cluster import AggregateDiscovery, Cluster, DnsDiscovery, EdsDiscovery
 from meshlib.model.endpoint import ClusterLoadAssignment, Endpoint, Locality, LocalityEndpoints
 from meshlib.model.listener import ClientListener
 from meshlib.model.matcher import PathKind, PathMatcher
@@ -16,10 +16,11 @@ from meshlib.model.route import (
     VirtualHost,
     WeightedClusters,
 )
+from meshlib.model.secret import ClientTls, Secret, SecretRef, TrustedCa
 from meshlib.model.snapshot import ClusterConfig, ConfigFault, Snapshot, TargetConfig
 from meshlib.xds.cache import Key, ResourceCache, ResourceState, ResourceValue
-from meshlib.xds.dependencies import Facts, clusters_of, resolve
-from meshlib.xds.resources import CDS, EDS, LDS, RDS
+from meshlib.xds.dependencies import Closure, DnsAnswer, Facts, clusters_of, resolve
+from meshlib.xds.resources import CDS, EDS, LDS, RDS, SDS
 
 TARGETS = ("s", "t")
 ROUTES = ("r1", "r2")
@@ -96,3 +97,67 @@ def test_any_order_is_whole_on_the_way_and_the_same_in_the_end(changes: list[Cha
     whole = resolve(Facts(cache, frozenset(TARGETS)), Snapshot()).snapshot
     assert snapshot.targets == whole.targets
     assert snapshot.clusters == whole.clusters
+
+
+KEPT = SecretRef(sds_name="roots")
+HOST = ClusterLoadAssignment("d", (LocalityEndpoints(Locality(), (Endpoint("db.example:80"),)),))
+KINDS = st.one_of(
+    DRAWN,
+    st.builds(
+        lambda name, to: ((CDS, name), Cluster(name, AggregateDiscovery(tuple(to)))),
+        st.sampled_from(CLUSTERS),
+        st.lists(st.sampled_from(CLUSTERS), min_size=1, max_size=3),
+    ),
+    st.builds(lambda name: ((CDS, name), Cluster(name, DnsDiscovery(HOST))), st.sampled_from(CLUSTERS)),
+    st.builds(
+        lambda name: ((CDS, name), Cluster(name, EdsDiscovery("e1"), tls=ClientTls(None, KEPT))),
+        st.sampled_from(CLUSTERS),
+    ),
+    st.builds(lambda pem: ((SDS, "roots"), Secret("roots", TrustedCa(pem))), st.sampled_from((b"1", b"2"))),
+    st.builds(lambda name: ((RDS, name), None), st.sampled_from(ROUTES)),
+    st.builds(lambda name: ((EDS, name), None), st.sampled_from(SERVICES)),
+)
+STEPS = st.one_of(
+    st.lists(KINDS, max_size=3),
+    st.frozensets(st.sampled_from(TARGETS)),
+    st.sampled_from(("10.0.0.1", "10.0.0.2", "")),
+    st.sampled_from(ROUTES),
+)
+
+
+@given(steps=st.lists(STEPS, max_size=40))
+def test_following_what_changed_is_the_same_as_following_everything(
+    steps: list[list[Change] | frozenset[str] | str],
+) -> None:
+    cache, closure, snapshot = ResourceCache(), Closure(), Snapshot()
+    targets = frozenset(TARGETS)
+    dns: dict[str, DnsAnswer] = {}
+    for number, step in enumerate(steps):
+        if isinstance(step, frozenset):
+            targets = step
+        elif isinstance(step, list):
+            for key, value in step:
+                apply(cache, key, value)
+                entry = cache.get(*key)
+                assert entry is not None
+                entry.version = str(number)
+        elif step in ROUTES:
+            cache.retain(RDS, [name for name in ROUTES if name != step])
+        else:
+            dns["db.example"] = DnsAnswer((step,) if step else (), "" if step else "no such name")
+        facts = Facts(cache, targets, dns=dns)
+        whole = resolve(facts, snapshot)
+        found = closure.resolve(facts, snapshot)
+        assert whole.wanted == found.wanted
+        assert whole.dns_names == found.dns_names
+        assert whole.waiting == found.waiting
+        for part in ("targets", "inbound", "clusters", "secrets", "versions"):
+            assert getattr(whole.snapshot, part) == getattr(found.snapshot, part)
+        assert (whole.snapshot is snapshot) == (found.snapshot is snapshot)
+        snapshot = found.snapshot
+        for name, target in snapshot.targets.items():
+            if isinstance(target, TargetConfig):
+                assert clusters_of(target.routes) <= snapshot.clusters.keys(), name
+        for cluster in snapshot.clusters.values():
+            if isinstance(cluster, ClusterConfig):
+                assert set(cluster.leaves) <= snapshot.clusters.keys()

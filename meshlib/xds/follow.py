@@ -1,0 +1,423 @@
+"""Where a target, an inbound listener or a cluster leads to, followed from the cache.
+
+What is met on the way is noted in a `Scope`, whether it is there or not: so it is known what to subscribe to, and which
+changes make it worth the while to look again.
+"""
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field, replace
+from ipaddress import ip_address
+from typing import Final
+
+from meshlib.model.cluster import AggregateDiscovery, Cluster, DnsDiscovery, EdsDiscovery, StaticDiscovery
+from meshlib.model.endpoint import ClusterLoadAssignment, Endpoint
+from meshlib.model.listener import ClientListener, ServerListener
+from meshlib.model.route import ClusterHeader, RouteAction, RouteConfiguration, SingleCluster, WeightedClusters
+from meshlib.model.secret import ClientTls, Secret, SecretRef, ServerTls
+from meshlib.model.snapshot import ClusterConfig, ConfigFault, InboundConfig, Snapshot, TargetConfig
+from meshlib.xds.cache import Entry, Key, ResourceCache, ResourceState
+from meshlib.xds.names import normal
+from meshlib.xds.resources import CDS, EDS, LDS, RDS, SDS, short_name
+
+__all__ = [
+    "DNS",
+    "PROVIDER_PREFIX",
+    "SECRET",
+    "DnsAnswer",
+    "Facts",
+    "Follower",
+    "Scope",
+    "clusters_of",
+    "provider_secret_names",
+]
+
+DNS: Final = "dns"
+SECRET: Final = "secret"
+"""Stand in the place of a type URL: a host name to resolve, and a secret to have in the snapshot."""
+PROVIDER_PREFIX: Final = "provider:"
+MAX_AGGREGATE_DEPTH: Final = 16
+"""How deep aggregate clusters may be nested (A37, A74)."""
+
+
+@dataclass(frozen=True, slots=True)
+class DnsAnswer:
+    """What a name resolves to now.
+
+    Attributes:
+        addresses: IP addresses, sorted; the last good ones when a later look-up fails.
+        error: Of the last look-up, or empty.
+    """
+
+    addresses: tuple[str, ...]
+    error: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Facts:
+    """Everything that a configuration is made of.
+
+    Attributes:
+        targets: Names of client listeners wanted.
+        inbound: Names of server listeners wanted.
+        dns: By host name; absent: not resolved yet.
+        provider_secrets: Of certificate providers, by `provider:<instance>:certificate` or `...:ca`.
+        node_id: Ends every error text, so that a user can name the client to whoever runs the server.
+    """
+
+    cache: ResourceCache
+    targets: frozenset[str]
+    inbound: frozenset[str] = frozenset()
+    dns: Mapping[str, DnsAnswer] = field(default_factory=dict)
+    provider_secrets: Mapping[str, Secret] = field(default_factory=dict)
+    node_id: str = ""
+
+
+def provider_secret_names(instance: str) -> tuple[str, str]:
+    """Return the names under which a certificate provider's certificate and roots stand in a snapshot."""
+    return f"{PROVIDER_PREFIX}{instance}:certificate", f"{PROVIDER_PREFIX}{instance}:ca"
+
+
+def clusters_of(routes: RouteConfiguration) -> frozenset[str]:
+    """Return the names of all clusters that a route configuration can choose (not those that a header names)."""
+    names: set[str] = set()
+    for host in routes.virtual_hosts:
+        for route in host.routes:
+            action = route.action
+            if not isinstance(action, RouteAction):
+                continue
+            match action.cluster:
+                case SingleCluster(name=name):
+                    names.add(name)
+                case WeightedClusters(clusters=clusters):
+                    names.update(cluster.name for cluster in clusters)
+                case ClusterHeader():
+                    pass
+            names.update(mirror.cluster for mirror in action.mirrors)
+    return frozenset(names)
+
+
+class Scope:
+    """What was met on the way from one starting point.
+
+    Attributes:
+        needs: Resources by type URL and name, host names as `DNS`, names of secrets as `SECRET`.
+        dns: Seconds between look-ups, by host name.
+        is_volatile: Something is missing, so what comes out depends on what was there before.
+    """
+
+    __slots__ = ("dns", "is_volatile", "needs")
+
+    def __init__(self) -> None:
+        self.needs: set[Key] = set()
+        self.dns: dict[str, float] = {}
+        self.is_volatile = False
+
+    def add(self, other: "Scope") -> None:
+        """Note what was met on a part of the way."""
+        self.needs |= other.needs
+        for host, refresh_s in other.dns.items():
+            self.dns[host] = min(refresh_s, self.dns.get(host, refresh_s))
+        self.is_volatile = self.is_volatile or other.is_volatile
+
+
+class Follower:
+    """One pass over the cache; what several starting points share is followed once."""
+
+    def __init__(self, facts: Facts, previous: Snapshot) -> None:
+        self._facts = facts
+        self._previous = previous
+        self._clusters: dict[str, tuple[ClusterConfig | ConfigFault | tuple[str, ...], Scope]] = {}
+        self.scope = Scope()
+        """Of what is being followed; set by the caller."""
+
+    # Targets.
+
+    def target(self, name: str) -> tuple[TargetConfig | ConfigFault | None, tuple[str, ...]]:
+        """Return what the target is now (None: nothing yet) and what it waits for before it can move on."""
+        before = self._previous.targets.get(name)
+        listener = self._need(LDS, name)
+        if listener is None:
+            return self._hold(before, (f"LDS resource {name}",))
+        if isinstance(listener, ConfigFault):
+            return listener, ()
+        if not isinstance(listener, ClientListener):
+            return self._fault(LDS, name, "not an API listener"), ()
+        routes = self._routes(listener.routes)
+        if routes is None:
+            return self._hold(before, (f"RDS resource {listener.routes}",))
+        if isinstance(routes, ConfigFault):
+            # The target itself is there: calls to it fail, and are not taken for calls to an unknown host.
+            return replace(routes, is_absent=False), ()
+        missing: list[str] = []
+        for cluster in sorted(clusters_of(routes)):
+            state = self._cluster(cluster)
+            # A cluster in use goes on in its older form while the new one warms, so nobody waits for it.
+            if isinstance(state, tuple) and not isinstance(self._previous.clusters.get(cluster), ClusterConfig):
+                missing += state
+        if missing:
+            return self._hold(before, tuple(missing))
+        if isinstance(before, TargetConfig) and before.listener is listener and before.routes is routes:
+            return before, ()
+        return TargetConfig(listener, routes), ()
+
+    def _hold(
+        self, before: TargetConfig | ConfigFault | None, missing: tuple[str, ...]
+    ) -> tuple[TargetConfig | None, tuple[str, ...]]:
+        """Stay with the routes in use, and with what they need; a target that had failed is on its way again."""
+        if not isinstance(before, TargetConfig):
+            return None, missing
+        for cluster in clusters_of(before.routes):
+            self._cluster(cluster)
+        return before, missing
+
+    def _routes(self, routes: RouteConfiguration | str) -> RouteConfiguration | ConfigFault | None:
+        if isinstance(routes, RouteConfiguration):
+            return routes
+        found = self._need(RDS, routes)
+        return found if found is None or isinstance(found, RouteConfiguration | ConfigFault) else None
+
+    def inbound(self, name: str) -> tuple[InboundConfig | ConfigFault | None, tuple[str, ...]]:
+        before = self._previous.inbound.get(name)
+        listener = self._need(LDS, name)
+        if listener is None:
+            return before, (f"LDS resource {name}",)
+        if isinstance(listener, ConfigFault):
+            return listener, ()
+        if not isinstance(listener, ServerListener):
+            return self._fault(LDS, name, "not a server listener (it has no address)"), ()
+        missing = list(self._secrets(listener.tls))
+        routes = self._routes(listener.routes)
+        if routes is None:
+            missing.append(f"RDS resource {listener.routes}")
+        if missing or routes is None:
+            return before, tuple(missing)
+        if isinstance(routes, ConfigFault):
+            return routes, ()
+        if isinstance(before, InboundConfig) and before.listener is listener and before.routes is routes:
+            return before, ()
+        return InboundConfig(listener, routes), ()
+
+    # Clusters.
+
+    def _cluster(self, name: str) -> ClusterConfig | ConfigFault | tuple[str, ...]:
+        """Return a cluster, the reason why there is none, or what it still waits for."""
+        found = self._clusters.get(name)
+        if found is None:
+            outer, self.scope = self.scope, Scope()
+            state = self._find_cluster(name)
+            if isinstance(state, tuple):
+                self.scope.is_volatile = True
+            found = self._clusters[name] = (state, self.scope)
+            self.scope = outer
+        self.scope.add(found[1])
+        return found[0]
+
+    def _find_cluster(self, name: str) -> ClusterConfig | ConfigFault | tuple[str, ...]:
+        cluster = self._need(CDS, name)
+        if cluster is None:
+            return (f"CDS resource {name}",)
+        if isinstance(cluster, ConfigFault):
+            return cluster
+        assert isinstance(cluster, Cluster)
+        if isinstance(cluster.discovery, AggregateDiscovery):
+            return self._aggregate(name, cluster)
+        missing = self._secrets(cluster.tls, *(match.tls for match in cluster.socket_matches))
+        note = ""
+        match cluster.discovery:
+            case StaticDiscovery(assignment=assignment):
+                found: ClusterLoadAssignment | None = assignment
+            case EdsDiscovery(service_name=service_name):
+                found, note = self._endpoints(service_name or name)
+                if found is None:
+                    missing = (*missing, f"EDS resource {service_name or name}")
+            case DnsDiscovery() as dns:
+                found, note = self._resolved(dns)
+                if found is None:
+                    missing = (*missing, "DNS: " + ", ".join(sorted(_dns_hosts(dns.assignment))))
+        if missing or found is None:
+            return missing
+        before = self._previous.clusters.get(name)
+        if isinstance(before, ClusterConfig) and before.cluster is cluster and before.note == note:
+            # Made anew each time: what DNS resolves to, and the empty list that stands for an error.
+            is_derived = isinstance(cluster.discovery, DnsDiscovery) or not found.localities
+            if before.assignment is found or (is_derived and before.assignment == found):
+                return before
+        return ClusterConfig(cluster, found, note)
+
+    def _aggregate(self, name: str, cluster: Cluster) -> ClusterConfig | ConfigFault | tuple[str, ...]:
+        """Follow an aggregate cluster to its leaves: depth first, each at its first place, cycles cut."""
+        leaves: list[str] = []
+        faults: list[str] = []
+        missing: list[str] = []
+        seen = {name}
+
+        def follow(aggregate: AggregateDiscovery, depth: int) -> bool:
+            for child in aggregate.clusters:
+                if child in seen:
+                    continue
+                if depth >= MAX_AGGREGATE_DEPTH:
+                    return False
+                seen.add(child)
+                found = self._need(CDS, child)
+                if isinstance(found, Cluster) and isinstance(found.discovery, AggregateDiscovery):
+                    if not follow(found.discovery, depth + 1):
+                        return False
+                    continue
+                state = self._cluster(child)
+                if isinstance(state, ClusterConfig):
+                    leaves.append(child)
+                elif isinstance(state, ConfigFault):
+                    faults.append(state.message)
+                elif isinstance(self._previous.clusters.get(child), ClusterConfig):
+                    leaves.append(child)  # Goes on in its older form while the new one warms.
+                else:
+                    missing.extend(state)
+            return True
+
+        assert isinstance(cluster.discovery, AggregateDiscovery)
+        if not follow(cluster.discovery, 1):
+            return self._fault(CDS, name, f"aggregate cluster graph exceeds max depth ({MAX_AGGREGATE_DEPTH})")
+        if missing:
+            return tuple(missing)
+        if not leaves:
+            reason = f": {'; '.join(faults)}" if faults else ""
+            return self._fault(CDS, name, f"aggregate cluster dependency graph for {name} has no leaf clusters{reason}")
+        config = ClusterConfig(cluster, ClusterLoadAssignment(name), "; ".join(faults), tuple(leaves))
+        before = self._previous.clusters.get(name)
+        if isinstance(before, ClusterConfig) and before.cluster is cluster and before == config:
+            return before
+        return config
+
+    def usable(self, name: str, *, is_held: bool) -> ClusterConfig | ConfigFault:
+        """Return the form of a cluster that calls use now, and keep what that needs.
+
+        Args:
+            name: Of the cluster.
+            is_held: A target that waits for new routes still goes there.
+        """
+        state = self._cluster(name)
+        before = self._previous.clusters.get(name)
+        if isinstance(state, ClusterConfig):
+            return state
+        if isinstance(state, ConfigFault):
+            found = before if is_held and isinstance(before, ClusterConfig) else state
+        else:
+            found = before if before is not None else self._fault(CDS, name, f"not there yet: {', '.join(state)}")
+        if isinstance(found, ClusterConfig):
+            # An older form that is still in use keeps its secrets.
+            self._secrets(found.cluster.tls, *(match.tls for match in found.cluster.socket_matches))
+        return found
+
+    def _endpoints(self, name: str) -> tuple[ClusterLoadAssignment | None, str]:
+        found = self._need(EDS, name)
+        if found is None:
+            return None, ""
+        if isinstance(found, ConfigFault):
+            # Final, so the cluster is warm: with no endpoints, and this as the reason.
+            return ClusterLoadAssignment(name), found.message
+        assert isinstance(found, ClusterLoadAssignment)
+        if not found.localities:
+            return found, self._text(EDS, name, "contains no localities")
+        has_endpoints = any(locality.endpoints for locality in found.localities)
+        return found, "" if has_endpoints else self._text(EDS, name, "contains only empty localities")
+
+    def _resolved(self, dns: DnsDiscovery) -> tuple[ClusterLoadAssignment | None, str]:
+        hosts = _dns_hosts(dns.assignment)
+        for host in hosts:
+            self.scope.needs.add((DNS, host))
+            self.scope.dns[host] = min(dns.refresh_s, self.scope.dns.get(host, dns.refresh_s))
+        if any(host not in self._facts.dns for host in hosts):
+            return None, ""
+        notes = [
+            f"DNS resolution failed for {host}: {self._facts.dns[host].error}{self._node()}"
+            for host in sorted(hosts)
+            if self._facts.dns[host].error
+        ]
+        localities = tuple(
+            replace(
+                locality,
+                endpoints=tuple(
+                    found for endpoint in locality.endpoints for found in self._addresses(endpoint, dns.logical)
+                ),
+            )
+            for locality in dns.assignment.localities
+        )
+        return replace(dns.assignment, localities=localities), "; ".join(notes)
+
+    def _addresses(self, endpoint: Endpoint, logical: bool) -> Iterable[Endpoint]:
+        if not _is_dns(endpoint):
+            yield endpoint
+            return
+        addresses = self._facts.dns[endpoint.host].addresses
+        for address in addresses[:1] if logical else addresses:
+            text = f"[{address}]" if ":" in address else address
+            yield replace(endpoint, address=f"{text}:{endpoint.port}", hostname=endpoint.hostname or endpoint.host)
+
+    # Secrets.
+
+    def _secrets(self, *contexts: ClientTls | ServerTls | None) -> tuple[str, ...]:
+        """Ask for the secrets of TLS contexts; return those which nothing is known of yet.
+
+        A secret that cannot be had does not hold anything up: handshakes that need it fail and say so.
+        """
+        missing: list[str] = []
+        for context in contexts:
+            if context is None:
+                continue
+            for reference in (context.certificate, context.trust):
+                missing += self._secret(reference)
+        return tuple(missing)
+
+    def _secret(self, reference: SecretRef | None) -> Iterable[str]:
+        if reference is None:
+            return
+        if reference.provider:
+            self.scope.needs.update((SECRET, name) for name in provider_secret_names(reference.provider))
+        if reference.sds_name:
+            self.scope.needs.add((SECRET, reference.sds_name))
+            if self._need(SDS, reference.sds_name) is None:
+                yield f"SDS resource {reference.sds_name}"
+
+    # Resources.
+
+    def _need(self, type_url: str, name: str) -> object | ConfigFault | None:
+        """Subscribe to a resource; return its value, its fault, or None while nothing is known."""
+        name = normal(name)
+        self.scope.needs.add((type_url, name))
+        entry = self._facts.cache.peek(type_url, name)
+        if entry is None:
+            return None
+        if entry.value is not None:
+            return entry.value
+        if entry.state is ResourceState.REQUESTED:
+            return None
+        return self._fault(type_url, name, _reason(entry), is_absent=entry.is_absent)
+
+    def _fault(self, type_url: str, name: str, reason: str, *, is_absent: bool = False) -> ConfigFault:
+        return ConfigFault(f"{short_name(type_url)}: {name}", self._text(type_url, name, reason), is_absent)
+
+    def _text(self, type_url: str, name: str, reason: str) -> str:
+        return f"{short_name(type_url)} resource {name}: {reason}{self._node()}"
+
+    def _node(self) -> str:
+        return f" (xDS node ID:{self._facts.node_id})" if self._facts.node_id else ""
+
+
+def _reason(entry: Entry) -> str:
+    return f"invalid resource: {entry.error}" if entry.state is ResourceState.NACKED else entry.error
+
+
+def _is_dns(endpoint: Endpoint) -> bool:
+    if endpoint.address.startswith("unix:"):
+        return False
+    try:
+        ip_address(endpoint.host)
+    except ValueError:
+        return True
+    return False
+
+
+def _dns_hosts(assignment: ClusterLoadAssignment) -> frozenset[str]:
+    return frozenset(
+        endpoint.host for locality in assignment.localities for endpoint in locality.endpoints if _is_dns(endpoint)
+    )
