@@ -14,7 +14,7 @@ from meshlib.runtime.ads import StreamEvents
 from meshlib.runtime.control import ControlPlane
 from meshlib.testing import FakeClock, SeededRng
 from meshlib.xds.bootstrap import ServerConfig, parse_bootstrap
-from meshlib.xds.resources import CDS, EDS, LDS, RDS
+from meshlib.xds.resources import CDS, EDS, LDS, RDS, RESOURCE_WRAPPER
 
 PREFIX = "envoy.service.discovery.v3"
 HCM = "type.googleapis.com/envoy.extensions.filters.network.http_connection_manager.v3.HttpConnectionManager"
@@ -118,7 +118,10 @@ class Stream:
         self.known[kind] = version
         response = message_class(f"{PREFIX}.DiscoveryResponse")(version_info=str(version))
         for name, body in self.server.tables[kind].items():
-            if name in names:
+            if name in names and kind == EDS and self.server.ttl_s:
+                wrapper = self.server.wrap(name, body)
+                response.resources.add(type_url=RESOURCE_WRAPPER, value=wrapper.SerializeToString())
+            elif name in names:
                 response.resources.add(type_url=kind, value=body)
         return response
 
@@ -134,8 +137,11 @@ class Stream:
             if body is None:
                 response.removed_resources.append(name)
             else:
-                wrapper = response.resources.add(name=name, version=version)
-                wrapper.resource.type_url, wrapper.resource.value = kind, body
+                wrapper = (
+                    self.server.wrap(name, body) if kind == EDS else message_class(f"{PREFIX}.Resource")(name=name)
+                )
+                wrapper.version, wrapper.resource.type_url, wrapper.resource.value = version, kind, body
+                response.resources.append(wrapper)
         return response if response.resources or response.removed_resources else None
 
 
@@ -143,11 +149,13 @@ class Server:
     """Attributes:
     mood: `well`; `down`: refuses streams; `mute`: takes requests and says nothing; `black hole`: takes nothing.
     cut_after: End each stream after so many responses; 0: never.
+    ttl_s: Of endpoints; 0: they do not expire.
     """
 
     def __init__(self) -> None:
         self.mood = "well"
         self.cut_after = 0
+        self.ttl_s = 0
         self.tables: dict[str, dict[str, bytes]] = {kind: {} for kind in TYPES}
         self.versions = dict.fromkeys(TYPES, 1)
         self.streams: list[Stream] = []
@@ -181,6 +189,30 @@ class Server:
         self.put(RDS, **{name: routes(name, cluster or name)})
         self.put(CDS, **{cluster or name: eds_cluster(cluster or name)})
         self.put(EDS, **{cluster or name: endpoints(cluster or name, *ports)})
+
+    def wrap(self, name: str, body: bytes | None) -> Any:
+        """Return endpoints with their time to live; without a body a heartbeat."""
+        wrapper = message_class(f"{PREFIX}.Resource")(name=name, version=str(self.versions[EDS]))
+        if self.ttl_s:
+            wrapper.ttl.seconds = self.ttl_s
+        if body is not None:
+            wrapper.resource.type_url, wrapper.resource.value = EDS, body
+        return wrapper
+
+    def beat(self) -> None:
+        """Send heartbeats for all endpoints."""
+        stream = self.stream
+        beats = [self.wrap(name, None) for name in sorted(stream.names[EDS])]
+        if stream.is_delta:
+            response = message_class(f"{PREFIX}.DeltaDiscoveryResponse")(type_url=EDS, resources=beats)
+        else:
+            response = message_class(f"{PREFIX}.DiscoveryResponse")(type_url=EDS, version_info=str(self.versions[EDS]))
+            for beat in beats:
+                response.resources.add(type_url=RESOURCE_WRAPPER, value=beat.SerializeToString())
+        response.nonce = stream.nonce[EDS] = f"beat {self.opened} {stream.sent}"
+        stream.sent += 1
+        stream.may_send = False
+        stream.events.received(response.SerializeToString(), stream._read)
 
     def restart(self) -> None:
         """As another process whose versions begin anew."""

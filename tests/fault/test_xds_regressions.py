@@ -101,9 +101,36 @@ def test_names_unsubscribed_and_subscribed_again_after_a_while_are_sent_again(wo
     world.pass_time(3600.0)
     assert (world.ports("checkout"), world.ports("other")) == (None, [7])
     assert (world.subscribed(CDS), world.subscribed(EDS)) == ({"other"}, {"other"})
+    assert {entry.name for entry in world.control.entries() if entry.type_url in (CDS, EDS)} == {"other"}
     world.server.put(RDS, checkout=make.routes("checkout", "checkout"))
     world.spin()
     assert (world.ports("checkout"), world.ports("other"), world.server.opened) == ([1], None, 1)
+
+
+def test_endpoints_with_a_time_to_live_stay_while_heartbeats_come_and_go_with_a_server_that_died(
+    world: Any, make: Any
+) -> None:
+    world.server.ttl_s = 30
+    world.server.put(EDS, checkout=make.endpoints("checkout", 2))
+    world.spin()
+    answers = len(world.server.stream.requests)
+    for _ in range(10):
+        world.pass_time(20.0)
+        world.server.beat()
+    world.spin()
+    assert (world.ports("checkout"), world.server.opened) == ([2], 1)
+    assert not any(request.HasField("error_detail") for request in world.server.stream.requests[answers:])
+    world.server.mood = "down"
+    world.server.cut()
+    world.pass_time(29.0)
+    assert world.ports("checkout") == [2]
+    world.pass_time(2.0)
+    assert world.ports("checkout") == []
+    note = world.control.snapshot.clusters["checkout"].note
+    assert "EDS resource checkout: its time to live has passed" in note
+    world.server.mood, world.server.ttl_s = "well", 0
+    world.pass_time(150.0)
+    assert world.ports("checkout") == [2]
 
 
 def test_a_refusal_is_said_once_and_does_not_loop(world: Any, make: Any) -> None:
