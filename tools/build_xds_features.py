@@ -237,7 +237,7 @@ IN_PART: Mapping[tuple[str, str], str] = {
     ("RouteAction", "idle_timeout"): "for httpx; of a function only the time before its end counts, gRPC has none",
     ("RouteAction", "max_grpc_timeout"): "if it equals `timeout`, as Istio writes it",
     ("RouteAction", "hedge_policy"): "refused with `hedge_on_per_try_timeout`",
-    ("RouteAction", "hash_policy"): "header, cookie (none is made up), source address, query parameter",
+    ("RouteAction", "hash_policy"): "header, cookie, query parameter; of gRPC calls the header alone (A42)",
     ("VirtualHost", "hedge_policy"): "refused with `hedge_on_per_try_timeout`",
     ("RetryPolicy", "retry_host_predicate"): "previous_hosts",
     ("RBAC", "rules"): "any, and, or, not, header, url_path, requested_server_name, ports, addresses, authenticated",
@@ -252,12 +252,17 @@ IN_PART: Mapping[tuple[str, str], str] = {
     ("Cluster", "dns_resolvers"): "refused in DNS clusters",
     ("Cluster", "dns_resolution_config"): "refused in DNS clusters",
     ("Cluster", "typed_dns_resolver_config"): "refused in DNS clusters",
-    ("Cluster", "lb_policy"): "ROUND_ROBIN, LEAST_REQUEST, RANDOM",
+    ("Cluster", "lb_policy"): "ROUND_ROBIN, LEAST_REQUEST, RANDOM, RING_HASH, MAGLEV",
     ("Cluster", "load_balancing_policy"): (
-        "round_robin, least_request, random, wrr_locality over these; the first known one of the list counts"
+        "round_robin, least_request, random, ring_hash, maglev, wrr_locality over these; the first known one counts"
     ),
     ("Cluster", "round_robin_lb_config"): "refused with a slow start window",
     ("Cluster", "least_request_lb_config"): "with LEAST_REQUEST; refused with a slow start window or a full scan",
+    ("Cluster", "ring_hash_lb_config"): "with RING_HASH; `minimum_ring_size` up to 65536",
+    ("Cluster", "maglev_lb_config"): "with MAGLEV; `table_size` up to 131071",
+    ("Cluster.CommonLbConfig", "consistent_hashing_lb_config"): (
+        "with RING_HASH and MAGLEV; refused with `hash_balance_factor`"
+    ),
     ("Cluster", "lb_subset_config"): "refused with selectors",
     ("Cluster", "typed_extension_protocol_options"): "HttpProtocolOptions",
     ("Cluster", "upstream_config"): "the HTTP connection pool, Envoy's default",

@@ -7,7 +7,7 @@ from urllib.parse import urlsplit
 
 from meshlib.admin.status import ClusterStatus, cluster_status
 from meshlib.errors import ConfigError, MeshError
-from meshlib.model.cluster import UNLIMITED, Cluster, EdsDiscovery
+from meshlib.model.cluster import UNLIMITED, Cluster, EdsDiscovery, LbPolicy, Maglev, RingHash
 from meshlib.model.request import Headers, RequestHead
 from meshlib.model.retry import RetryPolicy
 from meshlib.model.route import FaultPolicy, Route, RouteAction, RouteConfiguration, VirtualHost
@@ -240,7 +240,7 @@ def _cluster(name: str, share: float, view: View) -> ClusterExplanation:
         name,
         share,
         cluster_status(name, found),
-        type(cluster.lb_policy).__name__,
+        _policy_words(cluster.lb_policy),
         {
             "max_requests": limits.max_requests,
             "max_retries": limits.max_retries,
@@ -251,6 +251,17 @@ def _cluster(name: str, share: float, view: View) -> ClusterExplanation:
         _tls_words(cluster),
         resources,
     )
+
+
+def _policy_words(policy: LbPolicy) -> str:
+    name = type(policy).__name__
+    match policy:
+        case RingHash():
+            return f"{name}, {policy.min_size} points or more by {policy.function.value}"
+        case Maglev():
+            return f"{name}, {policy.table_size} slots"
+        case _:
+            return name
 
 
 def _outlier_words(cluster: Cluster) -> str:

@@ -5,13 +5,22 @@ from dataclasses import dataclass, replace
 from typing import assert_never
 
 from meshlib.balancing.endpoint_state import EndpointState
+from meshlib.balancing.hash_weights import flat_shares, locality_shares
 from meshlib.balancing.least_request import least_request
 from meshlib.balancing.locality import LocalityPicker, LocalityShare, effective_weights
+from meshlib.balancing.maglev import MaglevPicker
 from meshlib.balancing.picker import EmptyPicker, HostPicker, Picker
-from meshlib.balancing.priority import PriorityHealth, PriorityPicker, priority_load
+from meshlib.balancing.priority import (
+    HashPriorityPicker,
+    PriorityHealth,
+    PriorityLoad,
+    PriorityPicker,
+    priority_load,
+)
 from meshlib.balancing.random_choice import RandomPicker
+from meshlib.balancing.ring_hash import RingHashPicker
 from meshlib.balancing.round_robin import round_robin
-from meshlib.model.cluster import LbPolicy, LeastRequest, Random, RoundRobin, StaticDiscovery
+from meshlib.model.cluster import LeastRequest, Maglev, Random, RingHash, RoundRobin, StaticDiscovery
 from meshlib.model.snapshot import ClusterConfig
 
 __all__ = ["build_picker", "cluster_health"]
@@ -31,7 +40,7 @@ class _Priority:
     states: tuple[EndpointState, ...]
 
 
-def _host_picker(policy: LbPolicy, states: Sequence[EndpointState]) -> HostPicker:
+def _host_picker(policy: RoundRobin | LeastRequest | Random, states: Sequence[EndpointState]) -> HostPicker:
     if not states:
         return _NOBODY
     match policy:
@@ -66,9 +75,13 @@ def _priorities(config: ClusterConfig, states: Mapping[str, EndpointState]) -> l
     ]
 
 
-def _source(config: ClusterConfig, priority: _Priority, is_eligible: Callable[[EndpointState], bool]) -> HostPicker:
+def _source(
+    config: ClusterConfig,
+    policy: RoundRobin | LeastRequest | Random,
+    priority: _Priority,
+    is_eligible: Callable[[EndpointState], bool],
+) -> HostPicker:
     """Make the picker over a priority's healthy, or degraded, hosts."""
-    policy = config.cluster.lb_policy
     if config.cluster.locality_weighted:
         eligible = [tuple(filter(is_eligible, locality.states)) for locality in priority.localities]
         shares = [
@@ -110,18 +123,29 @@ def build_picker(config: ClusterConfig, states: Mapping[str, EndpointState]) -> 
         overprovisioning_factor=config.assignment.overprovisioning_factor,
         panic_threshold=int(config.cluster.panic_threshold_percent),
     )
+    if isinstance(config.cluster.lb_policy, RingHash | Maglev):
+        return _by_hash(config, config.cluster.lb_policy, priorities, load)
+    return _by_turns(config, config.cluster.lb_policy, priorities, load)
+
+
+def _by_turns(
+    config: ClusterConfig,
+    policy: RoundRobin | LeastRequest | Random,
+    priorities: Sequence[_Priority],
+    load: PriorityLoad,
+) -> Picker:
     sources: list[tuple[int, HostPicker]] = []
     for priority, healthy, degraded, panicking in zip(
         priorities, load.healthy, load.degraded, load.is_panicking, strict=True
     ):
         if panicking:
             if healthy + degraded:
-                sources.append((healthy + degraded, _host_picker(config.cluster.lb_policy, priority.states)))
+                sources.append((healthy + degraded, _host_picker(policy, priority.states)))
             continue
         if healthy:
-            sources.append((healthy, _source(config, priority, lambda state: state.is_healthy)))
+            sources.append((healthy, _source(config, policy, priority, lambda state: state.is_healthy)))
         if degraded:
-            sources.append((degraded, _source(config, priority, lambda state: state.is_degraded)))
+            sources.append((degraded, _source(config, policy, priority, lambda state: state.is_degraded)))
     match sources:
         case []:
             return _NOBODY
@@ -129,3 +153,45 @@ def build_picker(config: ClusterConfig, states: Mapping[str, EndpointState]) -> 
             return only
         case _:
             return PriorityPicker(sources)
+
+
+def _by_hash(
+    config: ClusterConfig, policy: RingHash | Maglev, priorities: Sequence[_Priority], load: PriorityLoad
+) -> Picker:
+    """Make the picker of a policy that hashes: one ring or table per priority that gets load.
+
+    It holds the healthy hosts, in panic all of them; never degraded ones, not even for the load that is theirs. Locality
+    weights are not scaled with health, as they are for other policies, and count in panic too. All this is Envoy's.
+    """
+    made: dict[int, HostPicker] = {}
+    loads: list[tuple[int, HostPicker]] = []
+    for part in (load.healthy, load.degraded):
+        for number, share in enumerate(part):
+            if share:
+                if number not in made:
+                    made[number] = _hash_picker(
+                        config, policy, priorities[number], is_panicking=load.is_panicking[number]
+                    )
+                loads.append((share, made[number]))
+    match loads:
+        case []:
+            return _NOBODY
+        case [(_, only)]:
+            return only
+        case _:
+            return HashPriorityPicker(loads)
+
+
+def _hash_picker(
+    config: ClusterConfig, policy: RingHash | Maglev, priority: _Priority, *, is_panicking: bool
+) -> HostPicker:
+    def chosen(states: Sequence[EndpointState]) -> Sequence[EndpointState]:
+        return states if is_panicking else tuple(state for state in states if state.is_healthy)
+
+    if config.cluster.locality_weighted:
+        shares = locality_shares([(locality.weight, chosen(locality.states)) for locality in priority.localities])
+    else:
+        shares = flat_shares(chosen(priority.states))
+    if not shares:
+        return _NOBODY
+    return RingHashPicker(shares, policy) if isinstance(policy, RingHash) else MaglevPicker(shares, policy)

@@ -10,7 +10,14 @@ __all__ = ["EmptyPicker", "HostPicker", "Picker"]
 
 
 class Picker(Protocol):
-    """Chooses an endpoint; immutable but for its place in a rotation, never blocks, any thread may ask."""
+    """Chooses an endpoint; immutable but for its place in a rotation, never blocks, any thread may ask.
+
+    Attributes:
+        uses_hash: The request's hash matters; without that it need not be worked out.
+    """
+
+    @property
+    def uses_hash(self) -> bool: ...
 
     def pick(
         self, hash_: int | None, rng: Rng, avoid: Sequence[EndpointState] = (), attempts: int = 1
@@ -33,6 +40,8 @@ class HostPicker:
     """A picker that knows how to `choose` once."""
 
     __slots__ = ()
+
+    uses_hash = False
 
     def choose(self, rng: Rng) -> EndpointState | None:
         """Choose an endpoint; None: there is none."""

@@ -14,7 +14,7 @@ from meshlib.balancing.endpoint_state import EndpointState
 from meshlib.balancing.picker import HostPicker
 from meshlib.ports import Rng
 
-__all__ = ["PriorityHealth", "PriorityLoad", "PriorityPicker", "priority_load"]
+__all__ = ["HashPriorityPicker", "PriorityHealth", "PriorityLoad", "PriorityPicker", "priority_load"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -117,3 +117,30 @@ class PriorityPicker(HostPicker):
     def choose(self, rng: Rng) -> EndpointState | None:
         # A source without hosts gives None: there is no falling through to the next priority.
         return self._table[int(rng.random() * 100)].choose(rng)
+
+
+class HashPriorityPicker(HostPicker):
+    """Has the request's hash draw the source of hosts too, so that a request stays with its priority."""
+
+    __slots__ = ("_table",)
+
+    uses_hash = True
+
+    def __init__(self, loads: Sequence[tuple[int, HostPicker]]) -> None:
+        """Make the picker.
+
+        Args:
+            loads: As with `PriorityPicker`, in Envoy's order: the healthy loads of all priorities, then the degraded.
+        """
+        self._table: tuple[HostPicker, ...] = tuple(source for load, source in loads for _ in range(load))
+
+    def choose(self, rng: Rng) -> EndpointState | None:
+        return self.pick(None, rng)
+
+    def pick(
+        self, hash_: int | None, rng: Rng, avoid: Sequence[EndpointState] = (), attempts: int = 1
+    ) -> EndpointState | None:
+        """As `Picker.pick`; each of the picks is made in the same priority."""
+        if hash_ is None:
+            hash_ = rng.getrandbits(64)
+        return self._table[hash_ % 100].pick(hash_, rng, avoid, attempts)

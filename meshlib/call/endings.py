@@ -42,6 +42,7 @@ class CallEndings(CallFacts):
         "_is_asking",
         "_is_deadline_next",
         "_is_good",
+        "_is_hashed",
         "_is_unrecorded",
         "_out",
         "_per_try_s",
@@ -61,6 +62,7 @@ class CallEndings(CallFacts):
     _out: RequestHead
     _breaker: CircuitBreaker
     _hash: int | None
+    _is_hashed: bool
     _per_try_s: float | None
     _timeout_at: float | None
     _timeout_s: float | None

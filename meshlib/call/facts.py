@@ -26,7 +26,7 @@ class CallFacts:
         deadline: Monotonic seconds at which the call must be over, response body included; None: no limit.
     """
 
-    __slots__ = ("_tls", "_tried", "cluster", "deadline", "flag", "head", "match", "result", "target")
+    __slots__ = ("_cookies", "_tls", "_tried", "cluster", "deadline", "flag", "head", "match", "result", "target")
 
     def __init__(self, target: TargetView, head: RequestHead, deadline: float | None) -> None:
         self.target = target
@@ -38,6 +38,8 @@ class CallFacts:
         self.deadline = deadline
         self._tried: list[EndpointState] = []
         self._tls: ClientTls | None = None
+        # Values of `set-cookie` for the caller, made because its request had no cookie to hash.
+        self._cookies: list[str] = []
 
     @property
     def attempts(self) -> int:
@@ -71,8 +73,16 @@ class CallFacts:
         return self._tls is not None
 
     def response_headers(self, headers: Headers) -> Headers:
-        """Return a response's headers after the route's mutations; of a `LocalReply` they are applied already."""
-        return headers if self.match is None else self.match.response_headers(headers, self.head)
+        """Return a response's headers after the route's mutations; of a `LocalReply` they are applied already.
+
+        Cookies that were made for the hash follow: the caller sends them back to stay with its endpoint.
+        """
+        if self.match is None:
+            return headers
+        headers = self.match.response_headers(headers, self.head)
+        if self._cookies:
+            return Headers((*headers.items, *(("set-cookie", cookie) for cookie in self._cookies)))
+        return headers
 
     def error(self, message: str = "", *, cause: BaseException | None = None) -> MeshError:
         """Make the exception for the caller, by what the call came to.

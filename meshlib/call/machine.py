@@ -13,8 +13,10 @@ from meshlib.call.replies import NO_HOST, OVERFLOW, drop_reply, no_cluster_reply
 from meshlib.call.report import attempt_finished
 from meshlib.call.steps import Attempt, Sleep, Step
 from meshlib.events import HostEjected
+from meshlib.model.cluster import Maglev, RingHash
 from meshlib.model.outcome import Failure, FailureKind, LocalReply, Outcome, Response
 from meshlib.routing.fault import decide_fault
+from meshlib.routing.hash_policy import CookieMaker, cluster_hash
 from meshlib.routing.table import RouteMatch
 from meshlib.view import ClusterState, RoutePlan
 
@@ -172,7 +174,7 @@ class Call(CallEndings):
         self._out, self._rules = out, rules
         retries = rules.num_retries
         self._retries_left = min(retries, GRPC_MAX_ATTEMPTS - 1) if head.is_grpc else retries
-        self._hash = match.hash(out) if action.hash_policies else None
+        self._is_hashed = False
         self._breaker = cluster.high_breaker if action.high_priority else cluster.breaker
 
         # "The global timeout starts when the request is complete and an attempt exists": not during an injected delay.
@@ -224,11 +226,12 @@ class Call(CallEndings):
         deadline, tried = self._ends_at, self._tried
         if deadline is not None and now >= deadline:
             return self._expired()
-        retry = self._plan.retry
+        retry, picker = self._plan.retry, cluster.picker
+        hash_ = self._hash_for(match, cluster) if picker.uses_hash else None
         if tried and retry is not None and retry.avoid_previous_hosts:
-            state = cluster.picker.pick(self._hash, self._rng, tried, retry.host_selection_attempts)
+            state = picker.pick(hash_, self._rng, tried, retry.host_selection_attempts)
         else:
-            state = cluster.picker.pick(self._hash, self._rng)
+            state = picker.pick(hash_, self._rng)
         if state is None:
             return self._local(NO_HOST)
         if not cluster.acquire(self._breaker, state):
@@ -256,6 +259,20 @@ class Call(CallEndings):
         number = len(tried)
         head = written_head(out, number, match.include_attempt_count, expected_s, left_s)
         return Attempt(number, cluster, endpoint, tls, timeout_s, head)
+
+    def _hash_for(self, match: RouteMatch, cluster: ClusterState) -> int | None:
+        """Return the request's hash, the same for all attempts: by the policies of the route, or else the cluster's."""
+        policy = cluster.config.cluster.lb_policy
+        if isinstance(policy, RingHash | Maglev) and policy.hash_policies:
+            return cluster_hash(policy.hash_policies)(self._out, None)
+        if not self._is_hashed:
+            self._is_hashed = True
+            maker = None
+            if match.makes_cookies:
+                maker = CookieMaker(self.target.client_id(self._rng))
+                self._cookies = maker.lines
+            self._hash = match.hash(self._out, maker)
+        return self._hash
 
     # --- after an attempt ----------------------------------------------------------------------------------------
 

@@ -2,8 +2,10 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from enum import Enum
 
 from meshlib.model.endpoint import NO_METADATA, ClusterLoadAssignment
+from meshlib.model.route import HashPolicy
 from meshlib.model.secret import ClientTls
 
 __all__ = [
@@ -15,8 +17,11 @@ __all__ = [
     "LbPolicy",
     "LeastRequest",
     "LoadReports",
+    "Maglev",
     "OutlierDetection",
     "Random",
+    "RingHash",
+    "RingHashFunction",
     "RoundRobin",
     "StaticDiscovery",
     "TransportSocketMatch",
@@ -78,7 +83,43 @@ class Random:
     pass
 
 
-LbPolicy = RoundRobin | LeastRequest | Random
+class RingHashFunction(Enum):
+    """How the points of a ring are made. Requests are hashed with XXH64 whatever the ring says."""
+
+    XX_HASH = "XXH64"
+    MURMUR_HASH_2 = "Murmur2"
+
+
+@dataclass(frozen=True, slots=True)
+class RingHash:
+    """Attributes:
+    min_size: Points of the whole ring, from 1 on; Envoy's and gRPC's default is 1024.
+    max_size: Not below `min_size`; Envoy's and gRPC's default is 8 Mi.
+    uses_hostname: Endpoints without a `hash_key` of their own are known by their hostname instead of their address.
+    hash_policies: Count instead of the route's; empty: the route's count.
+    """
+
+    min_size: int = 1024
+    max_size: int = 8 * 1024 * 1024
+    function: RingHashFunction = RingHashFunction.XX_HASH
+    uses_hostname: bool = False
+    hash_policies: tuple[HashPolicy, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Maglev:
+    """Attributes:
+    table_size: A prime; Envoy's default is 65537.
+    uses_hostname: As with `RingHash`.
+    hash_policies: As with `RingHash`.
+    """
+
+    table_size: int = 65537
+    uses_hostname: bool = False
+    hash_policies: tuple[HashPolicy, ...] = ()
+
+
+LbPolicy = RoundRobin | LeastRequest | Random | RingHash | Maglev
 
 
 @dataclass(frozen=True, slots=True)

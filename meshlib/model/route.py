@@ -19,6 +19,7 @@ __all__ = [
     "HashPolicy",
     "HeaderAdd",
     "HeaderMutation",
+    "MadeCookie",
     "MirrorPolicy",
     "NonForwarding",
     "Redirect",
@@ -151,6 +152,21 @@ class RegexRewrite:
 
 
 @dataclass(frozen=True, slots=True)
+class MadeCookie:
+    """What a cookie says beside its name and value.
+
+    Attributes:
+        ttl_s: Its life; 0: as long as the caller's session.
+        path: Empty: none is named.
+        attributes: Name and value of others; an empty value is left out.
+    """
+
+    ttl_s: int = 0
+    path: str = ""
+    attributes: tuple[tuple[str, str], ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
 class HashPolicy:
     """One source of the request's hash.
 
@@ -159,12 +175,14 @@ class HashPolicy:
         name: Header, cookie, parameter or key.
         terminal: Stop here if a hash was found so far.
         regex: Rewrites the header's value before hashing.
+        made: The cookie to make for a caller that brings none; None: none is made.
     """
 
     kind: str
     name: str = ""
     terminal: bool = False
     regex: RegexRewrite | None = None
+    made: MadeCookie | None = None
 
 
 @dataclass(frozen=True, slots=True)

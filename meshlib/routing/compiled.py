@@ -30,7 +30,7 @@ from meshlib.model.route import (
     WeightedClusters,
 )
 from meshlib.routing.format import Facts
-from meshlib.routing.hash_policy import Hash, compile_hash
+from meshlib.routing.hash_policy import CookieMaker, Hash, compile_hash
 from meshlib.routing.headers import Mutator, order_levels, request_mutator, response_mutator
 from meshlib.routing.matchers import (
     compile_path,
@@ -60,6 +60,7 @@ class RouteMatch:
         fault: The most specific one; None when nothing is to be injected or the listener has no fault filter.
         metadata: filter_metadata of the route.
         mirrors: Which clusters get a copy of this request.
+        makes_cookies: Working out the hash may make a cookie for the caller.
     """
 
     cluster: str
@@ -71,6 +72,7 @@ class RouteMatch:
     metadata: Mapping[str, Mapping[str, object]] = field(default_factory=lambda: NO_METADATA, repr=False)
     include_attempt_count: bool = False
     mirrors: tuple[MirrorPolicy, ...] = ()
+    makes_cookies: bool = False
     _levels: tuple[HeaderMutation, ...] = field(default=(), repr=False)
     _rewrite: Callable[[RequestHead], RequestHead] | None = field(default=None, repr=False)
     _response: Mutator | None = field(default=None, repr=False)
@@ -120,13 +122,14 @@ class RouteMatch:
         mutator = response_mutator(self._levels, Facts(self.route_name))
         return replace(reply, headers=finish_headers(mutator.apply(Headers(), head), b""))
 
-    def hash(self, head: RequestHead) -> int | None:
+    def hash(self, head: RequestHead, maker: CookieMaker | None = None) -> int | None:
         """Return the request's hash by the route's hash policies, or None.
 
         Args:
             head: What `rewrite` returned: a header that the route adds can steer the hash.
+            maker: Makes cookies that the caller lacks; None: none are made.
         """
-        return None if self._hash is None else self._hash(head)
+        return None if self._hash is None else self._hash(head, maker)
 
 
 @dataclass(frozen=True, slots=True)
@@ -243,6 +246,7 @@ class _Builder:
             fault=self.fault(None if weight is None else weight.fault),
             metadata=self.route.metadata,
             include_attempt_count=self.host.include_attempt_count,
+            makes_cookies=any(policy.made is not None for policy in action.hash_policies),
             _levels=self._levels(mutation),
             _rewrite=compile_rewrite(action, self.route.match.path, request, first, weight_host),
             _response=response or None,
@@ -295,7 +299,7 @@ def _weighted(build: _Builder, action: RouteAction, weighted: WeightedClusters) 
             if len(values) == 1:
                 number = parse_int(values[0], low=0, high=UINT64)
         if number is None and hash_ is not None:
-            number = hash_(head)
+            number = hash_(head, None)
         return by_chance(head, stream_id if number is None else number)
 
     return by_request if header or hash_ is not None else by_chance

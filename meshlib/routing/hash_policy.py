@@ -4,26 +4,61 @@ Source: Envoy `HashPolicyImpl`; for gRPC calls gRFC A42 (entries joined, seed 0)
 """
 
 from collections.abc import Callable, Sequence
+from functools import lru_cache
 
 import xxhash
 
 from meshlib.matching import entries_getter, to_bytes
 from meshlib.model.request import RequestHead
-from meshlib.model.route import HashPolicy
+from meshlib.model.route import HashPolicy, MadeCookie
 from meshlib.routing.matchers import query_value
 from meshlib.routing.rewrite import compile_regex_rewrite
 
-__all__ = ["compile_hash"]
+__all__ = ["CookieMaker", "Hash", "cluster_hash", "compile_hash"]
 
-Hash = Callable[[RequestHead], int | None]
 MASK = 2**64 - 1
+
+
+class CookieMaker:
+    """Makes the cookies that a caller lacks, for one request.
+
+    Attributes:
+        lines: Values of `set-cookie`, which the caller gets with the response.
+    """
+
+    __slots__ = ("_value", "lines")
+
+    def __init__(self, client_id: int) -> None:
+        """Make a maker.
+
+        Args:
+            client_id: 64 bits. A proxy takes the caller's connection; here it stands for the client, so that the
+                requests of one that keeps no cookies stay together too.
+        """
+        self._value = f"{client_id:016x}"
+        self.lines: list[str] = []
+
+    def make(self, name: str, made: MadeCookie) -> str:
+        """Return the value of a cookie, after noting that it is to be set."""
+        parts = [f'{name}="{self._value}"']
+        if made.ttl_s:
+            parts.append(f"Max-Age={made.ttl_s}")
+        if made.path:
+            parts.append(f"Path={made.path}")
+        parts += [f"{key}={value}" if value else key for key, value in made.attributes]
+        parts.append("HttpOnly")
+        self.lines.append("; ".join(parts))
+        return self._value
+
+
+Hash = Callable[[RequestHead, CookieMaker | None], int | None]
 
 
 def _header(policy: HashPolicy) -> Hash:
     entries = entries_getter(policy.name.lower())
     rewrite = compile_regex_rewrite(policy.regex) if policy.regex is not None else None
 
-    def hash_(head: RequestHead) -> int | None:
+    def hash_(head: RequestHead, maker: CookieMaker | None) -> int | None:
         values = entries(head)
         if not values:
             return None
@@ -37,30 +72,41 @@ def _header(policy: HashPolicy) -> Hash:
 
 
 def _cookie(policy: HashPolicy) -> Hash:
-    name = policy.name
+    name, made = policy.name, policy.made
 
-    def hash_(head: RequestHead) -> int | None:
-        for line in head.headers.all("cookie"):
-            for pair in line.split(";"):
-                key, equals, value = pair.strip(" \t").partition("=")
-                if equals and key == name:
-                    if len(value) >= 2 and value[0] == value[-1] == '"':
-                        value = value[1:-1]
-                    return xxhash.xxh64_intdigest(to_bytes(value)) if value else None
-        return None
+    def hash_(head: RequestHead, maker: CookieMaker | None) -> int | None:
+        if head.is_grpc:
+            return None
+        value = _cookie_value(head, name)
+        if not value and made is not None and maker is not None:
+            value = maker.make(name, made)
+        return xxhash.xxh64_intdigest(to_bytes(value)) if value else None
 
     return hash_
 
 
+def _cookie_value(head: RequestHead, name: str) -> str:
+    for line in head.headers.all("cookie"):
+        for pair in line.split(";"):
+            key, equals, value = pair.strip(" \t").partition("=")
+            if equals and key == name:
+                if len(value) >= 2 and value[0] == value[-1] == '"':
+                    value = value[1:-1]
+                return value
+    return ""
+
+
 def _query(policy: HashPolicy) -> Hash:
-    def hash_(head: RequestHead) -> int | None:
+    def hash_(head: RequestHead, maker: CookieMaker | None) -> int | None:
+        if head.is_grpc:
+            return None
         value = query_value(head.path, policy.name)
         return None if value is None else xxhash.xxh64_intdigest(to_bytes(value))
 
     return hash_
 
 
-def _nothing(head: RequestHead) -> int | None:
+def _nothing(head: RequestHead, maker: CookieMaker | None) -> int | None:
     return None
 
 
@@ -82,15 +128,17 @@ def _compile(policy: HashPolicy) -> Hash:
 def compile_hash(policies: Sequence[HashPolicy]) -> Hash:
     """Compile hash policies; the function returns 64 bits, or None when no policy yields a value.
 
+    It takes the request and a maker of cookies; without one no cookie is made. Of gRPC calls only headers count (A42).
+
     Raises:
         ValueError: A policy or regex that is not understood.
     """
     sources = tuple((_compile(policy), policy.terminal) for policy in policies)
 
-    def hash_(head: RequestHead) -> int | None:
+    def hash_(head: RequestHead, maker: CookieMaker | None = None) -> int | None:
         result: int | None = None
         for source, terminal in sources:
-            value = source(head)
+            value = source(head, maker)
             if value is not None:
                 old = result or 0
                 result = ((old << 1 | old >> 63) & MASK) ^ value
@@ -99,3 +147,9 @@ def compile_hash(policies: Sequence[HashPolicy]) -> Hash:
         return result
 
     return hash_
+
+
+@lru_cache(maxsize=256)
+def cluster_hash(policies: tuple[HashPolicy, ...]) -> Hash:
+    """As `compile_hash`, remembered: for the policies of clusters, which nobody compiles ahead."""
+    return compile_hash(policies)

@@ -5,6 +5,13 @@ from typing import Any, Final
 
 from meshlib.model.cluster import LbPolicy, LeastRequest, Random, RoundRobin
 from meshlib.xds.decode_common import any_type, cover, join, unpack, wrapped
+from meshlib.xds.decode_hashing_lb import (
+    HASHING_TYPES,
+    check_hostname_hashing,
+    hashing_extension,
+    maglev_policy,
+    ring_hash_policy,
+)
 from meshlib.xds.decode_matcher import percent
 from meshlib.xds.problems import Problems
 
@@ -16,6 +23,8 @@ LEAST_REQUEST_TYPE: Final = f"{_POLICIES}least_request.v3.LeastRequest"
 RANDOM_TYPE: Final = f"{_POLICIES}random.v3.Random"
 WRR_LOCALITY_TYPE: Final = f"{_POLICIES}wrr_locality.v3.WrrLocality"
 
+_TYPES: Final = HASHING_TYPES | {ROUND_ROBIN_TYPE, LEAST_REQUEST_TYPE, RANDOM_TYPE, WRR_LOCALITY_TYPE}
+
 MAX_DEPTH: Final = 16
 """gRPC's limit for policies inside of policies."""
 
@@ -24,7 +33,6 @@ _COMMON_HARMLESS: Final = frozenset(
         "update_merge_window",  # a view is made of a whole update anyway
         "ignore_new_hosts_until_first_hc",  # about active health checks, which are refused
         "close_connections_on_host_set_change",
-        "consistent_hashing_lb_config",  # of policies that are refused
         "override_host_status",  # of the stateful session filter, which is refused
     }
 )
@@ -49,6 +57,7 @@ def decode_balancing(message: Any, path: str, problems: Problems, *, is_aggregat
     """
     common, place = message.common_lb_config, join(path, "common_lb_config")
     used = {"healthy_panic_threshold", "locality_weighted_lb_config", "zone_aware_lb_config"}
+    used |= {"consistent_hashing_lb_config"}
     cover(common, place, problems, used=frozenset(used), harmless=_COMMON_HARMLESS)
     _check_zone_aware(common, place, problems)
     if message.lb_subset_config.subset_selectors:
@@ -59,6 +68,8 @@ def decode_balancing(message: Any, path: str, problems: Problems, *, is_aggregat
         result = _extensions(message.load_balancing_policy, join(path, "load_balancing_policy"), problems, 0)
         if config := message.WhichOneof("lb_config"):
             problems.unused(join(path, config))
+        if common.HasField("consistent_hashing_lb_config"):
+            problems.unused(join(place, "consistent_hashing_lb_config"))
     elif is_aggregate:
         result = Balancing(RoundRobin())
     else:
@@ -81,14 +92,26 @@ def _enum_policy(message: Any, path: str, problems: Problems) -> LbPolicy:
         case 1:  # LEAST_REQUEST
             wanted = "least_request_lb_config"
             policy = _least_request(message.least_request_lb_config, join(path, wanted), problems)
+        case 2:  # RING_HASH
+            wanted = "ring_hash_lb_config"
+            uses_hostname = check_hostname_hashing(message.common_lb_config, path, problems)
+            policy = ring_hash_policy(
+                message.ring_hash_lb_config, join(path, wanted), problems, uses_hostname=uses_hostname
+            )
         case 3:  # RANDOM
             policy = Random()
+        case 5:  # MAGLEV
+            wanted = "maglev_lb_config"
+            uses_hostname = check_hostname_hashing(message.common_lb_config, path, problems)
+            policy = maglev_policy(message.maglev_lb_config, join(path, wanted), problems, uses_hostname=uses_hostname)
         case 7:  # LOAD_BALANCING_POLICY_CONFIG
             problems.error(join(path, "load_balancing_policy"), "is required with LOAD_BALANCING_POLICY_CONFIG")
         case _:
             problems.error(join(path, "lb_policy"), f"{name.name if name else message.lb_policy} is not supported")
     if config is not None and config != wanted:
         problems.unused(join(path, config))
+    if message.lb_policy not in (2, 5) and message.common_lb_config.HasField("consistent_hashing_lb_config"):
+        problems.unused(join(path, "common_lb_config.consistent_hashing_lb_config"))
     return policy
 
 
@@ -99,7 +122,7 @@ def _extensions(message: Any, path: str, problems: Problems, depth: int) -> Bala
         packed = item.typed_extension_config.typed_config
         place = f"{join(path, 'policies')}[{index}].typed_extension_config.typed_config"
         kind = any_type(packed)
-        if kind not in (ROUND_ROBIN_TYPE, LEAST_REQUEST_TYPE, RANDOM_TYPE, WRR_LOCALITY_TYPE):
+        if kind not in _TYPES:
             unknown.append(kind or item.typed_extension_config.name or "(none)")
             continue
         config = unpack(packed, place, problems)
@@ -113,6 +136,9 @@ def _extensions(message: Any, path: str, problems: Problems, depth: int) -> Bala
                 config.endpoint_picking_policy, join(place, "endpoint_picking_policy"), problems, depth + 1
             )
             return replace(inner, locality_weighted=True)
+        if kind in HASHING_TYPES:
+            hashing = hashing_extension(config, place, problems)
+            return Balancing(hashing, config.HasField("locality_weighted_lb_config"))
         return _extension(kind, config, place, problems)
     problems.error(path, f"no supported policy among: {', '.join(unknown) or '(empty list)'}")
     return Balancing(RoundRobin())

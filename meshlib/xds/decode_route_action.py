@@ -6,7 +6,6 @@ from meshlib.model.matcher import Fraction
 from meshlib.model.route import (
     ClusterHeader,
     ClusterWeight,
-    HashPolicy,
     MirrorPolicy,
     RouteAction,
     SingleCluster,
@@ -14,6 +13,7 @@ from meshlib.model.route import (
 )
 from meshlib.xds.decode_common import cover, duration, join, wrapped
 from meshlib.xds.decode_fault import fault_override
+from meshlib.xds.decode_hash_policy import hash_policies
 from meshlib.xds.decode_headers import MUTATION_FIELDS, header_mutation
 from meshlib.xds.decode_matcher import regex_rewrite, runtime_fraction
 from meshlib.xds.decode_retry import retry_policy
@@ -71,7 +71,7 @@ def route_action(message: Any, path: str, problems: Problems) -> RouteAction:
     if message.prefix_rewrite and message.HasField("regex_rewrite"):
         problems.error(join(path, "regex_rewrite"), "cannot be given together with prefix_rewrite")
     cluster = _cluster(message, path, problems)
-    hashing = _hash_policies(message.hash_policy, join(path, "hash_policy"), problems)
+    hashing = hash_policies(message.hash_policy, join(path, "hash_policy"), problems)
     limits = message.max_stream_duration
     limits_path = join(path, "max_stream_duration")
     retry = rewrite = None
@@ -198,32 +198,3 @@ def _cluster_weight(message: Any, path: str, problems: Problems) -> ClusterWeigh
         host_rewrite=message.host_rewrite_literal,
         fault=fault_override(message.typed_per_filter_config, join(path, "typed_per_filter_config"), problems),
     )
-
-
-def _hash_policies(messages: Any, path: str, problems: Problems) -> tuple[HashPolicy, ...]:
-    policies = (_hash_policy(message, f"{path}[{index}]", problems) for index, message in enumerate(messages))
-    return tuple(policy for policy in policies if policy is not None)
-
-
-def _hash_policy(message: Any, path: str, problems: Problems) -> HashPolicy | None:
-    kind = message.WhichOneof("policy_specifier")
-    terminal = bool(message.terminal)
-    match kind:
-        case "header":
-            rewrite = None
-            if message.header.HasField("regex_rewrite"):
-                rewrite = regex_rewrite(message.header.regex_rewrite, join(path, "header.regex_rewrite"), problems)
-            return HashPolicy("header", message.header.header_name.lower(), terminal, rewrite)
-        case "cookie":
-            for name in ("ttl", "path", "attributes"):
-                if name in {field.name for field, _ in message.cookie.ListFields()}:
-                    problems.unused(join(path, f"cookie.{name}"), "no cookie is made up when the request has none")
-            return HashPolicy("cookie", message.cookie.name, terminal)
-        case "connection_properties":
-            return HashPolicy("source_ip", "", terminal)
-        case "query_parameter":
-            return HashPolicy("query_parameter", message.query_parameter.name, terminal)
-        case "filter_state":
-            return HashPolicy("filter_state", message.filter_state.key, terminal)
-        case _:
-            return None

@@ -33,9 +33,6 @@ def balancer_fields(block: Mapping[str, Any], profile: Profile, report: Report, 
 
 
 def _hash_fields(block: Mapping[str, Any], profile: Profile, report: Report, position: Position | None) -> Json:
-    if profile is Profile.MESHLIB:
-        report.dropped(profile, "consistentHash", "least request is used for now", position)
-        return {"lb_policy": "LEAST_REQUEST"}
     size = block.get("ringHash", {}).get("minimumRingSize", block.get("ringHash.minimumRingSize", DEFAULT_RING_SIZE))
     if "maglev" in block:
         if profile is not Profile.GRPC:
@@ -49,10 +46,8 @@ def _hash_fields(block: Mapping[str, Any], profile: Profile, report: Report, pos
 def hash_policies(block: Mapping[str, Any], profile: Profile, report: Report, position: Position | None) -> list[Json]:
     """Return what routes to a cluster with this `loadBalancer` block hash on."""
     consistent = block.get("consistentHash", {})
-    if "httpHeaderName" in consistent and profile is not Profile.MESHLIB:
+    if "httpHeaderName" in consistent:
         return [{"header": {"header_name": consistent["httpHeaderName"].lower()}}]
-    if profile is Profile.MESHLIB:
-        return []  # said where the cluster's policy is chosen
     if consistent and profile is Profile.GRPC:
         report.dropped(profile, "consistentHash on anything but a header", "each request hashes at random", position)
         return []
@@ -61,6 +56,9 @@ def hash_policies(block: Mapping[str, Any], profile: Profile, report: Report, po
         path = {"path": cookie["path"]} if cookie.get("path") else {}
         return [{"cookie": {"name": cookie["name"], "ttl": cookie.get("ttl", duration_text(0)), **path}}]
     if consistent.get("useSourceIp"):
+        if profile is Profile.MESHLIB:
+            # The caller is the process itself, so there is no address to tell callers apart by.
+            report.dropped(profile, "consistentHash.useSourceIp", "each request hashes at random", position)
         return [{"connection_properties": {"source_ip": True}}]
     if "httpQueryParameterName" in consistent:
         return [{"query_parameter": {"name": consistent["httpQueryParameterName"]}}]

@@ -55,8 +55,6 @@ def test_an_eds_cluster_with_a_service_name(decode_cluster):
         ({"health_checks": [{}]}, "health_checks"),
         ({"transport_socket_matcher": {}}, "transport_socket_matcher"),
         ({"upstream_bind_config": {}}, "upstream_bind_config"),
-        ({"lb_policy": "MAGLEV"}, "lb_policy"),
-        ({"lb_policy": "RING_HASH"}, "lb_policy"),
         ({"lb_policy": "CLUSTER_PROVIDED"}, "lb_policy"),
         ({"lb_policy": "LOAD_BALANCING_POLICY_CONFIG"}, "load_balancing_policy"),
         ({"lb_subset_config": {"subset_selectors": [{"keys": ["a"]}]}}, "lb_subset_config"),
@@ -196,7 +194,7 @@ LOCALITY = {"locality_lb_config": {"locality_weighted_lb_config": {}}}
         ([("round_robin.v3.RoundRobin", LOCALITY)], RoundRobin(), True),
         ([("random.v3.Random", {})], Random(), False),
         ([("least_request.v3.LeastRequest", {"choice_count": 3})], LeastRequest(3), False),
-        ([("maglev.v3.Maglev", {}), ("random.v3.Random", LOCALITY)], Random(), True),
+        ([("pick_first.v3.PickFirst", {}), ("random.v3.Random", LOCALITY)], Random(), True),
     ],
 )
 def test_the_first_policy_that_we_have_is_taken(decode_cluster, policies, entries, policy, weighted):
@@ -213,8 +211,8 @@ def test_wrr_locality_weighs_localities_and_takes_its_inner_policy(decode_cluste
 
 
 def test_a_list_without_a_policy_that_we_have_is_refused(decode_cluster, policies):
-    decoded = decode_cluster(load_balancing_policy=policies(("maglev.v3.Maglev", {}), ("pick_first.v3.PickFirst", {})))
-    expected = f"load_balancing_policy: no supported policy among: {POLICIES}maglev.v3.Maglev, {POLICIES}pick_first.v3.PickFirst"
+    decoded = decode_cluster(load_balancing_policy=policies(("subset.v3.Subset", {}), ("pick_first.v3.PickFirst", {})))
+    expected = f"load_balancing_policy: no supported policy among: {POLICIES}subset.v3.Subset, {POLICIES}pick_first.v3.PickFirst"
     assert decoded.errors == (expected,)
     assert paths_of(decode_cluster(load_balancing_policy={})) == ["load_balancing_policy"]
 

@@ -9,6 +9,7 @@ from meshlib.model.route import (
     FaultDelay,
     FaultPolicy,
     HashPolicy,
+    MadeCookie,
     MirrorPolicy,
     RegexRewrite,
     WeightedClusters,
@@ -190,7 +191,8 @@ def test_harmless_fields_are_reported(decode_route):
 def test_hash_policies(decode_route):
     policies = [
         {"header": {"header_name": "X-U", "regex_rewrite": {"pattern": {"regex": "(a)"}, "substitution": "\\1"}}},
-        {"cookie": {"name": "C", "ttl": "0s", "path": "/"}, "terminal": True},
+        {"cookie": {"name": "C", "ttl": "1.9s", "path": "/", "attributes": [{"name": "Secure"}]}, "terminal": True},
+        {"cookie": {"name": "D", "path": "/"}},
         {"connection_properties": {"source_ip": True}},
         {"query_parameter": {"name": "q"}},
         {"filter_state": {"key": "io.grpc.channel_id"}},
@@ -198,13 +200,17 @@ def test_hash_policies(decode_route):
     decoded = decode_route({"hash_policy": policies})
     assert action_of(decoded).hash_policies == (
         HashPolicy("header", "x-u", regex=RegexRewrite("(a)", "\\1")),
-        HashPolicy("cookie", "C", terminal=True),
+        HashPolicy("cookie", "C", terminal=True, made=MadeCookie(1, "/", (("Secure", ""),))),
+        HashPolicy("cookie", "D"),
         HashPolicy("source_ip"),
         HashPolicy("query_parameter", "q"),
         HashPolicy("filter_state", "io.grpc.channel_id"),
     )
-    reason = "no cookie is made up when the request has none"
-    assert decoded.unused == tuple(f"{ACTION}.hash_policy[1].cookie.{name}: {reason}" for name in ("ttl", "path"))
+    assert [entry.partition(":")[0] for entry in decoded.unused] == [
+        f"{ACTION}.hash_policy[2].cookie.path",
+        f"{ACTION}.hash_policy[3].connection_properties.source_ip",
+        f"{ACTION}.hash_policy[5].filter_state",
+    ]
 
 
 def test_a_cookie_that_is_made_up_cannot_choose_the_cluster(decode_route):

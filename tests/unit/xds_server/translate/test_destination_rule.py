@@ -1,3 +1,5 @@
+import pytest
+
 from xds_server.model import Instance
 
 HEAD = "apiVersion: networking.istio.io/v1\nkind: DestinationRule\n"
@@ -137,7 +139,31 @@ def test_hashing_is_ring_hash_or_maglev_and_a_hash_policy_on_routes(compiled, de
     assert (grpc["lb_policy"], grpc["ring_hash_lb_config"]) == ("RING_HASH", {"minimum_ring_size": "1024"})
 
 
-def test_hashing_that_meshlib_lacks_is_said(compiled, destination_rule):
-    result = compiled(destination_rule("{loadBalancer: {consistentHash: {useSourceIp: true}}}"))
-    assert (result.cluster()["lb_policy"], result.codes) == ("LEAST_REQUEST", ["MESH0040"])
-    assert "hash_policy" not in result.routes()[0]["route"]
+@pytest.mark.parametrize("profile", ["envoy", "meshlib"])
+@pytest.mark.parametrize(
+    ("source", "expected"),
+    [
+        (
+            "httpCookie: {name: s, ttl: 60s, path: /a}",
+            {"cookie": {"name": "s", "ttl": "60s", "path": "/a"}},
+        ),
+        ("httpQueryParameterName: user", {"query_parameter": {"name": "user"}}),
+        ("useSourceIp: true, ringHash: {minimumRingSize: 9}", {"connection_properties": {"source_ip": True}}),
+    ],
+)
+def test_envoy_and_meshlib_hash_alike(compiled, destination_rule, profile, source, expected):
+    text = destination_rule(f"{{loadBalancer: {{consistentHash: {{{source}}}}}}}")
+    result = compiled(text, profile=profile)
+    size = "9" if "ringHash" in source else "1024"
+    assert (result.cluster()["lb_policy"], result.cluster()["ring_hash_lb_config"]) == (
+        "RING_HASH",
+        {"minimum_ring_size": size},
+    )
+    routes = result.routes() if profile == "meshlib" else result.get("RDS", "outbound")["virtual_hosts"][0]["routes"]
+    assert routes[0]["route"]["hash_policy"] == [expected]
+
+
+def test_source_address_that_meshlib_lacks_is_said(compiled, destination_rule):
+    text = destination_rule("{loadBalancer: {consistentHash: {useSourceIp: true}}}")
+    assert compiled(text).codes == ["MESH0040"]
+    assert compiled(text, profile="envoy").codes == []
