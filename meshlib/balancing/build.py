@@ -22,6 +22,7 @@ from meshlib.balancing.ring_hash import RingHashPicker
 from meshlib.balancing.round_robin import round_robin
 from meshlib.model.cluster import LeastRequest, Maglev, Random, RingHash, RoundRobin, StaticDiscovery
 from meshlib.model.snapshot import ClusterConfig
+from meshlib.ports import Pause, no_pause
 
 __all__ = ["build_picker", "cluster_health"]
 
@@ -110,14 +111,17 @@ def cluster_health(config: ClusterConfig, states: Mapping[str, EndpointState]) -
     return [replace(_health(priority), overprovisioning_factor=factor) for priority in _priorities(config, states)]
 
 
-def build_picker(config: ClusterConfig, states: Mapping[str, EndpointState]) -> Picker:
+def build_picker(config: ClusterConfig, states: Mapping[str, EndpointState], *, pause: Pause = no_pause) -> Picker:
     """Make the picker of a cluster: priorities, panic, localities, health, and the policy inside.
 
     Args:
         states: By address; endpoints without a state are left out.
+        pause: Called between the steps.
     """
     priorities = _priorities(config, states)
+    pause()
     health = [_health(priority) for priority in priorities]
+    pause()
     load = priority_load(
         health,
         overprovisioning_factor=config.assignment.overprovisioning_factor,

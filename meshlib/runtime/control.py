@@ -24,6 +24,7 @@ from meshlib.runtime.certificates import describe
 from meshlib.runtime.dns import DnsLookups, Lookup, look_up
 from meshlib.runtime.load_reports import LoadReporter, OpenLoadStream
 from meshlib.runtime.load_stream import LoadStream
+from meshlib.runtime.pauses import TurnTaking
 from meshlib.runtime.scheduler import Scheduler, Timer
 from meshlib.runtime.separate_streams import SeparateStreams
 from meshlib.runtime.server_link import ConnectionStatus, OpenStream, ServerLink
@@ -107,6 +108,7 @@ class ControlPlane:
         self._open_stream: OpenStream = open_stream or self._open_ads
         self._lookup = lookup
         self._loads = loads
+        self._pause = TurnTaking()
         self._open_load_stream: OpenLoadStream = open_load_stream or self._open_beside
         # Guarded by the lock.
         self._lock = threading.Lock()
@@ -132,7 +134,7 @@ class ControlPlane:
         return ServerLink(
             server,
             self._bootstrap.node,
-            new_machine(share, server.features) if before is None else before.machine,
+            new_machine(share, server.features, pause=self._pause) if before is None else before.machine,
             scheduler=self._scheduler,
             clock=self._clock,
             rng=self._rng,

@@ -18,6 +18,7 @@ from meshlib.runtime import fork
 from meshlib.runtime.context import remaining_s
 from meshlib.runtime.control import ControlPlane
 from meshlib.runtime.exit import close_at_exit
+from meshlib.runtime.pauses import TurnTaking
 from meshlib.runtime.server_link import OpenStream
 from meshlib.runtime.state_store import StateStore, default_directory
 from meshlib.runtime.tracing import Tracing
@@ -60,6 +61,7 @@ class MeshEngine:
         self.is_disabled = os.environ.get("MESHLIB_DISABLE", "") == "1"
         self.tracing = Tracing(tracer_provider)
         self._first_use_timeout_s = first_use_timeout_s
+        self._pause = TurnTaking()
         self._state_dir = _state_directory(state_dir)
         self._open_stream = open_stream
         # Guarded by the lock.
@@ -218,7 +220,7 @@ class MeshEngine:
 
     def publish(self, snapshot: Snapshot) -> None:
         """Take a snapshot into use. Called by the control thread."""
-        self._view = build_view(snapshot, self._view, now=self.clock())
+        self._view = build_view(snapshot, self._view, now=self.clock(), pause=self._pause)
 
     def tick(self, now: float) -> None:
         """Do periodic work. Called by the control thread."""

@@ -17,6 +17,7 @@ from meshlib.model.endpoint import ClusterLoadAssignment
 from meshlib.model.listener import Listener
 from meshlib.model.route import RouteConfiguration
 from meshlib.model.secret import Secret
+from meshlib.ports import Pause, no_pause
 from meshlib.protos import message_class
 from meshlib.xds.constraints import check_constraints
 from meshlib.xds.decode_cluster import decode_cluster
@@ -72,13 +73,15 @@ _KINDS: Final[Mapping[str, _Kind]] = MappingProxyType(
 )
 
 
-def decode_resource(type_url: str, body: bytes) -> Decoded:
+def decode_resource(type_url: str, body: bytes, pause: Pause = no_pause) -> Decoded:
     """Decode and validate one resource; never raises.
 
     Args:
         type_url: One of `meshlib.xds.resources.TYPE_URLS`.
         body: The serialised resource, out of its `Any` and of its `Resource` wrapper.
+        pause: Called before, and now and then while there are many endpoints.
     """
+    pause()
     kind = _KINDS.get(type_url)
     if kind is None:
         return Decoded("", None, (f"unknown resource type {type_url!r}",))
@@ -90,7 +93,10 @@ def decode_resource(type_url: str, body: bytes) -> Decoded:
     problems = Problems()
     if not kind.has_fast_checks:
         check_constraints(message, "", problems)
-    value = kind.decode(message, "", problems)
+    if type_url == EDS:
+        value: Resource = decode_assignment(message, "", problems, pause=pause)
+    else:
+        value = kind.decode(message, "", problems)
     name: str = getattr(message, kind.name_field)
     return Decoded(name, None if problems else value, problems.errors, problems.unused_fields)
 

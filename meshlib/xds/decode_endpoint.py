@@ -19,6 +19,7 @@ from meshlib.model.endpoint import (
     Locality,
     LocalityEndpoints,
 )
+from meshlib.ports import Pause, no_pause
 from meshlib.xds.decode_common import cover, join, metadata
 from meshlib.xds.decode_matcher import fraction
 from meshlib.xds.problems import Problems
@@ -28,6 +29,8 @@ __all__ = ["decode_assignment", "socket_address"]
 MAX_WEIGHT_SUM: Final = 2**32 - 1
 MAX_PRIORITY: Final = 128
 MAX_PORT: Final = 65535
+PAUSE_EVERY: Final = 64
+"""Endpoints: about 0.2 ms."""
 SOCKET_METADATA: Final = "envoy.transport_socket_match"
 
 _HEALTH: Final = {status.value: status for status in HealthStatus}
@@ -61,7 +64,13 @@ class _Metadata:
 
 
 def decode_assignment(
-    message: Any, path: str, problems: Problems, *, allow_names: bool = False, keep_duplicates: bool = False
+    message: Any,
+    path: str,
+    problems: Problems,
+    *,
+    allow_names: bool = False,
+    keep_duplicates: bool = False,
+    pause: Pause = no_pause,
 ) -> ClusterLoadAssignment:
     """Decode a ClusterLoadAssignment.
 
@@ -74,6 +83,7 @@ def decode_assignment(
         problems: Takes the errors.
         allow_names: Host names are addresses too (DNS clusters).
         keep_duplicates: Keep addresses that stand twice (Envoy does for STATIC clusters).
+        pause: Called now and then on the way.
     """
     cover(message, path, problems, used=_ASSIGNMENT_USED, harmless=_ASSIGNMENT_HARMLESS)
     if not message.cluster_name:
@@ -90,7 +100,7 @@ def decode_assignment(
         group = groups.setdefault(key, [])
         if entry.HasField("load_balancing_weight"):
             weights[key] = entry.load_balancing_weight.value
-        _endpoints(entry, place, problems, group, seen, shared, allow_names)
+        _endpoints(entry, place, problems, group, seen, shared, allow_names, pause)
     _check_sums(groups, weights, join(path, "endpoints"), problems)
     drops, factor = _policy(message, path, problems)
     localities = (
@@ -161,9 +171,12 @@ def _endpoints(
     seen: set[str] | None,
     shared: _Metadata,
     allow_names: bool,
+    pause: Pause,
 ) -> None:
     append = into.append
     for index, message in enumerate(entry.lb_endpoints):
+        if not index % PAUSE_EVERY:
+            pause()
         host = message.endpoint
         address = _fast_address(host.address)
         weight = 1

@@ -21,6 +21,7 @@ from collections import deque
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 
+from meshlib.ports import Pause, no_pause
 from meshlib.xds.bootstrap import DELTA_FEATURE
 from meshlib.xds.cache import Entry, ResourceCache, ResourceState, ResourceValue
 from meshlib.xds.commands import Command
@@ -214,7 +215,7 @@ class DeltaMachine(StreamMachine):
     def _ask_again(self, type_url: str, state: _Type, heartbeat: str) -> None:
         """A heartbeat that came too late: what it keeps alive is gone here. Asked for again, it is sent in full."""
         for name in self._known_as(type_url, heartbeat):
-            entry = self._cache.get(type_url, name)
+            entry = self._cache.peek(type_url, name)
             if entry is not None and entry.value is None and entry.state is ResourceState.DOES_NOT_EXIST:
                 state.asked -= {name}
                 state.has_change = True
@@ -258,13 +259,13 @@ class DeltaMachine(StreamMachine):
         """Return name and version of everything that is still in use as this server gave it."""
         found = {}
         for mine, held in state.held.items():
-            entry = self._cache.get(type_url, mine)
+            entry = self._cache.peek(type_url, mine)
             if entry is not None and entry.value is held.value and mine in state.wanted:
                 found[held.name] = held.version
         return tuple(sorted(found.items()))
 
     def _is_held(self, type_url: str, state: _Type, name: str) -> bool:
-        entry, held = self._cache.get(type_url, name), state.held.get(name)
+        entry, held = self._cache.peek(type_url, name), state.held.get(name)
         if entry is None:
             return False
         return entry.state is ResourceState.DOES_NOT_EXIST or (held is not None and entry.value is held.value)
@@ -295,6 +296,13 @@ class DeltaMachine(StreamMachine):
         return SendDelta(type_url, tuple(added), tuple(dropped), held, with_node=self._introduce(type_url))
 
 
-def new_machine(cache: ResourceCache, features: frozenset[str]) -> DeltaMachine | SotwMachine:
-    """Return the machine for a server, by its `server_features`: state of the world, unless it asks for delta."""
-    return (DeltaMachine if DELTA_FEATURE in features else SotwMachine)(cache, features=features)
+def new_machine(
+    cache: ResourceCache, features: frozenset[str], *, pause: Pause = no_pause
+) -> DeltaMachine | SotwMachine:
+    """Return the machine for a server, by its `server_features`: state of the world, unless it asks for delta.
+
+    Args:
+        pause: Called now and then while much is decoded.
+    """
+    kind = DeltaMachine if DELTA_FEATURE in features else SotwMachine
+    return kind(cache, features=features, decode=lambda type_url, body: decode_resource(type_url, body, pause))
