@@ -37,15 +37,19 @@ class _Type:
     Attributes:
         version: Last accepted; kept across streams.
         nonce: Of the newest response on this stream.
+        listed: `wanted`, sorted.
         sent: The list of the last request on this stream; None: the type has not been asked for on it.
+        told: The list of the last request that the transport took on this stream.
         owes_answer: A response is neither acknowledged nor refused.
         error: Why it will be refused; empty: it will be acknowledged.
     """
 
     wanted: frozenset[str] = frozenset()
+    listed: tuple[str, ...] = ()
     version: str = ""
     nonce: str = ""
     sent: frozenset[str] | None = None
+    told: frozenset[str] | None = None
     owes_answer: bool = False
     error: str = ""
 
@@ -63,6 +67,7 @@ class SotwMachine(StreamMachine):
         super().__init__(cache, features=features, decode=decode)
         self._types = {type_url: _Type() for type_url in TYPE_URLS}
         self._sending: SendRequest | None = None
+        self._sending_list: frozenset[str] = frozenset()
 
     def version(self, type_url: str) -> str:
         """Return the version of the last response accepted of a type, or empty."""
@@ -84,7 +89,7 @@ class SotwMachine(StreamMachine):
                 continue
             for name in names - state.wanted:
                 self._cache.add(type_url, name)
-            state.wanted = names
+            state.wanted, state.listed = names, tuple(sorted(names))
             # What no request on this stream names can be forgotten now; the rest when a request without it was sent.
             self._forget(type_url, names | (state.sent or frozenset()), commands)
         return self._flush(commands)
@@ -100,9 +105,12 @@ class SotwMachine(StreamMachine):
         if request is not None and self._is_open:
             self.has_sent = True
             state = self._types[request.type_url]
-            # Names may have come and gone since: only what was in this very request can be given up or waited for.
-            self._forget(request.type_url, state.wanted | frozenset(request.names), commands)
-            self._start_timers(request.type_url, request.names, commands)
+            # Most requests are answers with the same list as before, which is not news.
+            if self._sending_list is not state.told:
+                # Names may have come and gone since: only what was in this very request can be given up or waited for.
+                self._forget(request.type_url, state.wanted | frozenset(request.names), commands)
+                self._start_timers(request.type_url, request.names, commands)
+            state.told = self._sending_list
         return self._flush(commands)
 
     def closed(self) -> tuple[Command, ...]:
@@ -112,7 +120,7 @@ class SotwMachine(StreamMachine):
         commands = self._cancel_all()
         for type_url, state in self._types.items():
             state.nonce = state.error = ""
-            state.sent = None
+            state.sent = state.told = None
             state.owes_answer = False
             self._forget(type_url, state.wanted, commands)
         return tuple(commands)
@@ -180,18 +188,20 @@ class SotwMachine(StreamMachine):
         """Add the next request, if one is owed and none is under way."""
         if self._is_open and self._sending is None:
             for type_url, state in self._types.items():
-                has_change = state.wanted != (state.sent if state.sent is not None else frozenset())
+                sent = frozenset() if state.sent is None else state.sent
+                has_change = state.wanted is not sent and state.wanted != sent
                 if not (state.owes_answer or has_change):
                     continue
                 self._sending = SendRequest(
                     type_url,
-                    tuple(sorted(state.wanted)),
+                    state.listed,
                     state.version,
                     state.nonce,
                     state.error if state.owes_answer else "",
                     with_node=self._introduce(type_url),
                 )
                 state.sent, state.owes_answer, state.error = state.wanted, False, ""
+                self._sending_list = state.wanted
                 commands.append(self._sending)
                 break
         return tuple(commands)

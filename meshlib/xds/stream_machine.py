@@ -216,7 +216,7 @@ class StreamMachine(ABC):
             return self._take_heartbeat(type_url, resource, seen, now, commands)
         if resource.type_url != type_url:
             return Taken(resource.name, (f"is of type {resource.type_url!r} instead of {short_name(type_url)}",))
-        known = self._cache.get(type_url, peek_name(body))
+        known = self._cache.peek(type_url, peek_name(body))
         if known is not None and known.value is not None and known.body == body:
             decoded = Decoded(known.name, known.value, (), known.unused)
         else:
@@ -324,7 +324,7 @@ class StreamMachine(ABC):
         wanted = self.wanted(type_url)
         for name in names:
             key = (type_url, name)
-            entry = self._cache.get(*key)
+            entry = self._cache.peek(*key)
             if name in wanted and entry is not None and key not in self._timers and entry.is_open_question:
                 self._timers.add(key)
                 commands.append(StartTimer(key, TRANSIENT_S if self._timer_is_transient else DOES_NOT_EXIST_S))
@@ -352,7 +352,7 @@ class StreamMachine(ABC):
 
     def _expiries(self) -> list[Command]:
         """Say all times of expiry again: after a fork, the timers of the process before are not here."""
-        entries = [self._cache.get(*key) for key in sorted(self._expiring)]
+        entries = [self._cache.peek(*key) for key in sorted(self._expiring)]
         return [
             StartExpiry((entry.type_url, entry.name), entry.expires_at)
             for entry in entries

@@ -169,6 +169,15 @@ def test_unwatch_and_watch_between_two_requests_keeps_the_value() -> None:
     assert value(cache, "b") == "b=1"
 
 
+def test_timers_start_again_on_a_new_stream_with_the_same_list() -> None:
+    client, _ = subscribed("a", "b")
+    client.received(response(CDS, "1", body("a")), 1.0)
+    assert requests(client.sent()) == []
+    client.closed()
+    client.opened()
+    assert (StartTimer((CDS, "b"), 15.0),) == client.sent()
+
+
 def test_what_came_while_a_name_was_given_up_and_the_server_did_not_know_yet_is_not_missed() -> None:
     client, cache = subscribed("a")
     client.want({CDS: frozenset("a"), EDS: frozenset("x")})
