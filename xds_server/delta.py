@@ -74,6 +74,10 @@ class DeltaStream(StreamMachine[DeltaSubscription]):
             subscription = self.subscriptions[type_url] = DeltaSubscription(type_url)
             resend = self.settings.resend_on_reconnect and type_url in _RESENT_TYPES
             subscription.begin(request.subscribe, request.unsubscribe, request.initial, resend=resend)
+            if self._has_ttl:  # time goes on at the client for what it kept over the reconnect
+                wanted = self.wanted(subscription)
+                kept = [name for name in subscription.known if name in wanted and wanted[name].ttl_s is not None]
+                subscription.refresh_at.update(dict.fromkeys(kept, now))
             return
         in_flight = subscription.in_flight
         if in_flight is not None and request.nonce == in_flight.nonce:
@@ -89,9 +93,10 @@ class DeltaStream(StreamMachine[DeltaSubscription]):
         known = subscription.known
         changed = {name for name, resource in wanted.items() if known.get(name) != resource.version}
         gone = {name for name in known if name not in wanted and subscription.wants(name)}
-        if subscription.suspect & (changed | gone):
+        asked = (subscription.unreported | subscription.retell) - wanted.keys()
+        if subscription.suspect & (changed | gone | asked):
             # ACK-5: of a rejected response the client may have taken over all, some or nothing.
-            subscription.resend |= subscription.suspect & wanted.keys()
+            subscription.resend |= subscription.suspect & (wanted.keys() | known.keys())
             subscription.retell |= subscription.suspect - wanted.keys()
             subscription.suspect.clear()
         if subscription.type_url in PUSH_ORDER:  # about unknown types nothing is said (STR-4)
@@ -105,6 +110,7 @@ class DeltaStream(StreamMachine[DeltaSubscription]):
 
     def _compose(self, subscription: DeltaSubscription, now: float) -> Response | None:
         wanted = self.wanted(subscription)
+        known = subscription.known
         due = self._due(subscription, wanted)
         absent = [name for name in due.gone if name in subscription.unreported]
         errors = self._errors(subscription.type_url, absent)
@@ -118,17 +124,18 @@ class DeltaStream(StreamMachine[DeltaSubscription]):
         rest = len(sent) + len(removed) < len(due.changed) + len(due.gone)
         is_due = bool(sent or removed or subscription.must_answer)
         told = {*sent, *removed}
-        subscription.resend = {name for name in subscription.resend - told if name in wanted}
-        subscription.unreported = subscription.unreported - told - wanted.keys() if rest else set()
-        subscription.retell = subscription.retell - told - wanted.keys() if rest else set()
+        # What is gone and not told yet may return as it was, and must be sent then, too.
+        subscription.resend = {name for name in subscription.resend - told if name in wanted or name in known}
+        subscription.unreported = subscription.unreported - told if rest else set()
+        subscription.retell = subscription.retell - told if rest else set()
         subscription.must_answer = False
         subscription.urgent = subscription.urgent and rest
         subscription.pending = rest
         if not is_due:
             return None
-        subscription.known.update((name, wanted[name].version) for name in sent)
+        known.update((name, wanted[name].version) for name in sent)
         for name in removed:
-            subscription.known.pop(name, None)
+            known.pop(name, None)
         self._resend_children(subscription.type_url, [wanted[name] for name in sent])
         return self._record(subscription, wanted, sent, removed, errors, now)
 
@@ -159,6 +166,24 @@ class DeltaStream(StreamMachine[DeltaSubscription]):
             child.unreported.add(name)
         child.pending = True
 
+    def _ttl_s(self, resource: Resource) -> float | None:
+        return resource.ttl_s if self._has_ttl else None
+
+    def _beat(
+        self, subscription: DeltaSubscription, names: list[str], wanted: Mapping[str, Resource], now: float
+    ) -> Response | None:
+        nonce, version = self._sent(subscription, wanted, tuple(names), now)
+        data = encode_delta_response(
+            type_url=subscription.type_url,
+            version=version,
+            nonce=nonce,
+            resource_fields=[delta_field(name, wanted[name].version, b"", self._ttl_s(wanted[name])) for name in names],
+            removed=(),
+            errors=(),
+            identifier=self.settings.identifier,
+        )
+        return Response(subscription.type_url, version, nonce, tuple(names), (), data)
+
     def _record(
         self,
         subscription: DeltaSubscription,
@@ -168,14 +193,16 @@ class DeltaStream(StreamMachine[DeltaSubscription]):
         errors: tuple[ResourceError, ...],
         now: float,
     ) -> Response:
-        nonce, version = self._sent(subscription, wanted, (*sent, *removed), now)
+        nonce, version = self._sent(subscription, wanted, (*sent, *removed), now, only_removals=not sent)
         told = set(removed)
         errors = tuple(error for error in errors if error.name in told)
         data = encode_delta_response(
             type_url=subscription.type_url,
             version=version,
             nonce=nonce,
-            resource_fields=[delta_field(name, wanted[name].version, wanted[name].field) for name in sent],
+            resource_fields=[
+                delta_field(name, wanted[name].version, wanted[name].field, self._ttl_s(wanted[name])) for name in sent
+            ],
             removed=removed,
             errors=errors,
             identifier=self.settings.identifier,

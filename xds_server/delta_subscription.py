@@ -50,8 +50,8 @@ class DeltaSubscription(Subscription):
 
     def rejected(self, response: InFlight, error: str) -> None:
         Subscription.rejected(self, response, error)
-        if self.known.keys().isdisjoint(response.names):
-            self.suspect.difference_update(response.names)  # only removals: nothing could correct it
+        if response.only_removals:  # nothing could correct it
+            self.suspect.difference_update(response.names)
         if unwanted := {name for name in response.names if not self.wants(name)}:
             # The client may have thrown away the good ones because of one that it had just unsubscribed from.
             self._leave_suspects(unwanted)

@@ -31,6 +31,7 @@ from xds_server.ordering import (
 )
 from xds_server.snapshot import EMPTY, Changes, Resource, Snapshot, TypeState
 from xds_server.subscription import InFlight, Subscription
+from xds_server.ttl import next_refresh, schedule, supports_ttl, take_due
 from xds_server.versions import type_version
 from xds_server.wire import DeltaRequest, Node, Request, ResourceError
 
@@ -187,6 +188,8 @@ class StreamMachine(ABC, Generic[S]):
         while True:
             if (response := self._next(now)) is not None:
                 return response
+            if (response := self._refresh(now)) is not None:
+                return response
             # Looked at last: what has just been found to be nothing may have been what removed clusters waited for.
             if not self._retained.resources or not self._may_break(now):
                 return None
@@ -200,6 +203,9 @@ class StreamMachine(ABC, Generic[S]):
         if self._retained.resources:
             times.append(self._retained.deadline)
         for subscription in self.subscriptions.values():
+            if (refresh := next_refresh(subscription)) is not None:
+                in_flight = subscription.in_flight
+                times.append(refresh if in_flight is None else in_flight.sent_at + self.settings.ack_timeout_s)
             if not subscription.pending:
                 continue
             if subscription.in_flight is not None:
@@ -232,6 +238,10 @@ class StreamMachine(ABC, Generic[S]):
     @abstractmethod
     def _send_again(self, child: S, name: str) -> None:
         """Mark a subscribed resource to be sent again, because its parent is being sent."""
+
+    @abstractmethod
+    def _beat(self, subscription: S, names: list[str], wanted: Mapping[str, Resource], now: float) -> Response | None:
+        """Return and record what keeps these resources from expiring."""
 
     # For the variants.
 
@@ -289,6 +299,10 @@ class StreamMachine(ABC, Generic[S]):
         else:
             subscription.rejected(in_flight, error)
             subscription.rejected_at = now
+            if subscription.type_url in ROUTING_TYPES:
+                # Nothing gets past rejected routes (ORD-2), so those that are leaving must not wait for themselves.
+                for name in in_flight.names:
+                    self._drop_retained(subscription.type_url, name)
 
     def _forget_retained(self, subscription: S) -> None:
         """Stop keeping what the client no longer subscribes to."""
@@ -307,7 +321,13 @@ class StreamMachine(ABC, Generic[S]):
         return self._secrets if type_url == SDS else self._snapshot.state(type_url)
 
     def _sent(
-        self, subscription: S, wanted: Mapping[str, Resource], names: tuple[str, ...], now: float
+        self,
+        subscription: S,
+        wanted: Mapping[str, Resource],
+        names: tuple[str, ...],
+        now: float,
+        *,
+        only_removals: bool = False,
     ) -> tuple[str, str]:
         """Record a response as sent, and return its nonce and version.
 
@@ -320,10 +340,16 @@ class StreamMachine(ABC, Generic[S]):
         # The version tells the wanted content, also when only a part of it travels (VER-2).
         whole = wanted is state.resources
         version = state.version if whole else type_version((name, item.version) for name, item in wanted.items())
-        subscription.in_flight = InFlight(nonce, version, names, now)
+        subscription.in_flight = InFlight(nonce, version, names, now, only_removals)
         subscription.sent_version = version
         subscription.sent_at = now
+        if self._has_ttl:
+            schedule(subscription, names, wanted, now)
         return nonce, version
+
+    @property
+    def _has_ttl(self) -> bool:
+        return supports_ttl(self.node)
 
     def _errors(self, type_url: str, names: Iterable[str]) -> tuple[ResourceError, ...]:
         """Say why these names are not sent; as many as fit one response."""
@@ -363,6 +389,17 @@ class StreamMachine(ABC, Generic[S]):
                 return response
         return None
 
+    def _refresh(self, now: float) -> Response | None:
+        """Return the next heartbeat. It counts as a response, so it waits for the answer to the last (TTL-3)."""
+        for type_url in in_push_order(self.subscriptions):
+            subscription = self.subscriptions[type_url]
+            if not subscription.refresh_at or self._is_unanswered(subscription, now):
+                continue
+            wanted = self.wanted(subscription)
+            if names := take_due(subscription, wanted, now):
+                return self._beat(subscription, names, wanted, now)
+        return None
+
     def _in_flight(self, type_url: str) -> InFlight | None:
         subscription = self.subscriptions.get(type_url)
         return subscription.in_flight if subscription is not None else None
@@ -399,7 +436,7 @@ class StreamMachine(ABC, Generic[S]):
     def _may_break(self, now: float) -> bool:
         """Tell whether removed clusters may leave: routes have changed over, or did not in time (ORD-2)."""
         routing = [self.subscriptions[each] for each in ROUTING_TYPES if each in self.subscriptions]
-        if any(each.suspect - self._retained.resources.get(each.type_url, {}).keys() for each in routing):
+        if any(not each.suspect.isdisjoint(self._state(each.type_url).resources) for each in routing):
             return False  # what was rejected leaves routes that may point at the old cluster
         if now >= self._retained.deadline:
             return True

@@ -37,6 +37,8 @@ def render_snapshot(snapshot: Snapshot) -> Rendered:
         for name, resource in state.resources.items():
             (packed,) = response.FromString(resource.field).resources
             rendered[type_url][name] = {"version": resource.version, "resource": _unpacked(packed)}
+            if resource.ttl_s is not None:
+                rendered[type_url][name]["ttl_s"] = resource.ttl_s
     return rendered
 
 

@@ -3,13 +3,14 @@
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from types import MappingProxyType
+from typing import Any
 
 from google.protobuf.message import Message
 
-from meshlib.protos import to_any
+from meshlib.protos import from_any, to_any
 from xds_server.references import Reference, references
 from xds_server.versions import resource_version, type_version
-from xds_server.wire import resource_field
+from xds_server.wire import WRAPPER, resource_field
 
 Changes = Mapping[str, frozenset[str]]
 """By type URL: names that were added, changed or removed."""
@@ -23,21 +24,36 @@ class Resource:
         version: Hash of its content.
         field: The `resources` entry of a response that holds it, tag and length included. Not shown: a secret has one.
         references: What it needs from the same server.
+        ttl_s: Seconds after which it expires at the client unless refreshed; None: never.
     """
 
     name: str
     version: str
     field: bytes = field(repr=False)
     references: tuple[Reference, ...] = ()
+    ttl_s: float | None = None
 
     @classmethod
     def of(cls, name: str, message: Message, previous: "Resource | None" = None) -> "Resource":
-        """Serialise a message; returns `previous` itself when nothing changed."""
+        """Serialise a message; returns `previous` itself when nothing changed.
+
+        Args:
+            message: The resource, or an `envoy.service.discovery.v3.Resource` that wraps it and has its time to live.
+        """
+        message, ttl_s = _unwrapped(message)
         serialised = to_any(message).SerializeToString(deterministic=True)
-        version = resource_version(serialised)
+        # The time to live is part of the version, so that a new one is sent.
+        version = resource_version(serialised if ttl_s is None else serialised + f"ttl {ttl_s:g}".encode())
         if previous is not None and previous.version == version:
             return previous
-        return cls(name, version, resource_field(serialised), references(message))
+        return cls(name, version, resource_field(serialised), references(message), ttl_s)
+
+
+def _unwrapped(message: Message) -> tuple[Message, float | None]:
+    if message.DESCRIPTOR.full_name != WRAPPER:
+        return message, None
+    wrapper: Any = message
+    return from_any(wrapper.resource), wrapper.ttl.ToMilliseconds() / 1000 if wrapper.HasField("ttl") else None
 
 
 @dataclass(frozen=True, slots=True)

@@ -10,7 +10,7 @@ from xds_server.machine import Response, StreamMachine, StreamRefused
 from xds_server.ordering import CDS
 from xds_server.snapshot import Resource
 from xds_server.subscription import SotwSubscription
-from xds_server.wire import Request, ResourceError, decode_request, encode_response
+from xds_server.wire import Request, ResourceError, decode_request, encode_response, wrapped_field
 
 
 class SotwStream(StreamMachine[SotwSubscription]):
@@ -127,11 +127,37 @@ class SotwStream(StreamMachine[SotwSubscription]):
             type_url=subscription.type_url,
             version=version,
             nonce=nonce,
-            resource_fields=[wanted[name].field for name in sent],
+            resource_fields=[self._field(wanted[name]) for name in sent],
             errors=errors,
             identifier=self.settings.identifier,
         )
         return Response(subscription.type_url, version, nonce, tuple(sent), errors, data)
+
+    def _field(self, resource: Resource) -> bytes:
+        if resource.ttl_s is None or not self._has_ttl:
+            return resource.field
+        return wrapped_field(resource.name, resource.version, resource.field, resource.ttl_s)
+
+    def _beat(
+        self, subscription: SotwSubscription, names: list[str], wanted: Mapping[str, Resource], now: float
+    ) -> Response | None:
+        if subscription.is_full_state:  # TTL-2: Envoy would take a heartbeat for the deletion of everything
+            subscription.must_answer = True
+            return self._compose(subscription, now)
+        nonce, version = self._sent(subscription, wanted, tuple(names), now)
+        data = encode_response(
+            type_url=subscription.type_url,
+            version=version,
+            nonce=nonce,
+            resource_fields=[
+                wrapped_field(name, wanted[name].version, b"", ttl_s)
+                for name in names
+                if (ttl_s := wanted[name].ttl_s) is not None
+            ],
+            errors=(),
+            identifier=self.settings.identifier,
+        )
+        return Response(subscription.type_url, version, nonce, tuple(names), (), data)
 
     def _first_part(self, resources: list[Resource]) -> list[str]:
         """Return the names of as many resources as fit one response, at least one (LIM-1)."""

@@ -14,12 +14,14 @@ class InFlight:
     Attributes:
         names: Of the resources in it, and of those it says are gone.
         sent_at: Monotonic seconds.
+        only_removals: It has no resources.
     """
 
     nonce: str
     version: str
     names: tuple[str, ...]
     sent_at: float
+    only_removals: bool = False
 
 
 @dataclass(slots=True)
@@ -39,6 +41,7 @@ class Subscription:
         unreported: Named since the last answer; those that do not exist are reported once (ERR-2).
         suspect: Names of rejected responses. A client may have taken over all, some or nothing of one, so when any of
             them changes all are sent again (ACK-5).
+        refresh_at: When what expires is to be refreshed, by name; monotonic seconds.
         last_error: Text of the last rejection; None once something is accepted.
         rejected_version: What was rejected last, and when in monotonic seconds; likewise `sent_version`.
     """
@@ -55,6 +58,7 @@ class Subscription:
     resend: set[str] = field(default_factory=set)
     unreported: set[str] = field(default_factory=set)
     suspect: set[str] = field(default_factory=set)
+    refresh_at: dict[str, float] = field(default_factory=dict)
     sent_version: str = ""
     acked_version: str = ""
     sent_at: float = 0.0

@@ -6,9 +6,10 @@ from typing import Any
 
 from google.protobuf.message import DecodeError
 
-from meshlib.protos import message_class, to_dict
+from meshlib.protos import TYPE_PREFIX, message_class, to_dict
 
 _DISCOVERY = "envoy.service.discovery.v3."
+WRAPPER = _DISCOVERY + "Resource"
 # Envoy quotes whole resources in a rejection; a few KiB tell what is wrong.
 _MAX_ERROR_CHARS = 4096
 
@@ -134,16 +135,35 @@ def resource_field(any_bytes: bytes) -> bytes:
     return b"\x12" + _varint(len(any_bytes)) + any_bytes
 
 
-def delta_field(name: str, version: str, resource: bytes) -> bytes:
+def delta_field(name: str, version: str, resource: bytes, ttl_s: float | None = None) -> bytes:
     """Frame one resource as a `resources` entry (field 2) of a `DeltaDiscoveryResponse`.
 
     Args:
         resource: Its entry in a `DiscoveryResponse`: the `resource` of an entry here has the same field number, so that
-            the bytes are the same.
+            the bytes are the same. Empty: a heartbeat.
+        ttl_s: Seconds until it expires at the client.
     """
-    # name is field 3, version is field 1 (discovery.proto)
-    entry = b"".join((b"\x0a", _text(version), resource, b"\x1a", _text(name)))
+    entry = _entry(name, version, resource, ttl_s)
     return b"\x12" + _varint(len(entry)) + entry
+
+
+def wrapped_field(name: str, version: str, resource: bytes, ttl_s: float) -> bytes:
+    """Frame one resource as a `resources` entry of a `DiscoveryResponse` that says when it expires; see `delta_field`."""
+    packed = message_class("google.protobuf.Any")(
+        type_url=TYPE_PREFIX + WRAPPER, value=_entry(name, version, resource, ttl_s)
+    )
+    return resource_field(packed.SerializeToString())
+
+
+def _entry(name: str, version: str, resource: bytes, ttl_s: float | None) -> bytes:
+    """Encode a `Resource`: version is field 1, resource field 2, name field 3, ttl field 6 (discovery.proto)."""
+    parts = [b"\x0a", _text(version), resource, b"\x1a", _text(name)]
+    if ttl_s is not None:
+        duration = message_class("google.protobuf.Duration")()
+        duration.FromMilliseconds(round(ttl_s * 1000))
+        encoded = duration.SerializeToString()
+        parts += [b"\x32", _varint(len(encoded)), encoded]
+    return b"".join(parts)
 
 
 def encode_delta_response(

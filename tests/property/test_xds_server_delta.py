@@ -117,7 +117,8 @@ class DeltaModel(RuleBasedStateMachine):
             message.update(dict.fromkeys(response.removed))
             if (rejected := self.rejected.get(type_url)) is not None and type_url not in self.may_repeat:
                 assert rejected != message, "a rejected response was sent again"
-            if not self.server.subscriptions[type_url].pending:
+            is_leaving = known.keys() - self.content.get(type_url, {}).keys()  # held back, and then a change of its own
+            if not self.server.subscriptions[type_url].pending and not is_leaving:
                 self.may_repeat.discard(type_url)
             if type_url in NEXT and response.names:
                 self.may_repeat.add(NEXT[type_url])

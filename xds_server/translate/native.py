@@ -1,6 +1,7 @@
 """xDS resources written out in files, passed on as they are once they parse.
 
-A document is one resource, or a list of them under `resources`; each says its type in `@type`.
+A document is one resource, or a list of them under `resources`; each says its type in `@type`. A resource may be wrapped
+in an `envoy.service.discovery.v3.Resource` with a `ttl`: then it expires at clients that lose the server.
 """
 
 from collections.abc import Iterable, Iterator
@@ -10,7 +11,7 @@ from google.protobuf import json_format
 from google.protobuf.descriptor import Descriptor
 from google.protobuf.message import Message
 
-from meshlib.protos import from_dict, pool
+from meshlib.protos import from_dict, message_class, pool, to_any
 from xds_server.codes import (
     DUPLICATE_RESOURCE,
     NATIVE_INVALID,
@@ -26,6 +27,10 @@ from xds_server.translate.messages import ENDPOINTS, LISTENER, SERVED_TYPES
 from xds_server.translate.report import Report
 
 _ANY = "google.protobuf.Any"
+_WRAPPER = "envoy.service.discovery.v3.Resource"
+
+# Heartbeats are sent three times as often, to every client.
+MIN_TTL_S = 1.0
 
 
 def add_native(
@@ -37,7 +42,7 @@ def add_native(
         found = _parse(at, report)
         if found is None:
             continue
-        full_name, name, message = found
+        full_name, name, message, ttl = found
         if (other := added.get((full_name, name))) is not None:
             report.error(
                 DUPLICATE_RESOURCE, f"{full_name} {name} is defined twice; also at {other.position}", at.position
@@ -48,7 +53,7 @@ def add_native(
             continue  # for clients without a proxy; Envoy would refuse it
         if name in resources[full_name]:
             report.info(NATIVE_OVERRIDES, f"{full_name} {name} takes the place of the generated one", at.position)
-        resources[full_name][name] = message
+        resources[full_name][name] = message if ttl is None else _wrapped(name, message, ttl)
 
 
 def _items(documents: Iterable[Document], report: Report) -> Iterator[At]:
@@ -69,11 +74,50 @@ def _items(documents: Iterable[Document], report: Report) -> Iterator[At]:
         yield from (at / "resources" / index for index in range(len(items)))
 
 
-def _parse(at: At, report: Report) -> tuple[str, str, Message] | None:
+def _wrapped(name: str, message: Message, ttl: float) -> Message:
+    wrapper = message_class(_WRAPPER)(name=name, resource=to_any(message))
+    wrapper.ttl.FromMilliseconds(round(ttl * 1000))
+    made: Message = wrapper
+    return made
+
+
+def _parse(at: At, report: Report) -> tuple[str, str, Message, float | None] | None:
+    """Return type, name, message and time to live in seconds."""
     value = at.written
     if not isinstance(value, dict) or not isinstance(value.get("@type"), str):
         at.error("must be an xDS resource, an object with @type")
         return None
+    if value["@type"].rpartition("/")[2] != _WRAPPER:
+        parsed = _parse_resource(value, at, report)
+        return None if parsed is None else (*parsed, None)
+    before = report.findings()
+    for key in value:
+        if key not in ("@type", "name", "ttl", "resource"):
+            (at / key).error(f"{_WRAPPER} has ttl, resource and name here, not {key!r:.80}", NATIVE_UNKNOWN_FIELD)
+    inner = value.get("resource")
+    if not isinstance(inner, dict) or not isinstance(inner.get("@type"), str):
+        (at / "resource").error("must be an xDS resource, an object with @type")
+        return None
+    ttl = _parse_ttl(value, at)
+    parsed = _parse_resource(inner, at / "resource", report)
+    if parsed is not None and value.get("name", parsed[1]) != parsed[1]:
+        (at / "name").error(f"must be the resource's own name, {parsed[1]!r}", SCHEMA)
+    return None if parsed is None or report.findings() != before else (*parsed, ttl)
+
+
+def _parse_ttl(value: dict[str, Any], at: At) -> float | None:
+    if "ttl" not in value:
+        return None
+    try:
+        ttl_s = float(from_dict(_WRAPPER, {"ttl": value["ttl"]}).ttl.ToMilliseconds()) / 1000
+    except (json_format.ParseError, TypeError, ValueError, AttributeError):
+        ttl_s = 0.0
+    if ttl_s < MIN_TTL_S:
+        (at / "ttl").error(f'must be a duration of at least {MIN_TTL_S:g} s, such as "30s"', SCHEMA)
+    return ttl_s
+
+
+def _parse_resource(value: dict[str, Any], at: At, report: Report) -> tuple[str, str, Message] | None:
     full_name = value["@type"].rpartition("/")[2]
     if full_name not in SERVED_TYPES:
         served = ", ".join(f"type.googleapis.com/{name}" for name in SERVED_TYPES)

@@ -338,6 +338,25 @@ def test_ack_5_also_when_the_unsubscription_crossed_the_rejected_response(delta)
     assert delta.is_silent()
 
 
+def test_ack_5_removals_of_a_rejected_response_are_said_again_after_a_subscription_that_crossed_it(delta):
+    delta.publish({LDS: {"a": "bad"}})
+    delta.ask(LDS, initial={"a": "1", "b": "1"})
+    response = delta.expect(LDS, "a", "-b")
+    delta.ask(LDS, "+a")
+    delta.answer(response, error="a is bad")
+    delta.expect(LDS, "a", "-b")
+
+
+def test_ack_5_also_when_the_rejected_resource_is_gone_by_then(delta):
+    delta.publish({LDS: {"a": "bad"}})
+    delta.ask(LDS, initial={"a": "1", "b": "1"})
+    response = delta.expect(LDS, "a", "-b")
+    delta.publish({})
+    delta.ask(LDS, "+a")
+    delta.answer(response, error="a is bad")
+    delta.expect(LDS, "-a", "-b")
+
+
 def test_ack_9_after_the_timeout_the_next_response_goes_out_anyway(delta):
     delta.publish({CDS: {"a": "1"}})
     delta.ask(CDS)
@@ -404,6 +423,16 @@ def test_lim_1_responses_are_split_and_the_next_part_follows_the_ack(make_delta,
     delta.accept(type_url, "-y")
     delta.accept(type_url, "-z")
     assert delta.is_silent()
+
+
+def test_lim_1_what_goes_away_before_its_part_was_sent_is_said_to_be_gone(make_delta):
+    delta = make_delta(settings={"max_response_bytes": 180})
+    delta.publish({EDS: dict.fromkeys("abc", "1")})
+    delta.ask(EDS, "+a", "+b", "+c")
+    response = delta.expect(EDS, "a", "b")
+    delta.publish({EDS: dict.fromkeys("ab", "1")})
+    delta.answer(response)
+    delta.accept(EDS, "-c")
 
 
 def test_lim_1_many_missing_names_are_said_in_several_responses(delta, monkeypatch):
