@@ -151,6 +151,7 @@ class MeshServer(uvicorn.Server):
         self._drain_s = drain_s
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        """As uvicorn's; afterwards clients may choose the instance."""
         await super().startup(sockets)
         self._started()
 
