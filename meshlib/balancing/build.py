@@ -21,6 +21,7 @@ from meshlib.balancing.random_choice import RandomPicker
 from meshlib.balancing.ring_hash import RingHashPicker
 from meshlib.balancing.round_robin import round_robin
 from meshlib.model.cluster import LeastRequest, Maglev, Random, RingHash, RoundRobin, StaticDiscovery
+from meshlib.model.endpoint import Locality
 from meshlib.model.snapshot import ClusterConfig
 from meshlib.ports import Pause, no_pause
 
@@ -31,6 +32,7 @@ _NOBODY = EmptyPicker()
 
 @dataclass(frozen=True, slots=True)
 class _Locality:
+    locality: Locality
     weight: int
     states: tuple[EndpointState, ...]
 
@@ -68,7 +70,7 @@ def _priorities(config: ClusterConfig, states: Mapping[str, EndpointState]) -> l
                 continue
             seen.add(endpoint.address)
             hosts.append(state)
-        grouped.setdefault(group.priority, []).append(_Locality(group.weight or 0, tuple(hosts)))
+        grouped.setdefault(group.priority, []).append(_Locality(group.locality, group.weight or 0, tuple(hosts)))
     # A gap in the numbers is a priority without hosts.
     return [
         _Priority(tuple(localities), tuple(state for locality in localities for state in locality.states))
@@ -193,7 +195,9 @@ def _hash_picker(
         return states if is_panicking else tuple(state for state in states if state.is_healthy)
 
     if config.cluster.locality_weighted:
-        shares = locality_shares([(locality.weight, chosen(locality.states)) for locality in priority.localities])
+        # In Envoy's order, which decides about the rounding of points; there its own locality would be the first.
+        ordered = sorted(priority.localities, key=lambda entry: entry.locality)
+        shares = locality_shares([(entry.weight, chosen(entry.states)) for entry in ordered if entry.states])
     else:
         shares = flat_shares(chosen(priority.states))
     if not shares:

@@ -11,7 +11,7 @@ from meshlib.balancing.endpoint_state import EndpointState
 __all__ = ["Shares", "flat_shares", "hash_key", "locality_shares"]
 
 Shares = list[tuple[EndpointState, float]]
-"""Hosts in the order of the resource, and their shares, which sum to 1."""
+"""Hosts in the order of the resource, and their shares, which sum to 1 at most."""
 
 
 def hash_key(state: EndpointState, *, uses_hostname: bool) -> str:
@@ -40,12 +40,13 @@ def flat_shares(states: Sequence[EndpointState], part: float = 1.0) -> Shares:
 def locality_shares(localities: Sequence[tuple[int, Sequence[EndpointState]]]) -> Shares:
     """Return the shares of hosts by the weights of their localities, and inside of these by their own.
 
-    A locality without weight gets nothing, also when all are without.
+    A locality without weight gets nothing, also when all are without. One whose hosts are all out still takes its part,
+    so that the others sum to less than 1: that decides how many points a ring has (as seen with Envoy 1.40).
 
     Args:
-        localities: Weight and hosts.
+        localities: Weight and hosts that can be chosen; in Envoy's order, and only those with hosts of any health.
     """
-    total = sum(weight for weight, states in localities if states)
+    total = sum(weight for weight, _ in localities)
     return [
         entry for weight, states in localities if weight and states for entry in flat_shares(states, weight / total)
     ]

@@ -25,6 +25,8 @@ WRR_LOCALITY_TYPE: Final = f"{_POLICIES}wrr_locality.v3.WrrLocality"
 
 _TYPES: Final = HASHING_TYPES | {ROUND_ROBIN_TYPE, LEAST_REQUEST_TYPE, RANDOM_TYPE, WRR_LOCALITY_TYPE}
 
+STRICT_DNS: Final = 1
+
 MAX_DEPTH: Final = 16
 """gRPC's limit for policies inside of policies."""
 
@@ -64,6 +66,10 @@ def decode_balancing(message: Any, path: str, problems: Problems, *, is_aggregat
         problems.error(join(path, "lb_subset_config"), "is not supported")
     elif message.HasField("lb_subset_config"):
         problems.unused(join(path, "lb_subset_config"))
+    if common.consistent_hashing_lb_config.use_hostname_for_hashing and message.type != STRICT_DNS:
+        # Envoy's rule for this field; the extensions' own is free.
+        named = join(place, "consistent_hashing_lb_config.use_hostname_for_hashing")
+        problems.error(named, "is only for clusters of type STRICT_DNS")
     if message.HasField("load_balancing_policy"):
         result = _extensions(message.load_balancing_policy, join(path, "load_balancing_policy"), problems, 0)
         if config := message.WhichOneof("lb_config"):

@@ -3,10 +3,10 @@
 from collections import Counter
 from random import Random
 
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from meshlib.balancing import EndpointState, build_picker
+from meshlib.balancing import EndpointState, Picker, build_picker
 from meshlib.balancing.priority import PriorityHealth, priority_load
 from meshlib.balancing.schedule import HeapSchedule, weighted_schedule
 from meshlib.model import cluster as model
@@ -126,3 +126,40 @@ def test_least_request_never_takes_a_busier_one_than_it_drew(count: int, seed: i
     assert picked in drawn
     assert picked is not None
     assert picked.active == min(state.active for state in drawn)
+
+
+def hashing_picker(count: int, weights: list[int], without: int | None, policy: LbPolicy) -> Picker:
+    endpoints = tuple(
+        Endpoint(f"10.0.0.{number}:80", weight=weights[number]) for number in range(count) if number != without
+    )
+    assignment = ClusterLoadAssignment("c", (LocalityEndpoints(Locality(), endpoints),))
+    states = {endpoint.address: EndpointState(endpoint) for endpoint in endpoints}
+    return build_picker(ClusterConfig(Cluster("c", EdsDiscovery("c"), policy), assignment), states)
+
+
+hashing = st.sampled_from([model.RingHash(), model.Maglev(2003)])
+
+
+@settings(max_examples=25, deadline=None)
+@given(st.integers(2, 8), st.integers(0, 7), hashing, st.integers(0, 2**32))
+def test_few_keys_move_when_a_host_leaves(count: int, leaving: int, policy: LbPolicy, seed: int) -> None:
+    leaving %= count
+    before, after = (hashing_picker(count, [1] * count, without, policy) for without in (None, leaving))
+    rng, keys = Random(seed), [Random(seed + number).getrandbits(64) for number in range(400)]
+    pairs = [(before.pick(key, rng), after.pick(key, rng)) for key in keys]
+    kept = [(one, other) for one, other in pairs if one is not None and one.address != f"10.0.0.{leaving}:80"]
+    moved = sum(other is None or one.address != other.address for one, other in kept)
+
+    # None of the others has to move. A ring has a few more points per host, a table some slots that are taken anew.
+    assert moved <= 0.25 * len(keys)
+
+
+@settings(max_examples=25, deadline=None)
+@given(st.lists(st.integers(1, 5), min_size=1, max_size=5), st.integers(0, 2**32))
+def test_slots_of_a_table_meet_the_weights(found: list[int], seed: int) -> None:
+    size = 2003
+    picker, rng = hashing_picker(len(found), found, None, model.Maglev(size)), Random(seed)
+    counted = Counter(state.address for slot in range(size) if (state := picker.pick(slot, rng)) is not None)
+
+    for number, weight in enumerate(found):
+        assert abs(counted[f"10.0.0.{number}:80"] - size * weight / sum(found)) <= len(found) + 1

@@ -221,8 +221,10 @@ def test_key_of_a_host(endpoint: Endpoint, by_address: str, by_name: str) -> Non
 
 def test_localities_share_by_weight_and_one_without_gets_nothing() -> None:
     a, b, c, d = hosts("a:1", "b:1", "c:1", "d:1", weights=(1, 3, 1, 1))
-    shares = locality_shares([(1, (a, b)), (3, (c,)), (0, (d,)), (5, ())])
+    shares = locality_shares([(1, (a, b)), (3, (c,)), (0, (d,))])
     assert [(a, 0.0625), (b, 0.1875), (c, 0.75)] == shares
+    # Whose hosts are all out keeps its part.
+    assert [(a, 0.03125), (b, 0.09375), (c, 0.375)] == locality_shares([(1, (a, b)), (3, (c,)), (4, ())])
     assert [] == locality_shares([(0, (a,)), (0, (b,))])
 
 

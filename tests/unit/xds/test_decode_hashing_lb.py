@@ -31,9 +31,8 @@ def value_of(decoded):
                     "maximum_ring_size": 9,
                     "hash_function": "MURMUR_HASH_2",
                 },
-                "common_lb_config": {"consistent_hashing_lb_config": {"use_hostname_for_hashing": True}},
             },
-            RingHash(7, 9, MURMUR, uses_hostname=True),
+            RingHash(7, 9, MURMUR),
         ),
     ],
 )
@@ -41,6 +40,18 @@ def test_fields_of_the_cluster(decode_cluster, fields, expected):
     decoded = decode_cluster(**fields)
     assert value_of(decoded).lb_policy == expected
     assert decoded.unused == ()
+
+
+def test_hostnames_of_dns_clusters(decode):
+    fields = {
+        "name": "c",
+        "lb_policy": "MAGLEV",
+        "common_lb_config": {"consistent_hashing_lb_config": {"use_hostname_for_hashing": True}},
+        "load_assignment": {"cluster_name": "c"},
+    }
+    assert value_of(decode("CDS", {**fields, "type": "STRICT_DNS"})).lb_policy == Maglev(uses_hostname=True)
+    (error,) = decode("CDS", {**fields, "type": "STATIC"}).errors
+    assert error.startswith("common_lb_config.consistent_hashing_lb_config.use_hostname_for_hashing: ")
 
 
 @pytest.fixture
