@@ -31,7 +31,7 @@ from xds_server.ordering import (
 )
 from xds_server.snapshot import EMPTY, Changes, Resource, Snapshot, TypeState
 from xds_server.subscription import InFlight, Subscription
-from xds_server.ttl import next_refresh, schedule, supports_ttl, take_due
+from xds_server.ttl import next_refresh, schedule, supports_ttl, take_due, take_late
 from xds_server.versions import type_version
 from xds_server.wire import DeltaRequest, Node, Request, ResourceError
 
@@ -396,6 +396,9 @@ class StreamMachine(ABC, Generic[S]):
             if not subscription.refresh_at or self._is_unanswered(subscription, now):
                 continue
             wanted = self.wanted(subscription)
+            if late := take_late(subscription, wanted, now):  # it may have expired, so its body is needed
+                subscription.resend.update(late)
+                return self._compose(subscription, now)
             if names := take_due(subscription, wanted, now):
                 return self._beat(subscription, names, wanted, now)
         return None

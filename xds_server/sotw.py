@@ -141,23 +141,10 @@ class SotwStream(StreamMachine[SotwSubscription]):
     def _beat(
         self, subscription: SotwSubscription, names: list[str], wanted: Mapping[str, Resource], now: float
     ) -> Response | None:
-        if subscription.is_full_state:  # TTL-2: Envoy would take a heartbeat for the deletion of everything
-            subscription.must_answer = True
-            return self._compose(subscription, now)
-        nonce, version = self._sent(subscription, wanted, tuple(names), now)
-        data = encode_response(
-            type_url=subscription.type_url,
-            version=version,
-            nonce=nonce,
-            resource_fields=[
-                wrapped_field(name, wanted[name].version, b"", ttl_s)
-                for name in names
-                if (ttl_s := wanted[name].ttl_s) is not None
-            ],
-            errors=(),
-            identifier=self.settings.identifier,
-        )
-        return Response(subscription.type_url, version, nonce, tuple(names), (), data)
+        # With their bodies: of full-state types Envoy takes a heartbeat for the deletion of everything (TTL-2), and
+        # Envoy 1.40 lets endpoints expire that only heartbeats keep.
+        subscription.resend.update(names)
+        return self._compose(subscription, now)
 
     def _first_part(self, resources: list[Resource]) -> list[str]:
         """Return the names of as many resources as fit one response, at least one (LIM-1)."""

@@ -1,8 +1,8 @@
 """Resources that expire at the client unless they are refreshed (section 15 of the rules).
 
 A time to live is set in native documents, per resource, and sent only to clients that know it. A heartbeat names the
-resource and its version, without the body. Where a response is the whole state, Envoy takes a heartbeat for a deletion
-of everything, so there the resources themselves are sent again (TTL-2).
+resource and its version, without the body. In the state of the world the resources themselves are sent again: of clusters
+and listeners Envoy takes a heartbeat for a deletion of everything (TTL-2), and it lets endpoints expire in spite of one.
 """
 
 from collections.abc import Iterable, Mapping
@@ -35,6 +35,19 @@ def schedule(subscription: Subscription, names: Iterable[str], wanted: Mapping[s
 
 def next_refresh(subscription: Subscription) -> float | None:
     return min(subscription.refresh_at.values(), default=None)
+
+
+def take_late(subscription: Subscription, wanted: Mapping[str, Resource], now: float) -> list[str]:
+    """Return the names whose refresh is so late that they may have expired; they are no longer planned."""
+    late: list[str] = []
+    for name, at in list(subscription.refresh_at.items()):
+        resource = wanted.get(name)
+        if resource is None or resource.ttl_s is None or name in subscription.suspect:
+            continue
+        if now > at + resource.ttl_s / BEATS_PER_TTL:
+            late.append(name)
+            del subscription.refresh_at[name]
+    return late
 
 
 def take_due(subscription: Subscription, wanted: Mapping[str, Resource], now: float) -> list[str]:

@@ -78,14 +78,15 @@ def test_ttl_1_a_resend_without_ttl_ends_the_heartbeats(delta, start, decode_del
     assert delta.machine.deadline(delta.now) is None
 
 
-def test_ttl_2_heartbeats_of_endpoints_are_wrapped(peer, start, decode_response):
+def test_ttl_2_endpoints_are_wrapped_and_refreshed_by_themselves(peer, start, decode_response):
     start(peer, snapshot("9s", EDS)).ask(EDS, "a", "b")
     first = [unwrap(each) for each in decode_response(peer.accept(EDS, "a", "b")).resources]
     assert ("a", 9, True) == (first[0].name, first[0].ttl.seconds, first[0].HasField("resource"))
     assert first[1] is None
     peer.now = 3.0
-    (beat,) = [unwrap(each) for each in decode_response(peer.accept(EDS, "a")).resources]
-    assert ("a", 9, False) == (beat.name, beat.ttl.seconds, beat.HasField("resource"))
+    (again,) = [unwrap(each) for each in decode_response(peer.accept(EDS, "a")).resources]
+    assert ("a", 9, True) == (again.name, again.ttl.seconds, again.HasField("resource"))
+    assert peer.is_silent()
 
 
 @pytest.mark.parametrize("type_url", [CDS, LDS])
@@ -108,7 +109,7 @@ def test_ttl_3_a_heartbeat_waits_for_the_answer_to_the_last_response(delta, star
     delta.now = 5.0
     assert delta.is_silent()
     delta.answer(response)
-    delta.accept(EDS, "a")
+    assert "a" in delta.accept(EDS, "a").names
     assert delta.is_silent()
 
 
@@ -121,6 +122,15 @@ def test_ttl_3_a_heartbeat_is_skipped_after_a_real_response(delta, start):
     delta.now = 3.0
     assert delta.is_silent()
     assert 5.0 == delta.machine.deadline(delta.now)
+
+
+def test_what_may_have_expired_is_sent_again_with_its_body(delta, start, decode_delta):
+    start(delta, snapshot("9s", EDS)).ask(EDS, "+a")
+    delta.accept(EDS, "a")
+    delta.now = 8.0
+    (entry,) = decode_delta(delta.accept(EDS, "a")).resources
+    assert entry.HasField("resource")
+    assert delta.is_silent()
 
 
 def test_ttl_3_what_was_rejected_is_not_refreshed(delta, start):
