@@ -75,14 +75,14 @@ class CallFacts:
     def response_headers(self, headers: Headers) -> Headers:
         """Return a response's headers after the route's mutations; of a `LocalReply` they are applied already.
 
-        Cookies that were made for the hash follow: the caller sends them back to stay with its endpoint.
+        Cookies that were made for the hash are among them: the caller sends them back to stay with its endpoint. As in
+        Envoy they come before the mutations, which can take them away again, and not with a `LocalReply`.
         """
         if self.match is None:
             return headers
-        headers = self.match.response_headers(headers, self.head)
         if self._cookies:
-            return Headers((*headers.items, *(("set-cookie", cookie) for cookie in self._cookies)))
-        return headers
+            headers = Headers((*headers.items, *(("set-cookie", cookie) for cookie in self._cookies)))
+        return self.match.response_headers(headers, self.head)
 
     def error(self, message: str = "", *, cause: BaseException | None = None) -> MeshError:
         """Make the exception for the caller, by what the call came to.

@@ -2,8 +2,8 @@ import pytest
 import xxhash
 
 from meshlib.model.request import Headers, RequestHead
-from meshlib.model.route import HashPolicy, RegexRewrite
-from meshlib.routing.hash_policy import compile_hash
+from meshlib.model.route import HashPolicy, MadeCookie, RegexRewrite
+from meshlib.routing.hash_policy import CookieMaker, compile_hash
 
 
 def digest(text: str, seed: int = 0) -> int:
@@ -79,3 +79,33 @@ def test_sources_that_a_client_lacks_yield_nothing(kind: str) -> None:
 def test_unknown_kind_is_refused() -> None:
     with pytest.raises(ValueError, match="moon_phase"):
         compile_hash([HashPolicy("moon_phase")])
+
+
+MADE = HashPolicy("cookie", "s", made=MadeCookie(5, "/p", (("SameSite", "Lax"), ("Secure", ""))))
+
+
+@pytest.mark.parametrize("line", ["a=1", "s="])
+def test_a_cookie_is_made_for_a_caller_without(line: str) -> None:
+    maker = CookieMaker(0xCD23ADD25D2631C7)
+    head = RequestHead("GET", "svc", "/", Headers([("cookie", line)]))
+    assert digest("cd23add25d2631c7") == compile_hash([MADE])(head, maker)
+    # As a real Envoy writes it.
+    assert ['s="cd23add25d2631c7"; Max-Age=5; Path=/p; SameSite=Lax; Secure; HttpOnly'] == maker.lines
+
+
+def test_a_made_cookie_comes_back_to_the_same_hash() -> None:
+    maker = CookieMaker(7)
+    first = compile_hash([MADE])(RequestHead("GET", "svc", "/", Headers()), maker)
+    cookie = maker.lines[0].partition(";")[0]
+    assert first == hash_of([MADE], ("cookie", cookie))
+
+
+def test_a_cookie_for_the_session_names_no_age() -> None:
+    maker = CookieMaker(7)
+    compile_hash([HashPolicy("cookie", "s", made=MadeCookie())])(RequestHead("GET", "svc", "/", Headers()), maker)
+    assert ['s="0000000000000007"; HttpOnly'] == maker.lines
+
+
+def test_of_grpc_calls_only_headers_are_hashed() -> None:
+    query = HashPolicy("query_parameter", "q")
+    assert hash_of([MADE, query], ("cookie", "s=v"), path="/?q=1", is_grpc=True) is None
