@@ -180,6 +180,8 @@ def test_a_corrupt_copy_is_set_aside_and_the_mesh_works(ads: Any, tmp_path: Path
 
 async def test_waiting_in_a_loop_blocks_neither_the_loop_nor_a_thread(ads: Any, tools: Any) -> None:
     async with connect(ads) as mesh:
+        # Once it is connected, so that the threads of the connection itself are not counted as the waiters'.
+        await mesh.wait_target_async("checkout", 10.0)
         threads = threading.active_count()
         waits = [asyncio.create_task(mesh.wait_target_async("late", 10.0)) for _ in range(50)]
         await asyncio.sleep(0.05)
