@@ -25,11 +25,10 @@ import grpc.aio
 from meshlib.errors import ConfigError
 from meshlib.model.outcome import LocalReply
 from meshlib.model.request import Headers, RequestHead
-from meshlib.model.secret import ServerTls
-from meshlib.runtime.tls import server_material
 from meshlib.servers.addresses import join
 from meshlib.servers.addresses import listen as listening
 from meshlib.servers.announce import DRAIN_S, LISTENER_TIMEOUT_S, Announcement, announce
+from meshlib.servers.grpc_certificates import GrpcCertificates
 from meshlib.servers.inbound import Inbound, InboundRequest
 from meshlib.servers.peer import ANONYMOUS, Peer, peer_of_pem
 from meshlib.servers.source import ServerSource
@@ -382,31 +381,9 @@ def _add_port(server: Any, address: str, announcement: Announcement) -> None:
         port = (
             server.add_insecure_port(address)
             if tls is None
-            else server.add_secure_port(address, _credentials(announcement, tls))
+            else server.add_secure_port(address, GrpcCertificates(tls, announcement.secrets).credentials())
         )
     except RuntimeError as error:
         raise OSError(f"gRPC cannot listen on {address}: {error}") from error
     if not port:
         raise OSError(f"gRPC cannot listen on {address}")
-
-
-def _credentials(announcement: Announcement, tls: ServerTls) -> grpc.ServerCredentials:
-    """Return credentials that follow rotation: the fetcher runs once for each handshake."""
-
-    def configuration() -> tuple[Any, Any]:
-        chain, key, roots = server_material(tls, announcement.secrets())
-        return (chain, key, roots), grpc.ssl_server_certificate_configuration([(key, chain)], root_certificates=roots)
-
-    served, initial = configuration()
-
-    def fetch() -> Any:
-        nonlocal served
-        material, fresh = configuration()
-        if material == served:
-            return None
-        served = material
-        return fresh
-
-    return grpc.dynamic_ssl_server_credentials(
-        initial, fetch, require_client_authentication=tls.require_client_certificate
-    )
