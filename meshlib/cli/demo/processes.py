@@ -238,17 +238,17 @@ class World:
         process.wait()
 
     def registrations(self) -> list[dict[str, Any]]:
-        """Return the leases that the server knows."""
+        """Return the leases of the instances that are ready; one that is still starting gets no calls."""
         import httpx
 
         answer = httpx.get(
             f"http://{LOOPBACK}:{self.admin_port}/v1/registrations", timeout=5, trust_env=False
         ).raise_for_status()
         result = answer.json()
-        return list(result["registrations"] if isinstance(result, dict) else result)
+        return [entry for entry in result["registrations"] if entry["ready"]]
 
     def await_registrations(self, count: int) -> None:
-        """Wait until so many instances are announced."""
+        """Wait until so many instances are announced and ready."""
         self._await(f"{count} registrations", lambda: len(self.registrations()) == count)
 
     def _await(self, what: str, condition: Callable[[], bool]) -> None:
