@@ -1,0 +1,146 @@
+"""The whole view, and how it is made from a snapshot and the view before."""
+
+from collections.abc import Mapping
+from types import MappingProxyType
+
+from meshlib.events import Event
+from meshlib.model.cluster import AggregateDiscovery
+from meshlib.model.secret import Secret
+from meshlib.model.snapshot import ClusterConfig, ConfigFault, InboundConfig, Snapshot, TargetConfig
+from meshlib.ports import Pause, Rng, no_pause
+from meshlib.view.cluster_state import AggregateState, ClusterState
+from meshlib.view.target import TargetView
+from meshlib.xds.load_report import ClusterLoad
+
+__all__ = ["View", "build_view"]
+
+
+class View:
+    """One complete configuration in its working form.
+
+    Attributes:
+        number: The snapshot's.
+        targets: By listener resource name.
+        clusters: By cluster name.
+        inbound: By listener resource name.
+        secrets: By SDS name.
+        snapshot: What the view was made of.
+    """
+
+    __slots__ = ("clusters", "inbound", "number", "secrets", "snapshot", "targets")
+
+    def __init__(
+        self,
+        snapshot: Snapshot,
+        targets: Mapping[str, TargetView | ConfigFault],
+        clusters: Mapping[str, ClusterState | ConfigFault],
+    ) -> None:
+        self.number = snapshot.number
+        self.snapshot = snapshot
+        self.targets = targets
+        self.clusters = clusters
+        self.inbound: Mapping[str, InboundConfig | ConfigFault] = snapshot.inbound
+        self.secrets: Mapping[str, Secret] = snapshot.secrets
+
+    def __repr__(self) -> str:
+        return f"View({self.number}, {len(self.targets)} targets, {len(self.clusters)} clusters)"
+
+    @property
+    def loads(self) -> tuple[ClusterLoad, ...]:
+        """What is counted for load reports."""
+        states = self.clusters.values()
+        return tuple(state.load for state in states if isinstance(state, ClusterState) and state.load is not None)
+
+    def sweep(self, now: float, rng: Rng) -> tuple[Event, ...]:
+        """Do the periodic work that is due. Cheap; ask about once a second.
+
+        Returns:
+            What changed, for the hooks.
+        """
+        return tuple(
+            event
+            for cluster in self.clusters.values()
+            if isinstance(cluster, ClusterState)
+            for event in cluster.sweep(now, rng)
+        )
+
+
+def _build_cluster(
+    config: ClusterConfig | ConfigFault, previous: ClusterState | ConfigFault | None, now: float, pause: Pause
+) -> ClusterState | ConfigFault:
+    if isinstance(config, ConfigFault):
+        return config
+    is_aggregate = isinstance(config.cluster.discovery, AggregateDiscovery)
+    if isinstance(previous, ClusterState) and previous.is_aggregate is is_aggregate:
+        previous.update(config, now, pause)
+        return previous
+    return AggregateState(config, now) if is_aggregate else ClusterState(config, now)
+
+
+def _build_clusters(
+    snapshot: Snapshot, previous: View, now: float, pause: Pause
+) -> Mapping[str, ClusterState | ConfigFault]:
+    """Make or bring up to date the states of all clusters; the same mapping when it holds the same objects."""
+    before, states = previous.snapshot.clusters, previous.clusters
+    if snapshot.clusters is before:
+        return states
+    clusters: dict[str, ClusterState | ConfigFault] = {}
+    for name, config in snapshot.clusters.items():
+        state = states.get(name)
+        if state is None or before.get(name) is not config:
+            pause()
+            state = _build_cluster(config, state, now, pause)
+        clusters[name] = state
+    _link_leaves(clusters)
+    # The same objects: targets that have not changed can stay as they are.
+    return states if clusters == states else MappingProxyType(clusters)
+
+
+def _link_leaves(clusters: Mapping[str, ClusterState | ConfigFault]) -> None:
+    """Have each aggregate cluster know the states of its leaves."""
+    for state in clusters.values():
+        if isinstance(state, AggregateState):
+            leaves = [clusters.get(name) for name in state.config.leaves]
+            found = tuple([leaf for leaf in leaves if isinstance(leaf, ClusterState) and not leaf.is_aggregate])
+            if found != state.leaves:
+                state.leaves = found
+
+
+def _build_target(
+    name: str,
+    config: TargetConfig | ConfigFault,
+    previous: TargetView | ConfigFault | None,
+    clusters: Mapping[str, ClusterState | ConfigFault],
+) -> TargetView | ConfigFault:
+    if isinstance(config, ConfigFault):
+        return config
+    old = previous if isinstance(previous, TargetView) else None
+    if old is not None and old.clusters is clusters and (old.config is config or old.config == config):
+        return old
+    try:
+        return TargetView(name, config, clusters, previous=old)
+    except ValueError as error:
+        # The decoders refuse what cannot be compiled; a snapshot from elsewhere must not take the other targets down.
+        return ConfigFault(f"RouteConfiguration: {config.routes.name}", f"target {name!r} cannot be used: {error}")
+
+
+def build_view(snapshot: Snapshot, previous: View | None, *, now: float, pause: Pause = no_pause) -> View:
+    """Make the view of a snapshot, taking over from the view before what has not changed.
+
+    Args:
+        previous: The view in use, or None for the first.
+        now: Monotonic seconds.
+        pause: Called now and then while there is much to do.
+    """
+    if previous is None:
+        previous = View(Snapshot(), {}, {})
+    clusters = _build_clusters(snapshot, previous, now, pause)
+    if clusters is previous.clusters and snapshot.targets is previous.snapshot.targets:
+        return View(snapshot, previous.targets, clusters)
+    targets: Mapping[str, TargetView | ConfigFault] = MappingProxyType(
+        {
+            name: _build_target(name, config, previous.targets.get(name), clusters)
+            for name, config in snapshot.targets.items()
+        }
+    )
+    return View(snapshot, targets, clusters)

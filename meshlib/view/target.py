@@ -1,0 +1,143 @@
+"""One target: its routes, and what the options of each come to."""
+
+from collections.abc import Mapping
+
+from meshlib.model.retry import RetryPolicy
+from meshlib.model.route import RouteAction
+from meshlib.model.snapshot import ConfigFault, TargetConfig
+from meshlib.ports import Lock, Rng
+from meshlib.resilience.deadline import per_try_timeout_s, route_timeout_s, stream_duration_s
+from meshlib.resilience.retry import RetryRules
+from meshlib.routing.table import RouteTable
+from meshlib.view.cluster_state import ClusterState
+
+__all__ = ["ActiveFaults", "RoutePlan", "TargetView"]
+
+
+class RoutePlan:
+    """What a route's options come to for every call, worked out once per route.
+
+    Attributes:
+        action: The route's action, and
+        retry: the retry policy in force: they are what the plan was made of.
+        rules: Compiled retry conditions.
+        http: Limits in seconds, None for none: of the call, of one attempt, of the whole exchange.
+        grpc: The same for gRPC calls.
+    """
+
+    __slots__ = ("action", "grpc", "http", "retry", "rules")
+
+    def __init__(self, action: RouteAction, retry: RetryPolicy | None, max_stream_duration_s: float | None) -> None:
+        self.action = action
+        self.retry = retry
+        self.rules = RetryRules.of_policy(retry)
+        per_try_s = None if retry is None else retry.per_try_timeout_s
+        timeout_s = route_timeout_s(action)
+        self.http = (
+            timeout_s,
+            per_try_timeout_s(per_try_s, timeout_s),
+            stream_duration_s(action, max_stream_duration_s, None, is_grpc=False),
+        )
+        # gRPC knows no time of one attempt; it is honoured here as in a proxy.
+        self.grpc = (
+            None,
+            per_try_timeout_s(per_try_s, None),
+            stream_duration_s(action, max_stream_duration_s, None, is_grpc=True),
+        )
+
+
+class ActiveFaults:
+    """Counts injected faults in progress, for `max_active_faults`; one per target, over its configurations."""
+
+    __slots__ = ("_lock", "active")
+
+    def __init__(self) -> None:
+        self.active = 0
+        self._lock = Lock()
+
+    def try_acquire(self, limit: int | None) -> bool:
+        """Count a fault in; False: the limit is reached, nothing is counted."""
+        with self._lock:
+            if limit is not None and self.active >= limit:
+                return False
+            self.active += 1
+            return True
+
+    def release(self) -> None:
+        """Count a fault out."""
+        with self._lock:
+            self.active -= 1
+
+
+class TargetView:
+    """One target: its routes and the clusters they lead to.
+
+    Attributes:
+        name: Listener resource name.
+        config: What the target was made of.
+        max_stream_duration_s: The listener's default for its routes; None: absent.
+        clusters: All clusters of the view.
+        faults: Injected faults in progress.
+    """
+
+    __slots__ = ("_client_ids", "_plans", "clusters", "config", "faults", "max_stream_duration_s", "name", "routes")
+
+    faults: ActiveFaults
+    routes: RouteTable
+
+    def __init__(
+        self,
+        name: str,
+        config: TargetConfig,
+        clusters: Mapping[str, ClusterState | ConfigFault],
+        *,
+        previous: "TargetView | None" = None,
+    ) -> None:
+        """Make the view of a target.
+
+        Args:
+            previous: Its route table is taken over when the configuration is the same.
+
+        Raises:
+            ValueError: A regex or template of a route or of its retry policy is not valid.
+        """
+        self.name = name
+        self.config = config
+        self.clusters = clusters
+        self.max_stream_duration_s = config.listener.max_stream_duration_s
+        self.faults = ActiveFaults() if previous is None else previous.faults
+        self._client_ids: list[int] = [] if previous is None else previous._client_ids
+        # Route plans by the identity of what they are made of, which they keep alive. Only ever grows by one entry per
+        # route; two threads may make the same one, and either is good.
+        self._plans: dict[tuple[int, int], RoutePlan]
+        if previous is not None and (previous.config is config or previous.config == config):
+            self.config = previous.config
+            self.routes = previous.routes
+            self._plans = previous._plans
+        else:
+            self.routes = RouteTable(config.listener, config.routes)
+            self._plans = {}
+            # Plans are made when a route is first used; what could fail then is to fail now.
+            for host in config.routes.virtual_hosts:
+                RetryRules.of_policy(host.retry)
+                for route in host.routes:
+                    if isinstance(route.action, RouteAction) and route.action.retry is not None:
+                        RetryRules.of_policy(route.action.retry)
+
+    def __repr__(self) -> str:
+        return f"TargetView({self.name!r})"
+
+    def client_id(self, rng: Rng) -> int:
+        """Return the 64 bits by which this client is known in the cookies that it makes; the same over all updates."""
+        known = self._client_ids
+        if not known:
+            known.append(rng.getrandbits(64))  # Two threads may both be first: the first entry counts.
+        return known[0]
+
+    def plan(self, action: RouteAction, retry: RetryPolicy | None) -> RoutePlan:
+        """Return what a matched route's options come to."""
+        key = (id(action), id(retry))
+        plan = self._plans.get(key)
+        if plan is None:
+            plan = self._plans[key] = RoutePlan(action, retry, self.max_stream_duration_s)
+        return plan
