@@ -16,22 +16,30 @@ if TYPE_CHECKING:
     )
     from meshlib.mesh import Mesh
     from meshlib.model.endpoint import Endpoint
-    from meshlib.runtime.context import carry
+    from meshlib.runtime.context import (
+        ContextExecutor,
+        InboundContext,
+        carry,
+        current_request,
+    )
     from meshlib.xds.bootstrap import Bootstrap
 
 __all__ = [
     "Bootstrap",
     "BootstrapError",
     "ConfigError",
+    "ContextExecutor",
     "DeadlineExceeded",
     "Endpoint",
     "IdentityError",
+    "InboundContext",
     "Mesh",
     "MeshError",
     "ResourceError",
     "RoutingError",
     "UnavailableError",
     "carry",
+    "current_request",
     "integrations",
 ]
 
@@ -40,7 +48,7 @@ _HOMES = {
     "Bootstrap": "meshlib.xds.bootstrap",
     "Endpoint": "meshlib.model.endpoint",
     "Mesh": "meshlib.mesh",
-    "carry": "meshlib.runtime.context",
+    **dict.fromkeys(("ContextExecutor", "InboundContext", "carry", "current_request"), "meshlib.runtime.context"),
     **dict.fromkeys((name for name in __all__ if name.endswith(("Error", "Exceeded"))), "meshlib.errors"),
 }
 

@@ -4,7 +4,7 @@ import asyncio
 import logging
 import os
 import sys
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Final, Self
 
@@ -42,6 +42,7 @@ class Mesh(MeshEngine):
     Attributes:
         clock: Monotonic seconds.
         guard_unsafe: Repeat requests that may have been processed only when that is safe.
+        handed_on: Names of the request headers that go on to the calls made while serving a request.
         is_disabled: `MESHLIB_DISABLE=1`: clients send everything directly, no management server is asked.
         metrics: The standard metrics, aggregated as calls end.
         tracing: Makes spans.
@@ -57,6 +58,7 @@ class Mesh(MeshEngine):
         *,
         state_dir: "str | os.PathLike[str] | None" = None,
         guard_unsafe: bool = True,
+        hand_on: Iterable[str] = (),
         first_use_timeout_s: float = FIRST_USE_TIMEOUT_S,
         clock: Clock = clocks.monotonic,
         rng: Rng | None = None,
@@ -71,6 +73,9 @@ class Mesh(MeshEngine):
             state_dir: Where the last good configuration is kept, private keys included; empty: nowhere. None:
                 `MESHLIB_STATE_DIR`, else `meshlib` in the user's cache directory.
             guard_unsafe: False also repeats requests that may have been processed and are not idempotent.
+            hand_on: Request headers, beside those of traces and `priority`, that go on as they came to the calls made
+                while serving the request: `("x-end-user",)`. `x-forwarded-client-cert` is the caller's identity as its
+                certificate proved it (`URI=spiffe://...`), whatever the caller wrote there.
             first_use_timeout_s: How long the first use of a service may wait for its configuration.
             clock: Monotonic seconds.
             rng: Chance, for weights and jitter; None: one of its own.
@@ -84,6 +89,7 @@ class Mesh(MeshEngine):
             bootstrap,
             state_dir=state_dir,
             guard_unsafe=guard_unsafe,
+            hand_on=hand_on,
             first_use_timeout_s=first_use_timeout_s,
             clock=clock,
             rng=rng,

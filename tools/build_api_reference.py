@@ -32,7 +32,6 @@ BEHIND = {
     "meshlib.admin.status": ["MeshStatus", "ResourceStatus"],
     "meshlib.runtime.registration": ["Registration"],
     "meshlib.runtime.inbound": ["InboundSubscription"],
-    "meshlib.runtime.context": ["InboundContext", "current", "carry"],
 }
 # The control thread, the fork hooks and waiting code call these.
 ENGINE_ONLY = {"publish", "tick", "changed", "before_fork", "after_fork_in_parent", "after_fork_in_child", "not_ready"}
@@ -52,6 +51,7 @@ Names say their units: `_s` is seconds, `_ms` milliseconds, `_percent` 0 to 100;
 | --- | --- | --- |
 | `state_dir` | `MESHLIB_STATE_DIR`, else `meshlib` in the user's cache directory; resources older than a week are not used | ours |
 | `guard_unsafe` | on: requests that may have been processed are repeated only when that is safe | ours ([why](../explanation/differences.md#retries)) |
+| `hand_on` | none beside `x-request-id`, B3 and `priority` | ours |
 | `first_use_timeout_s` | {first_use} s | ours |
 | a resource that the server does not have | {absent} s after it was asked for | Envoy's `initial_fetch_timeout`, gRFC A57 |
 | `limits` of the httpx transports | {connections} connections per endpoint, idle ones kept for {keepalive} s | ours: uvicorn closes idle connections after 5 s |

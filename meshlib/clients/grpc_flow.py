@@ -33,9 +33,10 @@ class Flow:
     Attributes:
         call: The machine at work.
         deadline: Monotonic seconds, of the application; None: none.
+        head: As the caller made it: what the mesh adds to it is not there.
     """
 
-    __slots__ = ("_authority", "_head", "_is_committed", "_mesh", "_pauses", "_restarts", "call", "deadline")
+    __slots__ = ("_authority", "_is_committed", "_mesh", "_pauses", "_restarts", "call", "deadline", "head")
 
     def __init__(
         self,
@@ -50,7 +51,7 @@ class Flow:
     ) -> None:
         self._mesh = mesh
         self._authority = authority
-        self._head = head
+        self.head = head
         self._is_committed = False
         self._pauses = 0 if wait_for_ready else -1
         self._restarts = False
@@ -77,7 +78,7 @@ class Flow:
         with contextlib.suppress(MeshError):  # gone for the moment: what it was will say why nobody answers
             target = self._mesh.target(self._authority) or target
         timeout_s = None if self.deadline is None else self.deadline - now
-        self.call = begin_call(self._mesh, target, self._head, now=now, timeout_s=timeout_s)
+        self.call = begin_call(self._mesh, target, self.head, now=now, timeout_s=timeout_s)
         if self._is_committed:
             self.call.commit()
         return self.start(now)

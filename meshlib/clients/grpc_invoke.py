@@ -131,7 +131,7 @@ class Invoker(Generic[C]):
 
     def metadata(self, flow: Flow, attempt: Attempt, rpc: Rpc) -> Any:
         """Return the metadata of an attempt."""
-        return attempt_metadata(flow.call.head, attempt.head, rpc.metadata)
+        return attempt_metadata(flow.head, attempt.head, rpc.metadata)
 
     def outcome_of(self, error: Any, channel: EndpointChannel[C], attempt: Attempt, began_at: float) -> Outcome:
         """Classify what an attempt raised; `error` is a `grpc.RpcError` that knows the metadata too."""

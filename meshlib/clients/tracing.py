@@ -26,10 +26,13 @@ from meshlib.clients.source import MeshSource
 from meshlib.model.outcome import Failure, LocalReply, Outcome, Response
 from meshlib.model.request import Headers, RequestHead
 from meshlib.routing.headers import with_headers
+from meshlib.runtime.context import current_request, with_handed_on
 from meshlib.runtime.tracing import (
+    BAGGAGE,
     Tracing,
     extracted,
     has_local_span,
+    limited_baggage,
     report,
     span_name,
     split_authority,
@@ -59,6 +62,9 @@ def begin_call(
         timeout_s: The application's own limit, with that of the request being served here; None: none.
         replayable: The body can be sent again.
     """
+    inbound = current_request()
+    if inbound is not None and inbound.handed_on:
+        head = with_handed_on(head, inbound.handed_on)
     if mesh.tracing.is_idle():
         return Call(
             target,
@@ -210,6 +216,10 @@ class _Trace:
             return head
         fields, items = trace_fields(), head.headers.items
         written = {name.lower(): value for name, value in carrier.items()}
+        if BAGGAGE in written:
+            written[BAGGAGE] = limited_baggage(written[BAGGAGE])
+            if not written[BAGGAGE]:
+                del written[BAGGAGE]
         if self._is_foreign:
             present = {name for name, _ in items}
             written = {name: value for name, value in written.items() if name not in fields and name not in present}

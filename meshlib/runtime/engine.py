@@ -3,7 +3,7 @@
 import logging
 import os
 import threading
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, Final
 
@@ -15,7 +15,7 @@ from meshlib.model.snapshot import ConfigFault, Snapshot
 from meshlib.ports import Clock, Rng
 from meshlib.runtime import clock as clocks
 from meshlib.runtime import fork
-from meshlib.runtime.context import remaining_s
+from meshlib.runtime.context import HANDED_ON, names_to_hand_on, remaining_s
 from meshlib.runtime.control import ControlPlane
 from meshlib.runtime.exit import close_at_exit
 from meshlib.runtime.pauses import TurnTaking
@@ -48,6 +48,7 @@ class MeshEngine:
         *,
         state_dir: "str | os.PathLike[str] | None" = None,
         guard_unsafe: bool = True,
+        hand_on: Iterable[str] = (),
         first_use_timeout_s: float = FIRST_USE_TIMEOUT_S,
         clock: Clock = clocks.monotonic,
         rng: Rng | None = None,
@@ -58,6 +59,7 @@ class MeshEngine:
         self.clock = clock
         self.rng = rng if rng is not None else clocks.system_rng()
         self.guard_unsafe = guard_unsafe
+        self.handed_on = HANDED_ON | names_to_hand_on(hand_on)
         self.is_disabled = os.environ.get("MESHLIB_DISABLE", "") == "1"
         self.tracing = Tracing(tracer_provider)
         self._first_use_timeout_s = first_use_timeout_s

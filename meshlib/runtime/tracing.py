@@ -17,9 +17,11 @@ from opentelemetry.trace import Tracer, TracerProvider
 from meshlib.model.request import Headers, RequestHead
 
 __all__ = [
+    "BAGGAGE",
     "Tracing",
     "extracted",
     "has_local_span",
+    "limited_baggage",
     "report",
     "span_name",
     "split_authority",
@@ -29,7 +31,10 @@ __all__ = [
 
 _LOG = logging.getLogger(__name__)
 _SCOPE: Final = "meshlib"
-_BAGGAGE: Final = "baggage"
+BAGGAGE: Final = "baggage"
+MAX_BAGGAGE_MEMBERS: Final = 64
+MAX_BAGGAGE_BYTES: Final = 8192
+"""What a next hop need not pass on any more (W3C Baggage, section 3.3.2); more than that is refused by some servers."""
 # The key by which exporters keep their own requests from being traced (opentelemetry.context).
 _SUPPRESS: Final = "suppress_instrumentation"
 _ABSENT: Final = object()
@@ -91,7 +96,7 @@ class _Fields:
     def __init__(self, propagator: TextMapPropagator) -> None:
         self.propagator = propagator
         self.all = frozenset(name.lower() for name in propagator.fields)
-        self.trace = self.all - {_BAGGAGE}
+        self.trace = self.all - {BAGGAGE}
 
 
 _last_fields = _Fields(propagate.get_global_textmap())
@@ -108,6 +113,20 @@ def _fields() -> _Fields:
 def trace_fields() -> frozenset[str]:
     """Return the headers by which the global propagator names a span: `traceparent` and `tracestate` by default."""
     return _fields().trace
+
+
+def limited_baggage(baggage: str) -> str:
+    """Return a `baggage` header within the limits of W3C: whole members from the front, the rest stays behind."""
+    if len(baggage) <= MAX_BAGGAGE_BYTES and baggage.count(",") < MAX_BAGGAGE_MEMBERS:
+        return baggage
+    kept: list[str] = []
+    size = -1
+    for member in baggage.split(",", MAX_BAGGAGE_MEMBERS)[:MAX_BAGGAGE_MEMBERS]:
+        size += 1 + len(member)
+        if size > MAX_BAGGAGE_BYTES:
+            break
+        kept.append(member)
+    return ",".join(kept)
 
 
 class _HeadersGetter(Getter[Headers]):

@@ -25,8 +25,16 @@ from meshlib.model.request import RequestHead
 from meshlib.model.snapshot import InboundConfig
 from meshlib.ports import Rng
 from meshlib.routing.table import InboundTable
-from meshlib.runtime.context import InboundContext, current, entered
-from meshlib.runtime.tracing import report
+from meshlib.runtime.context import (
+    DEFAULT_URGENCY,
+    PRIORITY,
+    InboundContext,
+    current_request,
+    entered,
+    handed_on,
+    urgency_of,
+)
+from meshlib.runtime.tracing import report, trace_fields
 from meshlib.servers.addresses import ANY, join, plain_ip
 from meshlib.servers.paths import other_readings
 from meshlib.servers.peer import Peer
@@ -170,7 +178,7 @@ class InboundRequest:
                 raise
             finally:
                 # A generator that is dropped ends in the context of whoever drops it, where there is nothing of ours.
-                if current() is self.context:
+                if current_request() is self.context:
                     otel_context.detach(token)
 
     def finish(self, status: int, grpc_status: int | None = None) -> None:
@@ -329,8 +337,7 @@ class Inbound:
         )
         return guard.admit(request, peer, readings, self.mesh.rng)
 
-    @staticmethod
-    def _context(head: RequestHead, peer: Peer, now: float, remaining_s: float | None) -> InboundContext:
+    def _context(self, head: RequestHead, peer: Peer, now: float, remaining_s: float | None) -> InboundContext:
         deadline = None if remaining_s is None else now + remaining_s
         attempt = 1
         headers = head.headers
@@ -347,7 +354,9 @@ class Inbound:
             head.is_grpc and (count := headers.get(PREVIOUS_HEADER)) is not None and count.isascii() and count.isdigit()
         ):
             attempt = 1 + int(count[:6])
-        return InboundContext(deadline, peer.spiffe_id, attempt)
+        handed = handed_on(headers, names=self.mesh.handed_on, but=trace_fields(), principal=peer.spiffe_id)
+        urgency = DEFAULT_URGENCY if not handed else urgency_of(headers.get(PRIORITY))
+        return InboundContext(deadline, peer.spiffe_id, attempt, urgency, handed)
 
 
 def _ip(text: str) -> str:

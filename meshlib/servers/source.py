@@ -68,6 +68,7 @@ class ServerSource(Protocol):
         default_inbound_address: The first announced address: it applies where an adapter cannot tell the local address
             of a connection.
         announced_addresses: The address announced for each that this process listens on, as `host:port`.
+        handed_on: Names of the request headers that go on to the calls made while serving a request.
         leaving_addresses: What applies at addresses that were announced and are no more, while requests still come.
     """
 
@@ -75,6 +76,7 @@ class ServerSource(Protocol):
     rng: Rng
     is_disabled: bool
     tracing: Tracing
+    handed_on: frozenset[str]
     default_inbound_address: str | None
     announced_addresses: dict[str, str]
     leaving_addresses: dict[str, InboundConfig]

@@ -2,6 +2,7 @@
 
 import logging
 from collections.abc import Mapping
+from concurrent.futures import Future
 from pathlib import Path
 from typing import assert_type
 
@@ -116,6 +117,11 @@ def hand_over(mesh: meshlib.Mesh) -> None:
         return len(sku) - minimum
 
     assert_type(meshlib.carry(work)("ABC", minimum=2), int)
+    with meshlib.ContextExecutor(max_workers=4) as pool:
+        assert_type(pool.submit(work, "ABC", minimum=2), Future[int])
+    request = assert_type(meshlib.current_request(), meshlib.InboundContext | None)
+    if request is not None:
+        assert_type(request.urgency, int)
 
 
 # --- servers and announcing

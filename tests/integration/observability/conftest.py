@@ -27,7 +27,7 @@ import uvicorn
 from meshlib import Mesh
 from meshlib.integrations import grpc_server
 from meshlib.integrations.asgi import MeshMiddleware
-from meshlib.runtime.context import current, remaining_s
+from meshlib.runtime.context import current_request, remaining_s
 from meshlib.servers.announce import announce
 
 RULES = """\
@@ -57,7 +57,7 @@ class Back:
         self.seen = 0
 
     def report(self, headers: dict[str, str], clock: Callable[[], float]) -> bytes:
-        context = current()
+        context = current_request()
         assert context is not None
         return json.dumps(
             {"headers": headers, "remaining_s": remaining_s(clock()), "attempt": context.attempt}

@@ -71,6 +71,20 @@ def test_a_retried_request_knows_that_it_is_one(
     assert (2, PARENT) == (seen["attempt"], seen["headers"]["traceparent"])
 
 
+@pytest.mark.parametrize(("way_in", "way_out"), WAYS)
+def test_headers_that_are_handed_on_reach_the_next_service(
+    asking: Callable[..., Any], way_in: str, way_out: str
+) -> None:
+    headers = {
+        "b3": "80f198ee56343ba864fe8b2a57d3eff7-e457b5a2e4d86bd1-1",
+        "x-request-id": "8f0c6a1e",
+        "priority": "u=1",
+        "x-mine": "stays",
+    }
+    seen = asking(way_in, way_out, headers)["headers"]
+    assert {**headers, "x-mine": None} == {name: seen.get(name) for name in headers}
+
+
 def chain(spans: InMemorySpanExporter) -> list[ReadableSpan]:
     """Return the spans from the outermost to the innermost, of a call without retries."""
     left = {span.parent.span_id if span.parent else 0: span for span in spans.get_finished_spans()}

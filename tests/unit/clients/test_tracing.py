@@ -2,10 +2,12 @@
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any
 
 import pytest
-from opentelemetry import baggage, trace
+from opentelemetry import baggage, propagate, trace
 from opentelemetry import context as otel_context
+from opentelemetry.propagators.b3 import B3SingleFormat
 from opentelemetry.sdk.trace import ReadableSpan, TracerProvider
 from opentelemetry.sdk.trace.export import SimpleSpanProcessor
 from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
@@ -17,6 +19,7 @@ from meshlib.clients.tracing import TracedCall, attempt_scope, begin_call
 from meshlib.model.outcome import Failure, FailureKind, Response
 from meshlib.model.request import Headers, RequestHead
 from meshlib.model.retry import RetryPolicy
+from meshlib.runtime.context import InboundContext, entered
 from meshlib.runtime.tracing import extracted
 from meshlib.testing import FakeMesh, mesh_source, service
 
@@ -261,6 +264,36 @@ def test_baggage_travels_without_a_trace(untraced: FakeMesh) -> None:
     finally:
         otel_context.detach(token)
     assert ("tenant=a", None) == (sent.get("baggage"), sent.get("traceparent"))
+
+
+def test_another_propagator_writes_the_attempt_into_its_headers(
+    traced: FakeMesh, spans: InMemorySpanExporter, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(propagate, "_HTTP_TEXT_FORMAT", B3SingleFormat())  # set_global_textmap, undone after the test
+    with current(("b3", f"{TRACE}-b7ad6b7169203331-1")):
+        sent = run(traced).head.headers
+    attempt = by_name(spans)["GET attempt"].context
+    assert (f"{TRACE}-{trace.format_span_id(attempt.span_id)}-1",) == sent.all("b3")
+    assert "traceparent" not in sent
+
+
+def test_too_much_baggage_stays_behind(untraced: FakeMesh) -> None:
+    context = otel_context.get_current()
+    for number in range(100):
+        context = baggage.set_baggage(f"k{number}", "v", context)
+    token = otel_context.attach(context)
+    try:
+        sent = run(untraced).head.headers
+    finally:
+        otel_context.detach(token)
+    assert 64 == len((sent.get("baggage") or "").split(","))
+
+
+@pytest.mark.parametrize("request_of", [head, rpc])
+def test_headers_of_the_request_being_served_go_on(untraced: FakeMesh, request_of: Any) -> None:
+    with entered(InboundContext(handed_on=(("b3", "0"), ("priority", "u=1")))):
+        sent = run(untraced, request_of(("priority", "u=6"))).head.headers
+    assert (("0",), ("u=6",)) == (sent.all("b3"), sent.all("priority"))
 
 
 def test_attempt_is_current_in_its_scope(traced: FakeMesh, spans: InMemorySpanExporter) -> None:

@@ -11,6 +11,7 @@ from meshlib.runtime.tracing import (
     Tracing,
     extracted,
     has_local_span,
+    limited_baggage,
     span_name,
     split_authority,
     split_method,
@@ -98,3 +99,23 @@ def test_names_of_spans_are_few() -> None:
     assert ["GET", "HTTP"] == names
     head = RequestHead("POST", "a", "/shop.Checkout/Pay", Headers(), is_grpc=True)
     assert ("shop.Checkout/Pay", ("shop.Checkout", "Pay")) == (span_name(head), split_method(head))
+
+
+@pytest.mark.parametrize(
+    ("given", "left"),
+    [
+        ("a=1", "a=1"),
+        (",".join(f"k{n}=v" for n in range(64)), 64),
+        (",".join(f"k{n}=v" for n in range(65)), 64),
+        ("a=1," + "b=" + "x" * 8192 + ",c=1", "a=1"),
+        ("a=" + "x" * 8190, "a=" + "x" * 8190),
+        ("a=" + "x" * 8191, ""),
+        ("," * 100_000, 64),
+    ],
+)
+def test_baggage_goes_on_within_the_limits_of_w3c(given: str, left: str | int) -> None:
+    """Whole members from the front; none is cut in two."""
+    limited = limited_baggage(given)
+    assert given.startswith(limited)
+    assert len(limited) <= 8192
+    assert left == (limited if isinstance(left, str) else limited.count(",") + 1)

@@ -16,6 +16,7 @@ from meshlib.model.matcher import HeaderMatcher, PathKind, PathMatcher, StringKi
 from meshlib.model.route import NonForwarding, Route, RouteConfiguration, RouteMatcher, VirtualHost
 from meshlib.model.secret import SanMatcher, SanType, SecretRef, ServerTls
 from meshlib.model.snapshot import ConfigFault, InboundConfig
+from meshlib.runtime.context import HANDED_ON
 from meshlib.runtime.tracing import Tracing
 from meshlib.testing import FakeClock, SeededRng
 
@@ -43,6 +44,7 @@ class FakeServerMesh:
         self.rng = SeededRng(1)
         self.is_disabled = False
         self.tracing = Tracing()
+        self.handed_on = HANDED_ON
         self.has_inbound = True
         self.default_inbound_address: str | None = None
         self.announced_addresses: dict[str, str] = {}

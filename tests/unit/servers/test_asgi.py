@@ -5,7 +5,7 @@ from typing import Any
 import pytest
 
 from meshlib.integrations.asgi import MeshMiddleware
-from meshlib.runtime.context import current
+from meshlib.runtime.context import current_request
 
 
 def scope(method: str = "GET", pem: str | None = None, kind: str = "http", **changes: Any) -> dict[str, Any]:
@@ -36,7 +36,7 @@ class App:
         self.calls += 1
         if scope["type"] == "lifespan":
             return
-        context = current()
+        context = current_request()
         assert context is not None
         self.principal = context.principal
         if self.error is not None:
@@ -97,7 +97,7 @@ async def test_error_of_the_application_is_reported_as_500(server_mesh: Any) -> 
     with pytest.raises(ValueError, match="boom"):
         await call(MeshMiddleware(App(error=ValueError("boom")), mesh=server_mesh), scope())
     assert [500] == [event.status for event in server_mesh.served]
-    assert current() is None
+    assert current_request() is None
 
 
 async def test_websocket_is_refused_with_policy_violation(server_mesh: Any, gateway_rules: Any) -> None:

@@ -7,7 +7,7 @@ import pytest
 from meshlib.errors import RoutingError
 from meshlib.model.request import Headers, RequestHead
 from meshlib.model.snapshot import ConfigFault
-from meshlib.runtime.context import current, remaining_s
+from meshlib.runtime.context import current_request, remaining_s
 from meshlib.servers.inbound import Inbound
 from meshlib.servers.peer import ANONYMOUS, peer_of_pem
 
@@ -108,8 +108,8 @@ def test_deadline_comes_from_the_callers_header(server_mesh: Any) -> None:
     now = server_mesh.clock()
     with request.entered():
         assert 1.5 == remaining_s(now)
-        assert 3 == current().attempt  # type: ignore[union-attr]
-    assert current() is None
+        assert 3 == current_request().attempt  # type: ignore[union-attr]
+    assert current_request() is None
 
 
 @pytest.mark.parametrize("value", ["", "-1", "1e9", "abc", "٣"])

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from meshlib.integrations.wsgi import MeshMiddleware
-from meshlib.runtime.context import current, remaining_s
+from meshlib.runtime.context import current_request, remaining_s
 
 
 def environ(**changes: Any) -> dict[str, Any]:
@@ -59,7 +59,7 @@ def test_request_passes_within_its_context(server_mesh: Any) -> None:
     assert [0.9] == [round(value or 0, 6) for value in remaining]
     (event,) = server_mesh.served
     assert ("/users/a%20b?x=1", 201) == (event.path, event.status)
-    assert current() is None
+    assert current_request() is None
 
 
 def test_refusal_never_reaches_the_application(server_mesh: Any, gateway_rules: Any) -> None:
@@ -161,14 +161,14 @@ def test_body_is_made_within_the_context_wherever_it_is_taken(server_mesh: Any) 
     def app(environ: Any, start: Any) -> Iterator[bytes]:
         start("200 OK", [])
         for _ in range(3):
-            seen.append(current() is not None)
+            seen.append(current_request() is not None)
             yield b"x"
 
     body: Any = MeshMiddleware(app, mesh=server_mesh)(environ(), Recorder())
     steps = iter(body)
     for _ in range(3):  # each step in a context of its own, as on servers that hand bodies to threads
         contextvars.Context().run(next, steps)
-    assert current() is None
+    assert current_request() is None
     assert [True, True, True] == seen
     body.close()
     assert [200] == [event.status for event in server_mesh.served]

@@ -19,14 +19,14 @@ import grpc.aio
 import meshlib
 from meshlib.events import RequestServed
 from meshlib.integrations import grpc_server
-from meshlib.runtime.context import current
+from meshlib.runtime.context import current_request
 
 OPTIONS = json.loads(os.environ["OPTIONS"])
 GRACE_S = 3
 
 
 def place() -> bytes:
-    inbound = current()
+    inbound = current_request()
     return inbound.principal.encode() if inbound is not None else b"outside"
 
 

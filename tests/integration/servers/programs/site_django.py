@@ -12,7 +12,7 @@ from django.http import HttpRequest, HttpResponse, JsonResponse, StreamingHttpRe
 from django.urls import path, re_path
 
 from meshlib.integrations import default_mesh
-from meshlib.runtime.context import current
+from meshlib.runtime.context import current_request
 
 settings.configure(
     SECRET_KEY=os.urandom(32).hex(),
@@ -24,7 +24,7 @@ settings.configure(
 
 
 def place() -> bytes:
-    return b"in context\n" if current() is not None else b"outside\n"
+    return b"in context\n" if current_request() is not None else b"outside\n"
 
 
 def stream(request: HttpRequest) -> StreamingHttpResponse:

@@ -17,7 +17,7 @@ import meshlib
 from meshlib.events import RequestServed
 from meshlib.integrations import uvicorn as mesh_uvicorn
 from meshlib.integrations.fastapi import MeshMiddleware
-from meshlib.runtime.context import current
+from meshlib.runtime.context import current_request
 
 OPTIONS = json.loads(os.environ.get("OPTIONS", "{}"))
 PORT = int(os.environ.get("PORT", "0"))
@@ -48,14 +48,14 @@ async def slow() -> dict[str, int]:
 async def stream() -> StreamingResponse:
     async def body() -> AsyncIterator[bytes]:
         for _ in range(3):
-            yield b"in context\n" if current() is not None else b"outside\n"
+            yield b"in context\n" if current_request() is not None else b"outside\n"
 
     return StreamingResponse(body())
 
 
 @app.api_route("/{path:path}", methods=["GET", "DELETE", "HEAD"])
 async def answer(request: Request) -> dict[str, object]:
-    inbound = current()
+    inbound = current_request()
     assert inbound is not None
     return {"pid": os.getpid(), "principal": inbound.principal, "path": request.url.path, "client": request.client}
 
