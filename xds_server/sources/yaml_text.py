@@ -141,6 +141,9 @@ def _too_deep(text: str) -> Any:
                     return event.start_mark
             elif isinstance(event, yaml.CollectionEndEvent):
                 depth -= 1
-    except (yaml.YAMLError, ValueError):
-        pass  # reading it comes to the same place, and reports it
+    except (yaml.YAMLError, ValueError) as error:
+        # libyaml from 0.2.6 on has a limit of its own, and looks ahead: it is met before the events that would show ours.
+        if isinstance(error, yaml.MarkedYAMLError) and "nesting depth" in (error.problem or ""):
+            return error.problem_mark
+        # Of anything else: reading it comes to the same place, and reports it.
     return None
