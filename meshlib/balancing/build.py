@@ -1,11 +1,12 @@
 """Makes the picker of a cluster from its configuration and the state of its endpoints."""
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import assert_never
 
 from meshlib.balancing.endpoint_state import EndpointState
 from meshlib.balancing.hash_weights import flat_shares, locality_shares
+from meshlib.balancing.host_sets import PriorityHosts, host_sets
 from meshlib.balancing.least_request import least_request
 from meshlib.balancing.locality import LocalityPicker, LocalityShare, effective_weights
 from meshlib.balancing.maglev import MaglevPicker
@@ -20,27 +21,14 @@ from meshlib.balancing.priority import (
 from meshlib.balancing.random_choice import RandomPicker
 from meshlib.balancing.ring_hash import RingHashPicker
 from meshlib.balancing.round_robin import round_robin
-from meshlib.model.cluster import LeastRequest, Maglev, Random, RingHash, RoundRobin, StaticDiscovery
-from meshlib.model.endpoint import Locality
+from meshlib.balancing.subset import SubsetPicker
+from meshlib.model.cluster import LeastRequest, Maglev, Random, RingHash, RoundRobin
 from meshlib.model.snapshot import ClusterConfig
 from meshlib.ports import Pause, no_pause
 
 __all__ = ["build_picker", "cluster_health"]
 
 _NOBODY = EmptyPicker()
-
-
-@dataclass(frozen=True, slots=True)
-class _Locality:
-    locality: Locality
-    weight: int
-    states: tuple[EndpointState, ...]
-
-
-@dataclass(frozen=True, slots=True)
-class _Priority:
-    localities: tuple[_Locality, ...]
-    states: tuple[EndpointState, ...]
 
 
 def _host_picker(policy: RoundRobin | LeastRequest | Random, states: Sequence[EndpointState]) -> HostPicker:
@@ -57,35 +45,16 @@ def _host_picker(policy: RoundRobin | LeastRequest | Random, states: Sequence[En
             assert_never(policy)
 
 
-def _priorities(config: ClusterConfig, states: Mapping[str, EndpointState]) -> list[_Priority]:
-    """Sort the hosts into priorities. A repeated address counts once, except in a STATIC cluster (as in Envoy)."""
-    keep_repeats = isinstance(config.cluster.discovery, StaticDiscovery)
-    seen: set[str] = set()
-    grouped: dict[int, list[_Locality]] = {}
-    for group in config.assignment.localities:
-        hosts = []
-        for endpoint in group.endpoints:
-            state = states.get(endpoint.address)
-            if state is None or (endpoint.address in seen and not keep_repeats):
-                continue
-            seen.add(endpoint.address)
-            hosts.append(state)
-        grouped.setdefault(group.priority, []).append(_Locality(group.locality, group.weight or 0, tuple(hosts)))
-    # A gap in the numbers is a priority without hosts.
-    return [
-        _Priority(tuple(localities), tuple(state for locality in localities for state in locality.states))
-        for localities in (grouped.get(number, []) for number in range(max(grouped, default=-1) + 1))
-    ]
-
-
 def _source(
     config: ClusterConfig,
     policy: RoundRobin | LeastRequest | Random,
-    priority: _Priority,
+    priority: PriorityHosts,
     is_eligible: Callable[[EndpointState], bool],
+    *,
+    locality_weighted: bool,
 ) -> HostPicker:
     """Make the picker over a priority's healthy, or degraded, hosts."""
-    if config.cluster.locality_weighted:
+    if locality_weighted:
         eligible = [tuple(filter(is_eligible, locality.states)) for locality in priority.localities]
         shares = [
             LocalityShare(locality.weight, len(chosen), sum(not state.is_excluded for state in locality.states))
@@ -98,19 +67,10 @@ def _source(
     return _host_picker(policy, tuple(filter(is_eligible, priority.states)))
 
 
-def _health(priority: _Priority) -> PriorityHealth:
-    return PriorityHealth(
-        healthy=sum(state.is_healthy for state in priority.states),
-        degraded=sum(state.is_degraded for state in priority.states),
-        count=sum(not state.is_excluded for state in priority.states),
-        hosts=len(priority.states),
-    )
-
-
 def cluster_health(config: ClusterConfig, states: Mapping[str, EndpointState]) -> list[PriorityHealth]:
     """Return how the priorities of a cluster are, for the aggregate clusters that it is a leaf of."""
     factor = config.assignment.overprovisioning_factor
-    return [replace(_health(priority), overprovisioning_factor=factor) for priority in _priorities(config, states)]
+    return [replace(priority.health, overprovisioning_factor=factor) for priority in host_sets(config, states)]
 
 
 def build_picker(config: ClusterConfig, states: Mapping[str, EndpointState], *, pause: Pause = no_pause) -> Picker:
@@ -120,9 +80,23 @@ def build_picker(config: ClusterConfig, states: Mapping[str, EndpointState], *, 
         states: By address; endpoints without a state are left out.
         pause: Called between the steps.
     """
-    priorities = _priorities(config, states)
+    priorities = host_sets(config, states)
     pause()
-    health = [_health(priority) for priority in priorities]
+    subsets = config.cluster.subsets
+    if subsets is None:
+        return _picker(config, priorities, pause, locality_weighted=config.cluster.locality_weighted)
+    # Without the option, the localities of a subset have no weights.
+    weighted = config.cluster.locality_weighted and subsets.locality_weight_aware
+    return SubsetPicker(
+        subsets, priorities, lambda chosen: _picker(config, chosen, pause, locality_weighted=weighted), pause
+    )
+
+
+def _picker(
+    config: ClusterConfig, priorities: Sequence[PriorityHosts], pause: Pause, *, locality_weighted: bool
+) -> Picker:
+    """Make the picker over the hosts of a cluster, or over some of them."""
+    health = [priority.health for priority in priorities]
     pause()
     load = priority_load(
         health,
@@ -130,16 +104,21 @@ def build_picker(config: ClusterConfig, states: Mapping[str, EndpointState], *, 
         panic_threshold=int(config.cluster.panic_threshold_percent),
     )
     if isinstance(config.cluster.lb_policy, RingHash | Maglev):
-        return _by_hash(config, config.cluster.lb_policy, priorities, load)
-    return _by_turns(config, config.cluster.lb_policy, priorities, load)
+        return _by_hash(config.cluster.lb_policy, priorities, load, locality_weighted=locality_weighted)
+    return _by_turns(config, config.cluster.lb_policy, priorities, load, locality_weighted=locality_weighted)
 
 
 def _by_turns(
     config: ClusterConfig,
     policy: RoundRobin | LeastRequest | Random,
-    priorities: Sequence[_Priority],
+    priorities: Sequence[PriorityHosts],
     load: PriorityLoad,
+    *,
+    locality_weighted: bool,
 ) -> Picker:
+    def source(priority: PriorityHosts, is_eligible: Callable[[EndpointState], bool]) -> HostPicker:
+        return _source(config, policy, priority, is_eligible, locality_weighted=locality_weighted)
+
     sources: list[tuple[int, HostPicker]] = []
     for priority, healthy, degraded, panicking in zip(
         priorities, load.healthy, load.degraded, load.is_panicking, strict=True
@@ -149,9 +128,9 @@ def _by_turns(
                 sources.append((healthy + degraded, _host_picker(policy, priority.states)))
             continue
         if healthy:
-            sources.append((healthy, _source(config, policy, priority, lambda state: state.is_healthy)))
+            sources.append((healthy, source(priority, lambda state: state.is_healthy)))
         if degraded:
-            sources.append((degraded, _source(config, policy, priority, lambda state: state.is_degraded)))
+            sources.append((degraded, source(priority, lambda state: state.is_degraded)))
     match sources:
         case []:
             return _NOBODY
@@ -162,7 +141,7 @@ def _by_turns(
 
 
 def _by_hash(
-    config: ClusterConfig, policy: RingHash | Maglev, priorities: Sequence[_Priority], load: PriorityLoad
+    policy: RingHash | Maglev, priorities: Sequence[PriorityHosts], load: PriorityLoad, *, locality_weighted: bool
 ) -> Picker:
     """Make the picker of a policy that hashes: one ring or table per priority that gets load.
 
@@ -176,7 +155,10 @@ def _by_hash(
             if share:
                 if number not in made:
                     made[number] = _hash_picker(
-                        config, policy, priorities[number], is_panicking=load.is_panicking[number]
+                        policy,
+                        priorities[number],
+                        is_panicking=load.is_panicking[number],
+                        locality_weighted=locality_weighted,
                     )
                 loads.append((share, made[number]))
     match loads:
@@ -189,15 +171,15 @@ def _by_hash(
 
 
 def _hash_picker(
-    config: ClusterConfig, policy: RingHash | Maglev, priority: _Priority, *, is_panicking: bool
+    policy: RingHash | Maglev, priority: PriorityHosts, *, is_panicking: bool, locality_weighted: bool
 ) -> HostPicker:
     def chosen(states: Sequence[EndpointState]) -> Sequence[EndpointState]:
         return states if is_panicking else tuple(state for state in states if state.is_healthy)
 
-    if config.cluster.locality_weighted:
+    if locality_weighted:
         # In Envoy's order, which decides about the rounding of points; there its own locality would be the first.
         ordered = sorted(priority.localities, key=lambda entry: entry.locality)
-        shares = locality_shares([(entry.weight, chosen(entry.states)) for entry in ordered if entry.states])
+        shares = locality_shares([(entry.weight, chosen(entry.states)) for entry in ordered if entry.count])
     else:
         shares = flat_shares(chosen(priority.states))
     if not shares:

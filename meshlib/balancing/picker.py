@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from typing import Protocol
 
 from meshlib.balancing.endpoint_state import EndpointState
+from meshlib.model.subset import MatchCriteria
 from meshlib.ports import Rng
 
 __all__ = ["EmptyPicker", "HostPicker", "Picker"]
@@ -14,10 +15,18 @@ class Picker(Protocol):
 
     Attributes:
         uses_hash: The request's hash matters; without that it need not be worked out.
+        has_subsets: It is `within` the request's criteria that is to be asked.
     """
 
     @property
     def uses_hash(self) -> bool: ...
+
+    @property
+    def has_subsets(self) -> bool: ...
+
+    def within(self, criteria: MatchCriteria | None) -> "Picker":
+        """Return the picker for requests with some criteria (`metadata_match`); itself without subsets."""
+        ...
 
     def pick(
         self, hash_: int | None, rng: Rng, avoid: Sequence[EndpointState] = (), attempts: int = 1
@@ -42,6 +51,11 @@ class HostPicker:
     __slots__ = ()
 
     uses_hash = False
+    has_subsets = False
+
+    def within(self, criteria: MatchCriteria | None) -> Picker:
+        """As `Picker.within`."""
+        return self
 
     def choose(self, rng: Rng) -> EndpointState | None:
         """Choose an endpoint; None: there is none."""

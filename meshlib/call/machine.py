@@ -227,6 +227,8 @@ class Call(CallEndings):
         if deadline is not None and now >= deadline:
             return self._expired()
         retry, picker = self._plan.retry, cluster.picker
+        if picker.has_subsets:
+            picker = picker.within(match.criteria)
         hash_ = self._hash_for(match, cluster) if picker.uses_hash else None
         if tried and retry is not None and retry.avoid_previous_hosts:
             state = picker.pick(hash_, self._rng, tried, retry.host_selection_attempts)

@@ -24,6 +24,7 @@ from meshlib.model.route import (
     VirtualHost,
 )
 from meshlib.model.snapshot import TargetConfig
+from meshlib.model.subset import MatchCriteria
 from meshlib.ports import Rng
 from meshlib.routing.mirror import mirrored_head
 from meshlib.view import TargetView
@@ -52,7 +53,7 @@ def mirror_call(
         timeout_s: Until its deadline; None: no limit.
         hook: Hears of ejections only: a copy is no call of the application.
     """
-    made = _target(policy.cluster)
+    made = _target(policy.cluster, None if call.match is None else call.match.criteria)
     target = TargetView(made.name, made.config, call.target.clusters, previous=made)
     head = mirrored_head(sent, policy)
     only_ejections = None if hook is None else _ejections(hook)
@@ -68,9 +69,10 @@ def _ejections(hook: Hook) -> Hook:
 
 
 @lru_cache(maxsize=256)
-def _target(cluster: str) -> TargetView:
-    """Return the compiled route to a mirror; it fits every view."""
+def _target(cluster: str, criteria: MatchCriteria | None) -> TargetView:
+    """Return the compiled route to a mirror; it fits every view. A copy goes to the subset of the request."""
     # The time is that of the request: a timeout of the route's own would be Envoy's 15 s.
-    route = Route(RouteMatcher(PathMatcher(PathKind.PREFIX, "")), RouteAction(SingleCluster(cluster), timeout_s=0.0))
+    action = RouteAction(SingleCluster(cluster), timeout_s=0.0, metadata_match=criteria)
+    route = Route(RouteMatcher(PathMatcher(PathKind.PREFIX, "")), action)
     routes = RouteConfiguration(_NAME, (VirtualHost(_NAME, ("*",), (route,)),))
     return TargetView(_NAME, TargetConfig(ClientListener(_NAME, routes), routes), {})

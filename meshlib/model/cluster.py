@@ -7,6 +7,7 @@ from enum import Enum
 from meshlib.model.endpoint import NO_METADATA, ClusterLoadAssignment
 from meshlib.model.route import HashPolicy
 from meshlib.model.secret import ClientTls
+from meshlib.model.subset import SubsetConfig
 
 __all__ = [
     "AggregateDiscovery",
@@ -207,6 +208,7 @@ class Cluster:
         max_requests_per_connection: None: no limit.
         idle_timeout_s: None: Envoy's 1 h.
         load_reports: None: nobody wants to know.
+        subsets: None: requests choose among all endpoints, whatever their criteria.
     """
 
     name: str
@@ -224,4 +226,5 @@ class Cluster:
     max_requests_per_connection: int | None = None
     idle_timeout_s: float | None = None
     load_reports: LoadReports | None = None
+    subsets: SubsetConfig | None = None
     metadata: Mapping[str, Mapping[str, object]] = field(default_factory=lambda: NO_METADATA, hash=False, repr=False)

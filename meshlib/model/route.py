@@ -7,6 +7,7 @@ from enum import Enum
 from meshlib.model.endpoint import NO_METADATA
 from meshlib.model.matcher import Fraction, HeaderMatcher, PathMatcher, QueryMatcher
 from meshlib.model.retry import RetryPolicy
+from meshlib.model.subset import MatchCriteria
 
 __all__ = [
     "AppendAction",
@@ -121,6 +122,7 @@ class ClusterHeader:
 class ClusterWeight:
     """Attributes:
     fault: Overrides the route's; None: the route's.
+    metadata_match: Is merged over the route's, and wins; None: the route's.
     """
 
     name: str
@@ -128,6 +130,7 @@ class ClusterWeight:
     mutation: HeaderMutation = NO_MUTATION
     host_rewrite: str = ""
     fault: FaultPolicy | None = None
+    metadata_match: MatchCriteria | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -206,6 +209,7 @@ class RouteAction:
         grpc_timeout_header_max_s: None: absent; 0: no cap.
         hash_policies: In order.
         high_priority: The circuit breaker set is the high priority one.
+        metadata_match: In clusters with subsets: which endpoints; None: any, as the cluster's fallback says.
     """
 
     cluster: SingleCluster | WeightedClusters | ClusterHeader
@@ -225,6 +229,7 @@ class RouteAction:
     mirrors: tuple[MirrorPolicy, ...] = ()
     cluster_not_found_status: int = 503
     high_priority: bool = False
+    metadata_match: MatchCriteria | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -29,6 +29,7 @@ from meshlib.model.route import (
     VirtualHost,
     WeightedClusters,
 )
+from meshlib.model.subset import MatchCriteria
 from meshlib.routing.format import Facts
 from meshlib.routing.hash_policy import CookieMaker, Hash, compile_hash
 from meshlib.routing.headers import Mutator, order_levels, request_mutator, response_mutator
@@ -61,6 +62,7 @@ class RouteMatch:
         metadata: filter_metadata of the route.
         mirrors: Which clusters get a copy of this request.
         makes_cookies: Working out the hash may make a cookie for the caller.
+        criteria: Which endpoints, in clusters with subsets; None: the route does not say.
     """
 
     cluster: str
@@ -73,6 +75,7 @@ class RouteMatch:
     include_attempt_count: bool = False
     mirrors: tuple[MirrorPolicy, ...] = ()
     makes_cookies: bool = False
+    criteria: MatchCriteria | None = None
     _levels: tuple[HeaderMutation, ...] = field(default=(), repr=False)
     _rewrite: Callable[[RequestHead], RequestHead] | None = field(default=None, repr=False)
     _response: Mutator | None = field(default=None, repr=False)
@@ -247,11 +250,18 @@ class _Builder:
             metadata=self.route.metadata,
             include_attempt_count=self.host.include_attempt_count,
             makes_cookies=any(policy.made is not None for policy in action.hash_policies),
+            criteria=_criteria(action.metadata_match, None if weight is None else weight.metadata_match),
             _levels=self._levels(mutation),
             _rewrite=compile_rewrite(action, self.route.match.path, request, first, weight_host),
             _response=response or None,
             _hash=compile_hash(action.hash_policies) if action.hash_policies else None,
         )
+
+
+def _criteria(route: MatchCriteria | None, weight: MatchCriteria | None) -> MatchCriteria | None:
+    if route is None or weight is None:
+        return route if weight is None else weight
+    return route.merged(weight)
 
 
 def _with_mirrors(action: RouteAction, answer: Answer) -> Answer:

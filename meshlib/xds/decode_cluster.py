@@ -182,6 +182,7 @@ def decode_cluster(message: Any, path: str, problems: Problems) -> Cluster:
         max_requests_per_connection=protocol.max_requests_per_connection,
         idle_timeout_s=protocol.idle_timeout_s,
         load_reports=_load_reports(message, path, problems),
+        subsets=balancing.subsets,
         metadata=metadata(message.metadata),
     )
 

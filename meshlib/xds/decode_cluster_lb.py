@@ -4,6 +4,7 @@ from dataclasses import dataclass, replace
 from typing import Any, Final
 
 from meshlib.model.cluster import LbPolicy, LeastRequest, Random, RoundRobin
+from meshlib.model.subset import SubsetConfig
 from meshlib.xds.decode_common import any_type, cover, join, unpack, wrapped
 from meshlib.xds.decode_hashing_lb import (
     HASHING_TYPES,
@@ -13,6 +14,7 @@ from meshlib.xds.decode_hashing_lb import (
     ring_hash_policy,
 )
 from meshlib.xds.decode_matcher import percent
+from meshlib.xds.decode_subset import SUBSET_TYPE, subset_config
 from meshlib.xds.problems import Problems
 
 __all__ = ["Balancing", "decode_balancing"]
@@ -23,7 +25,8 @@ LEAST_REQUEST_TYPE: Final = f"{_POLICIES}least_request.v3.LeastRequest"
 RANDOM_TYPE: Final = f"{_POLICIES}random.v3.Random"
 WRR_LOCALITY_TYPE: Final = f"{_POLICIES}wrr_locality.v3.WrrLocality"
 
-_TYPES: Final = HASHING_TYPES | {ROUND_ROBIN_TYPE, LEAST_REQUEST_TYPE, RANDOM_TYPE, WRR_LOCALITY_TYPE}
+NESTING_TYPES: Final = frozenset({WRR_LOCALITY_TYPE, SUBSET_TYPE})
+_TYPES: Final = HASHING_TYPES | NESTING_TYPES | {ROUND_ROBIN_TYPE, LEAST_REQUEST_TYPE, RANDOM_TYPE}
 
 STRICT_DNS: Final = 1
 
@@ -45,11 +48,13 @@ class Balancing:
     """Attributes:
     locality_weighted: Locality weights are honoured.
     panic_threshold_percent: 0-100.
+    subsets: None: there are none.
     """
 
     policy: LbPolicy
     locality_weighted: bool = False
     panic_threshold_percent: float = 50.0
+    subsets: SubsetConfig | None = None
 
 
 def decode_balancing(message: Any, path: str, problems: Problems, *, is_aggregate: bool) -> Balancing:
@@ -62,10 +67,7 @@ def decode_balancing(message: Any, path: str, problems: Problems, *, is_aggregat
     used |= {"consistent_hashing_lb_config"}
     cover(common, place, problems, used=frozenset(used), harmless=_COMMON_HARMLESS)
     _check_zone_aware(common, place, problems)
-    if message.lb_subset_config.subset_selectors:
-        problems.error(join(path, "lb_subset_config"), "is not supported")
-    elif message.HasField("lb_subset_config"):
-        problems.unused(join(path, "lb_subset_config"))
+    subsets = _subsets(message, path, problems)
     if common.consistent_hashing_lb_config.use_hostname_for_hashing and message.type != STRICT_DNS:
         # Envoy's rule for this field; the extensions' own is free.
         named = join(place, "consistent_hashing_lb_config.use_hostname_for_hashing")
@@ -80,10 +82,27 @@ def decode_balancing(message: Any, path: str, problems: Problems, *, is_aggregat
         result = Balancing(RoundRobin())
     else:
         weighted = common.HasField("locality_weighted_lb_config")
-        result = Balancing(_enum_policy(message, path, problems), weighted)
+        result = Balancing(_enum_policy(message, path, problems), weighted, subsets=subsets)
     if common.HasField("healthy_panic_threshold"):
         result = replace(result, panic_threshold_percent=percent(common.healthy_panic_threshold))
     return result
+
+
+def _subsets(message: Any, path: str, problems: Problems) -> SubsetConfig | None:
+    """Decode `lb_subset_config`; without selectors it has no effect."""
+    place = join(path, "lb_subset_config")
+    if not message.HasField("lb_subset_config"):
+        return None
+    if message.HasField("load_balancing_policy"):
+        problems.error(place, "cannot be given together with load_balancing_policy (which has a policy for subsets)")
+        return None
+    if not message.lb_subset_config.subset_selectors:
+        problems.unused(place)
+        return None
+    weighted = message.common_lb_config.HasField("locality_weighted_lb_config")
+    if message.lb_subset_config.locality_weight_aware and not weighted:
+        problems.error(join(place, "locality_weight_aware"), "needs common_lb_config.locality_weighted_lb_config")
+    return subset_config(message.lb_subset_config, place, problems)
 
 
 def _enum_policy(message: Any, path: str, problems: Problems) -> LbPolicy:
@@ -134,10 +153,12 @@ def _extensions(message: Any, path: str, problems: Problems, depth: int) -> Bala
         config = unpack(packed, place, problems)
         if config is None:
             return Balancing(RoundRobin())
-        if kind == WRR_LOCALITY_TYPE:
+        if kind in NESTING_TYPES:
             if depth >= MAX_DEPTH:
                 problems.error(place, f"policies are nested more than {MAX_DEPTH} deep")
                 return Balancing(RoundRobin())
+            if kind == SUBSET_TYPE:
+                return _subset_extension(config, place, problems, depth)
             inner = _extensions(
                 config.endpoint_picking_policy, join(place, "endpoint_picking_policy"), problems, depth + 1
             )
@@ -148,6 +169,14 @@ def _extensions(message: Any, path: str, problems: Problems, depth: int) -> Bala
         return _extension(kind, config, place, problems)
     problems.error(path, f"no supported policy among: {', '.join(unknown) or '(empty list)'}")
     return Balancing(RoundRobin())
+
+
+def _subset_extension(config: Any, path: str, problems: Problems, depth: int) -> Balancing:
+    subsets = subset_config(config, path, problems)
+    inner = _extensions(config.subset_lb_policy, join(path, "subset_lb_policy"), problems, depth + 1)
+    if inner.subsets is not None:
+        problems.error(join(path, "subset_lb_policy"), "subsets inside of subsets are not supported")
+    return replace(inner, subsets=subsets)
 
 
 def _extension(kind: str, config: Any, path: str, problems: Problems) -> Balancing:

@@ -17,6 +17,7 @@ from meshlib.xds.decode_hash_policy import hash_policies
 from meshlib.xds.decode_headers import MUTATION_FIELDS, header_mutation
 from meshlib.xds.decode_matcher import regex_rewrite, runtime_fraction
 from meshlib.xds.decode_retry import retry_policy
+from meshlib.xds.decode_subset import match_criteria
 from meshlib.xds.problems import Problems
 
 __all__ = ["check_hedging", "mirror_policies", "route_action"]
@@ -45,11 +46,11 @@ _USED: Final = frozenset(
         "grpc_timeout_offset",
         "hedge_policy",
         "max_stream_duration",
+        "metadata_match",
     }
 )
 _HARMLESS: Final = frozenset(
     {
-        "metadata_match",  # chooses a subset; clusters with subsets are refused
         "rate_limits",  # without the filter, which is refused, they have no effect
         "include_vh_rate_limits",
         "cors",
@@ -59,7 +60,13 @@ _HARMLESS: Final = frozenset(
         "max_internal_redirects",  # internal redirects themselves are refused
     }
 )
-_WEIGHT_USED: Final = MUTATION_FIELDS | {"name", "weight", "typed_per_filter_config", "host_rewrite_literal"}
+_WEIGHT_USED: Final = MUTATION_FIELDS | {
+    "name",
+    "weight",
+    "typed_per_filter_config",
+    "host_rewrite_literal",
+    "metadata_match",
+}
 _NOT_FOUND_STATUS: Final = {0: 503, 1: 404, 2: 500}
 
 
@@ -99,6 +106,7 @@ def route_action(message: Any, path: str, problems: Problems) -> RouteAction:
         mirrors=mirror_policies(message.request_mirror_policies, join(path, "request_mirror_policies"), problems),
         cluster_not_found_status=_NOT_FOUND_STATUS.get(message.cluster_not_found_response_code, 503),
         high_priority=message.priority == 1,
+        metadata_match=match_criteria(message, path, problems),
     )
 
 
@@ -186,7 +194,7 @@ def _weighted(message: Any, path: str, action: Any, problems: Problems) -> Weigh
 
 
 def _cluster_weight(message: Any, path: str, problems: Problems) -> ClusterWeight:
-    cover(message, path, problems, used=_WEIGHT_USED, harmless=frozenset({"metadata_match"}))
+    cover(message, path, problems, used=_WEIGHT_USED, harmless=frozenset())
     if not message.name:
         problems.error(join(path, "name"), "must not be empty")
     if not message.HasField("weight"):
@@ -197,4 +205,5 @@ def _cluster_weight(message: Any, path: str, problems: Problems) -> ClusterWeigh
         mutation=header_mutation(message, path, problems),
         host_rewrite=message.host_rewrite_literal,
         fault=fault_override(message.typed_per_filter_config, join(path, "typed_per_filter_config"), problems),
+        metadata_match=match_criteria(message, path, problems),
     )

@@ -15,7 +15,7 @@ import pytest
 import meshlib
 
 ROOT = Path(meshlib.__file__).parent
-MODULES = ("route", "cluster", "listener", "retry", "endpoint", "matcher", "secret", "authorization")
+MODULES = ("route", "cluster", "listener", "retry", "endpoint", "matcher", "secret", "authorization", "subset")
 
 NOT_READERS = ("model", "admin", "cli", "testing", "integrations", "protos")
 """They pass values on, or show them: that an option is explained does not mean that it is honoured."""
@@ -46,6 +46,11 @@ READ_AT = {
     ("VirtualHost", "fault"): ("routing/compiled.py", "host.fault"),
     ("RouteConfiguration", "fault"): ("routing/compiled.py", "routes.fault"),
     ("ClientListener", "fault"): ("routing/compiled.py", "listener.fault"),
+    ("RouteAction", "metadata_match"): ("routing/compiled.py", "action.metadata_match"),
+    ("ClusterWeight", "metadata_match"): ("routing/compiled.py", "weight.metadata_match"),
+    ("SubsetSelector", "keys"): ("balancing/subset.py", "selector.keys"),
+    ("SubsetSelector", "fallback"): ("balancing/subset.py", "selector.fallback"),
+    ("SubsetConfig", "fallback"): ("balancing/subset.py", "config.fallback"),
     ("ClusterWeight", "mutation"): ("routing/compiled.py", "weight.mutation"),
     ("Route", "mutation"): ("routing/compiled.py", "route.mutation"),
     ("VirtualHost", "mutation"): ("routing/compiled.py", "host.mutation"),

@@ -1,6 +1,6 @@
 """Which hosts a request is sent to: ring hash and Maglev over random clusters, by Envoy and by meshlib.
 
-    python -m differential.hosts --clusters 100 --requests 10 --seed 7
+    python -m differential.hosts --clusters 100 --requests 10 --seed 7 [--subsets]
 
 Nobody listens at the hosts: an attempt is refused at once, and retries go on, to other hosts where the route says so.
 What is compared is the host of the last attempt, and the flags. Nothing is left to chance: each request has a hash, and
@@ -43,7 +43,6 @@ _PREVIOUS_HOSTS = {
     "typed_config": {"@type": TYPE + "envoy.extensions.retry.host.previous_hosts.v3.PreviousHostsPredicate"},
 }
 _HEALTHS = ("HEALTHY", "UNKNOWN", "UNHEALTHY", "DEGRADED", "DRAINING", "TIMEOUT")
-_PRIMES = (2, 3, 11, 101, 1021, 65537)
 _SOON_S = 0.002
 
 Decision = tuple[str, str]
@@ -81,6 +80,10 @@ class HostReport:
 
 class HostGenerator:
     """Makes clusters with their routes, and requests, out of a seed."""
+
+    primes: tuple[int, ...] = (2, 3, 11, 101, 1021, 65537)
+    ring_sizes: tuple[int, ...] = (1, 2, 10, 100, 5000)
+    has_default_sizes = True
 
     def __init__(self, seed: int) -> None:
         self._random = random.Random(seed)
@@ -142,7 +145,11 @@ class HostGenerator:
 
     def _fields(self) -> Json:
         if self._maybe(0.5):
-            table = {"maglev_lb_config": {"table_size": self._random.choice(_PRIMES)}} if self._maybe(0.8) else {}
+            table = (
+                {"maglev_lb_config": {"table_size": self._random.choice(self.primes)}}
+                if not self.has_default_sizes or self._maybe(0.8)
+                else {}
+            )
             return {"lb_policy": "MAGLEV", **table}
         function = {"hash_function": "MURMUR_HASH_2"} if self._maybe(0.3) else {}
         return {"lb_policy": "RING_HASH", "ring_hash_lb_config": {**self._sizes(), **function}}
@@ -157,16 +164,16 @@ class HostGenerator:
         if self._maybe(0.5):
             return {
                 "@type": f"{TYPE}{_POLICIES}maglev.v3.Maglev",
-                "table_size": self._random.choice(_PRIMES),
+                "table_size": self._random.choice(self.primes),
                 **common,
             }
         function = {"hash_function": self._random.choice(("XX_HASH", "MURMUR_HASH_2"))} if self._maybe(0.6) else {}
         return {"@type": f"{TYPE}{_POLICIES}ring_hash.v3.RingHash", **self._sizes(), **function, **common}
 
     def _sizes(self) -> Json:
-        if self._maybe(0.3):
+        if self.has_default_sizes and self._maybe(0.3):
             return {}
-        least = self._random.choice((1, 2, 10, 100, 5000))
+        least = self._random.choice(self.ring_sizes)
         most = {"maximum_ring_size": least + self._random.choice((0, 1, 50))} if self._maybe(0.4) else {}
         return {"minimum_ring_size": least, **most}
 
@@ -319,9 +326,15 @@ def _decide(target: TargetView, request: HostRequest) -> Decision:
     return "" if call.endpoint is None else call.endpoint.address, call.flag
 
 
-def run(seed: int, clusters: int, requests: int, folder: Path) -> HostReport:
-    """Compare where requests go."""
-    generator, report = HostGenerator(seed), HostReport(seed)
+def run(
+    seed: int, clusters: int, requests: int, folder: Path, *, kind: type[HostGenerator] = HostGenerator
+) -> HostReport:
+    """Compare where requests go.
+
+    Args:
+        kind: Makes the cases.
+    """
+    generator, report = kind(seed), HostReport(seed)
     made = [generator.cluster(number) for number in range(clusters)]
     routes = [generator.route(one["name"]) for one in made]
     asked = [generator.request(one["name"]) for one in made for _ in range(requests)]
@@ -343,10 +356,14 @@ def main() -> int:
     parser.add_argument("--clusters", type=int, default=100)
     parser.add_argument("--requests", type=int, default=10, help="for each cluster")
     parser.add_argument("--seed", type=int, default=None, help="default: a new one, printed")
+    parser.add_argument("--subsets", action="store_true", help="of clusters with subsets")
     arguments = parser.parse_args()
     seed = arguments.seed if arguments.seed is not None else random.SystemRandom().randrange(2**32)
+    kind = HostGenerator
+    if arguments.subsets:
+        from differential.subsets import SubsetGenerator as kind
     with tempfile.TemporaryDirectory() as folder:
-        report = run(seed, arguments.clusters, arguments.requests, Path(folder))
+        report = run(seed, arguments.clusters, arguments.requests, Path(folder), kind=kind)
     for disagreement in report.disagreements[:3]:
         print(disagreement)
     print(report)

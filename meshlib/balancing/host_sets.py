@@ -1,0 +1,69 @@
+"""The hosts of a cluster, sorted into priorities and localities."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from meshlib.balancing.endpoint_state import EndpointState
+from meshlib.balancing.priority import PriorityHealth
+from meshlib.model.cluster import StaticDiscovery
+from meshlib.model.endpoint import Locality
+from meshlib.model.snapshot import ClusterConfig
+
+__all__ = ["LocalityHosts", "PriorityHosts", "host_sets"]
+
+
+@dataclass(frozen=True, slots=True)
+class LocalityHosts:
+    """Attributes:
+    weight: 0 when the resource gives none.
+    count: Hosts of the locality in the whole cluster; of a subset `states` may be fewer.
+    """
+
+    locality: Locality
+    weight: int
+    states: tuple[EndpointState, ...]
+    count: int
+
+
+@dataclass(frozen=True, slots=True)
+class PriorityHosts:
+    """Attributes:
+    states: Of all localities, in order.
+    """
+
+    localities: tuple[LocalityHosts, ...]
+    states: tuple[EndpointState, ...]
+
+    @classmethod
+    def of(cls, localities: tuple[LocalityHosts, ...]) -> "PriorityHosts":
+        """Put localities together."""
+        return cls(localities, tuple([state for locality in localities for state in locality.states]))
+
+    @property
+    def health(self) -> PriorityHealth:
+        """How the hosts are at the moment."""
+        return PriorityHealth(
+            healthy=sum([state.is_healthy for state in self.states]),
+            degraded=sum([state.is_degraded for state in self.states]),
+            count=sum([not state.is_excluded for state in self.states]),
+            hosts=len(self.states),
+        )
+
+
+def host_sets(config: ClusterConfig, states: Mapping[str, EndpointState]) -> list[PriorityHosts]:
+    """Sort the hosts into priorities. A repeated address counts once, except in a STATIC cluster (as in Envoy)."""
+    keep_repeats = isinstance(config.cluster.discovery, StaticDiscovery)
+    seen: set[str] = set()
+    grouped: dict[int, list[LocalityHosts]] = {}
+    for group in config.assignment.localities:
+        hosts = []
+        for endpoint in group.endpoints:
+            state = states.get(endpoint.address)
+            if state is None or (endpoint.address in seen and not keep_repeats):
+                continue
+            seen.add(endpoint.address)
+            hosts.append(state)
+        entry = LocalityHosts(group.locality, group.weight or 0, tuple(hosts), len(hosts))
+        grouped.setdefault(group.priority, []).append(entry)
+    # A gap in the numbers is a priority without hosts.
+    return [PriorityHosts.of(tuple(grouped.get(number, ()))) for number in range(max(grouped, default=-1) + 1)]
