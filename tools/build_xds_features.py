@@ -254,7 +254,7 @@ IN_PART: Mapping[tuple[str, str], str] = {
     ("Cluster", "typed_dns_resolver_config"): "refused in DNS clusters",
     ("Cluster", "lb_policy"): "ROUND_ROBIN, LEAST_REQUEST, RANDOM, RING_HASH, MAGLEV",
     ("Cluster", "load_balancing_policy"): (
-        "round_robin, least_request, random, ring_hash, maglev, wrr_locality over these; the first known one counts"
+        "round_robin, least_request, random, ring_hash, maglev, wrr_locality and subset over these; the first known one counts"
     ),
     ("Cluster", "round_robin_lb_config"): "refused with a slow start window",
     ("Cluster", "least_request_lb_config"): "with LEAST_REQUEST; refused with a slow start window or a full scan",
@@ -263,7 +263,7 @@ IN_PART: Mapping[tuple[str, str], str] = {
     ("Cluster.CommonLbConfig", "consistent_hashing_lb_config"): (
         "with RING_HASH and MAGLEV; refused with `hash_balance_factor`"
     ),
-    ("Cluster", "lb_subset_config"): "refused with selectors",
+    ("Cluster", "lb_subset_config"): "with selectors; not beside `load_balancing_policy`",
     ("Cluster", "typed_extension_protocol_options"): "HttpProtocolOptions",
     ("Cluster", "upstream_config"): "the HTTP connection pool, Envoy's default",
     ("Cluster", "upstream_http_protocol_options"): "refused where TLS would take names from requests",

@@ -57,7 +57,10 @@ def test_an_eds_cluster_with_a_service_name(decode_cluster):
         ({"upstream_bind_config": {}}, "upstream_bind_config"),
         ({"lb_policy": "CLUSTER_PROVIDED"}, "lb_policy"),
         ({"lb_policy": "LOAD_BALANCING_POLICY_CONFIG"}, "load_balancing_policy"),
-        ({"lb_subset_config": {"subset_selectors": [{"keys": ["a"]}]}}, "lb_subset_config"),
+        (
+            {"lb_subset_config": {"subset_selectors": [{"keys": ["a"], "fallback_keys_subset": ["a"]}]}},
+            "lb_subset_config.subset_selectors[0].fallback_keys_subset",
+        ),
         (
             {"round_robin_lb_config": {"slow_start_config": {"slow_start_window": "5s"}}},
             "round_robin_lb_config.slow_start_config",
@@ -211,8 +214,10 @@ def test_wrr_locality_weighs_localities_and_takes_its_inner_policy(decode_cluste
 
 
 def test_a_list_without_a_policy_that_we_have_is_refused(decode_cluster, policies):
-    decoded = decode_cluster(load_balancing_policy=policies(("subset.v3.Subset", {}), ("pick_first.v3.PickFirst", {})))
-    expected = f"load_balancing_policy: no supported policy among: {POLICIES}subset.v3.Subset, {POLICIES}pick_first.v3.PickFirst"
+    decoded = decode_cluster(
+        load_balancing_policy=policies(("cluster_provided.v3.ClusterProvided", {}), ("pick_first.v3.PickFirst", {}))
+    )
+    expected = f"load_balancing_policy: no supported policy among: {POLICIES}cluster_provided.v3.ClusterProvided, {POLICIES}pick_first.v3.PickFirst"
     assert decoded.errors == (expected,)
     assert paths_of(decode_cluster(load_balancing_policy={})) == ["load_balancing_policy"]
 
