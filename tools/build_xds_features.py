@@ -238,6 +238,8 @@ IN_PART: Mapping[tuple[str, str], str] = {
     ("RouteAction", "max_grpc_timeout"): "if it equals `timeout`, as Istio writes it",
     ("RouteAction", "hedge_policy"): "refused with `hedge_on_per_try_timeout`",
     ("RouteAction", "hash_policy"): "header, cookie, query parameter; of gRPC calls the header alone (A42)",
+    ("RouteAction", "metadata_match"): "its `envoy.lb` metadata",
+    ("WeightedCluster.ClusterWeight", "metadata_match"): "its `envoy.lb` metadata",
     ("VirtualHost", "hedge_policy"): "refused with `hedge_on_per_try_timeout`",
     ("RetryPolicy", "retry_host_predicate"): "previous_hosts",
     ("RBAC", "rules"): "any, and, or, not, header, url_path, requested_server_name, ports, addresses, authenticated",

@@ -46,13 +46,14 @@ def match_criteria(message: Any, path: str, problems: Problems) -> MatchCriteria
     place = join(path, "metadata_match")
     known = frozenset({"filter_metadata"})
     cover(message.metadata_match, place, problems, used=known, harmless=frozenset({"typed_filter_metadata"}))
-    criteria = None
-    for name, value in message.metadata_match.filter_metadata.items():
-        if name == LB_METADATA:
-            criteria = MatchCriteria.of(struct(value))
-        else:
+    given = message.metadata_match.filter_metadata
+    for name in sorted(given):
+        if name != LB_METADATA:
             problems.unused(f'{place}.filter_metadata["{name}"]')
-    return criteria
+    if LB_METADATA not in given:
+        problems.unused(place)
+        return None
+    return MatchCriteria.of(struct(given[LB_METADATA]))
 
 
 def subset_config(message: Any, path: str, problems: Problems) -> SubsetConfig:
