@@ -4,6 +4,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from meshlib.clients.response_cache import ResponseCache
     from meshlib.errors import (
         BootstrapError,
         ConfigError,
@@ -36,6 +37,7 @@ __all__ = [
     "Mesh",
     "MeshError",
     "ResourceError",
+    "ResponseCache",
     "RoutingError",
     "UnavailableError",
     "carry",
@@ -48,6 +50,7 @@ _HOMES = {
     "Bootstrap": "meshlib.xds.bootstrap",
     "Endpoint": "meshlib.model.endpoint",
     "Mesh": "meshlib.mesh",
+    "ResponseCache": "meshlib.clients.response_cache",
     **dict.fromkeys(("ContextExecutor", "InboundContext", "carry", "current_request"), "meshlib.runtime.context"),
     **dict.fromkeys((name for name in __all__ if name.endswith(("Error", "Exceeded"))), "meshlib.errors"),
 }

@@ -19,6 +19,9 @@ What a function raises is how its attempt failed:
     `ignore`                                                  none: an answer, passed on to the caller at once
     any other Exception                                       a response with status 500
 
+What calls of one function may share is in `meshlib.clients.sharing`: identical calls under way become one, and
+responses are kept for as long as they say.
+
 The loop is tenacity's; its retry, wait and stop strategies answer with the directives of `Call`, which is where the
 xDS retry policy is read, so that there is one meaning of it for functions and for requests.
 """
@@ -38,6 +41,8 @@ from tenacity.retry import retry_base
 from tenacity.wait import wait_base
 
 from meshlib.call import Attempt, Call, Done, Sleep, Step
+from meshlib.clients.response_cache import ResponseCache
+from meshlib.clients.sharing import KeyMaker, Sharing
 from meshlib.clients.source import MeshSource
 from meshlib.clients.tracing import attempt_scope, begin_call
 from meshlib.errors import IdentityError
@@ -97,6 +102,9 @@ def decorate(
     method: str = "POST",
     path: str | None = None,
     ignore: tuple[type[Exception], ...] = (),
+    collapse: bool = False,
+    cache: ResponseCache | None = None,
+    key: KeyMaker | None = None,
 ) -> Decorator:
     """Return a decorator that runs a function, sync or async, under the policy of a service.
 
@@ -111,16 +119,37 @@ def decorate(
             the service is not repeated; `GET` or `PUT` say that repeating does no harm.
         path: What routes match. Default: `/` and the function's name.
         ignore: Exceptions that are answers of the service: they count as success and are raised at once.
+        collapse: Calls with equal arguments that are under way at the same time become one, whose result all get: the
+            very same object. With `GET` and `HEAD` only.
+        cache: Keeps what the function returns, if that is a response of httpx or requests, for as long as its
+            `Cache-Control` or `Expires` says, and hands it to calls with equal arguments; an old one stands in for a
+            failure if it says `stale-if-error`. Request headers count as far as they are in an argument called
+            `headers`: a response that varies by others is not kept. With `GET` only.
+        key: Makes of the arguments what equal calls have in common. Default: all arguments, which must then be hashable
+            or plain lists, dicts and sets.
 
     Raises:
         TypeError: (from the decorator) It is a generator function.
+        ValueError: (from the decorator) `collapse`, `cache` or `key` make no sense together with the method.
     """
 
     def wrap(function: Callable[..., Any]) -> Callable[..., Any]:
         if inspect.isgeneratorfunction(function) or inspect.isasyncgenfunction(function):
             raise TypeError(f"{function!r} is a generator function; its calls end before its work begins")
         head = RequestHead(method, service, path or f"/{function.__name__}", Headers())
-        policy = _Policy(mesh, service, fallback, timeout_s, head, ignore, function)
+        sharing = None
+        if collapse or cache is not None or key is not None:
+            sharing = Sharing(
+                mesh,
+                function,
+                method=method,
+                collapse=collapse,
+                cache=cache,
+                key=key,
+                timeout_s=timeout_s,
+                answers=ignore,
+            )
+        policy = _Policy(mesh, service, fallback, timeout_s, head, ignore, function, sharing)
         if inspect.iscoroutinefunction(function):
 
             @functools.wraps(function)
@@ -240,7 +269,9 @@ class _Policy:
         head: RequestHead,
         ignore: tuple[type[Exception], ...],
         function: Callable[..., Any],
+        sharing: Sharing | None,
     ) -> None:
+        self._sharing = sharing
         self._mesh = mesh
         self._service = service
         self._fallback = fallback
@@ -256,12 +287,17 @@ class _Policy:
             args, kwargs = self._signature.fill(self._direct(), self._timeout_s, args, kwargs)
             return self._function(*args, **kwargs)
         try:
-            target = mesh.target(self._service) or mesh.wait_target(self._service)
-            return self._run(target, args, kwargs)
+            if self._sharing is not None:
+                return self._sharing.run(args, kwargs, lambda: self._find_and_run(args, kwargs))
+            return self._find_and_run(args, kwargs)
         except Exception as error:
             if self._fallback is _NOTHING or isinstance(error, self._ignore):
                 raise
             return self._fallback(*args, **kwargs) if callable(self._fallback) else self._fallback
+
+    def _find_and_run(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        mesh = self._mesh
+        return self._run(mesh.target(self._service) or mesh.wait_target(self._service), args, kwargs)
 
     def _run(self, target: TargetView, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         call = self._call(target)
@@ -296,13 +332,19 @@ class _Policy:
             args, kwargs = self._signature.fill(self._direct(), self._timeout_s, args, kwargs)
             return await self._function(*args, **kwargs)
         try:
-            target = mesh.target(self._service) or await mesh.wait_target_async(self._service)
-            return await self._arun(target, args, kwargs)
+            if self._sharing is not None:
+                return await self._sharing.arun(args, kwargs, lambda: self._find_and_arun(args, kwargs))
+            return await self._find_and_arun(args, kwargs)
         except Exception as error:
             if self._fallback is _NOTHING or isinstance(error, self._ignore):
                 raise
             value = self._fallback(*args, **kwargs) if callable(self._fallback) else self._fallback
             return await value if inspect.isawaitable(value) else value
+
+    async def _find_and_arun(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        mesh = self._mesh
+        target = mesh.target(self._service) or await mesh.wait_target_async(self._service)
+        return await self._arun(target, args, kwargs)
 
     async def _arun(self, target: TargetView, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         call = self._call(target)

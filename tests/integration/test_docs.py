@@ -154,7 +154,7 @@ def play(page: Page, text: str) -> int:
 
 
 @pytest.mark.timeout(180)
-@pytest.mark.parametrize("name", ["tutorial/first-mesh.md", "how-to/observe.md"])
+@pytest.mark.parametrize("name", ["tutorial/first-mesh.md", "how-to/observe.md", "how-to/functions.md"])
 def test_page_works_as_written(page: Page, name: str) -> None:
     assert play(page, (ROOT / "docs" / name).read_text()) > 0
 
