@@ -219,6 +219,7 @@ SECTIONS: Mapping[str, tuple[str, Callable[[], Any], Place | None]] = {
         None,
     ),
     "Secret": (SDS, secret, lambda made: made),
+    "CertificateValidationContext": (SDS, secret, lambda made: made.validation_context),
 }
 
 # Fields that depend on their content or on others; what the decoder says about the sample alone would mislead.
@@ -268,7 +269,6 @@ IN_PART: Mapping[tuple[str, str], str] = {
     ("Cluster", "lb_subset_config"): "with selectors; not beside `load_balancing_policy`",
     ("Cluster", "typed_extension_protocol_options"): "HttpProtocolOptions",
     ("Cluster", "upstream_config"): "the HTTP connection pool, Envoy's default",
-    ("Cluster", "upstream_http_protocol_options"): "refused where TLS would take names from requests",
     (
         "CircuitBreakers.Thresholds",
         "max_connections",
@@ -281,9 +281,14 @@ IN_PART: Mapping[tuple[str, str], str] = {
     ("HttpProtocolOptions of an upstream", "http_filters"): "the upstream codec alone",
     ("HttpProtocolOptions of an upstream", "explicit_http_config"): "HTTP/1.1 and HTTP/2",
     ("HttpProtocolOptions of an upstream", "auto_config"): "HTTP/1.1 is spoken",
-    ("HttpProtocolOptions of an upstream", "upstream_http_protocol_options"): "refused with TLS",
     ("LocalityLbEndpoints", "metadata"): "refused with `envoy.transport_socket_match`",
     ("DownstreamTlsContext", "require_sni"): "false",
+    ("CertificateValidationContext", "ca_certificate_provider_instance"): "in clusters and listeners, not in secrets",
+    ("CertificateValidationContext", "system_root_certs"): "where no other roots are given",
+    ("CertificateValidationContext", "verify_certificate_hash"): "in servers beside roots",
+    ("CertificateValidationContext", "verify_certificate_spki"): "in servers beside roots",
+    ("CertificateValidationContext", "match_typed_subject_alt_names"): "EMAIL, DNS, URI, IP_ADDRESS; not OTHER_NAME",
+    ("CertificateValidationContext", "custom_validator_config"): "the SPIFFE validator",
 }
 
 

@@ -242,7 +242,10 @@ class Call(CallEndings):
         self._is_good = False
         tried.append(state)
         endpoint = state.endpoint
-        self._tls = tls = cluster.tls_for(endpoint)
+        tls = cluster.tls_for(endpoint)
+        if tls is not None and (names := cluster.config.cluster.authority_names) is not None:
+            tls = cluster.tls_for_request(tls, names, self._out)
+        self._tls = tls
         self._attempt_at = now
         self._state = RUNNING
         timeout_s = self._per_try_s

@@ -17,7 +17,7 @@ from meshlib.matching import StringTest, ascii_lower, compile_string, describe_s
 from meshlib.model.matcher import StringKind, StringMatcher
 from meshlib.model.secret import SanMatcher, SanType
 
-__all__ = ["PeerNames", "compile_sans", "describe_sans", "match_san"]
+__all__ = ["PeerNames", "compile_authority", "compile_sans", "compile_sni", "describe_sans", "match_san"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -107,6 +107,8 @@ def _compile(matcher: SanMatcher) -> Callable[[PeerNames], bool]:
             return lambda names: any(map(dns, names.dns))
         case SanType.IP:
             return lambda names: any(map(ip, names.ips))
+        case SanType.EMAIL:
+            return lambda names: any(map(plain, names.emails))
         case SanType.ANY:
             return lambda names: (
                 any(map(plain, names.usable_uris))
@@ -128,6 +130,25 @@ def compile_sans(matchers: Iterable[SanMatcher]) -> Callable[[PeerNames], bool]:
     if not tests:
         return lambda names: True
     return lambda names: any(test(names) for test in tests)
+
+
+def compile_authority(name: str) -> Callable[[PeerNames], bool]:
+    """Compile the rule that a certificate must be for the host that a request names.
+
+    DNS names are compared as hosts are, with the certificate's wildcards; every other kind exactly.
+
+    Source: Envoy `DefaultCertValidator::verifySubjectAltName`.
+    """
+    dns, address = _dns_exact(name), _canonical_ip(name)
+    return lambda names: (
+        any(map(dns, names.dns)) or address in names.ips or name in names.usable_uris or name in names.emails
+    )
+
+
+def compile_sni(name: str) -> Callable[[PeerNames], bool]:
+    """Compile the rule that a certificate must have the server name sent to it as a DNS name (A101)."""
+    dns = _dns_exact(name)
+    return lambda names: any(map(dns, names.dns))
 
 
 def match_san(names: PeerNames, matchers: Sequence[SanMatcher]) -> bool:

@@ -11,6 +11,7 @@ from meshlib.model.subset import SubsetConfig
 
 __all__ = [
     "AggregateDiscovery",
+    "AuthorityNames",
     "CircuitBreakers",
     "Cluster",
     "DnsDiscovery",
@@ -184,6 +185,21 @@ class LoadReports:
 
 
 @dataclass(frozen=True, slots=True)
+class AuthorityNames:
+    """What TLS takes from the authority of a request (`upstream_http_protocol_options`), without its port.
+
+    Attributes:
+        is_sni: It is sent as SNI, unless it is an IP address (`auto_sni`).
+        is_san: The peer's certificate must have it (`auto_san_validation`).
+        header: Whose value stands for the authority where a request has it; empty: none.
+    """
+
+    is_sni: bool = False
+    is_san: bool = False
+    header: str = ""
+
+
+@dataclass(frozen=True, slots=True)
 class TransportSocketMatch:
     """Attributes:
     match: Must be contained in the endpoint's `envoy.transport_socket_match` metadata; empty matches all.
@@ -209,6 +225,7 @@ class Cluster:
         idle_timeout_s: None: Envoy's 1 h.
         load_reports: None: nobody wants to know.
         subsets: None: requests choose among all endpoints, whatever their criteria.
+        authority_names: None: TLS takes nothing from requests.
     """
 
     name: str
@@ -227,4 +244,5 @@ class Cluster:
     idle_timeout_s: float | None = None
     load_reports: LoadReports | None = None
     subsets: SubsetConfig | None = None
+    authority_names: AuthorityNames | None = None
     metadata: Mapping[str, Mapping[str, object]] = field(default_factory=lambda: NO_METADATA, hash=False, repr=False)

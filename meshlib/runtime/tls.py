@@ -2,22 +2,23 @@
 
 A context is kept for each pair of TLS configuration and secrets, so a rotated certificate means another context, and
 whoever keeps connections per context moves on by itself. Nothing but the trust bundle decides which chains are good:
-the system's roots are never loaded.
+the system's roots are loaded only where a resource asks for them by name.
 """
 
 import ssl
 from collections import OrderedDict
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
 from meshlib.errors import IdentityError
 from meshlib.identity.certificates import check_certificate
-from meshlib.identity.san import PeerNames, compile_sans, describe_sans
+from meshlib.identity.san import PeerNames
+from meshlib.identity.verify import PeerRule, compile_peer_rule
 from meshlib.model.secret import ClientTls, Secret, SecretRef, ServerTls, TlsCertificate, TrustedCa
 from meshlib.ports import Lock, WallClock
 from meshlib.runtime.clock import wall as system_wall
-from meshlib.runtime.tls_context import MeshContext, load_identity, peer_identity
+from meshlib.runtime.tls_context import MeshContext, load_identity, load_trust, peer_identity
 
 __all__ = [
     "PeerNames",
@@ -31,7 +32,9 @@ __all__ = [
 
 K = TypeVar("K")
 
-MINIMUM = {"TLSv1_2": ssl.TLSVersion.TLSv1_2, "TLSv1_3": ssl.TLSVersion.TLSv1_3}
+_CRL = b"-----BEGIN X509 CRL-----"
+
+VERSIONS = {"TLSv1_2": ssl.TLSVersion.TLSv1_2, "TLSv1_3": ssl.TLSVersion.TLSv1_3}
 
 
 @dataclass(slots=True)
@@ -140,15 +143,17 @@ def client_context(
         IdentityError: A secret is missing, cannot be used or has expired, or the peer would not be verified.
     """
     certificate = _certificate(tls.certificate, secrets) if tls.certificate is not None else None
-    if tls.trust is None:
+    trust = _trust(tls.trust, secrets) if tls.trust is not None else None
+    if not _has_roots(trust) and not _has_pins(tls, trust):
         raise IdentityError("the TLS configuration has no trusted CA, so that anybody could be the peer")
-    trust = _trust(tls.trust, secrets)
     alpn = tls.alpn or default_alpn
 
     def make() -> MeshContext:
         context = MeshContext(ssl.PROTOCOL_TLS_CLIENT)
         context.check_hostname = False  # names are compared by the matchers
-        context.verify_mode = ssl.CERT_REQUIRED
+        # Without roots a pin says who the peer is, and the handshake proves that it has the key.
+        context.verify_mode = ssl.CERT_REQUIRED if _has_roots(trust) else ssl.CERT_NONE
+        context.wall = wall
         context.server_name = tls.sni
         _fill(context, tls, certificate, trust, alpn)
         return context
@@ -166,13 +171,13 @@ def server_context(
     """Return the context for connections that come in; see `client_context`."""
     certificate = _certificate(tls.certificate, secrets)
     trust = _trust(tls.trust, secrets) if tls.trust is not None else None
-    if tls.require_client_certificate and trust is None:
+    if tls.require_client_certificate and not _has_roots(trust):
         raise IdentityError("the TLS configuration asks for client certificates and has no trusted CA")
     alpn = tls.alpn or default_alpn
 
     def make() -> MeshContext:
         context = MeshContext(ssl.PROTOCOL_TLS_SERVER)
-        context.verify_mode = _server_verify_mode(tls)
+        context.verify_mode = _server_verify_mode(tls, trust)
         context.peer_required = tls.require_client_certificate
         context.forbid_tickets()
         context.wall = wall
@@ -182,8 +187,17 @@ def server_context(
     return _contexts.get(tls, certificate, trust, alpn, make, wall)
 
 
-def _server_verify_mode(tls: ServerTls) -> ssl.VerifyMode:
-    if tls.trust is None:
+def _has_roots(trust: TrustedCa | None) -> bool:
+    return trust is not None and bool(trust.ca_pem or trust.bundles is not None or trust.is_system)
+
+
+def _has_pins(tls: ClientTls, trust: TrustedCa | None) -> bool:
+    checks = tls.checks if trust is None else tls.checks.merged(trust.checks)
+    return bool(checks.certificate_hashes or checks.spki_hashes)
+
+
+def _server_verify_mode(tls: ServerTls, trust: TrustedCa | None) -> ssl.VerifyMode:
+    if not _has_roots(trust):
         return ssl.CERT_NONE
     return ssl.CERT_REQUIRED if tls.require_client_certificate else ssl.CERT_OPTIONAL
 
@@ -195,23 +209,18 @@ def _fill(
     trust: TrustedCa | None,
     alpn: tuple[str, ...],
 ) -> None:
-    minimum = MINIMUM.get(tls.minimum_version)
-    if minimum is None:
-        raise IdentityError(f"TLS version {tls.minimum_version!r} is not supported; known: {', '.join(MINIMUM)}")
-    context.minimum_version = minimum
+    _set_parameters(context, tls)
     context.offer(alpn)
     # A bundle may hold intermediates without their root: Envoy trusts them too.
     context.verify_flags |= ssl.VERIFY_X509_PARTIAL_CHAIN
-    if tls.sans:
-        try:
-            context.accepts = compile_sans(tls.sans)
-        except ValueError as error:
-            raise IdentityError(f"the expected names cannot be used: {error}") from error
-        context.expected = describe_sans(tls.sans)
+    try:
+        context.rule = compile_peer_rule(tls, trust)
+    except ValueError as error:
+        raise IdentityError(f"the expected names cannot be used: {error}", resource=_name_of(tls.trust)) from error
     if trust is not None:
         try:
-            context.load_verify_locations(cadata=trust.ca_pem.decode("ascii"))
-        except (ssl.SSLError, ValueError) as error:
+            _load_roots(context, trust, context.rule)
+        except (ssl.SSLError, OSError, ValueError) as error:
             raise IdentityError(f"the trust bundle cannot be used: {error}", resource=_name_of(tls.trust)) from error
     if certificate is not None:
         try:
@@ -220,6 +229,42 @@ def _fill(
             raise IdentityError(
                 f"our certificate and key cannot be used: {error}", resource=_name_of(tls.certificate)
             ) from error
+
+
+def _load_roots(context: MeshContext, trust: TrustedCa, rule: PeerRule) -> None:
+    if trust.bundles is not None:
+        # Of no domain at all: then nobody is trusted, and nothing has to be loaded for that.
+        roots = b"".join(one.ca_pem.rstrip() + b"\n" for one in trust.bundles)
+    elif trust.is_system and not trust.ca_pem:
+        context.load_default_certs(ssl.Purpose.SERVER_AUTH)
+        roots = b""
+    else:
+        roots = trust.ca_pem
+    lists = rule.checks.crl_pem
+    if roots:
+        load_trust(context, roots.rstrip() + b"\n" + lists)
+    elif lists:
+        load_trust(context, lists)
+    if lists or _CRL in roots:
+        flag = ssl.VERIFY_CRL_CHECK_LEAF if rule.checks.crl_leaf_only else ssl.VERIFY_CRL_CHECK_CHAIN
+        context.verify_flags |= flag
+
+
+def _set_parameters(context: MeshContext, tls: ClientTls | ServerTls) -> None:
+    wanted = tls.parameters
+    for version in (tls.minimum_version, wanted.maximum_version):
+        if version and version not in VERSIONS:
+            raise IdentityError(f"TLS version {version!r} is not supported; known: {', '.join(VERSIONS)}")
+    context.minimum_version = VERSIONS[tls.minimum_version]
+    if wanted.maximum_version:
+        context.maximum_version = VERSIONS[wanted.maximum_version]
+    try:
+        if wanted.ciphers:
+            context.set_ciphers(":".join(wanted.ciphers))
+        if wanted.curve:
+            context.set_ecdh_curve(wanted.curve)
+    except (ssl.SSLError, ValueError) as error:
+        raise IdentityError(f"the TLS parameters cannot be used with {ssl.OPENSSL_VERSION}: {error}") from error
 
 
 def _name_of(ref: SecretRef | None) -> str:
@@ -267,7 +312,29 @@ def server_material(
     certificate = _certificate(tls.certificate, secrets)
     trust = _trust(tls.trust, secrets) if tls.trust is not None else None
     server_context(tls, secrets, wall=wall)  # refuses what does not fit together, and what has expired
+    for what in _only_for_ssl(tls, trust):
+        raise IdentityError(f"{what} cannot be honoured by a gRPC server", resource=_name_of(tls.trust))
     return certificate.chain_pem, certificate.key_pem, None if trust is None else trust.ca_pem
+
+
+def _only_for_ssl(tls: ServerTls, trust: TrustedCa | None) -> Iterator[str]:
+    """Yield what grpcio, which is only given a certificate and roots, would leave out. `tls.sans` are checked later."""
+    checks = tls.checks if trust is None else tls.checks.merged(trust.checks)
+    parameters = tls.parameters
+    bundle = b"" if trust is None else trust.ca_pem
+    conditions: dict[str, object] = {
+        "crl": checks.crl_pem or _CRL in bundle,
+        "verify_certificate_hash": checks.certificate_hashes,
+        "verify_certificate_spki": checks.spki_hashes,
+        "max_verify_depth": checks.max_depth is not None,
+        "a bundle per SPIFFE trust domain": trust is not None and trust.bundles is not None,
+        "system_root_certs": trust is not None and trust.is_system,
+        "match_typed_subject_alt_names of a secret": trust is not None and trust.sans,
+        "tls_maximum_protocol_version": parameters.maximum_version,
+        "cipher_suites": parameters.ciphers,
+        "ecdh_curves": parameters.curve,
+    }
+    return (name for name, is_set in conditions.items() if is_set)
 
 
 class RotatingServerContext:
@@ -302,7 +369,7 @@ class RotatingServerContext:
         front.verify_mode = first.verify_mode
         front.minimum_version = first.minimum_version
         front.forbid_tickets()
-        front.accepts = _nobody
+        front.rule = _NOBODY
         front.current = current
         self.context: ssl.SSLContext = front
 
@@ -330,8 +397,7 @@ class _Front(MeshContext):
         return context.wrap_bio(incoming, outgoing, *args, **options)
 
 
-def _nobody(names: PeerNames) -> bool:
-    return False
+_NOBODY = PeerRule(lambda names: False, "nobody: there is no usable certificate here")
 
 
 def rotating_server_context(

@@ -12,21 +12,25 @@ context of its own, and ends with the certificate that it was made with.
 
 import os
 import ssl
+import sys
 import tempfile
-from collections.abc import Callable, Iterable
+from collections import OrderedDict
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import replace
 from functools import lru_cache
-from typing import Any
+from typing import Any, Final
 
-from cryptography import x509
-
-from meshlib.identity.certificates import names_of
 from meshlib.identity.san import PeerNames
+from meshlib.identity.verify import Chain, LeafFacts, PeerRule, leaf_facts
 from meshlib.ports import WallClock
 from meshlib.runtime.clock import wall as system_wall
 
-__all__ = ["MeshContext", "load_identity", "peer_identity"]
+__all__ = ["MeshContext", "load_identity", "load_trust", "peer_identity"]
 
 
+_DER: Final = 2
+"""`_ssl.ENCODING_DER`."""
 HANDSHAKE_TIMEOUT_S = 10.0
 """For servers that wait in the handshake and set no time themselves."""
 
@@ -34,16 +38,16 @@ HANDSHAKE_TIMEOUT_S = 10.0
 def peer_identity(ssl_object: ssl.SSLObject | ssl.SSLSocket) -> PeerNames | None:
     """Return the names of a connection's peer, whose certificate the handshake has verified; None: it showed none."""
     der = ssl_object.getpeercert(binary_form=True)
-    return None if der is None else _names(der)
+    return None if der is None else _facts(der).names
 
 
 # Peers show the same few certificates all the time, and reading one takes longer than the rest of the check.
 @lru_cache(maxsize=4096)
-def _names(der: bytes) -> PeerNames:
+def _facts(der: bytes) -> LeafFacts:
     try:
-        return names_of(x509.load_der_x509_certificate(der))
-    except (ValueError, x509.DuplicateExtension, x509.UnsupportedGeneralNameType) as error:
-        raise _refusal(f"the peer's certificate cannot be read: {error}") from error
+        return leaf_facts(der)
+    except ValueError as error:
+        raise _refusal(str(error)) from error
 
 
 def _refusal(text: str) -> ssl.SSLCertVerificationError:
@@ -107,17 +111,25 @@ class _VerifiedObject(ssl.SSLObject):
 def _check(context: ssl.SSLContext, ssl_object: ssl.SSLObject | ssl.SSLSocket) -> None:
     if not isinstance(context, MeshContext):
         raise _refusal("the context does not say who the peer must be")
-    if ssl_object.session_reused and context.is_over(ssl_object.getpeercert(binary_form=True)):
-        raise _refusal("the session's certificate has expired")
-    context.check(peer_identity(ssl_object))
+    der = ssl_object.getpeercert(binary_form=True)
+    is_reused = bool(ssl_object.session_reused)
+    context.check(der, lambda: _verified_chain(ssl_object), is_reused=is_reused)
+
+
+def _verified_chain(ssl_object: ssl.SSLObject | ssl.SSLSocket) -> tuple[bytes, ...] | None:
+    """Return the chain that OpenSSL has found, leaf first."""
+    if sys.version_info >= (3, 13):
+        return tuple(ssl_object.get_verified_chain()) or None
+    # What 3.13 made public is there since 3.10; certificates come as objects.
+    found = ssl_object._sslobj.get_verified_chain()  # type: ignore[union-attr]
+    return tuple(one.public_bytes(_DER) for one in found) if found else None
 
 
 class MeshContext(ssl.SSLContext):
     """A context with an opinion on the peer's names. Not changed once it is in use.
 
     Attributes:
-        accepts: Test of the peer's names; None: whoever has a trusted certificate.
-        expected: What `accepts` asks for, for errors.
+        rule: What the peer must be; None: whoever has a trusted certificate.
         peer_required: A peer without a certificate is refused.
         server_name: For clients: the SNI sent, whatever the library thinks that the host is called; empty: none.
         wall: Seconds since the epoch.
@@ -126,34 +138,59 @@ class MeshContext(ssl.SSLContext):
     sslsocket_class = _VerifiedSocket
     sslobject_class = _VerifiedObject
 
-    accepts: Callable[[PeerNames], bool] | None = None
-    expected: str = ""
+    rule: PeerRule | None = None
     peer_required: bool = True
     server_name: str = ""
     wall: WallClock = staticmethod(system_wall)
+    # Leaves whose chain was in order; made on first use. Only sessions of this very context can be resumed with it.
+    _passed: "OrderedDict[bytes, None] | None" = None
+    MAX_PASSED = 4096
 
     def forbid_tickets(self) -> None:
         """For servers: hand out nothing that lets a later connection skip the verification of its certificate."""
         self.num_tickets = 0  # TLS 1.3
         self.options |= ssl.OP_NO_TICKET
 
-    def is_over(self, der: bytes | None) -> bool:
-        """Whether a certificate that was verified once has expired since."""
-        return der is not None and self.wall() > x509.load_der_x509_certificate(der).not_valid_after_utc.timestamp()
+    def check(self, der: bytes | None, chain: Chain, *, is_reused: bool = False) -> None:
+        """Compare a peer with what is expected.
 
-    def check(self, names: PeerNames | None) -> None:
-        """Compare a verified peer with what is expected.
+        Args:
+            der: Its certificate; None: it has shown none.
+            chain: As the library has verified it.
+            is_reused: The session was resumed, and nothing verified: what counts is that it was when the session began.
 
         Raises:
             ssl.SSLCertVerificationError: It is someone else, or shows no certificate where one is needed.
         """
-        if names is None:
+        if der is None:
             if self.peer_required:
                 raise _refusal("the peer shows no certificate")
             return
-        if self.accepts is not None and not self.accepts(names):
-            shown = ", ".join((*names.uris, *names.dns, *names.ips)) or names.subject or "nobody by name"
-            raise _refusal(f"the peer is {shown}, expected {self.expected}")
+        leaf, rule = _facts(der), self.rule
+        # Otherwise the library has looked at the time.
+        if is_reused or self.verify_mode is ssl.CERT_NONE:
+            now = self.wall()
+            if now > leaf.not_after:
+                raise _refusal(f"its certificate expired {now - leaf.not_after:.0f} s ago")
+            if now < leaf.not_before:
+                raise _refusal(f"its certificate is not valid for another {leaf.not_before - now:.0f} s")
+        if rule is None:
+            return
+        if is_reused and rule.is_about_chain and leaf.certificate_hash in (self._passed or ()):
+            rule = replace(rule, roots=None, checks=replace(rule.checks, max_depth=None))
+        reason = rule.refusal(leaf, chain)
+        if reason:
+            raise _refusal(reason)
+        if rule.is_about_chain:
+            self._remember(leaf.certificate_hash)
+
+    def _remember(self, leaf: bytes) -> None:
+        passed = self._passed
+        if passed is None:
+            passed = self._passed = OrderedDict()
+        passed[leaf] = None
+        while len(passed) > self.MAX_PASSED:
+            passed.popitem(last=False)
 
     def wrap_socket(
         self,
@@ -199,13 +236,31 @@ class MeshContext(ssl.SSLContext):
             super().set_alpn_protocols(wanted)
 
 
+def load_trust(context: ssl.SSLContext, pem: bytes) -> None:
+    """Give a context roots and revocation lists.
+
+    Raises:
+        ssl.SSLError: There are none, or they cannot be read.
+    """
+    # `cadata` takes no revocation lists.
+    with _as_file(pem) as path:
+        context.load_verify_locations(cafile=path)
+
+
 def load_identity(context: ssl.SSLContext, chain_pem: bytes, key_pem: bytes) -> None:
     """Give a context our certificate. The key is never on a disk that survives this process.
 
     Raises:
         ssl.SSLError: The two do not belong together, or are not PEM.
     """
-    # `ssl` only loads files: memory of ours that has a name under /proc, else a file of mode 0600 that is gone at once.
+    with _as_file(chain_pem.rstrip() + b"\n" + key_pem) as path:
+        # A password callback, so that an encrypted key is an error and not a question on the terminal.
+        context.load_cert_chain(path, password=lambda: b"")
+
+
+@contextmanager
+def _as_file(content: bytes) -> Iterator[str]:
+    """`ssl` only loads files: memory of ours that has a name under /proc, else a file of mode 0600 that is gone at once."""
     try:
         fd = os.memfd_create("meshlib-identity", os.MFD_CLOEXEC)
         path, is_file = f"/proc/self/fd/{fd}", False
@@ -214,10 +269,9 @@ def load_identity(context: ssl.SSLContext, chain_pem: bytes, key_pem: bytes) -> 
         is_file = True
     try:
         with open(fd, "wb") as file:
-            file.write(chain_pem.rstrip() + b"\n" + key_pem)
+            file.write(content)
             file.flush()
-            # A password callback, so that an encrypted key is an error and not a question on the terminal.
-            context.load_cert_chain(path, password=lambda: b"")
+            yield path
     finally:
         if is_file:
             os.unlink(path)

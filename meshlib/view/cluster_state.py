@@ -1,6 +1,8 @@
 """One cluster as it lives on: its endpoints, their picker, its limits and what outlier detection knows."""
 
 from collections.abc import Mapping
+from dataclasses import replace
+from ipaddress import ip_address
 from typing import Final
 
 from meshlib.balancing.aggregate import LeafTable, leaf_loads
@@ -8,10 +10,11 @@ from meshlib.balancing.build import build_picker, cluster_health
 from meshlib.balancing.endpoint_state import EndpointState
 from meshlib.balancing.picker import Picker
 from meshlib.events import Event, HostEjected, HostUnejected
-from meshlib.model.cluster import DnsDiscovery, EdsDiscovery
+from meshlib.model.cluster import AuthorityNames, DnsDiscovery, EdsDiscovery
 from meshlib.model.endpoint import Endpoint, Locality
 from meshlib.model.outcome import Outcome, Response
-from meshlib.model.secret import ClientTls
+from meshlib.model.request import RequestHead
+from meshlib.model.secret import ClientTls, SniSource
 from meshlib.model.snapshot import ClusterConfig
 from meshlib.ports import Lock, Pause, Rng, no_pause
 from meshlib.resilience.circuit_breaker import CircuitBreaker
@@ -24,6 +27,8 @@ __all__ = ["AggregateState", "ClusterState"]
 
 PAUSE_EVERY: Final = 256
 """Endpoints: about 0.2 ms."""
+MAX_NAMED: Final = 1024
+"""Hosts, of one cluster, whose TLS settings are kept."""
 
 
 class ClusterState:
@@ -44,6 +49,7 @@ class ClusterState:
     __slots__ = (
         "_generation",
         "_lock",
+        "_named",
         "_tls",
         "breaker",
         "config",
@@ -122,6 +128,8 @@ class ClusterState:
             if drop.numerator
         )
         self._tls: dict[str, ClientTls | None] = {}
+        # The second value is what was made of the first, which it keeps so that its id stays taken.
+        self._named: dict[tuple[int, str], tuple[ClientTls, ClientTls]] = {}
         pause()
         self._rebuild(pause)
 
@@ -179,7 +187,7 @@ class ClusterState:
         The first `transport_socket_matches` entry that the endpoint's metadata contains, else the cluster's own.
         """
         cluster = self.config.cluster
-        if not cluster.socket_matches:
+        if not cluster.socket_matches and (cluster.tls is None or cluster.tls.sni_source is SniSource.CONFIG):
             return cluster.tls
         known = self._tls
         try:
@@ -191,8 +199,38 @@ class ClusterState:
                 if all(key in metadata and metadata[key] == value for key, value in entry.match):
                     tls = entry.tls
                     break
+            if tls is not None and tls.sni_source is SniSource.HOSTNAME and endpoint.hostname:
+                tls = replace(tls, sni=endpoint.hostname)
             known[endpoint.address] = tls
             return tls
+
+    def tls_for_request(self, tls: ClientTls, names: AuthorityNames, head: RequestHead) -> ClientTls:
+        """Return how to reach an endpoint for a request whose authority TLS takes names from.
+
+        Args:
+            tls: By `tls_for`.
+            head: As routes have rewritten it, but not by the endpoint's hostname.
+
+        Source: Envoy `Router::Filter::decodeHeaders`, "auto_sni".
+        """
+        host = (names.header and head.headers.find(names.header)) or head.authority
+        host, is_address = _host_of(host)
+        if not host:
+            return tls
+        key = (id(tls), host)
+        known = self._named
+        found = known.get(key)
+        if found is None or found[0] is not tls:
+            named = replace(
+                tls,
+                sni=host if names.is_sni and not is_address else tls.sni,
+                authority_name=host if names.is_san else "",
+            )
+            if len(known) >= MAX_NAMED:
+                # Applications choose authorities; whoever makes up thousands pays for each.
+                known.clear()
+            found = known[key] = (tls, named)
+        return found[1]
 
     def choose(self, rng: Rng) -> "ClusterState":
         """Return the cluster whose endpoints the next attempt chooses from: itself, unless it is an aggregate."""
@@ -307,3 +345,17 @@ class AggregateState(ClusterState):
             table = LeafTable(leaf_loads(health, panic_threshold=threshold))
             self._made = (pickers, table)
         return leaves[table.choose(rng)]
+
+
+def _host_of(authority: str) -> tuple[str, bool]:
+    """Return the host of an authority without its port, and whether it is an IP address."""
+    host = authority
+    if authority.startswith("["):
+        host = authority[1:].partition("]")[0]
+    elif authority.count(":") == 1:
+        host = authority.partition(":")[0]
+    try:
+        ip_address(host)
+    except ValueError:
+        return host, False
+    return host, True

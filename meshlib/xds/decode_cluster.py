@@ -4,6 +4,7 @@ from typing import Any, Final
 
 from meshlib.model.cluster import (
     AggregateDiscovery,
+    AuthorityNames,
     CircuitBreakers,
     Cluster,
     DnsDiscovery,
@@ -183,8 +184,22 @@ def decode_cluster(message: Any, path: str, problems: Problems) -> Cluster:
         idle_timeout_s=protocol.idle_timeout_s,
         load_reports=_load_reports(message, path, problems),
         subsets=balancing.subsets,
+        authority_names=_authority_names(protocol.authority_names, tls, matches, path, problems),
         metadata=metadata(message.metadata),
     )
+
+
+def _authority_names(
+    names: AuthorityNames | None,
+    tls: ClientTls | None,
+    matches: tuple[TransportSocketMatch, ...],
+    path: str,
+    problems: Problems,
+) -> AuthorityNames | None:
+    sockets = (tls, *(match.tls for match in matches))
+    if names is not None and names.is_san and any(one is not None and one.trust is None for one in sockets):
+        problems.error(join(path, "upstream_http_protocol_options"), "auto_san_validation needs a trusted CA")
+    return names
 
 
 def _load_reports(message: Any, path: str, problems: Problems) -> LoadReports | None:

@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 from typing import Any, Final
 
+from meshlib.model.cluster import AuthorityNames
 from meshlib.xds.decode_common import any_type, cover, duration, join, unpack, wrapped
 from meshlib.xds.problems import Problems
 
@@ -38,6 +39,7 @@ class Protocol:
     http2: bool = False
     max_requests_per_connection: int | None = None
     idle_timeout_s: float | None = None
+    authority_names: AuthorityNames | None = None
 
 
 def decode_protocol(message: Any, path: str, problems: Problems, *, has_tls: bool) -> Protocol:
@@ -48,10 +50,10 @@ def decode_protocol(message: Any, path: str, problems: Problems, *, has_tls: boo
             problems.unused(f'{place}["{key}"]')
     legacy_limit = wrapped(message, "max_requests_per_connection") or None
     if HTTP_OPTIONS_KEY not in message.typed_extension_protocol_options:
-        _check_upstream(message, path, problems, has_tls)
+        names = _authority_names(message, path, problems, has_tls)
         protocol = _common(message, path, problems)
         limit = protocol.max_requests_per_connection or legacy_limit
-        return Protocol(message.HasField("http2_protocol_options"), limit, protocol.idle_timeout_s)
+        return Protocol(message.HasField("http2_protocol_options"), limit, protocol.idle_timeout_s, names)
     for name in ("http2_protocol_options", "common_http_protocol_options", "upstream_http_protocol_options"):
         if message.HasField(name):
             problems.unused(join(path, name), f"{HTTP_OPTIONS_TYPE} replaces it")
@@ -63,13 +65,13 @@ def decode_protocol(message: Any, path: str, problems: Problems, *, has_tls: boo
         problems.error(place, f"must be a {HTTP_OPTIONS_TYPE}")
         return Protocol()
     cover(options, place, problems, used=_OPTIONS_USED, harmless=_OPTIONS_HARMLESS)
-    _check_upstream(options, place, problems, has_tls)
+    names = _authority_names(options, place, problems, has_tls)
     for index, item in enumerate(options.http_filters):
         if any_type(item.typed_config) != UPSTREAM_CODEC_TYPE:
             problems.error(f"{place}.http_filters[{index}]", f"filter {item.name!r} is not supported")
     protocol = _common(options, place, problems)
     limit = protocol.max_requests_per_connection or legacy_limit
-    return Protocol(_is_http2(options, place, problems), limit, protocol.idle_timeout_s)
+    return Protocol(_is_http2(options, place, problems), limit, protocol.idle_timeout_s, names)
 
 
 def _is_http2(options: Any, path: str, problems: Problems) -> bool:
@@ -97,10 +99,16 @@ def _common(owner: Any, path: str, problems: Problems) -> Protocol:
     )
 
 
-def _check_upstream(owner: Any, path: str, problems: Problems, has_tls: bool) -> None:
-    """Refuse names taken from the request where TLS would use them; in plaintext they have no effect."""
+def _authority_names(owner: Any, path: str, problems: Problems, has_tls: bool) -> AuthorityNames | None:
+    """Return what TLS takes from requests; in plaintext that has no effect."""
     place = join(path, "upstream_http_protocol_options")
     if not owner.HasField("upstream_http_protocol_options"):
-        return
-    refused = _UPSTREAM_FIELDS if has_tls else frozenset()
-    cover(owner.upstream_http_protocol_options, place, problems, used=frozenset(), refused=refused)
+        return None
+    options = owner.upstream_http_protocol_options
+    cover(options, place, problems, used=_UPSTREAM_FIELDS if has_tls else frozenset(), refused=frozenset())
+    header = options.override_auto_sni_header.lower()
+    if not (options.auto_sni or options.auto_san_validation):
+        if header and has_tls:
+            problems.unused(join(place, "override_auto_sni_header"), "neither auto_sni nor auto_san_validation is set")
+        return None
+    return AuthorityNames(options.auto_sni, options.auto_san_validation, header) if has_tls else None

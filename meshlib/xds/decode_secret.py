@@ -3,6 +3,7 @@
 Errors never quote what they complain about: it may be a private key.
 """
 
+from dataclasses import replace
 from typing import Any, Final
 
 from cryptography import x509
@@ -11,9 +12,10 @@ from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat,
 
 from meshlib.model.secret import Secret, TlsCertificate, TrustedCa
 from meshlib.xds.decode_common import cover, inline_data, join
+from meshlib.xds.decode_validation import validation_context
 from meshlib.xds.problems import Problems
 
-__all__ = ["decode_secret", "tls_certificate", "trusted_ca"]
+__all__ = ["decode_secret", "tls_certificate"]
 
 _CERTIFICATE_USED: Final = frozenset({"certificate_chain", "private_key"})
 _CERTIFICATE_HARMLESS: Final = frozenset({"watched_directory", "ocsp_staple", "signed_certificate_timestamp"})
@@ -32,14 +34,7 @@ def decode_secret(message: Any, path: str, problems: Problems) -> Secret:
             )
         case "validation_context":
             place = join(path, "validation_context")
-            context = message.validation_context
-            # Further conditions in a secret would be added to those of the cluster; the model has no place for them.
-            harmless = frozenset({"watched_directory", "only_verify_leaf_cert_crl"})
-            cover(context, place, problems, used=frozenset({"trusted_ca"}), harmless=harmless)
-            if not context.HasField("trusted_ca"):
-                problems.error(join(place, "trusted_ca"), "is required")
-                return Secret(message.name, TrustedCa(b""))
-            return Secret(message.name, trusted_ca(context.trusted_ca, join(place, "trusted_ca"), problems))
+            return Secret(message.name, _trust(message.validation_context, place, problems))
         case None:
             problems.error(join(path, "type"), "one of tls_certificate, validation_context is required")
     return Secret(message.name, TrustedCa(b""))
@@ -59,16 +54,17 @@ def tls_certificate(message: Any, path: str, problems: Problems) -> TlsCertifica
     return TlsCertificate(chain, key)
 
 
-def trusted_ca(source: Any, path: str, problems: Problems) -> TrustedCa:
-    """Decode a bundle of root certificates."""
-    bundle = inline_data(source, path, problems)
-    if bundle is None:
-        return TrustedCa(b"")
-    try:
-        x509.load_pem_x509_certificates(bundle)
-    except ValueError:
-        problems.error(path, "is not a PEM bundle of certificates")
-    return TrustedCa(bundle)
+def _trust(message: Any, path: str, problems: Problems) -> TrustedCa:
+    found = validation_context(message, path, problems)
+    if found.provider:
+        problems.error(join(path, "ca_certificate_provider_instance"), "is not supported in a secret")
+    if found.trust is None:
+        if not found.has_pins:
+            problems.error(join(path, "trusted_ca"), "is required")
+        elif found.sans:
+            problems.error(join(path, "trusted_ca"), "is required: names say nothing without it")
+        return TrustedCa(b"", checks=found.checks)
+    return replace(found.trust, sans=found.sans, checks=found.checks)
 
 
 def _pem(message: Any, name: str, path: str, problems: Problems) -> bytes | None:

@@ -6,10 +6,10 @@ What restricts the peers that are accepted is never ignored: it is honoured or t
 from collections.abc import Callable
 from typing import Any, Final, TypeVar
 
-from meshlib.model.secret import ClientTls, SanMatcher, SanType, SecretRef, ServerTls
+from meshlib.model.secret import ClientTls, SecretRef, ServerTls, SniSource, TlsParameters
 from meshlib.xds.decode_common import any_type, cover, is_discovered_by_ads, join, unpack, wrapped
-from meshlib.xds.decode_matcher import string_matcher
-from meshlib.xds.decode_secret import tls_certificate, trusted_ca
+from meshlib.xds.decode_secret import tls_certificate
+from meshlib.xds.decode_validation import NO_VALIDATION, Validation, provider_name, validation_context
 from meshlib.xds.problems import Problems
 
 __all__ = ["client_socket", "server_socket"]
@@ -34,15 +34,6 @@ _COMMON_USED: Final = frozenset(
         "alpn_protocols",
     }
 )
-_VALIDATION_USED: Final = frozenset(
-    {
-        "trusted_ca",
-        "ca_certificate_provider_instance",
-        "match_typed_subject_alt_names",
-        "match_subject_alt_names",
-    }
-)
-_VALIDATION_HARMLESS: Final = frozenset({"watched_directory", "only_verify_leaf_cert_crl"})
 _UPSTREAM_HARMLESS: Final = frozenset({"allow_renegotiation", "max_session_keys", "enforce_rsa_key_usage"})
 _DOWNSTREAM_HARMLESS: Final = frozenset(
     {
@@ -56,8 +47,14 @@ _DOWNSTREAM_HARMLESS: Final = frozenset(
         "prefer_client_ciphers",
     }
 )
-_SAN_TYPES: Final = {2: SanType.DNS, 3: SanType.URI, 4: SanType.IP}
 _TLS_AUTO, _TLS_1_2, _TLS_1_3 = 0, 3, 4
+# What BoringSSL and OpenSSL both know by the same name.
+_CIPHERS: Final = frozenset(
+    f"ECDHE-{key}-{rest}"
+    for key in ("ECDSA", "RSA")
+    for rest in ("AES128-GCM-SHA256", "AES256-GCM-SHA384", "CHACHA20-POLY1305", "AES128-SHA", "AES256-SHA")
+) | {"ECDHE-RSA-AES128-SHA256", "AES128-GCM-SHA256", "AES256-GCM-SHA384", "AES128-SHA", "AES256-SHA"}
+_CURVES: Final = {"X25519": "X25519", "P-256": "prime256v1", "P-384": "secp384r1", "P-521": "secp521r1"}
 _PLAINTEXT_NAMES: Final = frozenset({_RAW_BUFFER_NAME, "raw_buffer"})
 
 
@@ -90,18 +87,25 @@ def _socket(
 
 
 def _client_tls(message: Any, path: str, problems: Problems) -> ClientTls:
-    used = frozenset({"common_tls_context", "sni"})
+    used = frozenset({"common_tls_context", "sni", "auto_host_sni", "auto_sni_san_validation"})
     cover(message, path, problems, used=used, harmless=_UPSTREAM_HARMLESS)
     place = join(path, "common_tls_context")
     common = message.common_tls_context
-    certificate, trust, sans = _common(common, place, problems)
+    certificate, trust, rest = _common(common, place, problems)
+    if message.auto_sni_san_validation and trust is None:
+        problems.error(join(path, "auto_sni_san_validation"), "needs a trusted CA")
+    minimum, parameters = _parameters(common, place, problems)
     return ClientTls(
         certificate=certificate,
         trust=trust,
-        sans=sans,
+        sans=rest.sans,
         sni=message.sni,
         alpn=tuple(common.alpn_protocols),
-        minimum_version=_minimum_version(common, place, problems),
+        minimum_version=minimum,
+        checks=rest.checks,
+        parameters=parameters,
+        sni_source=SniSource.HOSTNAME if message.auto_host_sni else SniSource.CONFIG,
+        san_is_sni=message.auto_sni_san_validation,
     )
 
 
@@ -112,27 +116,31 @@ def _server_tls(message: Any, path: str, problems: Problems) -> ServerTls:
     cover(message, path, problems, used=used, harmless=_DOWNSTREAM_HARMLESS)
     place = join(path, "common_tls_context")
     common = message.common_tls_context
-    certificate, trust, sans = _common(common, place, problems)
+    certificate, trust, rest = _common(common, place, problems)
     if certificate is None:
         problems.error(place, "a certificate is required")
         certificate = SecretRef()
     is_required = bool(wrapped(message, "require_client_certificate"))
     if is_required and trust is None:
         problems.error(join(path, "require_client_certificate"), "needs a validation context")
+    elif trust is None and rest.has_pins:
+        # Python's `ssl` cannot ask for a certificate without verifying its chain.
+        problems.error(join(place, "validation_context"), "pins are not supported in a server without a trusted CA")
+    minimum, parameters = _parameters(common, place, problems)
     return ServerTls(
         certificate=certificate,
         trust=trust,
-        sans=sans,
+        sans=rest.sans,
         require_client_certificate=is_required,
         alpn=tuple(common.alpn_protocols),
-        minimum_version=_minimum_version(common, place, problems),
+        minimum_version=minimum,
+        checks=rest.checks,
+        parameters=parameters,
     )
 
 
-def _common(
-    message: Any, path: str, problems: Problems
-) -> tuple[SecretRef | None, SecretRef | None, tuple[SanMatcher, ...]]:
-    """Return our certificate, the trust and the names of the peer."""
+def _common(message: Any, path: str, problems: Problems) -> tuple[SecretRef | None, SecretRef | None, Validation]:
+    """Return our certificate, the trust, and what else is asked of the peer."""
     cover(message, path, problems, used=_COMMON_USED, harmless=frozenset({"key_log"}))
     return _certificate(message, path, problems), *_validation(message, path, problems)
 
@@ -153,35 +161,37 @@ def _certificate(message: Any, path: str, problems: Problems) -> SecretRef | Non
     return found[0] if found else None
 
 
-def _validation(message: Any, path: str, problems: Problems) -> tuple[SecretRef | None, tuple[SanMatcher, ...]]:
+def _validation(message: Any, path: str, problems: Problems) -> tuple[SecretRef | None, Validation]:
     kind = message.WhichOneof("validation_context_type")
     place = join(path, kind or "validation_context_type")
     trust: SecretRef | None = None
-    sans: tuple[SanMatcher, ...] = ()
+    rest = NO_VALIDATION
     match kind:
         case "validation_context":
-            trust, sans = _validation_context(message.validation_context, place, problems)
-            if trust is None and not sans:
+            rest = validation_context(message.validation_context, place, problems)
+            trust = _ref(rest)
+            if rest == NO_VALIDATION:
                 problems.unused(place, "is empty")
         case "validation_context_sds_secret_config":
             trust = _sds(message.validation_context_sds_secret_config, place, problems)
         case "validation_context_certificate_provider_instance":
             trust = _provider(message.validation_context_certificate_provider_instance, place, problems)
         case "combined_validation_context":
-            trust, sans = _combined(message.combined_validation_context, place, problems)
+            trust, rest = _combined(message.combined_validation_context, place, problems)
         case None:
-            return None, ()
-    if sans and trust is None:
+            return None, NO_VALIDATION
+    if rest.sans and trust is None:
         problems.error(place, "the names of the peer say nothing without a trusted CA")
-    return trust, sans
+    return trust, rest
 
 
-def _combined(message: Any, path: str, problems: Problems) -> tuple[SecretRef | None, tuple[SanMatcher, ...]]:
+def _combined(message: Any, path: str, problems: Problems) -> tuple[SecretRef | None, Validation]:
     sds, instance = "validation_context_sds_secret_config", "validation_context_certificate_provider_instance"
     used = frozenset({"default_validation_context", sds, instance})
     cover(message, path, problems, used=used, harmless=frozenset())
     place = join(path, "default_validation_context")
-    default, sans = _validation_context(message.default_validation_context, place, problems)
+    rest = validation_context(message.default_validation_context, place, problems)
+    default = _ref(rest)
     # What is discovered is merged over the default.
     if message.HasField(sds):
         trust: SecretRef | None = _sds(message.validation_context_sds_secret_config, join(path, sds), problems)
@@ -189,45 +199,21 @@ def _combined(message: Any, path: str, problems: Problems) -> tuple[SecretRef | 
         trust = _provider(message.validation_context_certificate_provider_instance, join(path, instance), problems)
     else:
         trust = default
-        if trust is None:
+        if trust is None and not rest.has_pins:
             problems.error(join(path, sds), "is required")
     if default is not None and trust is not default:
-        problems.unused(place, f"its roots are replaced by those of {sds if message.HasField(sds) else instance}")
-    return trust, sans
+        source = sds if message.HasField(sds) else instance
+        if rest.trust is not None and rest.trust.bundles is not None:
+            # A validator of its own would stay in place of the roots that are discovered.
+            problems.error(join(place, "custom_validator_config"), f"is not supported together with {source}")
+        problems.unused(place, f"its roots are replaced by those of {source}")
+    return trust, rest
 
 
-def _validation_context(message: Any, path: str, problems: Problems) -> tuple[SecretRef | None, tuple[SanMatcher, ...]]:
-    cover(message, path, problems, used=_VALIDATION_USED, harmless=_VALIDATION_HARMLESS)
-    trust: SecretRef | None = None
-    if message.HasField("trusted_ca"):
-        trust = SecretRef(inline=trusted_ca(message.trusted_ca, join(path, "trusted_ca"), problems))
-    if message.HasField("ca_certificate_provider_instance"):
-        place = join(path, "ca_certificate_provider_instance")
-        if trust is not None:
-            problems.error(place, "cannot be given together with trusted_ca")
-        trust = _provider(message.ca_certificate_provider_instance, place, problems)
-    return trust, _sans(message, path, problems)
-
-
-def _sans(message: Any, path: str, problems: Problems) -> tuple[SanMatcher, ...]:
-    result = []
-    for index, item in enumerate(message.match_typed_subject_alt_names):
-        place = f"{join(path, 'match_typed_subject_alt_names')}[{index}]"
-        matcher = string_matcher(item.matcher, join(place, "matcher"), problems)
-        san_type = _SAN_TYPES.get(item.san_type)
-        if san_type is None:
-            problems.error(join(place, "san_type"), "is not supported (only DNS, URI and IP_ADDRESS)")
-            continue
-        result.append(SanMatcher(san_type, matcher))
-    if result:
-        # The typed form replaces the deprecated one; with both Envoy takes the typed.
-        if message.match_subject_alt_names:
-            problems.unused(join(path, "match_subject_alt_names"))
-        return tuple(result)
-    for index, item in enumerate(message.match_subject_alt_names):
-        place = f"{join(path, 'match_subject_alt_names')}[{index}]"
-        result.append(SanMatcher(SanType.ANY, string_matcher(item, place, problems)))
-    return tuple(result)
+def _ref(found: Validation) -> SecretRef | None:
+    if found.provider:
+        return SecretRef(provider=found.provider)
+    return None if found.trust is None else SecretRef(inline=found.trust)
 
 
 def _sds(message: Any, path: str, problems: Problems) -> SecretRef:
@@ -239,28 +225,52 @@ def _sds(message: Any, path: str, problems: Problems) -> SecretRef:
 
 
 def _provider(message: Any, path: str, problems: Problems) -> SecretRef:
-    """The instance has to be in the bootstrap; that is checked where the bootstrap is known."""
-    if not message.instance_name:
-        problems.error(join(path, "instance_name"), "must not be empty")
-    return SecretRef(provider=message.instance_name)
+    return SecretRef(provider=provider_name(message, path, problems))
 
 
-def _minimum_version(common: Any, path: str, problems: Problems) -> str:
-    """Return the oldest TLS version that both the resource and we allow: we never go below 1.2."""
+def _parameters(common: Any, path: str, problems: Problems) -> tuple[str, TlsParameters]:
+    """Return the oldest TLS version that both the resource and we allow (never below 1.2), and the other parameters."""
     if not common.HasField("tls_params"):
-        return "TLSv1_2"
+        return "TLSv1_2", TlsParameters()
     params, place = common.tls_params, join(path, "tls_params")
     least, most = params.tls_minimum_protocol_version, params.tls_maximum_protocol_version
-    used = {"tls_minimum_protocol_version", "tls_maximum_protocol_version"}
-    harmless = set()
-    if least == _TLS_1_3:
-        # Cipher suites are a matter of TLS 1.2 and older.
-        harmless.add("cipher_suites")
-    cover(params, place, problems, used=frozenset(used), harmless=frozenset(harmless))
+    used = frozenset({"tls_minimum_protocol_version", "tls_maximum_protocol_version", "cipher_suites", "ecdh_curves"})
+    cover(params, place, problems, used=used, harmless=frozenset())
     if _TLS_AUTO < least < _TLS_1_2:
         problems.unused(join(place, "tls_minimum_protocol_version"), "versions before TLS 1.2 are never used")
     if most != _TLS_AUTO and most < max(least, _TLS_1_2):
         problems.error(join(place, "tls_maximum_protocol_version"), "leaves no version of TLS to use")
-    elif most == _TLS_1_2:
-        problems.unused(join(place, "tls_maximum_protocol_version"), "TLS 1.3 is used where the peer has it")
-    return "TLSv1_3" if least == _TLS_1_3 else "TLSv1_2"
+    ciphers = _ciphers(params, place, problems)
+    if least == _TLS_1_3 and ciphers:
+        problems.unused(join(place, "cipher_suites"), "they are a matter of TLS 1.2")
+        ciphers = ()
+    maximum = "TLSv1_2" if most == _TLS_1_2 else ""
+    return "TLSv1_3" if least == _TLS_1_3 else "TLSv1_2", TlsParameters(
+        maximum, ciphers, _curve(params, place, problems)
+    )
+
+
+def _ciphers(params: Any, path: str, problems: Problems) -> tuple[str, ...]:
+    """Return the cipher suites. Groups of equal preference (`[A|B]`) are read in their order."""
+    found = []
+    for index, text in enumerate(params.cipher_suites):
+        for name in text.strip("[]").split("|") if text.startswith("[") and text.endswith("]") else (text,):
+            if name not in _CIPHERS:
+                problems.error(
+                    f"{join(path, 'cipher_suites')}[{index}]", f"{name[:100]!r} is not a cipher suite of TLS 1.2"
+                )
+            found.append(name)
+    return tuple(found)
+
+
+def _curve(params: Any, path: str, problems: Problems) -> str:
+    place = join(path, "ecdh_curves")
+    if not params.ecdh_curves:
+        return ""
+    if len(params.ecdh_curves) > 1:
+        problems.error(place, "is not supported with more than one curve")
+        return ""
+    name = _CURVES.get(params.ecdh_curves[0])
+    if name is None:
+        problems.error(f"{place}[0]", f"is not supported (only {', '.join(_CURVES)})")
+    return name or ""

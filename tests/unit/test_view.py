@@ -6,6 +6,7 @@ from meshlib.balancing.round_robin import RoundRobinPicker
 from meshlib.events import HostEjected, HostUnejected
 from meshlib.model.cluster import (
     AggregateDiscovery,
+    AuthorityNames,
     CircuitBreakers,
     Cluster,
     EdsDiscovery,
@@ -19,7 +20,7 @@ from meshlib.model.outcome import Failure, FailureKind, Response
 from meshlib.model.request import Headers, RequestHead
 from meshlib.model.retry import RetryPolicy
 from meshlib.model.route import RegexRewrite, RouteAction, SingleCluster
-from meshlib.model.secret import ClientTls
+from meshlib.model.secret import ClientTls, SniSource
 from meshlib.model.snapshot import ClusterConfig, ConfigFault, Snapshot
 from meshlib.ports import Rng
 from meshlib.resilience.outlier import Ejection, OutlierDetector, Unejection
@@ -324,6 +325,44 @@ def test_socket_match_is_asked_again_after_an_update() -> None:
     state.update(replace(state.config, cluster=changed), 0.0)
 
     assert state.tls_for(endpoint(tlsMode="istio")) is OTHER_TLS
+
+
+def test_server_name_is_the_hostname_of_an_endpoint_that_has_one() -> None:
+    state = matching(tls=replace(TLS, sni="else", sni_source=SniSource.HOSTNAME))
+    named = state.tls_for(Endpoint("h:1", hostname="one.example"))
+    assert ("one.example", "else") == (named.sni, state.tls_for(Endpoint("h:2")).sni)
+    assert state.tls_for(Endpoint("h:1", hostname="one.example")) is named
+
+
+@pytest.mark.parametrize(
+    ("names", "authority", "headers", "sni", "required"),
+    [
+        (AuthorityNames(is_sni=True), "a.example:8080", {}, "a.example", ""),
+        (AuthorityNames(is_sni=True, is_san=True), "a.example", {}, "a.example", "a.example"),
+        (AuthorityNames(is_sni=True, is_san=True), "10.0.0.1:80", {}, "one", "10.0.0.1"),
+        (AuthorityNames(is_sni=True, is_san=True), "[::1]:80", {}, "one", "::1"),
+        (AuthorityNames(is_san=True), "a.example", {}, "one", "a.example"),
+        (AuthorityNames(is_sni=True, header="x-name"), "a.example", {"x-name": "b.example:1"}, "b.example", ""),
+        (AuthorityNames(is_sni=True, header="x-name"), "a.example", {}, "a.example", ""),
+        (AuthorityNames(is_sni=True), "", {}, "one", ""),
+    ],
+)
+def test_names_of_a_request(
+    names: AuthorityNames, authority: str, headers: dict[str, str], sni: str, required: str
+) -> None:
+    state = matching(tls=TLS)
+    head = RequestHead("GET", authority, "/", Headers.of(headers))
+    found = state.tls_for_request(TLS, names, head)
+    assert (sni, required) == (found.sni, found.authority_name)
+    # The same settings each time: connections are kept by them.
+    assert state.tls_for_request(TLS, names, RequestHead("POST", authority, "/x", Headers.of(headers))) is found
+
+
+def test_names_of_requests_are_bounded() -> None:
+    state, names = matching(tls=TLS), AuthorityNames(is_sni=True)
+    for number in range(3000):
+        state.tls_for_request(TLS, names, RequestHead("GET", f"h{number}.example", "/", Headers()))
+    assert len(state._named) <= 1024
 
 
 def test_drops_are_shares() -> None:

@@ -2,6 +2,7 @@ import pytest
 
 from meshlib.model.cluster import (
     AggregateDiscovery,
+    AuthorityNames,
     CircuitBreakers,
     Cluster,
     DnsDiscovery,
@@ -362,7 +363,23 @@ def test_names_from_the_request_matter_only_with_tls(decode_cluster, packed):
     place = f'typed_extension_protocol_options["{HTTP_OPTIONS}"].upstream_http_protocol_options.auto_sni'
     assert decode_cluster(**fields).unused == (place,)
     tls = packed("envoy.extensions.transport_sockets.tls.v3.UpstreamTlsContext")
-    assert paths_of(decode_cluster(**fields, transport_socket={"name": "tls", "typed_config": tls})) == [place]
+    decoded = decode_cluster(**fields, transport_socket={"name": "tls", "typed_config": tls})
+    assert decoded.errors == ()
+    assert AuthorityNames(is_sni=True) == decoded.value.authority_names
+
+
+def test_names_that_certificates_must_have_need_roots(decode_cluster, packed):
+    names = {"auto_san_validation": True, "override_auto_sni_header": "X-Name"}
+    fields = {"upstream_http_protocol_options": names}
+
+    def decoded(**context):
+        tls = packed("envoy.extensions.transport_sockets.tls.v3.UpstreamTlsContext", **context)
+        return decode_cluster(**fields, transport_socket={"name": "tls", "typed_config": tls})
+
+    assert paths_of(decoded()) == ["upstream_http_protocol_options"]
+    roots = {"ca_certificate_provider_instance": {"instance_name": "p"}}
+    found = decoded(common_tls_context={"validation_context": roots}).value.authority_names
+    assert AuthorityNames(is_san=True, header="x-name") == found
 
 
 def test_harmless_fields_are_reported(decode_cluster):

@@ -7,7 +7,8 @@ from cryptography.hazmat.primitives.serialization import (
     load_pem_private_key,
 )
 
-from meshlib.model.secret import Secret, TlsCertificate, TrustedCa
+from meshlib.model.matcher import StringKind, StringMatcher
+from meshlib.model.secret import PeerChecks, SanMatcher, SanType, Secret, TlsCertificate, TrustedCa
 
 
 @pytest.fixture
@@ -96,15 +97,34 @@ def test_other_forms_of_keys_are_refused(certificate, issued, name):
     assert decoded.errors == (f"tls_certificate.{name}: is not supported",)
 
 
+def test_conditions_inside_a_secret_go_with_its_roots(decode, root_pem):
+    context = {
+        "trusted_ca": {"inline_string": root_pem.decode()},
+        "match_typed_subject_alt_names": [{"san_type": "URI", "matcher": {"exact": "a"}}],
+        "verify_certificate_hash": ["ab" * 32],
+        "max_verify_depth": 1,
+    }
+    decoded = decode("SDS", {"name": "ROOTCA", "validation_context": context})
+    assert decoded.errors == ()
+    matcher = SanMatcher(SanType.URI, StringMatcher(StringKind.EXACT, "a"))
+    checks = PeerChecks(certificate_hashes=(b"\xab" * 32,), max_depth=1)
+    assert decoded.value == Secret("ROOTCA", TrustedCa(root_pem, sans=(matcher,), checks=checks))
+
+
+def test_pins_may_stand_for_roots(decode):
+    decoded = decode("SDS", {"name": "ROOTCA", "validation_context": {"verify_certificate_hash": ["ab" * 32]}})
+    assert decoded.value.value == TrustedCa(b"", checks=PeerChecks(certificate_hashes=(b"\xab" * 32,)))
+
+
 @pytest.mark.parametrize(
-    "condition",
+    ("condition", "path"),
     [
-        {"match_typed_subject_alt_names": [{"san_type": "URI", "matcher": {"exact": "a"}}]},
-        {"verify_certificate_hash": ["a" * 64]},
-        {"crl": {"inline_string": "x"}},
+        ({"crl": {"inline_string": "x"}}, "crl"),
+        ({"allow_expired_certificate": True}, "allow_expired_certificate"),
+        ({"ca_certificate_provider_instance": {"instance_name": "p"}}, "ca_certificate_provider_instance"),
     ],
 )
-def test_conditions_inside_a_secret_are_refused(decode, root_pem, condition):
+def test_conditions_inside_a_secret_that_cannot_be_honoured(decode, root_pem, condition, path):
     context = {"trusted_ca": {"inline_string": root_pem.decode()}, **condition}
     decoded = decode("SDS", {"name": "ROOTCA", "validation_context": context})
-    assert decoded.errors == (f"validation_context.{next(iter(condition))}: is not supported",)
+    assert f"validation_context.{path}" in {error.partition(": ")[0] for error in decoded.errors}

@@ -1,7 +1,24 @@
+import base64
+import hashlib
+import json
+
 import pytest
+from cryptography import x509
+from cryptography.hazmat.primitives.serialization import Encoding
 
 from meshlib.model.matcher import StringKind, StringMatcher
-from meshlib.model.secret import ClientTls, SanMatcher, SanType, SecretRef, ServerTls
+from meshlib.model.secret import (
+    ClientTls,
+    PeerChecks,
+    SanMatcher,
+    SanType,
+    SecretRef,
+    ServerTls,
+    SniSource,
+    TlsParameters,
+    TrustBundle,
+    TrustedCa,
+)
 
 TLS = "envoy.extensions.transport_sockets.tls.v3."
 ADS = {"ads": {}}
@@ -120,7 +137,7 @@ def test_what_is_discovered_replaces_the_default_roots(client, root_pem):
         ({}, "TLSv1_2", 0),
         ({"tls_minimum_protocol_version": "TLSv1_0"}, "TLSv1_2", 1),
         ({"tls_minimum_protocol_version": "TLSv1_2", "tls_maximum_protocol_version": "TLSv1_3"}, "TLSv1_2", 0),
-        ({"tls_maximum_protocol_version": "TLSv1_2"}, "TLSv1_2", 1),
+        ({"tls_maximum_protocol_version": "TLSv1_2"}, "TLSv1_2", 0),
         ({"tls_minimum_protocol_version": "TLSv1_3", "cipher_suites": ["AES128-SHA"]}, "TLSv1_3", 1),
     ],
 )
@@ -136,8 +153,10 @@ ROOTS = {"ca_certificate_provider_instance": {"instance_name": "p"}}
 @pytest.mark.parametrize(
     ("common", "path"),
     [
-        ({"tls_params": {"cipher_suites": ["AES128-SHA"]}}, "tls_params.cipher_suites"),
-        ({"tls_params": {"ecdh_curves": ["X25519"]}}, "tls_params.ecdh_curves"),
+        ({"tls_params": {"cipher_suites": ["RC4-SHA"]}}, "tls_params.cipher_suites[0]"),
+        ({"tls_params": {"ecdh_curves": ["X25519", "P-256"]}}, "tls_params.ecdh_curves"),
+        ({"tls_params": {"ecdh_curves": ["P-224"]}}, "tls_params.ecdh_curves[0]"),
+        ({"tls_params": {"signature_algorithms": ["ed25519"]}}, "tls_params.signature_algorithms"),
         ({"tls_params": {"tls_maximum_protocol_version": "TLSv1_1"}}, "tls_params.tls_maximum_protocol_version"),
         (
             {"tls_params": {"tls_minimum_protocol_version": "TLSv1_3", "tls_maximum_protocol_version": "TLSv1_2"}},
@@ -160,7 +179,9 @@ ROOTS = {"ca_certificate_provider_instance": {"instance_name": "p"}}
             {
                 "validation_context": {
                     **ROOTS,
-                    "match_typed_subject_alt_names": [{"san_type": "EMAIL", "matcher": {"exact": "a"}}],
+                    "match_typed_subject_alt_names": [
+                        {"san_type": "OTHER_NAME", "oid": "1.2.3", "matcher": {"exact": "a"}}
+                    ],
                 }
             },
             "validation_context.match_typed_subject_alt_names[0].san_type",
@@ -170,12 +191,12 @@ ROOTS = {"ca_certificate_provider_instance": {"instance_name": "p"}}
             "validation_context.match_typed_subject_alt_names[0].san_type",
         ),
         (
-            {"validation_context": {**ROOTS, "verify_certificate_hash": ["a" * 64]}},
-            "validation_context.verify_certificate_hash",
+            {"validation_context": {**ROOTS, "verify_certificate_hash": ["x" * 64]}},
+            "validation_context.verify_certificate_hash[0]",
         ),
         (
-            {"validation_context": {**ROOTS, "verify_certificate_spki": ["a" * 44]}},
-            "validation_context.verify_certificate_spki",
+            {"validation_context": {**ROOTS, "verify_certificate_spki": ["a" * 43 + "!"]}},
+            "validation_context.verify_certificate_spki[0]",
         ),
         ({"validation_context": {**ROOTS, "crl": {"inline_string": "x"}}}, "validation_context.crl"),
         (
@@ -190,7 +211,6 @@ ROOTS = {"ca_certificate_provider_instance": {"instance_name": "p"}}
             {"validation_context": {**ROOTS, "custom_validator_config": {"name": "x"}}},
             "validation_context.custom_validator_config",
         ),
-        ({"validation_context": {"system_root_certs": {}}}, "validation_context.system_root_certs"),
         ({"validation_context": {"trusted_ca": {"filename": "/x"}}}, "validation_context.trusted_ca.filename"),
         ({"validation_context": {"trusted_ca": {"inline_string": "x"}}}, "validation_context.trusted_ca"),
         (
@@ -208,9 +228,88 @@ def test_what_restricts_peers_is_honoured_or_refused(client, common, path):
     assert f"{COMMON}.{path}" in paths_of(client(common))
 
 
-@pytest.mark.parametrize("fields", [{"auto_host_sni": True}, {"auto_sni_san_validation": True}, {"sni": "x" * 256}])
+@pytest.mark.parametrize("fields", [{"auto_sni_san_validation": True}, {"sni": "x" * 256}])
 def test_names_that_cannot_be_honoured_are_refused(client, fields):
     assert paths_of(client(None, **fields)) == [f"{SOCKET}.{next(iter(fields))}"]
+
+
+def test_server_names_of_endpoints(client):
+    found = tls_of(client({"validation_context": ROOTS}, auto_host_sni=True, auto_sni_san_validation=True, sni="x"))
+    assert (found.sni_source, found.san_is_sni, found.sni) == (SniSource.HOSTNAME, True, "x")
+
+
+def test_parameters(client):
+    ciphers = ["[ECDHE-ECDSA-AES128-GCM-SHA256|ECDHE-ECDSA-CHACHA20-POLY1305]", "AES128-SHA"]
+    params = {"tls_maximum_protocol_version": "TLSv1_2", "cipher_suites": ciphers, "ecdh_curves": ["P-256"]}
+    assert tls_of(client({"tls_params": params})).parameters == TlsParameters(
+        "TLSv1_2", ("ECDHE-ECDSA-AES128-GCM-SHA256", "ECDHE-ECDSA-CHACHA20-POLY1305", "AES128-SHA"), "prime256v1"
+    )
+
+
+def test_system_roots_when_asked_for(client):
+    names = {"match_typed_subject_alt_names": [{"san_type": "DNS", "matcher": {"exact": "a.example"}}]}
+    decoded = client({"validation_context": {"system_root_certs": {}, **names}})
+    assert tls_of(decoded).trust == SecretRef(inline=TrustedCa(b"", is_system=True))
+    assert decoded.unused == ()
+    # As for Envoy and gRPC any name will do when none is given; that is told.
+    assert len(client({"validation_context": {"system_root_certs": {}}}).unused) == 1
+    assert tls_of(client({"validation_context": {**ROOTS, "system_root_certs": {}}})).trust == SecretRef(provider="p")
+
+
+def test_pins_alone_say_who_the_peer_is(client):
+    digest = hashlib.sha256(b"key").digest()
+    colons = ":".join(f"{byte:02X}" for byte in digest)
+    context = {"verify_certificate_hash": [colons], "verify_certificate_spki": [base64.b64encode(digest).decode()]}
+    found = tls_of(client({"validation_context": context}))
+    assert (found.trust, found.checks) == (None, PeerChecks((digest,), (digest,)))
+
+
+def spiffe(packed, **fields):
+    validator = packed(f"{TLS}SPIFFECertValidatorConfig", **fields)
+    return {"custom_validator_config": {"name": "envoy.tls.cert_validator.spiffe", "typed_config": validator}}
+
+
+def test_a_bundle_per_trust_domain(client, packed, root_pem):
+    bundle = {"inline_string": root_pem.decode()}
+    domains = [{"name": "b.example", "trust_bundle": bundle}, {"name": "a.example", "trust_bundle": bundle}]
+    found = tls_of(client({"validation_context": spiffe(packed, trust_domains=domains)})).trust.inline
+    assert found.bundles == (TrustBundle("a.example", root_pem), TrustBundle("b.example", root_pem))
+    assert found.needs_key_usage
+
+
+def test_a_bundle_map(client, packed, root_pem):
+    der = x509.load_pem_x509_certificate(root_pem).public_bytes(Encoding.DER)
+    key = {"use": "x509-svid", "kty": "EC", "x5c": [base64.b64encode(der).decode()]}
+    text = json.dumps({"trust_domains": {"a.example": {"keys": [key, {"use": "jwt-svid"}]}, "b.example": {"keys": []}}})
+    bundles = spiffe(packed, trust_bundles={"inline_string": text})
+    found = tls_of(client({"validation_context": bundles})).trust.inline.bundles
+    assert [one.trust_domain for one in found] == ["a.example"]
+
+
+@pytest.mark.parametrize(
+    ("fields", "path"),
+    [
+        ({}, ""),
+        ({"trust_bundles": {"inline_string": "{}"}}, ".trust_bundles"),
+        ({"trust_bundles": {"filename": "/x"}}, ".trust_bundles.filename"),
+        ({"trust_domains": [{"name": "A", "trust_bundle": {"inline_string": "ROOT"}}]}, ".trust_domains[0].name"),
+        (
+            {"trust_domains": [{"name": "a", "trust_bundle": {"inline_string": "ROOT"}}] * 2},
+            ".trust_domains[1].name",
+        ),
+        ({"trust_domains": [{"name": "a", "trust_bundle": {}}]}, ".trust_domains[0].trust_bundle.specifier"),
+    ],
+)
+def test_bundles_that_cannot_be_used(client, packed, root_pem, fields, path):
+    text = json.dumps(fields).replace('"ROOT"', json.dumps(root_pem.decode()))
+    context = spiffe(packed, **json.loads(text))
+    place = f"{COMMON}.validation_context.custom_validator_config.typed_config{path}"
+    assert place in paths_of(client({"validation_context": context}))
+
+
+def test_pins_need_roots_in_a_server(server):
+    pins = {**CERTIFICATE, "validation_context": {"verify_certificate_hash": ["ab" * 32]}}
+    assert paths_of(server(pins)) == [f"{SERVER}.common_tls_context.validation_context"]
 
 
 def test_two_certificates_are_refused(client):

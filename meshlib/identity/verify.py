@@ -1,0 +1,201 @@
+"""Whether a certificate whose chain was verified may be the peer's: trust domain, pins, names, length of the chain.
+
+The TLS library decides whether a chain leads to one of the roots that it was given, and whether it is in time and not
+revoked. Everything else is decided here, from the leaf and the chain that was found.
+
+With SPIFFE bundles the library is given the roots of all domains at once, because it does not know the peer's domain
+before the handshake. A chain counts when one of its issuers is among the roots of the leaf's own domain: each
+certificate of it is signed by the next, so that root vouches for the leaf whatever stands behind it.
+
+Source: Envoy `DefaultCertValidator`, `SPIFFEValidator`; X509-SVID.md, sections 4 and 5; gRFC A87, A101.
+"""
+
+import hashlib
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+
+from cryptography import x509
+from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
+
+from meshlib.identity.certificates import names_of
+from meshlib.identity.san import PeerNames, compile_authority, compile_sans, compile_sni, describe_sans
+from meshlib.identity.spiffe import SpiffeId, spiffe_id_of
+from meshlib.model.secret import NO_CHECKS, ClientTls, PeerChecks, ServerTls, TrustedCa
+
+__all__ = ["Chain", "LeafFacts", "PeerRule", "compile_peer_rule", "leaf_facts"]
+
+Chain = Callable[[], tuple[bytes, ...] | None]
+"""Returns the verified chain as DER, the leaf first and the root last; None: there was no verification."""
+
+
+@dataclass(frozen=True, slots=True)
+class LeafFacts:
+    """What is asked of a leaf.
+
+    Attributes:
+        spiffe_id: None: it has none that is valid.
+        spiffe_problem: Why.
+        spki_hash: SHA-256 of its public key.
+        signs: It may sign certificates or revocation lists.
+        has_key_usage: It says what its key is for.
+        not_before: Seconds since the epoch.
+        not_after: Seconds since the epoch.
+    """
+
+    names: PeerNames
+    spiffe_id: SpiffeId | None
+    spiffe_problem: str
+    certificate_hash: bytes
+    spki_hash: bytes
+    is_ca: bool
+    signs: bool
+    has_key_usage: bool
+    not_before: float
+    not_after: float
+
+
+def leaf_facts(der: bytes) -> LeafFacts:
+    """Read a certificate.
+
+    Raises:
+        ValueError: It cannot be read.
+    """
+    try:
+        leaf = x509.load_der_x509_certificate(der)
+        names = names_of(leaf)
+        is_ca = _is_ca(leaf)
+        usage = _key_usage(leaf)
+        spki = leaf.public_key().public_bytes(Encoding.DER, PublicFormat.SubjectPublicKeyInfo)
+    except (x509.DuplicateExtension, x509.UnsupportedGeneralNameType, ValueError) as error:
+        raise ValueError(f"the certificate cannot be read: {error}") from error
+    spiffe_id, problem = None, ""
+    try:
+        spiffe_id = spiffe_id_of(names.uris)
+    except ValueError as error:
+        problem = str(error)
+    return LeafFacts(
+        names=names,
+        spiffe_id=spiffe_id,
+        spiffe_problem=problem,
+        certificate_hash=hashlib.sha256(der).digest(),
+        spki_hash=hashlib.sha256(spki).digest(),
+        is_ca=is_ca,
+        signs=usage is not None and (usage.key_cert_sign or usage.crl_sign),
+        has_key_usage=usage is not None,
+        not_before=leaf.not_valid_before_utc.timestamp(),
+        not_after=leaf.not_valid_after_utc.timestamp(),
+    )
+
+
+def _is_ca(leaf: x509.Certificate) -> bool:
+    try:
+        return leaf.extensions.get_extension_for_class(x509.BasicConstraints).value.ca
+    except x509.ExtensionNotFound:
+        return False
+
+
+def _key_usage(leaf: x509.Certificate) -> x509.KeyUsage | None:
+    try:
+        return leaf.extensions.get_extension_for_class(x509.KeyUsage).value
+    except x509.ExtensionNotFound:
+        return None
+
+
+@dataclass(frozen=True, slots=True)
+class PeerRule:
+    """What a peer must be; made by `compile_peer_rule`.
+
+    Attributes:
+        accepts: Test of its names; None: any name.
+        expected: What that asks for, in words.
+        roots: By trust domain the DER of its roots; None: no SPIFFE id is asked for.
+    """
+
+    accepts: Callable[[PeerNames], bool] | None = None
+    expected: str = ""
+    checks: PeerChecks = NO_CHECKS
+    roots: Mapping[str, frozenset[bytes]] | None = None
+    needs_key_usage: bool = False
+
+    @property
+    def is_about_chain(self) -> bool:
+        """The verified chain is asked for."""
+        return self.roots is not None or self.checks.max_depth is not None
+
+    def refusal(self, leaf: LeafFacts, chain: Chain) -> str:
+        """Return why a peer is refused, or the empty string.
+
+        Args:
+            chain: Only called if `is_about_chain`.
+        """
+        return self._of_chain(leaf, chain) or self._of_pins(leaf) or self._of_names(leaf.names)
+
+    def _of_chain(self, leaf: LeafFacts, chain: Chain) -> str:
+        if not self.is_about_chain:
+            return ""
+        depth = self.checks.max_depth
+        found = chain()
+        if found is None:
+            return "there is no verified chain of its certificate"
+        if depth is not None and len(found) - 2 > depth:
+            return f"the chain of its certificate has {len(found) - 2} intermediates, at most {depth} may be"
+        return "" if self.roots is None else self._of_trust_domain(leaf, found, self.roots)
+
+    def _of_trust_domain(self, leaf: LeafFacts, chain: tuple[bytes, ...], roots: Mapping[str, frozenset[bytes]]) -> str:
+        if leaf.spiffe_id is None:
+            return leaf.spiffe_problem
+        if leaf.is_ca or leaf.signs:
+            return f"the certificate of {leaf.spiffe_id} may sign others, so it is not a workload's"
+        if self.needs_key_usage and not leaf.has_key_usage:
+            return f"the certificate of {leaf.spiffe_id} does not say what its key is for"
+        domain = leaf.spiffe_id.trust_domain
+        anchors = roots.get(domain)
+        if anchors is None:
+            return f"trust domain {domain} of {leaf.spiffe_id} is not trusted"
+        if anchors.isdisjoint(chain[1:]):
+            return f"the certificate of {leaf.spiffe_id} was not issued by trust domain {domain}"
+        return ""
+
+    def _of_pins(self, leaf: LeafFacts) -> str:
+        checks = self.checks
+        if not checks.certificate_hashes and not checks.spki_hashes:
+            return ""
+        if leaf.certificate_hash in checks.certificate_hashes or leaf.spki_hash in checks.spki_hashes:
+            return ""
+        return f"its certificate (SHA-256 {leaf.certificate_hash.hex()}) and key are not pinned"
+
+    def _of_names(self, names: PeerNames) -> str:
+        if self.accepts is None or self.accepts(names):
+            return ""
+        shown = ", ".join((*names.uris, *names.dns, *names.ips)) or names.subject or "nobody by name"
+        return f"the peer is {shown}, expected {self.expected}"
+
+
+def compile_peer_rule(tls: ClientTls | ServerTls, trust: TrustedCa | None) -> PeerRule:
+    """Compile what a TLS configuration and the trust that it is used with ask of a peer.
+
+    Raises:
+        ValueError: A regex that is not valid RE2, or a bundle that is not PEM.
+    """
+    sans, checks, roots = tls.sans, tls.checks, None
+    if trust is not None:
+        sans, checks = sans + trust.sans, checks.merged(trust.checks)
+        if trust.bundles is not None:
+            roots = {one.trust_domain: _roots(one.ca_pem) for one in trust.bundles}
+    accepts, expected = (compile_sans(sans), describe_sans(sans)) if sans else (None, "")
+    if isinstance(tls, ClientTls):
+        if tls.authority_name:
+            named = compile_authority(tls.authority_name)
+            accepts = named if accepts is None else _both(named, accepts)
+            expected = f"host {tls.authority_name}" + (f" and {expected}" if expected else "")
+        elif tls.san_is_sni and tls.sni:
+            accepts, expected = compile_sni(tls.sni), f"DNS name {tls.sni}"
+    return PeerRule(accepts, expected, checks, roots, trust is not None and trust.needs_key_usage)
+
+
+def _both(one: Callable[[PeerNames], bool], other: Callable[[PeerNames], bool]) -> Callable[[PeerNames], bool]:
+    return lambda names: one(names) and other(names)
+
+
+def _roots(pem: bytes) -> frozenset[bytes]:
+    return frozenset(one.public_bytes(Encoding.DER) for one in x509.load_pem_x509_certificates(pem))
