@@ -33,6 +33,8 @@ RELAXED: Final = frozenset(
         # Required for Envoy; with gRPC's certificate providers the trust comes from a provider instance instead.
         "envoy.extensions.transport_sockets.tls.v3.CommonTlsContext.CombinedCertificateValidationContext"
         ".validation_context_sds_secret_config",
+        # `trust_bundles`, added later, may stand for them; Envoy does not check this message's rules.
+        "envoy.extensions.transport_sockets.tls.v3.SPIFFECertValidatorConfig.trust_domains",
     }
 )
 
