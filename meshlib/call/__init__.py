@@ -6,6 +6,11 @@
     Done    -> give the result to the caller
     ... and in any case, at the end: call.close(now)
 
+A call whose route has hedging may have several attempts in flight. It says so on its first one:
+
+    Attempt(is_raced=True) -> start it, then call.racing(now)
+    Wait    -> wait for one of them to end (call.ended) or for the time to be over (call.waited)
+
 The order of steps is Envoy's: route, fault, cluster, drops, then per attempt the deadline, the pick, the circuit
 breaker. A fault comes before everything that can be repeated, so it happens once and is never retried; the timeouts of
 the route begin after its delay. The pick comes before the breaker, so a cluster without endpoints says `UH`, not `UO`.
@@ -17,6 +22,6 @@ has been read.
 
 from meshlib.call.machine import Call
 from meshlib.call.mirror import mirror_call
-from meshlib.call.steps import Attempt, Done, Sleep, Step
+from meshlib.call.steps import Attempt, Done, RaceStep, Sleep, Step, Wait
 
-__all__ = ["Attempt", "Call", "Done", "Sleep", "Step", "mirror_call"]
+__all__ = ["Attempt", "Call", "Done", "RaceStep", "Sleep", "Step", "Wait", "mirror_call"]

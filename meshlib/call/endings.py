@@ -6,7 +6,7 @@ from meshlib.balancing.endpoint_state import EndpointState
 from meshlib.call.facts import CallFacts
 from meshlib.call.replies import OVERFLOW
 from meshlib.call.report import attempt_finished, call_finished
-from meshlib.call.steps import Done, Step
+from meshlib.call.steps import Attempt, Done, Step
 from meshlib.events import Hook, HostEjected
 from meshlib.model.endpoint import Endpoint
 from meshlib.model.outcome import Failure, FailureKind, LocalReply, Outcome, Response
@@ -17,10 +17,43 @@ from meshlib.resilience.classify import failure_flag
 from meshlib.resilience.retry import RetryRules
 from meshlib.view import RoutePlan, TargetView
 
-__all__ = ["CLOSED", "DELAYED", "DONE", "NEW", "RUNNING", "WAITING", "CallEndings"]
+__all__ = ["CLOSED", "DELAYED", "DONE", "NEW", "RUNNING", "WAITING", "CallEndings", "Flight", "NoFurther"]
 
 NEW, DELAYED, RUNNING, WAITING, DONE, CLOSED = range(6)
 _STATES = ("new", "delayed by a fault", "attempt running", "waiting to retry", "done", "closed")
+
+
+class NoFurther(Exception):
+    """There can be no attempt beside those in flight."""
+
+
+class Flight:
+    """An attempt that others may run beside.
+
+    Attributes:
+        is_followed: The next attempt has begun, or waits to.
+        is_recorded: Outlier detection has heard of it.
+    """
+
+    __slots__ = ("attempt", "began_at", "breaker", "cluster", "is_deadline_next", "is_followed", "is_recorded", "state")
+
+    def __init__(
+        self,
+        attempt: Attempt,
+        state: EndpointState,
+        breaker: CircuitBreaker,
+        began_at: float,
+        *,
+        is_deadline_next: bool,
+    ) -> None:
+        self.attempt = attempt
+        self.state = state
+        self.cluster = attempt.cluster
+        self.breaker = breaker
+        self.began_at = began_at
+        self.is_deadline_next = is_deadline_next
+        self.is_followed = False
+        self.is_recorded = False
 
 
 class CallEndings(CallFacts):
@@ -32,19 +65,26 @@ class CallEndings(CallFacts):
         "_backoffs",
         "_began_at",
         "_breaker",
+        "_can_hedge",
         "_ends_at",
+        "_flights",
         "_guard_unsafe",
         "_has_fault",
         "_has_retry",
         "_hash",
         "_held",
         "_hook",
+        "_idle_try_s",
+        "_initial_left",
         "_is_asking",
         "_is_deadline_next",
         "_is_good",
         "_is_hashed",
+        "_is_hedged",
+        "_is_timeout_retry",
         "_is_unrecorded",
         "_out",
+        "_patience_s",
         "_per_try_s",
         "_plan",
         "_replayable",
@@ -54,6 +94,7 @@ class CallEndings(CallFacts):
         "_state",
         "_timeout_at",
         "_timeout_s",
+        "_wake_at",
         "_was_sent",
     )
 
@@ -64,6 +105,7 @@ class CallEndings(CallFacts):
     _hash: int | None
     _is_hashed: bool
     _per_try_s: float | None
+    _idle_try_s: float | None
     _timeout_at: float | None
     _timeout_s: float | None
     _retries_left: int
@@ -81,6 +123,7 @@ class CallEndings(CallFacts):
         timeout_s: float | None = None,
         replayable: bool = True,
         guard_unsafe: bool = True,
+        can_hedge: bool = False,
         hook: Hook | None = None,
     ) -> None:
         """Make a call; nothing happens before `start`.
@@ -89,6 +132,7 @@ class CallEndings(CallFacts):
             timeout_s: The application's own limit for the whole call; None: none. It caps the route's.
             replayable: The body can be sent again.
             guard_unsafe: Repeat what may have been processed only when that does no harm.
+            can_hedge: The shell can run attempts beside each other. If not, no attempt is hedged.
             hook: Gets the events; called without locks held.
         """
         CallFacts.__init__(self, target, head, None if timeout_s is None else now + timeout_s)
@@ -97,6 +141,13 @@ class CallEndings(CallFacts):
         self._began_at = now
         self._replayable = replayable
         self._guard_unsafe = guard_unsafe
+        self._can_hedge = can_hedge
+        self._is_hedged = False
+        self._flights: list[Flight] = []
+        self._patience_s: float | None = None
+        self._initial_left = 0
+        self._wake_at: float | None = None
+        self._is_timeout_retry = False
         self._state = NEW
         # When response headers must be there: the deadline, or before it the end of the route's idle timeout.
         self._ends_at = None
@@ -163,12 +214,12 @@ class CallEndings(CallFacts):
             self._release()
             if self._is_unrecorded and cluster is not None:
                 ejected = cluster.record(held, Response(200, grpc_status=grpc_status), now, self._rng)
-        if self._has_retry:
-            self._has_retry = False
-            self._breaker.release_retry()
+        self._drop_permit()
         if self._has_fault:
             self._has_fault = False
             self.target.faults.release()
+        if self._flights:
+            self._land_all(now)
         hook = self._hook
         if hook is not None:
             if ejected is not None:
@@ -183,11 +234,29 @@ class CallEndings(CallFacts):
             assert self.cluster is not None
             self.cluster.release(self._breaker, state, is_success=self._is_good)
 
-    def _overflowed(self, endpoint: Endpoint, outcome: Failure, now: float) -> Step:
-        """The attempt got no connection by the cluster's limits: never retried, and no fault of the endpoint."""
+    def _drop_permit(self) -> None:
+        """Give back the permit of a retry, if one is held."""
         if self._has_retry:
             self._has_retry = False
             self._breaker.release_retry()
+
+    def _land(self, flight: Flight, *, is_success: bool = False) -> None:
+        """Take an attempt off those in flight, and give its permit back."""
+        self._flights.remove(flight)
+        flight.cluster.release(flight.breaker, flight.state, is_success=is_success)
+
+    def _land_all(self, now: float) -> None:
+        """Give back what the attempts hold that nobody waits for any more."""
+        for flight in tuple(self._flights):
+            self._land(flight)
+            if self._hook is not None:
+                attempt = flight.attempt
+                duration_s = now - flight.began_at
+                self._hook(attempt_finished(self, attempt.endpoint, attempt.number, None, duration_s, will_retry=False))
+
+    def _overflowed(self, endpoint: Endpoint, outcome: Failure, now: float) -> Step:
+        """The attempt got no connection by the cluster's limits: never retried, and no fault of the endpoint."""
+        self._drop_permit()
         self._release()
         if self._hook is not None:
             duration_s = now - self._attempt_at
@@ -220,8 +289,10 @@ class CallEndings(CallFacts):
         # Envoy documents DT for the end of `max_stream_duration`, though its log shows none.
         return "UT" if self.deadline == self._timeout_at else "DT"
 
-    def _expired(self) -> Step:
-        """The deadline passed while no attempt was running."""
+    def _expired(self, now: float) -> Step:
+        """The deadline passed while no new attempt was running."""
+        if self._flights:
+            self._land_all(now)
         return self._finish(Failure(FailureKind.TIMEOUT, self._was_sent), self._timeout_flag())
 
     def _local(self, reply: LocalReply) -> Step:
@@ -232,6 +303,12 @@ class CallEndings(CallFacts):
             if changed is not headers:
                 reply = replace(reply, headers=changed.items)
         return self._finish(reply, reply.flag)
+
+    def _unable(self, reply: LocalReply) -> Step:
+        """There can be no further attempt; any that are in flight go on."""
+        if self._flights:
+            raise NoFurther
+        return self._local(reply)
 
     def _finish(self, result: Response | Failure | LocalReply, flag: str = "") -> Done:
         if flag:

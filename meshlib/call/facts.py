@@ -26,7 +26,19 @@ class CallFacts:
         deadline: Monotonic seconds at which the call must be over, response body included; None: no limit.
     """
 
-    __slots__ = ("_cookies", "_tls", "_tried", "cluster", "deadline", "flag", "head", "match", "result", "target")
+    __slots__ = (
+        "_answered",
+        "_cookies",
+        "_tls",
+        "_tried",
+        "cluster",
+        "deadline",
+        "flag",
+        "head",
+        "match",
+        "result",
+        "target",
+    )
 
     def __init__(self, target: TargetView, head: RequestHead, deadline: float | None) -> None:
         self.target = target
@@ -37,6 +49,8 @@ class CallFacts:
         self.flag = ""
         self.deadline = deadline
         self._tried: list[EndpointState] = []
+        # Whose attempt gave the result, where attempts ran beside each other; None: the last one's.
+        self._answered: EndpointState | None = None
         self._tls: ClientTls | None = None
         # Values of `set-cookie` for the caller, made because its request had no cookie to hash.
         self._cookies: list[str] = []
@@ -48,7 +62,9 @@ class CallFacts:
 
     @property
     def endpoint(self) -> Endpoint | None:
-        """Endpoint of the last attempt; None: there was none."""
+        """Endpoint of the attempt that gave the result, so far the last one; None: there was none."""
+        if self._answered is not None:
+            return self._answered.endpoint
         return self._tried[-1].endpoint if self._tried else None
 
     @property

@@ -1,6 +1,7 @@
 """The machine of one call; `meshlib.call` says what it is for."""
 
-from meshlib.call.endings import DELAYED, NEW, RUNNING, WAITING, CallEndings
+from meshlib.call.endings import DELAYED, NEW, RUNNING, WAITING
+from meshlib.call.hedging import HedgedSteps
 from meshlib.call.limits import (
     asked_limits,
     has_control_headers,
@@ -23,7 +24,7 @@ from meshlib.view import ClusterState, RoutePlan
 __all__ = ["Call"]
 
 
-class Call(CallEndings):
+class Call(HedgedSteps):
     """One call. Used by one thread or task at a time."""
 
     __slots__ = ()
@@ -49,6 +50,10 @@ class Call(CallEndings):
             self._is_asking = True
             limits = self._asked_limits(plan)
         self._timeout_s, self._per_try_s, stream_s = limits
+        self._idle_try_s = plan.idle_try_s
+        if found.hedge is not None or self._is_asking:
+            asked = head.headers.get("x-envoy-hedge-on-per-try-timeout") if self._is_asking else None
+            self._begin_hedging(found, asked)
         self._timeout_at = self.deadline
         if stream_s is not None and (self.deadline is None or self._began_at + stream_s < self.deadline):
             self.deadline = self._began_at + stream_s
@@ -67,7 +72,7 @@ class Call(CallEndings):
         if self._state == DELAYED:
             assert self.match is not None
             if self.deadline is not None and now >= self.deadline:
-                return self._expired()
+                return self._expired(now)
             if self._abort is not None:
                 return self._local(self._abort)
             return self._begin(self.match, now)
@@ -96,15 +101,14 @@ class Call(CallEndings):
                 ejected = cluster.record(state, outcome, now, self._rng)
         if self._has_retry:
             # "The slot is held through backoff and the retried attempt, until the next retry decision."
-            self._has_retry = False
-            self._breaker.release_retry()
+            self._drop_permit()
         if isinstance(outcome, Failure):
             self._is_good = False
             self._release()
         else:
             self._is_good = outcome.grpc_status == 0 if self.head.is_grpc else outcome.status < 500
 
-        wait_s = self._retry_wait_s(outcome) if self._rules.on else None
+        wait_s = self._retry_wait_s(outcome, now) if self._rules.on else None
         step: Step
         if wait_s is not None:
             self._release()
@@ -204,7 +208,7 @@ class Call(CallEndings):
         assert self.match is not None and self.cluster is not None
         routed = self.target.clusters.get(self.match.cluster)
         if isinstance(routed, ClusterState) and routed.is_aggregate and not self._move(routed.choose(self._rng)):
-            return self._local(OVERFLOW)
+            return self._unable(OVERFLOW)
         return self._attempt(self.match, self.cluster, now)
 
     def _move(self, leaf: ClusterState) -> bool:
@@ -225,7 +229,7 @@ class Call(CallEndings):
     def _attempt(self, match: RouteMatch, cluster: ClusterState, now: float) -> Step:
         deadline, tried = self._ends_at, self._tried
         if deadline is not None and now >= deadline:
-            return self._expired()
+            return self._expired(now)
         retry, picker = self._plan.retry, cluster.picker
         if picker.has_subsets:
             picker = picker.within(match.criteria)
@@ -235,9 +239,9 @@ class Call(CallEndings):
         else:
             state = picker.pick(hash_, self._rng)
         if state is None:
-            return self._local(NO_HOST)
+            return self._unable(NO_HOST)
         if not cluster.acquire(self._breaker, state):
-            return self._local(OVERFLOW)
+            return self._unable(OVERFLOW)
         self._held = state
         self._is_good = False
         tried.append(state)
@@ -249,6 +253,8 @@ class Call(CallEndings):
         self._attempt_at = now
         self._state = RUNNING
         timeout_s = self._per_try_s
+        if self._idle_try_s is not None and (timeout_s is None or self._idle_try_s < timeout_s):
+            timeout_s = self._idle_try_s
         self._is_deadline_next = False
         if deadline is not None and (timeout_s is None or deadline - now < timeout_s):
             timeout_s = deadline - now
@@ -263,7 +269,8 @@ class Call(CallEndings):
         left_s = deadline - now if self._is_asking and deadline is not None else None
         number = len(tried)
         head = written_head(out, number, match.include_attempt_count, expected_s, left_s)
-        return Attempt(number, cluster, endpoint, tls, timeout_s, head)
+        attempt = Attempt(number, cluster, endpoint, tls, timeout_s, head)
+        return self._launched(attempt, now) if self._is_hedged else attempt
 
     def _hash_for(self, match: RouteMatch, cluster: ClusterState) -> int | None:
         """Return the request's hash, the same for all attempts: by the policies of the route, or else the cluster's."""
@@ -281,7 +288,7 @@ class Call(CallEndings):
 
     # --- after an attempt ----------------------------------------------------------------------------------------
 
-    def _retry_wait_s(self, outcome: Outcome) -> float | None:
+    def _retry_wait_s(self, outcome: Outcome, now: float) -> float | None:
         """Decide about a retry, and take its permit.
 
         Returns:
@@ -306,6 +313,18 @@ class Call(CallEndings):
         pushback_s = grpc_pushback_s(outcome) if is_grpc else None
         if pushback_s is not None and pushback_s < 0:
             return None
+        self._is_timeout_retry = isinstance(outcome, Failure) and outcome.kind is FailureKind.TIMEOUT
+        return self._permit_s(pushback_s, now)
+
+    def _permit_s(self, pushback_s: float | None, now: float) -> float | None:
+        """Take the permit of a retry.
+
+        Args:
+            pushback_s: How long the server asks to wait; None: it does not say.
+
+        Returns:
+            Seconds to wait before it; None: there is none to be had.
+        """
         if self._retries_left <= 0:
             self._add_flag("URX")
             return None
@@ -314,11 +333,18 @@ class Call(CallEndings):
             self._add_flag("UO")
             return None
         self._has_retry = True
+        if not self._take_budget(now):
+            self._drop_permit()
+            self._add_flag("UO")
+            return None
         if pushback_s is not None:
             self._backoffs = 0
             return pushback_s
         self._backoffs += 1
-        return backoff_s(self._backoffs, self._plan.retry, self._rng, is_grpc=is_grpc)
+        return backoff_s(self._backoffs, self._plan.retry, self._rng, is_grpc=self.head.is_grpc)
+
+    def _take_budget(self, now: float) -> bool:
+        return True
 
     def _wait(self, wait_s: float, now: float) -> Step:
         if self._ends_at is not None and wait_s > self._ends_at - now:

@@ -9,7 +9,7 @@ from meshlib.resilience.deadline import parse_ms
 from meshlib.resilience.retry import RetryRules
 from meshlib.routing.table import RouteMatch
 
-__all__ = ["GRPC_MAX_ATTEMPTS", "backoff_s", "grpc_pushback_s", "is_safe_to_repeat"]
+__all__ = ["GRPC_MAX_ATTEMPTS", "backoff_s", "grpc_pushback_s", "is_safe_to_hedge", "is_safe_to_repeat"]
 
 GRPC_MAX_ATTEMPTS = 5
 """gRPC's cap on attempts, whatever the policy says (A6, A44)."""
@@ -31,6 +31,18 @@ def is_safe_to_repeat(outcome: Outcome, head: RequestHead, match: RouteMatch, ru
         return True  # The application surely never saw this attempt.
     if head.is_grpc:
         return rules.wants_grpc_code(outcome)
+    return _is_idempotent(head, match)
+
+
+def is_safe_to_hedge(head: RequestHead, match: RouteMatch) -> bool:
+    """Whether the application can take the request twice at the same time.
+
+    The methods of a gRPC service are known to the author of its hedge policy, so having one is the sign.
+    """
+    return head.is_grpc or _is_idempotent(head, match)
+
+
+def _is_idempotent(head: RequestHead, match: RouteMatch) -> bool:
     if head.method in _IDEMPOTENT or "idempotency-key" in head.headers:
         return True
     return match.metadata.get("meshlib", {}).get("retry_non_idempotent") is True

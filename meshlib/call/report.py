@@ -24,11 +24,13 @@ _FAILURES = {
 
 
 def attempt_finished(
-    call: "CallFacts", endpoint: Endpoint, number: int, outcome: Outcome, duration_s: float, *, will_retry: bool
+    call: "CallFacts", endpoint: Endpoint, number: int, outcome: Outcome | None, duration_s: float, *, will_retry: bool
 ) -> AttemptFinished:
-    """Make the event of an attempt that ended."""
+    """Make the event of an attempt that ended; without an outcome it was given up, as another had won."""
     status, grpc_status, failure = 0, None, ""
-    if isinstance(outcome, Response):
+    if outcome is None:
+        failure = "cancelled"
+    elif isinstance(outcome, Response):
         status, grpc_status = outcome.status, outcome.grpc_status
     else:
         failure = outcome.kind.value
@@ -55,7 +57,7 @@ def call_finished(call: "CallFacts", duration_s: float, status: int, grpc_status
         head.path if head.is_grpc else head.method,
         "" if match is None else match.route_name,
         "" if match is None else match.cluster,
-        tried[-1].endpoint if tried else None,
+        call.endpoint if tried else None,
         len(tried),
         duration_s,
         status,

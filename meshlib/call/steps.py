@@ -8,7 +8,7 @@ from meshlib.model.request import RequestHead
 from meshlib.model.secret import ClientTls
 from meshlib.view import ClusterState
 
-__all__ = ["Attempt", "Done", "Sleep", "Step"]
+__all__ = ["Attempt", "Done", "RaceStep", "Sleep", "Step", "Wait"]
 
 # The steps are not frozen: that triples the cost of making one, and every call makes two. Treat them as frozen.
 
@@ -22,6 +22,7 @@ class Attempt:
         tls: How to reach the endpoint; None: plaintext.
         timeout_s: Until the response headers are there; None: no limit. When it is over, report `Failure(TIMEOUT)`.
         head: As it goes out.
+        is_raced: Do not wait for its end, others may run beside it: start it and ask `Call.racing`.
     """
 
     number: int
@@ -30,6 +31,7 @@ class Attempt:
     tls: ClientTls | None
     timeout_s: float | None
     head: RequestHead
+    is_raced: bool = False
 
 
 @dataclass(slots=True, eq=False)
@@ -40,8 +42,19 @@ class Sleep:
 
 
 @dataclass(slots=True, eq=False)
+class Wait:
+    """Wait for the attempts that run beside each other: `ended` when one has ended, `waited` when the time is over.
+
+    Attributes:
+        seconds: None: only an attempt's end matters.
+    """
+
+    seconds: float | None
+
+
+@dataclass(slots=True, eq=False)
 class Done:
-    """The call has its result.
+    """The call has its result. Of attempts that still run nobody wants to know any more.
 
     Attributes:
         result: The response; or the last failure, for which the caller gets an exception (`Call.error`); or the mesh's
@@ -54,3 +67,5 @@ class Done:
 
 
 Step = Attempt | Sleep | Done
+RaceStep = Attempt | Wait | Done
+"""Of calls whose attempts run beside each other, once the first is there."""

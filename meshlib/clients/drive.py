@@ -6,40 +6,15 @@ caller owns the call: a response may still be streaming, and its permits are hel
 """
 
 from collections.abc import Awaitable, Callable
-from typing import Protocol, assert_never
+from typing import assert_never
 
-from meshlib.call import Attempt, Call, Done, Sleep
-from meshlib.model.outcome import Outcome, Response
+from meshlib.call import Attempt, Call, Done, Sleep, Step
+from meshlib.clients.race import arace, race
+from meshlib.clients.shells import AsyncShell, Shell
+from meshlib.model.outcome import Response
 from meshlib.ports import Clock
 
 __all__ = ["AsyncShell", "Shell", "arun", "run"]
-
-
-class Shell(Protocol):
-    """One call's way to the network."""
-
-    def send(self, attempt: Attempt) -> Outcome:
-        """Carry out an attempt until its response headers are there, or it has failed.
-
-        What it raises ends the call: trouble that no other endpoint could mend (the caller's own body, a local limit).
-        """
-        ...
-
-    def discard(self) -> None:
-        """Drop the response of the last attempt: another attempt follows."""
-        ...
-
-
-class AsyncShell(Protocol):
-    """As `Shell`, for an event loop."""
-
-    async def send(self, attempt: Attempt) -> Outcome:
-        """As `Shell.send`."""
-        ...
-
-    async def discard(self) -> None:
-        """As `Shell.discard`."""
-        ...
 
 
 def run(call: Call, shell: Shell, *, clock: Clock, sleep: Callable[[float], None]) -> Done:
@@ -54,6 +29,8 @@ def run(call: Call, shell: Shell, *, clock: Clock, sleep: Callable[[float], None
         while True:
             match step:
                 case Attempt():
+                    if step.is_raced:
+                        return race(call, shell, step, clock=clock)
                     outcome = shell.send(step)
                     step = call.finished(outcome, clock())
                     if isinstance(outcome, Response) and not _is_answer(step):
@@ -77,6 +54,8 @@ async def arun(call: Call, shell: AsyncShell, *, clock: Clock, sleep: Callable[[
         while True:
             match step:
                 case Attempt():
+                    if step.is_raced:
+                        return await arace(call, shell, step, clock=clock)
                     outcome = await shell.send(step)
                     step = call.finished(outcome, clock())
                     if isinstance(outcome, Response) and not _is_answer(step):
@@ -93,6 +72,6 @@ async def arun(call: Call, shell: AsyncShell, *, clock: Clock, sleep: Callable[[
         raise
 
 
-def _is_answer(step: Attempt | Sleep | Done) -> bool:
+def _is_answer(step: Step) -> bool:
     """Whether the response at hand is what the caller gets."""
     return isinstance(step, Done) and isinstance(step.result, Response)

@@ -15,7 +15,7 @@ import httpx
 
 from meshlib.call import Attempt, Call
 from meshlib.clients.connections_async import AsyncHttp1Pool
-from meshlib.clients.drive import arun
+from meshlib.clients.drive import AsyncShell, arun
 from meshlib.clients.httpx_common import (
     BROKEN,
     DEFAULT_LIMITS,
@@ -105,7 +105,7 @@ class AsyncMeshTransport(httpx.AsyncBaseTransport):
                 return await self._pass(request, authority)
             raise refusal(authority, error, request) from error
         replayable = is_replayable(request)
-        call = call_for(mesh, target, head_of(request, authority), replayable=replayable)
+        call = call_for(mesh, target, head_of(request, authority), request, replayable=replayable)
         exchange = _Exchange(mesh, self._pools, request, call, replayable=replayable, mirrors=self._mirrors)
         done = await arun(call, exchange, clock=mesh.clock, sleep=anyio.sleep)
         match done.result:
@@ -172,6 +172,17 @@ class _Exchange:
         self._lease: Lease[_Pool] | None = None
         self._timeouts: AttemptTimeouts | None = None
         self._raw: httpcore.Response | None = None
+
+    def fork(self) -> "_Exchange":
+        return _Exchange(
+            self._mesh, self._pools, self._request, self._call, replayable=self._replayable, mirrors=self._mirrors
+        )
+
+    def adopt(self, winner: AsyncShell) -> None:
+        assert isinstance(winner, _Exchange)
+        self._raw, winner._raw = winner._raw, None
+        self._lease, winner._lease = winner._lease, None
+        self._timeouts = winner._timeouts
 
     async def send(self, attempt: Attempt) -> Outcome:
         match = self._call.match

@@ -15,7 +15,7 @@ from meshlib.clients.httpx_errors import with_record
 from meshlib.clients.httpx_requests import encoded
 from meshlib.clients.pools import PoolKey
 from meshlib.clients.source import MeshSource
-from meshlib.clients.timeouts import AttemptTimeouts
+from meshlib.clients.timeouts import AttemptTimeouts, Hold
 from meshlib.clients.tracing import begin_call
 from meshlib.errors import ConfigError, UnavailableError
 from meshlib.events import CallFinished
@@ -36,6 +36,7 @@ __all__ = [
     "authority_of",
     "call_for",
     "head_of",
+    "is_in_memory",
     "is_replayable",
     "is_small",
     "local_response",
@@ -111,20 +112,32 @@ def head_of(request: httpx.Request, authority: str) -> RequestHead:
     )
 
 
-def call_for(mesh: MeshSource, target: TargetView, head: RequestHead, *, replayable: bool) -> Call:
+def call_for(
+    mesh: MeshSource, target: TargetView, head: RequestHead, request: httpx.Request, *, replayable: bool
+) -> Call:
     """Begin a call. Its time is capped by that of the request which this process is serving meanwhile, if any."""
     now = mesh.clock()
-    return begin_call(mesh, target, head, now=now, timeout_s=remaining_s(now), replayable=replayable)
+    can_hedge = replayable and is_in_memory(request)
+    return begin_call(
+        mesh, target, head, now=now, timeout_s=remaining_s(now), replayable=replayable, can_hedge=can_hedge
+    )
 
 
-def timeouts_for(attempt: Attempt, request: httpx.Request, clock: Clock, *, replayable: bool) -> AttemptTimeouts:
-    """Begin the time of an attempt."""
+def timeouts_for(
+    attempt: Attempt, request: httpx.Request, clock: Clock, *, replayable: bool, hold: Hold | None = None
+) -> AttemptTimeouts:
+    """Begin the time of an attempt.
+
+    Args:
+        hold: By which another thread may end it.
+    """
     return AttemptTimeouts(
         request.extensions.get("timeout", {}),
         timeout_s=attempt.timeout_s,
         connect_timeout_s=attempt.cluster.config.cluster.connect_timeout_s,
         clock=clock,
         after_body=not replayable,
+        hold=hold,
     )
 
 
@@ -237,6 +250,14 @@ def is_replayable(request: httpx.Request) -> bool:
     return False
 
 
+def is_in_memory(request: httpx.Request) -> bool:
+    """Whether a body can be read by several at once. A file cannot: it has one position."""
+    stream = request.stream
+    if isinstance(stream, MultipartStream):
+        return all(isinstance(getattr(field, "file", b""), str | bytes) for field in stream.fields)
+    return isinstance(stream, ByteStream)
+
+
 def _is_seekable(file: object) -> bool:
     seekable = getattr(file, "seekable", None)
     return seekable is not None and bool(seekable())
@@ -245,7 +266,8 @@ def _is_seekable(file: object) -> bool:
 def record_of(call: Call, done: Done) -> MeshRecord:
     """Return what goes into `response.extensions["mesh"]`."""
     endpoints = call.endpoints
-    answered = endpoints[-1] if endpoints and not isinstance(done.result, LocalReply) else ""
+    endpoint = call.endpoint
+    answered = "" if endpoint is None or isinstance(done.result, LocalReply) else endpoint.address
     return MeshRecord(call.cluster_name, answered, len(endpoints), done.flag or "-", endpoints)
 
 

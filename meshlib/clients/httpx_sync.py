@@ -5,7 +5,7 @@ Only a transport: authentication, cookies, redirects, event hooks and mounts of 
 
 import contextlib
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from functools import partial
 from typing import assert_never, cast
 
@@ -14,7 +14,8 @@ import httpx
 
 from meshlib.call import Attempt, Call
 from meshlib.clients.connections import Http1Pool
-from meshlib.clients.drive import run
+from meshlib.clients.drive import Shell, run
+from meshlib.clients.hedge_threads import HedgeThreads
 from meshlib.clients.httpx_common import (
     BROKEN,
     DEFAULT_LIMITS,
@@ -46,7 +47,7 @@ from meshlib.clients.mirrors import Copy, Mirrors, copies_of
 from meshlib.clients.network import Http2Pool
 from meshlib.clients.pools import Lease, PoolKey, Pools
 from meshlib.clients.source import MeshSource
-from meshlib.clients.timeouts import AttemptTimeouts
+from meshlib.clients.timeouts import AttemptTimeouts, Hold
 from meshlib.errors import MeshError, RoutingError
 from meshlib.model.outcome import Failure, LocalReply, Outcome, Response
 from meshlib.model.route import MirrorPolicy
@@ -79,6 +80,7 @@ class MeshTransport(httpx.BaseTransport):
         expiry = limits.keepalive_expiry
         self._pools: Pools[_Pool] = Pools(self._make_pool, clock=mesh.clock, idle_s=60.0 if expiry is None else expiry)
         self._mirrors = Mirrors()
+        self._threads = HedgeThreads()
         self._lock = Lock()
         self._plain: httpx.HTTPTransport | None = None  # guarded by the lock
 
@@ -102,8 +104,10 @@ class MeshTransport(httpx.BaseTransport):
                 return self._pass(request, authority)
             raise refusal(authority, error, request) from error
         replayable = is_replayable(request)
-        call = call_for(mesh, target, head_of(request, authority), replayable=replayable)
-        exchange = _Exchange(mesh, self._pools, request, call, replayable=replayable, mirrors=self._mirrors)
+        call = call_for(mesh, target, head_of(request, authority), request, replayable=replayable)
+        exchange = _Exchange(
+            mesh, self._pools, request, call, replayable=replayable, mirrors=self._mirrors, threads=self._threads
+        )
         done = run(call, exchange, clock=mesh.clock, sleep=time.sleep)
         match done.result:
             case LocalReply() as reply:
@@ -137,6 +141,7 @@ class MeshTransport(httpx.BaseTransport):
     def close(self) -> None:
         """Close every connection. Calls that are still running fail."""
         self._mirrors.close()
+        self._threads.close()
         for pool in self._pools.close():
             pool.close()
         with self._lock:
@@ -148,7 +153,20 @@ class MeshTransport(httpx.BaseTransport):
 class _Exchange:
     """One request's way to the network: what its latest attempt has leased and received."""
 
-    __slots__ = ("_call", "_lease", "_mesh", "_mirrors", "_pools", "_raw", "_replayable", "_request", "_timeouts")
+    __slots__ = (
+        "_call",
+        "_hold",
+        "_is_shared",
+        "_lease",
+        "_mesh",
+        "_mirrors",
+        "_pools",
+        "_raw",
+        "_replayable",
+        "_request",
+        "_threads",
+        "_timeouts",
+    )
 
     def __init__(
         self,
@@ -159,6 +177,7 @@ class _Exchange:
         *,
         replayable: bool,
         mirrors: Mirrors | None = None,
+        threads: HedgeThreads | None = None,
     ) -> None:
         self._mesh = mesh
         self._pools = pools
@@ -166,15 +185,45 @@ class _Exchange:
         self._request = request
         self._call = call
         self._replayable = replayable
+        self._threads = threads
+        self._hold: Hold | None = None
+        self._is_shared = False
         self._lease: Lease[_Pool] | None = None
         self._timeouts: AttemptTimeouts | None = None
         self._raw: httpcore.Response | None = None
+
+    def fork(self) -> "_Exchange":
+        exchange = _Exchange(
+            self._mesh,
+            self._pools,
+            self._request,
+            self._call,
+            replayable=self._replayable,
+            mirrors=self._mirrors,
+            threads=self._threads,
+        )
+        exchange._hold = Hold()
+        return exchange
+
+    def submit(self, work: Callable[[], None]) -> bool:
+        return self._threads is not None and self._threads.submit(work)
+
+    def cancel(self) -> None:
+        # The streams of an HTTP/2 connection share its socket: such an attempt goes on to its end, in its thread.
+        if self._hold is not None and not self._is_shared:
+            self._hold.cancel()
+
+    def adopt(self, winner: Shell) -> None:
+        assert isinstance(winner, _Exchange)
+        self._raw, winner._raw = winner._raw, None
+        self._lease, winner._lease = winner._lease, None
+        self._timeouts = winner._timeouts
 
     def send(self, attempt: Attempt) -> Outcome:
         match = self._call.match
         if match is not None and match.mirrors and attempt.number == 1 and self._mirrors is not None:
             self._copy(attempt, match.mirrors, self._mirrors)
-        timeouts = timeouts_for(attempt, self._request, self._mesh.clock, replayable=self._replayable)
+        timeouts = timeouts_for(attempt, self._request, self._mesh.clock, replayable=self._replayable, hold=self._hold)
         outcome = self._try(attempt, timeouts, fresh=False)
         if isinstance(outcome, Failure) and is_safe_to_resend(
             attempt.head, timeouts, outcome, replayable=self._replayable
@@ -193,6 +242,7 @@ class _Exchange:
     def _try(self, attempt: Attempt, timeouts: AttemptTimeouts, *, fresh: bool) -> Outcome:
         try:
             key = pool_key_of(attempt, self._mesh, self._request, self._call.breaker)
+            self._is_shared = key.http2
             lease = self._lease = self._pools.acquire(key, fresh=fresh)
             raw = lease.pool.handle_request(request_for(attempt, self._request, timeouts, key))
         except Exception as error:

@@ -13,10 +13,9 @@ from typing import Any, Final
 
 import anyio
 import httpx
-from httpx._content import ByteStream
-from httpx._multipart import MultipartStream
 
 from meshlib.call import Attempt, Call, mirror_call
+from meshlib.clients.httpx_common import is_in_memory
 from meshlib.clients.source import MeshSource
 from meshlib.events import RequestMirrored
 from meshlib.model.route import MirrorPolicy
@@ -65,7 +64,7 @@ def copies_of(
 ) -> list[Copy]:
     """Make the copies of a request whose first attempt is about to be sent."""
     now = mesh.clock()
-    can_copy = _is_in_memory(request)
+    can_copy = is_in_memory(request)
     timeout_s = None if call.deadline is None else call.deadline - now
     copies = []
     for policy in mirrors:
@@ -75,14 +74,6 @@ def copies_of(
         else:
             mesh.emit(RequestMirrored(call.target.name, policy.cluster, None, 0.0, 0, "body"))
     return copies
-
-
-def _is_in_memory(request: httpx.Request) -> bool:
-    """Whether a body can be read by several at once. A file cannot: it has one position."""
-    stream = request.stream
-    if isinstance(stream, MultipartStream):
-        return all(isinstance(getattr(field, "file", b""), str | bytes) for field in stream.fields)
-    return isinstance(stream, ByteStream)
 
 
 class Mirrors:

@@ -19,7 +19,7 @@ from httpcore._backends.auto import AutoBackend
 from httpcore._backends.sync import SyncBackend
 
 from meshlib.clients.pools import PoolKey
-from meshlib.clients.timeouts import Until
+from meshlib.clients.timeouts import Hold, Until
 
 __all__ = ["BACKEND", "AsyncDeadlineBackend", "AsyncHttp2Pool", "Http2Pool", "keepalive_s"]
 
@@ -54,11 +54,22 @@ class _Stream(httpcore.NetworkStream):
     def read(self, max_bytes: int, timeout: float | None = None) -> bytes:
         try:
             self._set_limit(_left(timeout, httpcore.ReadTimeout))
+            if isinstance(timeout, Until) and timeout.hold is not None:
+                return self._held_read(max_bytes, timeout.hold)
             return self._socket.recv(max_bytes)
         except TimeoutError as error:
             raise httpcore.ReadTimeout(error) from error
         except OSError as error:
             raise httpcore.ReadError(error) from error
+
+    def _held_read(self, max_bytes: int, hold: Hold) -> bytes:
+        """Read in a way that another thread can end."""
+        try:
+            if not hold.enter(self._socket):
+                raise httpcore.ReadTimeout("the attempt was cancelled")
+            return self._socket.recv(max_bytes)
+        finally:
+            hold.leave()
 
     def write(self, buffer: bytes, timeout: float | None = None) -> None:
         try:

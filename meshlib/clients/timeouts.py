@@ -1,10 +1,51 @@
 """When an attempt's time is over, and how far it had come."""
 
+import contextlib
+import socket
+import threading
 from collections.abc import Mapping
+from typing import Final
 
 from meshlib.ports import Clock
 
-__all__ = ["AttemptTimeouts", "Until"]
+__all__ = ["AttemptTimeouts", "Hold", "Until"]
+
+FAR_S: Final = 1e6
+"""No limit, for what needs a moment. About what a socket takes for a time-out."""
+
+
+class Hold:
+    """How another thread ends a blocking attempt: its socket is shut down under it.
+
+    A step that is not one on a socket of ours (waiting for a connection, making one) goes on to its own end.
+    """
+
+    __slots__ = ("_lock", "_socket", "is_cancelled")
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._socket: socket.socket | None = None
+        self.is_cancelled = False
+
+    def enter(self, used: socket.socket) -> bool:
+        """Begin a step on a socket; False: the attempt was cancelled."""
+        with self._lock:
+            self._socket = used
+            return not self.is_cancelled
+
+    def leave(self) -> None:
+        """End the step."""
+        with self._lock:
+            self._socket = None
+
+    def cancel(self) -> None:
+        """End the attempt; any number of times."""
+        with self._lock:  # so that the socket is not closed, and its number another's, meanwhile
+            self.is_cancelled = True
+            if self._socket is not None:
+                with contextlib.suppress(OSError):
+                    # Past ssl.SSLSocket's own, which takes the session away from the thread that reads.
+                    socket.socket.shutdown(self._socket, socket.SHUT_RDWR)
 
 
 class Until(float):
@@ -13,25 +54,28 @@ class Until(float):
     As a float it is the time that was left when it was made.
     """
 
-    __slots__ = ("_clock", "cap_s", "deadline")
+    __slots__ = ("_clock", "cap_s", "deadline", "hold")
 
     cap_s: float | None
     deadline: float
+    hold: Hold | None
     _clock: Clock
 
     @classmethod
-    def at(cls, deadline: float, clock: Clock, cap_s: float | None = None) -> "Until":
+    def at(cls, deadline: float, clock: Clock, cap_s: float | None = None, hold: Hold | None = None) -> "Until":
         """Make a time-out.
 
         Args:
             deadline: Monotonic seconds.
             cap_s: The longest that one step may take; None: as long as there is time left.
+            hold: By which another thread may end the step; None: nobody does.
         """
         left = deadline - clock()
         self = cls(max(0.0, left if cap_s is None else min(left, cap_s)))
         self.deadline = deadline
         self._clock = clock
         self.cap_s = cap_s
+        self.hold = hold
         return self
 
     def left(self) -> float:
@@ -58,6 +102,7 @@ class AttemptTimeouts:
         "_clock",
         "_connect_s",
         "_deadline",
+        "_hold",
         "_idle_s",
         "_pending_s",
         "_until",
@@ -74,6 +119,7 @@ class AttemptTimeouts:
         connect_timeout_s: float,
         clock: Clock,
         after_body: bool = False,
+        hold: Hold | None = None,
     ) -> None:
         """Begin an attempt.
 
@@ -83,12 +129,14 @@ class AttemptTimeouts:
             connect_timeout_s: For the connection with its TLS handshake.
             after_body: The time runs from the end of the request body. For bodies that the application is still making:
                 Envoy's time-outs too start when the request is complete.
+            hold: As for `Until.at`.
         """
         self._base = base
         self._clock = clock
         self._connect_s = connect_timeout_s
         self._deadline = None if timeout_s is None or after_body else clock() + timeout_s
         self._pending_s = timeout_s if after_body else None
+        self._hold = hold
         self._idle_s: float | None = None  # between two pieces of a response body
         self._until: Until | None = None  # most steps have the same time-out
         self.is_idle = False
@@ -98,6 +146,8 @@ class AttemptTimeouts:
     @property
     def is_over(self) -> bool:
         """The attempt's time has run out."""
+        if self._hold is not None and self._hold.is_cancelled:
+            return True
         return self._deadline is not None and self._clock() >= self._deadline
 
     def left(self) -> float | None:
@@ -142,8 +192,10 @@ class AttemptTimeouts:
                 self.is_idle = limit is None or idle_s < limit
                 limit = idle_s if limit is None else min(limit, idle_s)
         if self._deadline is None:
+            if self._hold is not None:
+                return Until.at(self._clock() + FAR_S, self._clock, limit, self._hold)
             return limit
         until = self._until
         if until is None or until.deadline != self._deadline or until.cap_s != limit:
-            until = self._until = Until.at(self._deadline, self._clock, limit)
+            until = self._until = Until.at(self._deadline, self._clock, limit, self._hold)
         return until

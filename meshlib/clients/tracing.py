@@ -13,7 +13,7 @@ goes out as it is (spans of the mesh join that trace). With a current span that 
 
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
-from typing import Final
+from typing import Final, TypeVar
 
 from opentelemetry import context as otel_context
 from opentelemetry import propagate, trace
@@ -21,7 +21,7 @@ from opentelemetry.context import Context
 from opentelemetry.trace import Span, SpanKind, Status, StatusCode, Tracer
 from opentelemetry.util.types import AttributeValue
 
-from meshlib.call import Attempt, Call, Step
+from meshlib.call import Attempt, Call, Done, RaceStep, Step
 from meshlib.clients.source import MeshSource
 from meshlib.model.outcome import Failure, LocalReply, Outcome, Response
 from meshlib.model.request import Headers, RequestHead
@@ -43,6 +43,8 @@ from meshlib.view import TargetView
 
 __all__ = ["TracedCall", "attempt_scope", "begin_call"]
 
+S = TypeVar("S", Step, RaceStep)
+
 _PORTS: Final = {"http": 80, "https": 443}
 _NOTHING: Final = nullcontext()
 
@@ -55,12 +57,14 @@ def begin_call(
     now: float,
     timeout_s: float | None,
     replayable: bool = True,
+    can_hedge: bool = False,
 ) -> Call:
     """Make a call of a mesh, traced if somebody wants to know.
 
     Args:
         timeout_s: The application's own limit, with that of the request being served here; None: none.
         replayable: The body can be sent again.
+        can_hedge: It can be sent by several at once, and the client can run attempts beside each other.
     """
     inbound = current_request()
     if inbound is not None and inbound.handed_on:
@@ -74,9 +78,10 @@ def begin_call(
             timeout_s=timeout_s,
             replayable=replayable,
             guard_unsafe=mesh.guard_unsafe,
+            can_hedge=can_hedge,
             hook=mesh.emit,
         )
-    return TracedCall(mesh, target, head, now=now, timeout_s=timeout_s, replayable=replayable)
+    return TracedCall(mesh, target, head, now=now, timeout_s=timeout_s, replayable=replayable, can_hedge=can_hedge)
 
 
 def attempt_scope(call: Call) -> AbstractContextManager[None]:
@@ -98,6 +103,7 @@ class TracedCall(Call):
         now: float,
         timeout_s: float | None,
         replayable: bool = True,
+        can_hedge: bool = False,
     ) -> None:
         """As `begin_call`."""
         Call.__init__(
@@ -109,6 +115,7 @@ class TracedCall(Call):
             timeout_s=timeout_s,
             replayable=replayable,
             guard_unsafe=mesh.guard_unsafe,
+            can_hedge=can_hedge,
             hook=mesh.emit,
         )
         self._trace: _Trace | None = None
@@ -130,7 +137,27 @@ class TracedCall(Call):
         step = Call.finished(self, outcome, now)
         if self._trace is not None:
             try:
-                self._trace.end_attempt(outcome)
+                self._trace.end_attempt(len(self._tried), outcome)
+            except Exception:
+                report("ending a span")
+        return self._traced(step)
+
+    def racing(self, now: float) -> RaceStep:
+        """As `Call.racing`."""
+        return self._traced(Call.racing(self, now))
+
+    def waited(self, now: float) -> RaceStep:
+        """As `Call.waited`."""
+        return self._traced(Call.waited(self, now))
+
+    def ended(self, attempt: Attempt, outcome: Outcome, now: float) -> RaceStep:
+        """As `Call.ended`; ends the attempt's span if the outcome says its status."""
+        step = Call.ended(self, attempt, outcome, now)
+        if self._trace is not None:
+            try:
+                self._trace.end_attempt(attempt.number, outcome)
+                if isinstance(step, Done):
+                    self._trace.end_others(attempt.number)
             except Exception:
                 report("ending a span")
         return self._traced(step)
@@ -145,7 +172,7 @@ class TracedCall(Call):
             except Exception:
                 report("ending a span")
 
-    def _traced(self, step: Step) -> Step:
+    def _traced(self, step: S) -> S:
         if self._trace is not None and isinstance(step, Attempt):
             try:
                 step.head = self._trace.begin_attempt(self, step)
@@ -173,7 +200,7 @@ class _Trace:
         context: What the attempt at hand passes on.
     """
 
-    __slots__ = ("_attempt", "_attributes", "_base", "_is_foreign", "_is_grpc", "_name", "_span", "_tracer", "context")
+    __slots__ = ("_attempts", "_attributes", "_base", "_is_foreign", "_is_grpc", "_name", "_span", "_tracer", "context")
 
     def __init__(self, tracing: Tracing, head: RequestHead) -> None:
         base = otel_context.get_current()
@@ -184,7 +211,7 @@ class _Trace:
         self._is_grpc = head.is_grpc
         self._tracer: Tracer | None = tracing.tracer()
         self._span: Span | None = None
-        self._attempt: Span | None = None
+        self._attempts: dict[int, Span] = {}  # by number: several, where attempts run beside each other
         self.context: Context = base
         if self._tracer is not None:
             parent = (extracted(head.headers, base) or base) if self._is_foreign else base
@@ -205,7 +232,7 @@ class _Trace:
                 key = "previous-rpc-attempts" if self._is_grpc else "http.request.resend_count"
                 attributes[key] = attempt.number - 1
             span = self._tracer.start_span(f"{self._name} attempt", self._base, SpanKind.CLIENT, attributes)
-            self._attempt = span
+            self._attempts[attempt.number] = span
             self.context = trace.set_span_in_context(span, self._base)
         return self._injected(attempt.head)
 
@@ -229,15 +256,20 @@ class _Trace:
         kept = (item for item in items if item[0] not in written)
         return with_headers(head, Headers((*kept, *written.items())))
 
-    def end_attempt(self, outcome: Outcome) -> None:
+    def end_attempt(self, number: int, outcome: Outcome) -> None:
         """End the span of an attempt, unless it is a stream that goes on."""
         if isinstance(outcome, Failure):
-            self._end_attempt(0, None, outcome)
+            self._end_attempt(number, 0, None, outcome)
         elif not self._is_grpc or outcome.grpc_status is not None:
-            self._end_attempt(outcome.status, outcome.grpc_status, None)
+            self._end_attempt(number, outcome.status, outcome.grpc_status, None)
 
-    def _end_attempt(self, status: int, grpc_status: int | None, failure: Failure | None) -> None:
-        span, self._attempt = self._attempt, None
+    def end_others(self, number: int) -> None:
+        """End the spans of attempts that are given up, as this one gave the result."""
+        for other in [key for key in self._attempts if key != number]:
+            self._end_attempt(other, 0, None, None)
+
+    def _end_attempt(self, number: int, status: int, grpc_status: int | None, failure: Failure | None) -> None:
+        span = self._attempts.pop(number, None)
         if span is not None:
             _conclude(span, status, grpc_status if self._is_grpc else None, failure)
             span.end()
@@ -249,7 +281,8 @@ class _Trace:
         if isinstance(result, Response | LocalReply):
             status = status or result.status
             grpc_status = result.grpc_status if grpc_status is None else grpc_status
-        self._end_attempt(status, grpc_status, failure)
+        for number in tuple(self._attempts):
+            self._end_attempt(number, status, grpc_status, failure)
         span = self._span
         if span is None:
             return

@@ -6,7 +6,7 @@ from enum import Enum
 
 from meshlib.model.endpoint import NO_METADATA
 from meshlib.model.matcher import Fraction, HeaderMatcher, PathMatcher, QueryMatcher
-from meshlib.model.retry import RetryPolicy
+from meshlib.model.retry import HedgePolicy, RetryPolicy
 from meshlib.model.subset import MatchCriteria
 
 __all__ = [
@@ -216,6 +216,7 @@ class RouteAction:
     timeout_s: float | None = None
     idle_timeout_s: float | None = None
     retry: RetryPolicy | None = None
+    hedge: HedgePolicy | None = None
     max_stream_duration_s: float | None = None
     grpc_timeout_header_max_s: float | None = None
     grpc_timeout_header_offset_s: float = 0.0
@@ -292,6 +293,7 @@ class VirtualHost:
     domains: tuple[str, ...]
     routes: tuple[Route, ...]
     retry: RetryPolicy | None = None
+    hedge: HedgePolicy | None = None
     mutation: HeaderMutation = NO_MUTATION
     fault: FaultPolicy | None = None
     include_attempt_count: bool = False

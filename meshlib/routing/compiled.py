@@ -12,7 +12,7 @@ from meshlib.model.listener import ClientListener
 from meshlib.model.matcher import Fraction, PathKind
 from meshlib.model.outcome import LocalReply
 from meshlib.model.request import Headers, RequestHead
-from meshlib.model.retry import RetryPolicy
+from meshlib.model.retry import HedgePolicy, RetryPolicy
 from meshlib.model.route import (
     ClusterHeader,
     ClusterWeight,
@@ -57,7 +57,7 @@ class RouteMatch:
     """Where a request goes and under which policies. Made per update, shared by the requests that match alike.
 
     Attributes:
-        retry: The route's policy, else the virtual host's.
+        retry: The route's policy, else the virtual host's; so with `hedge`.
         fault: The most specific one; None when nothing is to be injected or the listener has no fault filter.
         metadata: filter_metadata of the route.
         mirrors: Which clusters get a copy of this request.
@@ -70,6 +70,7 @@ class RouteMatch:
     route_name: str
     action: RouteAction
     retry: RetryPolicy | None = None
+    hedge: HedgePolicy | None = None
     fault: FaultPolicy | None = None
     metadata: Mapping[str, Mapping[str, object]] = field(default_factory=lambda: NO_METADATA, repr=False)
     include_attempt_count: bool = False
@@ -246,6 +247,7 @@ class _Builder:
             route_name=self.route.name,
             action=action,
             retry=action.retry if action.retry is not None else self.host.retry,
+            hedge=action.hedge if action.hedge is not None else self.host.hedge,
             fault=self.fault(None if weight is None else weight.fault),
             metadata=self.route.metadata,
             include_attempt_count=self.host.include_attempt_count,

@@ -21,17 +21,19 @@ class RoutePlan:
         action: The route's action, and
         retry: the retry policy in force: they are what the plan was made of.
         rules: Compiled retry conditions.
+        idle_try_s: How long nothing may come of one attempt; None: no limit.
         http: Limits in seconds, None for none: of the call, of one attempt, of the whole exchange.
         grpc: The same for gRPC calls.
     """
 
-    __slots__ = ("action", "grpc", "http", "retry", "rules")
+    __slots__ = ("action", "grpc", "http", "idle_try_s", "retry", "rules")
 
     def __init__(self, action: RouteAction, retry: RetryPolicy | None, max_stream_duration_s: float | None) -> None:
         self.action = action
         self.retry = retry
         self.rules = RetryRules.of_policy(retry)
         per_try_s = None if retry is None else retry.per_try_timeout_s
+        self.idle_try_s = None if retry is None else retry.per_try_idle_timeout_s
         timeout_s = route_timeout_s(action)
         self.http = (
             timeout_s,

@@ -1,13 +1,13 @@
-"""Retry policies of routes and virtual hosts."""
+"""Retry and hedge policies of routes and virtual hosts."""
 
 from typing import Any, Final
 
-from meshlib.model.retry import RetryPolicy
+from meshlib.model.retry import HedgePolicy, RetryPolicy
 from meshlib.xds.decode_common import cover, duration, join, wrapped
-from meshlib.xds.decode_matcher import header_matchers
+from meshlib.xds.decode_matcher import fraction, header_matchers
 from meshlib.xds.problems import Problems
 
-__all__ = ["retry_policy"]
+__all__ = ["hedge_policy", "retry_policy"]
 
 MIN_BACKOFF_S: Final = 0.001
 """Envoy and gRPC read shorter intervals as one millisecond."""
@@ -17,6 +17,7 @@ _USED: Final = frozenset(
         "retry_on",
         "num_retries",
         "per_try_timeout",
+        "per_try_idle_timeout",
         "retriable_status_codes",
         "retriable_headers",
         "retriable_request_headers",
@@ -40,6 +41,7 @@ def retry_policy(message: Any, path: str, problems: Problems) -> RetryPolicy:
         num_retries=1 if retries is None else retries,
         # Zero is Envoy's way of saying "none".
         per_try_timeout_s=duration(message, "per_try_timeout", path, problems) or None,
+        per_try_idle_timeout_s=duration(message, "per_try_idle_timeout", path, problems) or None,
         retriable_status_codes=tuple(message.retriable_status_codes),
         retriable_headers=header_matchers(message.retriable_headers, join(path, "retriable_headers"), problems),
         retriable_request_headers=header_matchers(
@@ -49,6 +51,26 @@ def retry_policy(message: Any, path: str, problems: Problems) -> RetryPolicy:
         max_interval_s=max_s,
         avoid_previous_hosts=_avoids_previous_hosts(message, path, problems),
         host_selection_attempts=attempts if attempts > 0 else 1,
+    )
+
+
+def hedge_policy(message: Any, path: str, problems: Problems) -> HedgePolicy:
+    """Decode a HedgePolicy.
+
+    Envoy 1.40 reads `initial_requests` and `additional_request_chance` and does nothing with them. Route metadata
+    `meshlib: {hedge_initial_requests: true}` says that here they are meant.
+    """
+    used = frozenset(field.name for field in message.DESCRIPTOR.fields)
+    cover(message, path, problems, used=used, harmless=frozenset())
+    for name in ("initial_requests", "additional_request_chance"):
+        if message.HasField(name):
+            problems.unused(join(path, name), "counts only with route metadata meshlib: {hedge_initial_requests: true}")
+    return HedgePolicy(
+        on_per_try_timeout=message.hedge_on_per_try_timeout,
+        initial_requests=message.initial_requests.value if message.HasField("initial_requests") else 1,
+        additional_chance=fraction(
+            message.additional_request_chance, join(path, "additional_request_chance"), problems
+        ),
     )
 
 

@@ -19,8 +19,8 @@ from meshlib.xds.decode_common import cover, inline_data, join, metadata
 from meshlib.xds.decode_fault import fault_override
 from meshlib.xds.decode_headers import MUTATION_FIELDS, header_mutation
 from meshlib.xds.decode_matcher import header_matchers, path_matcher, query_matcher, regex_rewrite, runtime_fraction
-from meshlib.xds.decode_retry import retry_policy
-from meshlib.xds.decode_route_action import check_hedging, mirror_policies, route_action
+from meshlib.xds.decode_retry import hedge_policy, retry_policy
+from meshlib.xds.decode_route_action import mirror_policies, route_action
 from meshlib.xds.problems import Problems
 
 __all__ = ["decode_route_configuration"]
@@ -139,20 +139,22 @@ def _virtual_host(
 ) -> VirtualHost:
     used = _HOST_USED | {"require_tls"} if not message.require_tls else _HOST_USED
     cover(message, path, problems, used=used, harmless=_HOST_HARMLESS)
-    check_hedging(message, path, problems)
     own = mirror_policies(message.request_mirror_policies, join(path, "request_mirror_policies"), problems)
     routes = tuple(
         _route(route, f"{join(path, 'routes')}[{index}]", problems, own or mirrors, max_body)
         for index, route in enumerate(message.routes)
     )
-    retry = None
+    retry = hedge = None
     if message.HasField("retry_policy"):
         retry = retry_policy(message.retry_policy, join(path, "retry_policy"), problems)
+    if message.HasField("hedge_policy"):
+        hedge = hedge_policy(message.hedge_policy, join(path, "hedge_policy"), problems)
     return VirtualHost(
         name=message.name,
         domains=tuple(ascii_lower(domain) for domain in message.domains),
         routes=routes,
         retry=retry,
+        hedge=hedge,
         mutation=header_mutation(message, path, problems),
         fault=fault_override(message.typed_per_filter_config, join(path, "typed_per_filter_config"), problems),
         include_attempt_count=message.include_request_attempt_count,

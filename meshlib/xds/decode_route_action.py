@@ -16,11 +16,11 @@ from meshlib.xds.decode_fault import fault_override
 from meshlib.xds.decode_hash_policy import hash_policies
 from meshlib.xds.decode_headers import MUTATION_FIELDS, header_mutation
 from meshlib.xds.decode_matcher import regex_rewrite, runtime_fraction
-from meshlib.xds.decode_retry import retry_policy
+from meshlib.xds.decode_retry import hedge_policy, retry_policy
 from meshlib.xds.decode_subset import match_criteria
 from meshlib.xds.problems import Problems
 
-__all__ = ["check_hedging", "mirror_policies", "route_action"]
+__all__ = ["mirror_policies", "route_action"]
 
 MAX_WEIGHT_SUM: Final = 2**32 - 1
 
@@ -73,7 +73,6 @@ _NOT_FOUND_STATUS: Final = {0: 503, 1: 404, 2: 500}
 def route_action(message: Any, path: str, problems: Problems) -> RouteAction:
     """Decode a RouteAction."""
     cover(message, path, problems, used=_USED, harmless=_HARMLESS)
-    check_hedging(message, path, problems)
     _check_legacy_grpc_timeout(message, path, problems)
     if message.prefix_rewrite and message.HasField("regex_rewrite"):
         problems.error(join(path, "regex_rewrite"), "cannot be given together with prefix_rewrite")
@@ -81,9 +80,11 @@ def route_action(message: Any, path: str, problems: Problems) -> RouteAction:
     hashing = hash_policies(message.hash_policy, join(path, "hash_policy"), problems)
     limits = message.max_stream_duration
     limits_path = join(path, "max_stream_duration")
-    retry = rewrite = None
+    retry = rewrite = hedge = None
     if message.HasField("retry_policy"):
         retry = retry_policy(message.retry_policy, join(path, "retry_policy"), problems)
+    if message.HasField("hedge_policy"):
+        hedge = hedge_policy(message.hedge_policy, join(path, "hedge_policy"), problems)
     if message.HasField("regex_rewrite"):
         rewrite = regex_rewrite(message.regex_rewrite, join(path, "regex_rewrite"), problems)
     stream_s = duration(limits, "max_stream_duration", limits_path, problems)
@@ -92,6 +93,7 @@ def route_action(message: Any, path: str, problems: Problems) -> RouteAction:
         timeout_s=duration(message, "timeout", path, problems),
         idle_timeout_s=duration(message, "idle_timeout", path, problems),
         retry=retry,
+        hedge=hedge,
         # The message itself switches the global timeout off, also when it says nothing about the stream: no limit then.
         max_stream_duration_s=0.0 if stream_s is None and message.HasField("max_stream_duration") else stream_s,
         grpc_timeout_header_max_s=duration(limits, "grpc_timeout_header_max", limits_path, problems),
@@ -113,17 +115,6 @@ def route_action(message: Any, path: str, problems: Problems) -> RouteAction:
 def mirror_policies(messages: Any, path: str, problems: Problems) -> tuple[MirrorPolicy, ...]:
     """Decode a repeated RequestMirrorPolicy field."""
     return tuple(_mirror(message, f"{path}[{index}]", problems) for index, message in enumerate(messages))
-
-
-def check_hedging(message: Any, path: str, problems: Problems) -> None:
-    """Refuse a HedgePolicy that would do something; Envoy itself implements none of its other fields."""
-    if not message.HasField("hedge_policy"):
-        return
-    place = join(path, "hedge_policy")
-    if message.hedge_policy.hedge_on_per_try_timeout:
-        problems.error(join(place, "hedge_on_per_try_timeout"), "is not supported")
-    else:
-        problems.unused(place)
 
 
 def _mirror(message: Any, path: str, problems: Problems) -> MirrorPolicy:

@@ -136,7 +136,6 @@ def test_legacy_grpc_timeouts_that_change_nothing_are_accepted(decode_route, fie
         ({"host_rewrite": "%REQ(a)%"}, "host_rewrite"),
         ({"host_rewrite_path_regex": {"pattern": {"regex": "a"}}}, "host_rewrite_path_regex"),
         ({"internal_redirect_policy": {}}, "internal_redirect_policy"),
-        ({"hedge_policy": {"hedge_on_per_try_timeout": True}}, "hedge_policy.hedge_on_per_try_timeout"),
         ({"timeout": "-1s"}, "timeout"),
         ({"request_mirror_policies": [{"cluster": ""}]}, "request_mirror_policies[0].cluster"),
         (
@@ -148,7 +147,6 @@ def test_legacy_grpc_timeouts_that_change_nothing_are_accepted(decode_route, fie
             "request_mirror_policies[0].host_rewrite_literal",
         ),
         ({"retry_policy": {"retry_priority": {"name": "p"}}}, "retry_policy.retry_priority"),
-        ({"retry_policy": {"per_try_idle_timeout": "1s"}}, "retry_policy.per_try_idle_timeout"),
         (
             {"retry_policy": {"retry_host_predicate": [{"name": "envoy.retry_host_predicates.omit_canary_hosts"}]}},
             "retry_policy.retry_host_predicate[0]",
@@ -185,7 +183,7 @@ def test_harmless_fields_are_reported(decode_route):
     )
     assert decoded.errors == ()
     names = {path.removeprefix(f"{ACTION}.") for path in decoded.unused}
-    assert names == {"upgrade_configs", "metadata_match", "cors", "max_internal_redirects", "hedge_policy"}
+    assert names == {"upgrade_configs", "metadata_match", "cors", "max_internal_redirects"}
 
 
 def test_hash_policies(decode_route):
