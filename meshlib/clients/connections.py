@@ -1,4 +1,4 @@
-"""The HTTP/1.1 connections of one endpoint, over httpcore's connections but not its pool.
+"""The HTTP/1.1 connections of one endpoint.
 
 httpcore's pool asks every connection about its state, with a system call for each idle one, at the beginning and at the
 end of every request. These pools look at the connection they take. The youngest idle connection is taken first, so that
@@ -14,42 +14,19 @@ import threading
 import time
 from collections import deque
 from collections.abc import Iterator
-from typing import cast
 
 import httpcore
 import httpx
 
-from meshlib.clients.network import BACKEND, keepalive_s
+from meshlib.clients.http1_request import Http1Request
+from meshlib.clients.http1_response import RawResponse
+from meshlib.clients.http1_sync import Http1Connection, response_closed
+from meshlib.clients.network import idle_limit_s, keepalive_s
 from meshlib.clients.pools import PoolKey, PoolOverflow
 from meshlib.ports import Lock
 from meshlib.resilience.circuit_breaker import CircuitBreaker
 
 __all__ = ["Http1Pool"]
-
-
-class _Connection(httpcore.HTTPConnection):
-    """A connection with what its pool knows of it.
-
-    Attributes:
-        served: Requests that it was given.
-        parked_at: When it became idle.
-        pending: Counts the request that waits for this connection to be made; None: nobody waits.
-    """
-
-    served = 0
-    parked_at = 0.0
-    pending: CircuitBreaker | None = None
-
-    def _connect(self, request: httpcore.Request) -> httpcore.NetworkStream:
-        stream = super()._connect(request)
-        self.settle()
-        return stream
-
-    def settle(self) -> None:
-        """Nobody waits for it any more."""
-        pending, self.pending = self.pending, None
-        if pending is not None:
-            pending.end_pending()
 
 
 class _Turn(threading.Event):
@@ -59,7 +36,7 @@ class _Turn(threading.Event):
         connection: One that is ready; None: to be opened, the cluster's permit for that is taken.
     """
 
-    connection: _Connection | None = None
+    connection: Http1Connection | None = None
 
 
 class Http1Pool:
@@ -73,8 +50,8 @@ class Http1Pool:
         self._lock = Lock()
         self._free = limits.max_connections  # None: no limit
         self._waiting: deque[_Turn] = deque()
-        self._idle: deque[_Connection] = deque()
-        self._open: set[_Connection] = set()
+        self._idle: deque[Http1Connection] = deque()
+        self._open: set[Http1Connection] = set()
         self._permits = 0  # of the breaker: as many as there are connections, or about to be
         self._is_closed = False
 
@@ -82,7 +59,7 @@ class Http1Pool:
         if self._permits and self._key.breaker is not None:  # nobody closed the transport
             self._key.breaker.abandon(self._permits)
 
-    def handle_request(self, request: httpcore.Request) -> httpcore.Response:
+    def handle_request(self, request: Http1Request) -> RawResponse:
         """Send a request and return its response; the connection is kept when the response is closed at its end.
 
         Raises:
@@ -92,37 +69,36 @@ class Http1Pool:
         """
         connection = self._take(request)
         try:
-            response = connection.handle_request(request)
+            head = connection.send(request)
         except BaseException:
             self._leave(connection, keep=False)
             raise
-        response.stream = _Stream(self, connection, cast(httpx.SyncByteStream, response.stream))
-        return response
+        return RawResponse(head, _Body(self, connection, request), connection.extensions(request, head))
 
-    def _take(self, request: httpcore.Request) -> _Connection:
+    def _take(self, request: Http1Request) -> Http1Connection:
         while True:
-            connection: _Connection | None = None
+            connection: Http1Connection | None = None
             with self._lock:
                 if self._idle and self._free != 0:
                     connection = self._pop_idle()
             if connection is None:
                 connection = self._wait_or_open(request)
-            if not connection.served or not connection.has_expired():
+            if not connection.served or not (_is_old(connection, time.monotonic()) or connection.is_stale):
                 connection.served += 1
                 return connection
             self._leave(connection, keep=False)
 
-    def _pop_idle(self) -> _Connection:
+    def _pop_idle(self) -> Http1Connection:
         """Take the youngest idle connection and a place. The lock is held."""
         if self._free is not None:
             self._free -= 1
         return self._idle.pop()
 
-    def _wait_or_open(self, request: httpcore.Request) -> _Connection:
+    def _wait_or_open(self, request: Http1Request) -> Http1Connection:
         breaker = self._key.breaker
         if breaker is None:
             turn = self._begin(breaker)
-            return self._new(request, None) if turn is None else self._wait(turn, request) or self._new(request, None)
+            return self._new(None) if turn is None else self._wait(turn, request) or self._new(None)
         if not breaker.try_pend():
             raise PoolOverflow("too many requests wait for a connection to the cluster")
         pending: CircuitBreaker | None = breaker
@@ -130,7 +106,7 @@ class Http1Pool:
             turn = self._begin(breaker)
             connection = None if turn is None else self._wait(turn, request)
             if connection is None:
-                connection = self._new(request, breaker)
+                connection = self._new(breaker)
                 pending = None  # until it is connected
             return connection
         finally:
@@ -164,9 +140,9 @@ class Http1Pool:
                     self._waiting.append(turn)
                     return turn
 
-    def _wait(self, turn: _Turn, request: httpcore.Request) -> _Connection | None:
+    def _wait(self, turn: _Turn, request: Http1Request) -> Http1Connection | None:
         try:
-            is_ours = turn.wait(request.extensions["timeout"].get("pool"))
+            is_ours = turn.wait(request.timeouts.get("pool"))
         except BaseException:
             if not self._give_up(turn):
                 self._return(turn.connection, keep=True)
@@ -183,30 +159,24 @@ class Http1Pool:
             self._waiting.remove(turn)
             return True
 
-    def _new(self, request: httpcore.Request, pending: CircuitBreaker | None) -> _Connection:
-        connection = _Connection(
-            request.url.origin,
-            ssl_context=self._key.context,
-            keepalive_expiry=self._keepalive_s,
-            uds=self._key.unix_path,
-            network_backend=BACKEND,
-        )
+    def _new(self, pending: CircuitBreaker | None) -> Http1Connection:
+        connection = Http1Connection(self._key)
         connection.pending = pending
         with self._lock:
             self._open.add(connection)
         return connection
 
-    def _leave(self, connection: _Connection, *, keep: bool) -> None:
+    def _leave(self, connection: Http1Connection, *, keep: bool) -> None:
         if connection.pending is not None:
             connection.settle()
         limit = self._key.max_requests
         is_good = keep and not self._is_closed and (limit is None or connection.served < limit)
         self._return(connection, keep=is_good)
 
-    def _return(self, connection: _Connection | None, *, keep: bool) -> None:
+    def _return(self, connection: Http1Connection | None, *, keep: bool) -> None:
         """Give back a place with its connection; None: with the permit to open one."""
         now = time.monotonic()
-        closing: list[_Connection] = []
+        closing: list[Http1Connection] = []
         gone = 0
         with self._lock:
             if self._waiting:
@@ -221,23 +191,23 @@ class Http1Pool:
                 if self._free is not None:
                     self._free += 1
                 if connection is not None and keep and (self._max_idle is None or len(self._idle) < self._max_idle):
-                    connection.parked_at = now
+                    limit_s = idle_limit_s(self._keepalive_s, connection.reader.keep_alive_s)
+                    connection.expires_at = None if limit_s is None else now + limit_s
                     self._idle.append(connection)
                 else:
                     gone += 1
                     if connection is not None:
                         closing.append(connection)
-            if self._keepalive_s is not None:
-                while self._idle and now - self._idle[0].parked_at > self._keepalive_s:
-                    closing.append(self._idle.popleft())
-                    gone += 1
+            while self._idle and _is_old(self._idle[0], now):
+                closing.append(self._idle.popleft())
+                gone += 1
             self._permits -= gone
         if gone and self._key.breaker is not None:
             self._key.breaker.disconnected(gone)
         if closing:
             self._close(closing)
 
-    def _close(self, connections: list[_Connection]) -> None:
+    def _close(self, connections: list[Http1Connection]) -> None:
         for connection in connections:
             with self._lock:
                 self._open.discard(connection)
@@ -256,22 +226,30 @@ class Http1Pool:
             self._key.breaker.disconnected(gone)
 
 
-class _Stream(httpx.SyncByteStream):
+def _is_old(connection: Http1Connection, now: float) -> bool:
+    return connection.expires_at is not None and now >= connection.expires_at
+
+
+class _Body(httpx.SyncByteStream):
     """A response body that gives its connection back."""
 
-    def __init__(self, pool: Http1Pool, connection: _Connection, inner: httpx.SyncByteStream) -> None:
+    __slots__ = ("_connection", "_is_closed", "_pool", "_request")
+
+    def __init__(self, pool: Http1Pool, connection: Http1Connection, request: Http1Request) -> None:
         self._pool = pool
         self._connection = connection
-        self._inner = inner
+        self._request = request
         self._is_closed = False
 
     def __iter__(self) -> Iterator[bytes]:
-        return iter(self._inner)
+        return self._connection.body(self._request)
 
     def close(self) -> None:
-        if not self._is_closed:
-            self._is_closed = True
-            try:
-                self._inner.close()
-            finally:
-                self._pool._leave(self._connection, keep=self._connection.is_idle())
+        if self._is_closed:
+            return
+        self._is_closed = True
+        if self._request.is_traced:
+            with response_closed(self._request):
+                self._pool._leave(self._connection, keep=self._connection.is_reusable)
+        else:
+            self._pool._leave(self._connection, keep=self._connection.is_reusable)

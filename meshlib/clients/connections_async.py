@@ -3,36 +3,21 @@
 import time
 from collections import deque
 from collections.abc import AsyncIterator
-from typing import cast
 
 import anyio
 import httpcore
 import httpx
 
-from meshlib.clients.network import AsyncDeadlineBackend, keepalive_s
+from meshlib.clients.http1_async import AsyncHttp1Connection
+from meshlib.clients.http1_request import Http1Request
+from meshlib.clients.http1_response import RawResponse
+from meshlib.clients.http1_sync import response_closed
+from meshlib.clients.network import idle_limit_s, keepalive_s
+from meshlib.clients.network_async import AsyncDeadlineBackend
 from meshlib.clients.pools import PoolKey, PoolOverflow
 from meshlib.resilience.circuit_breaker import CircuitBreaker
 
 __all__ = ["AsyncHttp1Pool"]
-
-
-class _AsyncConnection(httpcore.AsyncHTTPConnection):
-    """As `_Connection`."""
-
-    served = 0
-    parked_at = 0.0
-    pending: CircuitBreaker | None = None
-
-    async def _connect(self, request: httpcore.Request) -> httpcore.AsyncNetworkStream:
-        stream = await super()._connect(request)
-        self.settle()
-        return stream
-
-    def settle(self) -> None:
-        """Nobody waits for it any more."""
-        pending, self.pending = self.pending, None
-        if pending is not None:
-            pending.end_pending()
 
 
 class _AsyncTurn:
@@ -42,7 +27,7 @@ class _AsyncTurn:
 
     def __init__(self) -> None:
         self.event = anyio.Event()
-        self.connection: _AsyncConnection | None = None
+        self.connection: AsyncHttp1Connection | None = None
 
 
 class AsyncHttp1Pool:
@@ -55,8 +40,8 @@ class AsyncHttp1Pool:
         self._max_idle = limits.max_keepalive_connections
         self._free = limits.max_connections  # None: no limit
         self._waiting: deque[_AsyncTurn] = deque()
-        self._idle: deque[_AsyncConnection] = deque()
-        self._open: set[_AsyncConnection] = set()
+        self._idle: deque[AsyncHttp1Connection] = deque()
+        self._open: set[AsyncHttp1Connection] = set()
         self._permits = 0  # of the breaker: as many as there are connections, or about to be
         self._is_closed = False
 
@@ -64,34 +49,33 @@ class AsyncHttp1Pool:
         if self._permits and self._key.breaker is not None:  # nobody closed the transport
             self._key.breaker.abandon(self._permits)
 
-    async def handle_async_request(self, request: httpcore.Request) -> httpcore.Response:
+    async def handle_async_request(self, request: Http1Request) -> RawResponse:
         """As `Http1Pool.handle_request`. A cancellation at any await leaves no place and no connection behind."""
         connection = await self._take(request)
         try:
-            response = await connection.handle_async_request(request)
+            head = await connection.send(request)
         except BaseException:
             await self._leave(connection, keep=False)
             raise
-        response.stream = _AsyncStream(self, connection, cast(httpx.AsyncByteStream, response.stream))
-        return response
+        return RawResponse(head, _AsyncBody(self, connection, request), connection.extensions(request, head))
 
-    async def _take(self, request: httpcore.Request) -> _AsyncConnection:
+    async def _take(self, request: Http1Request) -> AsyncHttp1Connection:
         while True:
             if self._idle and self._free != 0:
                 connection = self._pop_idle()
             else:
                 connection = await self._wait_or_open(request)
-            if not connection.served or not connection.has_expired():
+            if not connection.served or not (_is_old(connection, time.monotonic()) or connection.is_stale):
                 connection.served += 1
                 return connection
             await self._leave(connection, keep=False)
 
-    def _pop_idle(self) -> _AsyncConnection:
+    def _pop_idle(self) -> AsyncHttp1Connection:
         if self._free is not None:
             self._free -= 1
         return self._idle.pop()
 
-    async def _wait_or_open(self, request: httpcore.Request) -> _AsyncConnection:
+    async def _wait_or_open(self, request: Http1Request) -> AsyncHttp1Connection:
         breaker = self._key.breaker
         if breaker is not None and not breaker.try_pend():
             raise PoolOverflow("too many requests wait for a connection to the cluster")
@@ -99,7 +83,7 @@ class AsyncHttp1Pool:
         try:
             connection = None if self._may_open(breaker) else await self._wait(request)
             if connection is None:
-                connection = self._new(request, pending)
+                connection = self._new(pending)
                 pending = None  # until it is connected
             return connection
         finally:
@@ -115,11 +99,11 @@ class AsyncHttp1Pool:
         self._permits += 1
         return True
 
-    async def _wait(self, request: httpcore.Request) -> _AsyncConnection | None:
+    async def _wait(self, request: Http1Request) -> AsyncHttp1Connection | None:
         turn = _AsyncTurn()
         self._waiting.append(turn)
         try:
-            with anyio.fail_after(request.extensions["timeout"].get("pool")):
+            with anyio.fail_after(request.timeouts.get("pool")):
                 await turn.event.wait()
         except BaseException as error:
             if turn.event.is_set():
@@ -131,29 +115,23 @@ class AsyncHttp1Pool:
             raise
         return turn.connection
 
-    def _new(self, request: httpcore.Request, pending: CircuitBreaker | None) -> _AsyncConnection:
-        connection = _AsyncConnection(
-            request.url.origin,
-            ssl_context=self._key.context,
-            keepalive_expiry=self._keepalive_s,
-            uds=self._key.unix_path,
-            network_backend=self._backend,
-        )
+    def _new(self, pending: CircuitBreaker | None) -> AsyncHttp1Connection:
+        connection = AsyncHttp1Connection(self._key, self._backend)
         connection.pending = pending
         self._open.add(connection)
         return connection
 
-    async def _leave(self, connection: _AsyncConnection, *, keep: bool) -> None:
+    async def _leave(self, connection: AsyncHttp1Connection, *, keep: bool) -> None:
         if connection.pending is not None:
             connection.settle()
         limit = self._key.max_requests
         is_good = keep and not self._is_closed and (limit is None or connection.served < limit)
         await self._return(connection, keep=is_good)
 
-    async def _return(self, connection: _AsyncConnection | None, *, keep: bool) -> None:
+    async def _return(self, connection: AsyncHttp1Connection | None, *, keep: bool) -> None:
         """Give back a place with its connection; None: with the permit to open one."""
         now = time.monotonic()
-        closing: list[_AsyncConnection] = []
+        closing: list[AsyncHttp1Connection] = []
         gone = 0
         if self._waiting:
             # Place, and connection or permit, go on to whoever has waited longest.
@@ -167,16 +145,16 @@ class AsyncHttp1Pool:
             if self._free is not None:
                 self._free += 1
             if connection is not None and keep and (self._max_idle is None or len(self._idle) < self._max_idle):
-                connection.parked_at = now
+                limit_s = idle_limit_s(self._keepalive_s, connection.reader.keep_alive_s)
+                connection.expires_at = None if limit_s is None else now + limit_s
                 self._idle.append(connection)
             else:
                 gone += 1
                 if connection is not None:
                     closing.append(connection)
-        if self._keepalive_s is not None:
-            while self._idle and now - self._idle[0].parked_at > self._keepalive_s:
-                closing.append(self._idle.popleft())
-                gone += 1
+        while self._idle and _is_old(self._idle[0], now):
+            closing.append(self._idle.popleft())
+            gone += 1
         if gone:
             self._permits -= gone
             if self._key.breaker is not None:
@@ -184,7 +162,7 @@ class AsyncHttp1Pool:
         if closing:
             await self._close(closing)
 
-    async def _close(self, connections: list[_AsyncConnection]) -> None:
+    async def _close(self, connections: list[AsyncHttp1Connection]) -> None:
         with anyio.CancelScope(shield=True):
             for connection in connections:
                 self._open.discard(connection)
@@ -201,22 +179,30 @@ class AsyncHttp1Pool:
         await self._close(list(self._open))
 
 
-class _AsyncStream(httpx.AsyncByteStream):
-    """As `_Stream`."""
+def _is_old(connection: AsyncHttp1Connection, now: float) -> bool:
+    return connection.expires_at is not None and now >= connection.expires_at
 
-    def __init__(self, pool: AsyncHttp1Pool, connection: _AsyncConnection, inner: httpx.AsyncByteStream) -> None:
+
+class _AsyncBody(httpx.AsyncByteStream):
+    """As `_Body`."""
+
+    __slots__ = ("_connection", "_is_closed", "_pool", "_request")
+
+    def __init__(self, pool: AsyncHttp1Pool, connection: AsyncHttp1Connection, request: Http1Request) -> None:
         self._pool = pool
         self._connection = connection
-        self._inner = inner
+        self._request = request
         self._is_closed = False
 
     def __aiter__(self) -> AsyncIterator[bytes]:
-        return self._inner.__aiter__()
+        return self._connection.body(self._request)
 
     async def aclose(self) -> None:
-        if not self._is_closed:
-            self._is_closed = True
-            try:
-                await self._inner.aclose()
-            finally:
-                await self._pool._leave(self._connection, keep=self._connection.is_idle())
+        if self._is_closed:
+            return
+        self._is_closed = True
+        if self._request.is_traced:
+            async with response_closed(self._request):
+                await self._pool._leave(self._connection, keep=self._connection.is_reusable)
+        else:
+            await self._pool._leave(self._connection, keep=self._connection.is_reusable)

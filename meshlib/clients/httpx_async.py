@@ -16,6 +16,8 @@ import httpx
 from meshlib.call import Attempt, Call
 from meshlib.clients.connections_async import AsyncHttp1Pool
 from meshlib.clients.drive import AsyncShell, arun
+from meshlib.clients.http1_response import RawResponse
+from meshlib.clients.http2 import AsyncHttp2Pool
 from meshlib.clients.httpx_common import (
     BROKEN,
     DEFAULT_LIMITS,
@@ -42,9 +44,8 @@ from meshlib.clients.httpx_errors import (
     is_safe_to_resend,
     refusal,
 )
-from meshlib.clients.httpx_requests import request_for
+from meshlib.clients.httpx_requests import http1_request_for, http2_request_for
 from meshlib.clients.mirrors import AsyncMirrors, Copy, copies_of
-from meshlib.clients.network import AsyncHttp2Pool
 from meshlib.clients.pools import Lease, PoolKey, Pools
 from meshlib.clients.source import MeshSource
 from meshlib.clients.timeouts import AttemptTimeouts
@@ -55,6 +56,7 @@ from meshlib.ports import Lock
 
 __all__ = ["AsyncMeshTransport"]
 
+_Raw = RawResponse | httpcore.Response
 _Pool = AsyncHttp1Pool | AsyncHttp2Pool
 
 
@@ -171,7 +173,7 @@ class _Exchange:
         self._replayable = replayable
         self._lease: Lease[_Pool] | None = None
         self._timeouts: AttemptTimeouts | None = None
-        self._raw: httpcore.Response | None = None
+        self._raw: _Raw | None = None
 
     def fork(self) -> "_Exchange":
         return _Exchange(
@@ -208,7 +210,12 @@ class _Exchange:
         try:
             key = pool_key_of(attempt, self._mesh, self._request, self._call.breaker)
             lease = self._lease = self._pools.acquire(key, fresh=fresh)
-            raw = await self._handle(lease.pool, request_for(attempt, self._request, timeouts, key), timeouts, key)
+            pool = lease.pool
+            raw: _Raw
+            if isinstance(pool, AsyncHttp1Pool):
+                raw = await pool.handle_async_request(http1_request_for(attempt, self._request, timeouts, key))
+            else:
+                raw = await self._share(pool, http2_request_for(attempt, self._request, timeouts, key), timeouts)
         except Exception as error:
             await self._release()
             return failure_or_raise(error, timeouts, self._call, self._request)
@@ -220,17 +227,13 @@ class _Exchange:
         self._raw = raw
         return response_of(raw)
 
-    async def _handle(
-        self,
-        pool: _Pool,
-        request: httpcore.Request,
-        timeouts: AttemptTimeouts,
-        key: PoolKey,
+    async def _share(
+        self, pool: AsyncHttp2Pool, request: httpcore.Request, timeouts: AttemptTimeouts
     ) -> httpcore.Response:
-        left = timeouts.left() if key.http2 else None
+        # Streams of one HTTP/2 connection take turns at reading it, and nothing limits the wait for the turn.
+        left = timeouts.left()
         if left is None:
             return await pool.handle_async_request(request)
-        # Streams of one HTTP/2 connection take turns at reading it, and nothing limits the wait for the turn.
         with anyio.move_on_after(left):
             return await pool.handle_async_request(request)
         raise httpcore.ReadTimeout("the time for this attempt is over")
@@ -242,9 +245,9 @@ class _Exchange:
                 if is_small(raw) and self._timeouts is not None:
                     self._timeouts.rush(DISCARD_S)
                     with contextlib.suppress(*BROKEN):
-                        async for _ in raw.aiter_stream():
+                        async for _ in cast(httpx.AsyncByteStream, raw.stream):
                             pass
-                await raw.aclose()
+                await cast(httpx.AsyncByteStream, raw.stream).aclose()
         finally:
             await self._release()
 
@@ -258,7 +261,7 @@ class _Exchange:
             extensions={**raw.extensions, "mesh": record},
         )
 
-    async def parts(self, raw: httpcore.Response) -> AsyncIterator[bytes]:
+    async def parts(self, raw: _Raw) -> AsyncIterator[bytes]:
         try:
             async for part in cast(httpx.AsyncByteStream, raw.stream):
                 yield part
@@ -277,9 +280,9 @@ class _Exchange:
         finally:
             await self.end(raw)
 
-    async def end(self, raw: httpcore.Response) -> None:
+    async def end(self, raw: _Raw) -> None:
         try:
-            await cast(httpx.AsyncByteStream, raw.stream).aclose()  # raw.aclose() asks what kind it is, slowly
+            await cast(httpx.AsyncByteStream, raw.stream).aclose()
         finally:
             self._call.close(self._mesh.clock(), status=raw.status)
             await self._release()
@@ -321,7 +324,7 @@ class _Body(httpx.AsyncByteStream):
 
     __slots__ = ("_exchange", "_raw")
 
-    def __init__(self, exchange: _Exchange, raw: httpcore.Response) -> None:
+    def __init__(self, exchange: _Exchange, raw: _Raw) -> None:
         self._exchange = exchange
         self._raw = raw
 

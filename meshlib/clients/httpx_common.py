@@ -11,8 +11,9 @@ from httpx._content import ByteStream
 from httpx._multipart import MultipartStream
 
 from meshlib.call import Attempt, Call, Done
+from meshlib.clients.http1_request import encoded
+from meshlib.clients.http1_response import RawResponse
 from meshlib.clients.httpx_errors import with_record
-from meshlib.clients.httpx_requests import encoded
 from meshlib.clients.pools import PoolKey
 from meshlib.clients.source import MeshSource
 from meshlib.clients.timeouts import AttemptTimeouts, Hold
@@ -214,12 +215,14 @@ class _RawHeaders(Headers):
         return self.items
 
 
-def response_of(raw: httpcore.Response) -> Response:
+def response_of(raw: RawResponse | httpcore.Response) -> Response:
     """Return the outcome of an attempt whose response headers have arrived."""
     return Response(raw.status, _RawHeaders(raw.headers))
 
 
-def response_headers(raw: httpcore.Response, outcome: Response, call: Call) -> Sequence[tuple[bytes, bytes]]:
+def response_headers(
+    raw: RawResponse | httpcore.Response, outcome: Response, call: Call
+) -> Sequence[tuple[bytes, bytes]]:
     """Return the headers for the caller: as received, unless the route changes them."""
     headers = call.response_headers(outcome.headers)
     if headers is outcome.headers:
@@ -227,7 +230,7 @@ def response_headers(raw: httpcore.Response, outcome: Response, call: Call) -> S
     return [(name.encode("latin-1"), encoded(value)) for name, value in headers.items]
 
 
-def is_small(raw: httpcore.Response) -> bool:
+def is_small(raw: RawResponse | httpcore.Response) -> bool:
     """Whether so little of a response is left that reading it is cheaper than a new connection."""
     for name, value in raw.headers:
         if name.lower() == b"content-length":

@@ -16,6 +16,8 @@ from meshlib.call import Attempt, Call
 from meshlib.clients.connections import Http1Pool
 from meshlib.clients.drive import Shell, run
 from meshlib.clients.hedge_threads import HedgeThreads
+from meshlib.clients.http1_response import RawResponse
+from meshlib.clients.http2 import Http2Pool
 from meshlib.clients.httpx_common import (
     BROKEN,
     DEFAULT_LIMITS,
@@ -42,9 +44,8 @@ from meshlib.clients.httpx_errors import (
     is_safe_to_resend,
     refusal,
 )
-from meshlib.clients.httpx_requests import request_for
+from meshlib.clients.httpx_requests import http1_request_for, http2_request_for
 from meshlib.clients.mirrors import Copy, Mirrors, copies_of
-from meshlib.clients.network import Http2Pool
 from meshlib.clients.pools import Lease, PoolKey, Pools
 from meshlib.clients.source import MeshSource
 from meshlib.clients.timeouts import AttemptTimeouts, Hold
@@ -55,6 +56,7 @@ from meshlib.ports import Lock
 
 __all__ = ["MeshTransport"]
 
+_Raw = RawResponse | httpcore.Response
 _Pool = Http1Pool | Http2Pool
 
 
@@ -190,7 +192,7 @@ class _Exchange:
         self._is_shared = False
         self._lease: Lease[_Pool] | None = None
         self._timeouts: AttemptTimeouts | None = None
-        self._raw: httpcore.Response | None = None
+        self._raw: _Raw | None = None
 
     def fork(self) -> "_Exchange":
         exchange = _Exchange(
@@ -244,7 +246,12 @@ class _Exchange:
             key = pool_key_of(attempt, self._mesh, self._request, self._call.breaker)
             self._is_shared = key.http2
             lease = self._lease = self._pools.acquire(key, fresh=fresh)
-            raw = lease.pool.handle_request(request_for(attempt, self._request, timeouts, key))
+            pool = lease.pool
+            raw: _Raw
+            if isinstance(pool, Http1Pool):
+                raw = pool.handle_request(http1_request_for(attempt, self._request, timeouts, key))
+            else:
+                raw = pool.handle_request(http2_request_for(attempt, self._request, timeouts, key))
         except Exception as error:
             self._release()
             return failure_or_raise(error, timeouts, self._call, self._request)
@@ -263,9 +270,9 @@ class _Exchange:
                 if is_small(raw) and self._timeouts is not None:
                     self._timeouts.rush(DISCARD_S)
                     with contextlib.suppress(*BROKEN):
-                        for _ in raw.iter_stream():
+                        for _ in cast(httpx.SyncByteStream, raw.stream):
                             pass
-                raw.close()
+                cast(httpx.SyncByteStream, raw.stream).close()
         finally:
             self._release()
 
@@ -279,7 +286,7 @@ class _Exchange:
             extensions={**raw.extensions, "mesh": record},
         )
 
-    def parts(self, raw: httpcore.Response) -> Iterator[bytes]:
+    def parts(self, raw: _Raw) -> Iterator[bytes]:
         try:
             yield from cast(httpx.SyncByteStream, raw.stream)
         except Exception as error:
@@ -297,9 +304,9 @@ class _Exchange:
         finally:
             self.end(raw)
 
-    def end(self, raw: httpcore.Response) -> None:
+    def end(self, raw: _Raw) -> None:
         try:
-            cast(httpx.SyncByteStream, raw.stream).close()  # raw.close() asks what kind of stream it is, slowly
+            cast(httpx.SyncByteStream, raw.stream).close()
         finally:
             self._call.close(self._mesh.clock(), status=raw.status)
             self._release()
@@ -338,7 +345,7 @@ class _Body(httpx.SyncByteStream):
 
     __slots__ = ("_exchange", "_raw")
 
-    def __init__(self, exchange: _Exchange, raw: httpcore.Response) -> None:
+    def __init__(self, exchange: _Exchange, raw: _Raw) -> None:
         self._exchange = exchange
         self._raw = raw
 

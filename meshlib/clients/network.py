@@ -1,32 +1,58 @@
-"""httpcore for one endpoint: its pool, its connections, its sockets.
-
-Sockets have time-outs that end at a moment.
+"""Sockets for the blocking clients, with time-outs that end at a moment.
 
 httpcore's time-outs are per operation: a peer that sends one byte a second keeps a request alive for ever, and connect
 and TLS handshake get the time twice. A time-out of the kind `Until` is shortened before every step by what has passed.
 Others are passed on as they are.
+
+`meshlib.clients.network_async` is the same for event loops.
 """
 
+import errno
+import os
+import select
+import selectors
 import socket
 import ssl
-from collections.abc import Iterable
-from typing import Any
+import time
+from collections import deque
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from typing import Any, Final
 
-import anyio
 import httpcore
 import httpx
-from httpcore._backends.auto import AutoBackend
-from httpcore._backends.sync import SyncBackend
 
 from meshlib.clients.pools import PoolKey
 from meshlib.clients.timeouts import Hold, Until
 
-__all__ = ["BACKEND", "AsyncDeadlineBackend", "AsyncHttp2Pool", "Http2Pool", "keepalive_s"]
+__all__ = [
+    "BACKEND",
+    "HAPPY_EYEBALLS_S",
+    "Address",
+    "SocketOption",
+    "SocketStream",
+    "idle_limit_s",
+    "keepalive_s",
+    "left_of",
+    "ordered",
+]
 
 SocketOption = tuple[int, int, int] | tuple[int, int, bytes | bytearray] | tuple[int, int, None, int]
+Address = tuple[int, int, int, str, Any]
+"""Of `getaddrinfo`."""
+
+HAPPY_EYEBALLS_S: Final = 0.25
+"""Between the beginnings of two attempts to connect; the recommendation of RFC 8305, section 8."""
+_TOLERANCE_S: Final = 0.001
+"""A socket's time-out is not worth a system call when it is off by less than that."""
 
 
-def _left(timeout: float | None, expired: type[httpcore.TimeoutException]) -> float | None:
+def left_of(timeout: float | None, expired: type[httpcore.TimeoutException]) -> float | None:
+    """Return the seconds that the next step may take; None: no limit.
+
+    Raises:
+        httpcore.TimeoutException: Of the kind `expired`: none.
+    """
     if not isinstance(timeout, Until):
         return timeout
     left = timeout.left()
@@ -35,25 +61,45 @@ def _left(timeout: float | None, expired: type[httpcore.TimeoutException]) -> fl
     return left
 
 
-class _Stream(httpcore.NetworkStream):
-    """A socket. Reading and writing go past httpcore's own stream, whose context managers cost more than they do."""
+@contextmanager
+def _mapped(expired: type[Exception], failed: type[Exception]) -> Iterator[None]:
+    try:
+        yield
+    except TimeoutError as error:
+        raise expired(error) from error
+    except OSError as error:
+        raise failed(error) from error
 
-    __slots__ = ("_inner", "_limit", "_socket")
 
-    def __init__(self, inner: httpcore.NetworkStream) -> None:
-        self._inner = inner
-        self._socket: socket.socket = inner.get_extra_info("socket")
+class SocketStream(httpcore.NetworkStream):
+    """A connected socket, with TLS or without.
+
+    Attributes:
+        wrote: The latest `write` got something off.
+    """
+
+    __slots__ = ("_limit", "_poll", "_socket", "wrote")
+
+    def __init__(self, connected: socket.socket) -> None:
+        self._socket = connected
         self._limit: float | None = -1.0  # the socket's time-out, once it was set here
+        self._poll: select.poll | None = None
+        self.wrote = False
 
     def _set_limit(self, left: float | None) -> None:
         # A system call, and mostly the same time-out as for the step before.
-        if left != self._limit:
-            self._socket.settimeout(left)
-            self._limit = left
+        limit = self._limit
+        if left is None or limit is None:
+            if left is limit:
+                return
+        elif -_TOLERANCE_S < left - limit < _TOLERANCE_S and limit > 0.0:
+            return
+        self._socket.settimeout(left)
+        self._limit = left
 
     def read(self, max_bytes: int, timeout: float | None = None) -> bytes:
         try:
-            self._set_limit(_left(timeout, httpcore.ReadTimeout))
+            self._set_limit(left_of(timeout, httpcore.ReadTimeout))
             if isinstance(timeout, Until) and timeout.hold is not None:
                 return self._held_read(max_bytes, timeout.hold)
             return self._socket.recv(max_bytes)
@@ -72,37 +118,66 @@ class _Stream(httpcore.NetworkStream):
             hold.leave()
 
     def write(self, buffer: bytes, timeout: float | None = None) -> None:
+        self.wrote = False
         try:
-            while buffer:
-                self._set_limit(_left(timeout, httpcore.WriteTimeout))
-                buffer = buffer[self._socket.send(buffer) :]
+            self._set_limit(left_of(timeout, httpcore.WriteTimeout))
+            sent = self._socket.send(buffer)
+            if sent < len(buffer):
+                self.wrote = True
+                rest = memoryview(buffer)[sent:]
+                while rest:
+                    self._set_limit(left_of(timeout, httpcore.WriteTimeout))
+                    rest = rest[self._socket.send(rest) :]
         except TimeoutError as error:
             raise httpcore.WriteTimeout(error) from error
         except OSError as error:
             raise httpcore.WriteError(error) from error
 
     def close(self) -> None:
-        self._inner.close()
+        self._socket.close()
+
+    @property
+    def is_readable(self) -> bool:
+        """Something has come, be it the end: of an idle connection nothing good."""
+        if self._poll is None:
+            if not hasattr(select, "poll"):  # pragma: no cover - not on POSIX
+                return bool(select.select([self._socket], [], [], 0)[0])
+            if self._socket.fileno() < 0:
+                return True
+            self._poll = select.poll()
+            self._poll.register(self._socket, select.POLLIN)
+        return bool(self._poll.poll(0)) or self._socket.fileno() < 0
 
     def start_tls(
         self, ssl_context: ssl.SSLContext, server_hostname: str | None = None, timeout: float | None = None
-    ) -> httpcore.NetworkStream:
+    ) -> "SocketStream":
         try:
-            left = _left(timeout, httpcore.ConnectTimeout)
-        except httpcore.ConnectTimeout:
-            self._inner.close()
+            with _mapped(httpcore.ConnectTimeout, httpcore.ConnectError):
+                self._socket.settimeout(left_of(timeout, httpcore.ConnectTimeout))
+                return SocketStream(ssl_context.wrap_socket(self._socket, server_hostname=server_hostname))
+        except BaseException:
+            self._socket.close()
             raise
-        return _Stream(self._inner.start_tls(ssl_context, server_hostname, left))
 
     def get_extra_info(self, info: str) -> Any:
-        return self._inner.get_extra_info(info)
+        match info:
+            case "ssl_object":
+                found = self._socket
+                return found._sslobj if isinstance(found, ssl.SSLSocket) else None  # type: ignore[attr-defined]
+            case "client_addr":
+                return self._socket.getsockname()
+            case "server_addr":
+                return self._socket.getpeername()
+            case "socket":
+                return self._socket
+            case "is_readable":
+                return self.is_readable
+            case _:
+                return None
 
 
 class DeadlineBackend(httpcore.NetworkBackend):
     """For the blocking transport."""
-
-    def __init__(self) -> None:
-        self._inner = SyncBackend()
 
     def connect_tcp(
         self,
@@ -111,77 +186,130 @@ class DeadlineBackend(httpcore.NetworkBackend):
         timeout: float | None = None,
         local_address: str | None = None,
         socket_options: Iterable[SocketOption] | None = None,
-    ) -> httpcore.NetworkStream:
-        left = _left(timeout, httpcore.ConnectTimeout)
-        return _Stream(self._inner.connect_tcp(host, port, left, local_address, socket_options))
+    ) -> SocketStream:
+        with _mapped(httpcore.ConnectTimeout, httpcore.ConnectError):
+            found = _connected(host, port, timeout, local_address)
+            try:
+                found.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+                for option in socket_options or ():
+                    found.setsockopt(*option)
+            except BaseException:
+                found.close()
+                raise
+        return SocketStream(found)
 
     def connect_unix_socket(
         self, path: str, timeout: float | None = None, socket_options: Iterable[SocketOption] | None = None
-    ) -> httpcore.NetworkStream:
-        left = _left(timeout, httpcore.ConnectTimeout)
-        return _Stream(self._inner.connect_unix_socket(path, left, socket_options))
+    ) -> SocketStream:
+        with _mapped(httpcore.ConnectTimeout, httpcore.ConnectError):
+            found = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+            try:
+                for option in socket_options or ():
+                    found.setsockopt(*option)
+                found.settimeout(left_of(timeout, httpcore.ConnectTimeout))
+                found.connect(path)
+            except BaseException:
+                found.close()
+                raise
+        return SocketStream(found)
 
     def sleep(self, seconds: float) -> None:
-        self._inner.sleep(seconds)
-
-
-class _AsyncStream(httpcore.AsyncNetworkStream):
-    __slots__ = ("_inner",)
-
-    def __init__(self, inner: httpcore.AsyncNetworkStream) -> None:
-        self._inner = inner
-
-    async def read(self, max_bytes: int, timeout: float | None = None) -> bytes:
-        return await self._inner.read(max_bytes, _left(timeout, httpcore.ReadTimeout))
-
-    async def write(self, buffer: bytes, timeout: float | None = None) -> None:
-        await self._inner.write(buffer, _left(timeout, httpcore.WriteTimeout))
-
-    async def aclose(self) -> None:
-        await self._inner.aclose()
-
-    async def start_tls(
-        self, ssl_context: ssl.SSLContext, server_hostname: str | None = None, timeout: float | None = None
-    ) -> httpcore.AsyncNetworkStream:
-        try:
-            left = _left(timeout, httpcore.ConnectTimeout)
-        except httpcore.ConnectTimeout:
-            await self._inner.aclose()
-            raise
-        return _AsyncStream(await self._inner.start_tls(ssl_context, server_hostname, left))
-
-    def get_extra_info(self, info: str) -> Any:
-        return self._inner.get_extra_info(info)
-
-
-class AsyncDeadlineBackend(httpcore.AsyncNetworkBackend):
-    """For the async transport, under asyncio (uvloop too) or trio: the one that is running at its first connection."""
-
-    def __init__(self) -> None:
-        self._inner = AutoBackend()
-
-    async def connect_tcp(
-        self,
-        host: str,
-        port: int,
-        timeout: float | None = None,
-        local_address: str | None = None,
-        socket_options: Iterable[SocketOption] | None = None,
-    ) -> httpcore.AsyncNetworkStream:
-        left = _left(timeout, httpcore.ConnectTimeout)
-        return _AsyncStream(await self._inner.connect_tcp(host, port, left, local_address, socket_options))
-
-    async def connect_unix_socket(
-        self, path: str, timeout: float | None = None, socket_options: Iterable[SocketOption] | None = None
-    ) -> httpcore.AsyncNetworkStream:
-        left = _left(timeout, httpcore.ConnectTimeout)
-        return _AsyncStream(await self._inner.connect_unix_socket(path, left, socket_options))
-
-    async def sleep(self, seconds: float) -> None:
-        await self._inner.sleep(seconds)
+        time.sleep(seconds)
 
 
 BACKEND = DeadlineBackend()
+
+
+def ordered(addresses: Iterable[Address]) -> list[Address]:
+    """Return the addresses in the order in which they are tried: the families take turns, beginning with the first."""
+    by_family: dict[int, deque[Address]] = {}
+    for address in addresses:
+        by_family.setdefault(address[0], deque()).append(address)
+    found = []
+    queues = deque(by_family.values())
+    while queues:
+        queue = queues.popleft()
+        found.append(queue.popleft())
+        if queue:
+            queues.append(queue)
+    return found
+
+
+def _connected(host: str, port: int, timeout: float | None, local_address: str | None) -> socket.socket:
+    """Connect to the first address of a name that answers (RFC 8305), or to the one address."""
+    addresses = ordered(socket.getaddrinfo(host, port, type=socket.SOCK_STREAM))
+    if len(addresses) > 1:
+        return _race(addresses, timeout, local_address)
+    family, kind, protocol, _, address = addresses[0]
+    found = socket.socket(family, kind, protocol)
+    try:
+        if local_address is not None:
+            found.bind((local_address, 0))
+        found.settimeout(left_of(timeout, httpcore.ConnectTimeout))
+        found.connect(address)
+    except BaseException:
+        found.close()
+        raise
+    return found
+
+
+def _race(addresses: list[Address], timeout: float | None, local_address: str | None) -> socket.socket:
+    waiting = deque(addresses)
+    running: set[socket.socket] = set()
+    error: OSError = OSError("no address")
+    limit = left_of(timeout, httpcore.ConnectTimeout)
+    end = None if limit is None else time.monotonic() + limit
+    won: socket.socket | None = None
+    with selectors.DefaultSelector() as selector:
+        try:
+            next_at = 0.0
+            while waiting or running:
+                now = time.monotonic()
+                if end is not None and now >= end:
+                    raise TimeoutError("timed out")
+                if waiting and (not running or now >= next_at):
+                    next_at = now + HAPPY_EYEBALLS_S
+                    try:
+                        made = _begin(waiting.popleft(), local_address)
+                    except OSError as failure:
+                        error = failure
+                        continue
+                    running.add(made)
+                    selector.register(made, selectors.EVENT_WRITE)
+                wait_s = [next_at - now] if waiting else []
+                wait_s += [] if end is None else [end - now]
+                for key, _ in selector.select(max(0.0, min(wait_s)) if wait_s else None):
+                    made = key.fileobj  # type: ignore[assignment]  # a socket: that is what was registered
+                    selector.unregister(made)
+                    running.discard(made)
+                    code = made.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR)
+                    if not code:
+                        won = made
+                        return made
+                    made.close()
+                    error = OSError(code, os.strerror(code))
+                    next_at = 0.0  # the next one need not wait for its turn
+            raise error
+        finally:
+            for made in running:
+                if made is not won:
+                    made.close()
+
+
+def _begin(address: Address, local_address: str | None) -> socket.socket:
+    family, kind, protocol, _, where = address
+    made = socket.socket(family, kind, protocol)
+    try:
+        made.setblocking(False)
+        if local_address is not None:
+            made.bind((local_address, 0))
+        code = made.connect_ex(where)
+        if code not in (0, errno.EINPROGRESS, errno.EWOULDBLOCK):
+            raise OSError(code, os.strerror(code))
+    except BaseException:
+        made.close()
+        raise
+    return made
 
 
 def keepalive_s(key: PoolKey, limits: httpx.Limits) -> float | None:
@@ -191,118 +319,15 @@ def keepalive_s(key: PoolKey, limits: httpx.Limits) -> float | None:
     return min(known, default=None)
 
 
-class _Connection(httpcore.HTTPConnection):
-    """Retires after a number of requests (Envoy's `max_requests_per_connection`)."""
+def idle_limit_s(keepalive_s: float | None, announced_s: float | None) -> float | None:
+    """Return how long a connection may idle now.
 
-    max_requests = 0
-    _served = 0
-
-    def handle_request(self, request: httpcore.Request) -> httpcore.Response:
-        self._served += 1
-        return super().handle_request(request)
-
-    def has_expired(self) -> bool:
-        return super().has_expired() or (self._served >= self.max_requests and self.is_idle())
-
-
-class Http2Pool(httpcore.ConnectionPool):
-    """The HTTP/2 connections of one endpoint. httpcore's own retries are off: the mesh decides them."""
-
-    def __init__(self, key: PoolKey, limits: httpx.Limits) -> None:
-        self._key = key
-        self._keepalive_s = keepalive_s(key, limits)
-        super().__init__(
-            ssl_context=key.context,
-            max_connections=limits.max_connections,
-            max_keepalive_connections=limits.max_keepalive_connections,
-            keepalive_expiry=self._keepalive_s,
-            http1=False,
-            http2=True,
-            uds=key.unix_path,
-            network_backend=BACKEND,
-        )
-
-    def create_connection(self, origin: httpcore.Origin) -> httpcore.ConnectionInterface:
-        """Called by httpcore, under its lock."""
-        key = self._key
-        if key.max_requests is None:
-            return super().create_connection(origin)
-        connection = _Connection(
-            origin,
-            ssl_context=key.context,
-            keepalive_expiry=self._keepalive_s,
-            http1=False,
-            http2=True,
-            uds=key.unix_path,
-            network_backend=BACKEND,
-        )
-        connection.max_requests = key.max_requests
-        return connection
-
-
-class _AsyncConnection(httpcore.AsyncHTTPConnection):
-    """As `_Connection`, and no connection is lost to a cancellation.
-
-    A request that is cancelled between connecting and sending leaves httpcore 1.0.9 with a connection that it takes for
-    busy for ever; a pool that may have one connection is then stuck.
+    Args:
+        keepalive_s: As allowed here; None: without limit.
+        announced_s: After that time the server closes it, as it said (`Keep-Alive: timeout=`). We are ahead of it by a
+            second, or by half of the time if that is less: the server began to count when it sent the response.
     """
-
-    max_requests: int | None = None
-    _served = 0
-    _running = 0
-    _has_responded = False
-
-    async def handle_async_request(self, request: httpcore.Request) -> httpcore.Response:
-        self._served += 1
-        self._running += 1
-        try:
-            response = await super().handle_async_request(request)
-        except BaseException:
-            # No response so far and no request beside this one: nobody else needs the connection.
-            is_alone = not self._has_responded and self._running == 1
-            if is_alone and not self.is_idle() and not self.is_closed():
-                with anyio.CancelScope(shield=True):
-                    await self.aclose()
-            raise
-        finally:
-            self._running -= 1
-        self._has_responded = True
-        return response
-
-    def has_expired(self) -> bool:
-        limit = self.max_requests
-        return super().has_expired() or (limit is not None and self._served >= limit and self.is_idle())
-
-
-class AsyncHttp2Pool(httpcore.AsyncConnectionPool):
-    """As `Http2Pool`."""
-
-    def __init__(self, key: PoolKey, limits: httpx.Limits) -> None:
-        self._key = key
-        self._keepalive_s = keepalive_s(key, limits)
-        self._backend = AsyncDeadlineBackend()
-        super().__init__(
-            ssl_context=key.context,
-            max_connections=limits.max_connections,
-            max_keepalive_connections=limits.max_keepalive_connections,
-            keepalive_expiry=self._keepalive_s,
-            http1=False,
-            http2=True,
-            uds=key.unix_path,
-            network_backend=self._backend,
-        )
-
-    def create_connection(self, origin: httpcore.Origin) -> httpcore.AsyncConnectionInterface:
-        """Called by httpcore."""
-        key = self._key
-        connection = _AsyncConnection(
-            origin,
-            ssl_context=key.context,
-            keepalive_expiry=self._keepalive_s,
-            http1=False,
-            http2=True,
-            uds=key.unix_path,
-            network_backend=self._backend,
-        )
-        connection.max_requests = key.max_requests
-        return connection
+    if announced_s is None:
+        return keepalive_s
+    safe_s = max(announced_s - 1.0, announced_s / 2)
+    return safe_s if keepalive_s is None else min(keepalive_s, safe_s)

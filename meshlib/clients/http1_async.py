@@ -1,0 +1,213 @@
+"""As `meshlib.clients.http1_sync`, for an event loop."""
+
+import logging
+from collections.abc import AsyncIterator
+from typing import Any, Final, cast
+
+import httpcore
+from httpcore._async.http11 import AsyncHTTP11UpgradeStream
+from httpcore._trace import Trace
+
+from meshlib.clients.http1_request import JOINED_BYTES, Http1Request, framed, too_little, too_much
+from meshlib.clients.http1_response import ResponseHead, ResponseReader
+from meshlib.clients.http1_sync import refuse_http2
+from meshlib.clients.network_async import AsyncDeadlineBackend, AsyncSocketStream
+from meshlib.clients.pools import PoolKey
+from meshlib.resilience.circuit_breaker import CircuitBreaker
+
+__all__ = ["AsyncHttp1Connection"]
+
+READ_BYTES: Final = 65536
+
+_HTTP11 = logging.getLogger("httpcore.http11")
+_CONNECTION = logging.getLogger("httpcore.connection")
+
+
+class AsyncHttp1Connection:
+    """As `Http1Connection`. After a cancellation it must be closed, as after any exception."""
+
+    __slots__ = ("_backend", "_is_sent", "_key", "_stream", "expires_at", "pending", "reader", "served")
+
+    def __init__(self, key: PoolKey, backend: AsyncDeadlineBackend) -> None:
+        self._key = key
+        self._backend = backend
+        self._stream: AsyncSocketStream | None = None
+        self._is_sent = False
+        self.reader = ResponseReader()
+        self.served = 0
+        self.expires_at: float | None = None
+        self.pending: CircuitBreaker | None = None
+
+    def settle(self) -> None:
+        """Nobody waits for it any more."""
+        pending, self.pending = self.pending, None
+        if pending is not None:
+            pending.end_pending()
+
+    @property
+    def is_reusable(self) -> bool:
+        """The exchange is over, and another one may follow."""
+        return self._is_sent and self.reader.is_complete and self.reader.is_reusable
+
+    @property
+    def is_stale(self) -> bool:
+        """The server has closed it meanwhile, or sent what nobody asked for."""
+        return self._stream is None or self._stream.is_readable
+
+    async def aclose(self) -> None:
+        """Close the socket."""
+        if self._stream is not None:
+            await self._stream.aclose()
+
+    async def connect(self, request: Http1Request) -> None:
+        """Open the connection, TLS included, unless it is open."""
+        if self._stream is None:
+            key = self._key
+            timeout = request.timeouts.get("connect")
+            traced = cast(httpcore.Request, request)
+            stream: AsyncSocketStream
+            if key.unix_path is not None:
+                kwargs: dict[str, Any] = {"path": key.unix_path, "timeout": timeout, "socket_options": None}
+                async with Trace("connect_unix_socket", _CONNECTION, traced, kwargs) as trace:
+                    stream = trace.return_value = await self._backend.connect_unix_socket(key.unix_path, timeout)
+            else:
+                host, port = request.origin.host.decode("ascii"), request.origin.port
+                kwargs = {"host": host, "port": port, "local_address": None, "timeout": timeout, "socket_options": None}
+                async with Trace("connect_tcp", _CONNECTION, traced, kwargs) as trace:
+                    stream = trace.return_value = await self._backend.connect_tcp(host, port, timeout)
+            self._stream = stream
+            if key.context is not None:
+                name = request.extensions.get("sni_hostname") or request.origin.host.decode("ascii")
+                kwargs = {"ssl_context": key.context, "server_hostname": name, "timeout": timeout}
+                async with Trace("start_tls", _CONNECTION, traced, kwargs) as trace:
+                    self._stream = trace.return_value = await stream.start_tls(key.context, name, timeout)
+                refuse_http2(self._stream, key)
+            self.settle()
+
+    async def send(self, request: Http1Request) -> ResponseHead:
+        """Send a request and receive the head of its response. After an exception the connection must be closed."""
+        await self.connect(request)
+        stream, reader = self._stream, self.reader
+        assert stream is not None
+        self._is_sent = False
+        reader.begin(request.method, request.switches)
+        if request.is_traced:
+            head = await self._traced(request, stream)
+        else:
+            try:
+                await self._send_all(request, stream)
+            except httpcore.WriteError:
+                # A server may answer before it has read everything, and close. That answer is worth having.
+                if not request.timeouts.has_sent:
+                    raise
+            head = await self._receive_head(request, stream)
+        if request.closes:
+            reader.is_reusable = False
+        return head
+
+    def extensions(self, request: Http1Request, head: ResponseHead) -> dict[str, Any]:
+        """Return what httpx's users find in `response.extensions`, and `trailers` if the body comes in chunks."""
+        stream, reader = self._stream, self.reader
+        assert stream is not None
+        found: dict[str, Any] = {
+            "http_version": head.version,
+            "reason_phrase": head.reason,
+            "network_stream": stream,
+        }
+        if reader.trailers is not None:
+            found["trailers"] = reader.trailers
+        if head.status == 101 or (request.method == b"CONNECT" and 200 <= head.status < 300):
+            found["network_stream"] = AsyncHTTP11UpgradeStream(stream, reader.leading_data)
+        return found
+
+    async def _traced(self, request: Http1Request, stream: AsyncSocketStream) -> ResponseHead:
+        """As `send`, step by step."""
+        traced = cast(httpcore.Request, request)
+        kwargs = {"request": traced}
+        try:
+            async with Trace("send_request_headers", _HTTP11, traced, kwargs):
+                await self._write(request, stream, request.head)
+            async with Trace("send_request_body", _HTTP11, traced, kwargs):
+                await self._send_pieces(request, stream)
+        except httpcore.WriteError:
+            if not request.timeouts.has_sent:
+                raise
+        async with Trace("receive_response_headers", _HTTP11, traced, kwargs) as trace:
+            head = await self._receive_head(request, stream)
+            trace.return_value = (head.version, head.status, head.reason, head.headers)
+        return head
+
+    async def _send_all(self, request: Http1Request, stream: AsyncSocketStream) -> None:
+        body = request.body
+        if body is None:
+            await self._write(request, stream, request.head)
+            await self._send_pieces(request, stream)
+        elif request.length is None:
+            await self._write(request, stream, request.head + (framed(body) if body else b"") + b"0\r\n\r\n")
+            self._is_sent = True
+        elif len(body) != request.length:
+            raise too_much() if len(body) > request.length else too_little()
+        else:
+            if len(body) <= JOINED_BYTES:
+                await self._write(request, stream, request.head + body if body else request.head)
+            else:
+                await self._write(request, stream, request.head)
+                await self._write(request, stream, body)
+            self._is_sent = True
+
+    async def _send_pieces(self, request: Http1Request, stream: AsyncSocketStream) -> None:
+        left = request.length
+        async for piece in cast(AsyncIterator[bytes], request.stream):
+            if left is None:
+                if piece:
+                    await self._write(request, stream, framed(piece))
+                continue
+            left -= len(piece)
+            if left < 0:
+                raise too_much()
+            if piece:
+                await self._write(request, stream, piece)
+        if left is None:
+            await self._write(request, stream, b"0\r\n\r\n")
+        elif left:
+            raise too_little()
+        self._is_sent = True
+
+    async def _write(self, request: Http1Request, stream: AsyncSocketStream, data: bytes) -> None:
+        timeouts = request.timeouts
+        had_sent = timeouts.has_sent
+        timeout = timeouts.get("write")
+        try:
+            await stream.write(data, timeout)
+        except httpcore.WriteError:
+            if not had_sent and not stream.wrote:
+                timeouts.has_sent = False  # the socket took nothing: it was dead before
+            raise
+
+    async def _receive_head(self, request: Http1Request, stream: AsyncSocketStream) -> ResponseHead:
+        head = None
+        while head is None:
+            head = self.reader.head(await stream.read(READ_BYTES, request.timeouts.get("read")))
+        return head
+
+    async def pieces(self, request: Http1Request) -> AsyncIterator[bytes]:
+        """Receive the body of the response."""
+        stream, reader = self._stream, self.reader
+        assert stream is not None
+        for piece in reader.open_body():
+            yield piece
+        while not reader.is_complete:
+            for piece in reader.body(await stream.read(READ_BYTES, request.timeouts.get("read"))):
+                yield piece
+
+    def body(self, request: Http1Request) -> AsyncIterator[bytes]:
+        """As `pieces`, and those who trace hear of it."""
+        if not request.is_traced:
+            return self.pieces(request)
+        return self._traced_pieces(request)
+
+    async def _traced_pieces(self, request: Http1Request) -> AsyncIterator[bytes]:
+        traced = cast(httpcore.Request, request)
+        async with Trace("receive_response_body", _HTTP11, traced, {"request": traced}):
+            async for piece in self.pieces(request):
+                yield piece
