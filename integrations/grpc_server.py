@@ -13,10 +13,9 @@ hold here, and the listener that applies is the announced one unless `address` s
 import asyncio
 import inspect
 import socket
-import sys
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping
-from contextlib import aclosing, asynccontextmanager, contextmanager
+from contextlib import asynccontextmanager, contextmanager
 from typing import Any
 
 import grpc
@@ -29,6 +28,7 @@ from meshlib.servers.addresses import join
 from meshlib.servers.addresses import listen as listening
 from meshlib.servers.announce import DRAIN_S, LISTENER_TIMEOUT_S, Announcement, announce
 from meshlib.servers.grpc_certificates import GrpcCertificates
+from meshlib.servers.grpc_end import CallEnd, StreamEnd
 from meshlib.servers.inbound import Inbound, InboundRequest
 from meshlib.servers.peer import ANONYMOUS, Peer, peer_of_pem
 from meshlib.servers.source import ServerSource
@@ -36,7 +36,6 @@ from meshlib.servers.source import ServerSource
 __all__ = ["aio_announced", "aio_interceptor", "announced", "interceptor"]
 
 NO_ADDRESS = ("", 0)
-CANCELLED, UNKNOWN, DEADLINE_EXCEEDED = 1, 2, 4
 STATUS_OF_CODE = {code.value[0]: code for code in grpc.StatusCode}
 
 
@@ -116,7 +115,7 @@ def _guarded(inbound: Inbound, method: str, handler: Any) -> Any:
 
     def streaming(argument: Any, context: Any) -> Iterator[Any]:
         request = begin(context)
-        end = _End(request, context)
+        end = CallEnd(request, context)
         try:
             with request.entered():
                 yield from behaviour(argument, context)
@@ -126,7 +125,7 @@ def _guarded(inbound: Inbound, method: str, handler: Any) -> Any:
 
     def unary(argument: Any, context: Any) -> Any:
         request = begin(context)
-        end = _End(request, context)
+        end = CallEnd(request, context)
         try:
             with request.entered():
                 response = behaviour(argument, context)
@@ -153,15 +152,17 @@ def _guarded_async(inbound: Inbound, method: str, handler: Any) -> Any:
 
     async def streaming(argument: Any, context: Any) -> AsyncIterator[Any]:
         request = await begin(context)
-        end = _End(request, context)
+        end = StreamEnd(request, context)
         try:
             with request.entered():
                 result = behaviour(argument, context)
                 if hasattr(result, "__aiter__"):
-                    # Closed here and not by the garbage collector: its `finally` belongs to this request.
-                    async with aclosing(result):
+                    end.watch(result)
+                    try:
                         async for message in result:
                             yield message
+                    finally:
+                        await end.close()
                 else:  # a handler that writes with context.write()
                     await result
             end.returned()
@@ -170,7 +171,7 @@ def _guarded_async(inbound: Inbound, method: str, handler: Any) -> Any:
 
     async def unary(argument: Any, context: Any) -> Any:
         request = await begin(context)
-        end = _End(request, context)
+        end = CallEnd(request, context)
         try:
             with request.entered():
                 response = await behaviour(argument, context)
@@ -180,42 +181,6 @@ def _guarded_async(inbound: Inbound, method: str, handler: Any) -> Any:
             end.report()
 
     return _with_behaviour(handler, streaming if handler.response_streaming else unary)
-
-
-class _End:
-    """How a call ends, as far as the server knows."""
-
-    __slots__ = ("_context", "_has_returned", "_request")
-
-    def __init__(self, request: InboundRequest, context: Any) -> None:
-        self._request = request
-        self._context = context
-        self._has_returned = False
-
-    def returned(self) -> None:
-        """The handler has come to its end."""
-        self._has_returned = True
-
-    def report(self) -> None:
-        """Report the status: what the handler set, else OK after a return, else why there was none."""
-        self._request.finish(200, self._code())
-
-    def _code(self) -> int:
-        context = self._context
-        # The context that grpc.aio gives to plain functions has no code().
-        code = context.code() if hasattr(context, "code") else None
-        if isinstance(code, grpc.StatusCode):
-            return int(code.value[0])
-        if isinstance(code, int) and code:
-            return code
-        if self._has_returned:
-            return 0
-        if (remaining_s := context.time_remaining()) is not None and remaining_s <= 0.0:
-            return DEADLINE_EXCEEDED
-        if isinstance(sys.exception(), asyncio.CancelledError | GeneratorExit):
-            return CANCELLED  # the caller went, and grpcio dropped the handler
-        is_active = getattr(context, "is_active", None)
-        return CANCELLED if is_active is not None and not is_active() else UNKNOWN
 
 
 def _begin(inbound: Inbound, method: str, context: Any) -> InboundRequest:

@@ -9,8 +9,8 @@ The trace context travels with OpenTelemetry's own context (API only), which the
 
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import contextmanager, suppress
-from contextvars import ContextVar, copy_context
+from contextlib import contextmanager
+from contextvars import ContextVar, Token, copy_context
 from dataclasses import dataclass
 from typing import Final, ParamSpec, TypeVar
 
@@ -21,8 +21,10 @@ __all__ = [
     "InboundContext",
     "carry",
     "current_request",
+    "enter",
     "entered",
     "handed_on",
+    "leave",
     "names_to_hand_on",
     "remaining_s",
     "urgency_of",
@@ -140,15 +142,33 @@ def current_request() -> InboundContext | None:
     return _current.get()
 
 
+def enter(context: InboundContext) -> Token[InboundContext | None]:
+    """Make a context the current one; `leave` takes the token."""
+    return _current.set(context)
+
+
+def leave(token: Token[InboundContext | None]) -> bool:
+    """Make the context from before the current one again.
+
+    Returns:
+        False: this is another context than the one entered, maybe a copy of it, and nothing was done. A generator that
+        is dropped ends in the context of whoever drops it, where no token from before is good for anything.
+    """
+    try:
+        _current.reset(token)
+    except ValueError:
+        return False
+    return True
+
+
 @contextmanager
 def entered(context: InboundContext) -> Iterator[None]:
     """Make a context the current one for a block."""
-    token = _current.set(context)
+    token = enter(context)
     try:
         yield
     finally:
-        with suppress(ValueError):  # a generator that is dropped ends in another context, where nothing was set
-            _current.reset(token)
+        leave(token)
 
 
 def remaining_s(now: float) -> float | None:

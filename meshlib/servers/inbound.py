@@ -29,9 +29,9 @@ from meshlib.runtime.context import (
     DEFAULT_URGENCY,
     PRIORITY,
     InboundContext,
-    current_request,
-    entered,
+    enter,
     handed_on,
+    leave,
     urgency_of,
 )
 from meshlib.runtime.tracing import report, trace_fields
@@ -166,20 +166,18 @@ class InboundRequest:
     def entered(self) -> Iterator[None]:
         """Make the deadline, the identity and the trace context current for the application's code."""
         trace = self._trace
-        with entered(self.context):
-            if trace is None:
-                yield
-                return
-            token = otel_context.attach(trace.context)
-            try:
-                yield
-            except Exception as error:
+        token = enter(self.context)
+        trace_token = None if trace is None else otel_context.attach(trace.context)
+        try:
+            yield
+        except Exception as error:
+            if trace is not None:
                 trace.failed(error)
-                raise
-            finally:
-                # A generator that is dropped ends in the context of whoever drops it, where there is nothing of ours.
-                if current_request() is self.context:
-                    otel_context.detach(token)
+            raise
+        finally:
+            # OpenTelemetry logs an error when its token is from another context.
+            if leave(token) and trace_token is not None:
+                otel_context.detach(trace_token)
 
     def finish(self, status: int, grpc_status: int | None = None) -> None:
         """Report how it ended; only the first call counts.

@@ -1,5 +1,8 @@
 """Every server adapter makes a SERVER span below the caller's, which is current for the application."""
 
+import asyncio
+import gc
+import logging
 from collections.abc import Callable
 from types import SimpleNamespace
 from typing import Any
@@ -16,6 +19,7 @@ from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanE
 from opentelemetry.trace import SpanKind
 
 from meshlib import Mesh
+from meshlib.events import RequestServed
 from meshlib.integrations import asgi, grpc_server, wsgi
 from meshlib.integrations import django as django_adapter
 
@@ -157,7 +161,57 @@ async def test_grpc_aio(seen: Seen) -> None:
             call.cancel()
     finally:
         await server.stop(1)
+    async with asyncio.timeout(10):
+        while not seen.spans.get_finished_spans():  # stop() does not wait for the tasks of RPCs that were cancelled
+            await asyncio.sleep(0.001)
     seen.check("test.Echo/Stream")
+
+
+async def test_grpc_aio_caller_leaves(seen: Seen, caplog: pytest.LogCaptureFixture) -> None:
+    """The end of a stream is reported when its caller leaves, and the handler closed in its own context.
+
+    1. The caller leaves in the middle of a stream, with nobody to collect garbage.
+    2. Its end is reported as cancelled, and the handler's `finally` has run with its trace current.
+    3. Garbage is collected at last: no complaint about tokens of other contexts.
+    """
+    served = asyncio.Queue[RequestServed]()
+    closed = asyncio.Queue[int]()
+    seen.mesh.add_hook(lambda event: served.put_nowait(event) if isinstance(event, RequestServed) else None)
+
+    async def stream(request: bytes, context: Any) -> Any:
+        seen.look()
+        try:
+            while True:
+                yield b"x" * 1000
+        finally:
+            await asyncio.sleep(0)
+            closed.put_nowait(trace.get_current_span().get_span_context().span_id)
+
+    handlers = {"Stream": grpc.unary_stream_rpc_method_handler(stream)}
+    server = grpc.aio.server(interceptors=[grpc_server.aio_interceptor(seen.mesh)])
+    server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler("test.Echo", handlers),))
+    port = server.add_insecure_port("127.0.0.1:0")
+    await server.start()
+    gc.disable()
+    try:
+        async with grpc.aio.insecure_channel(f"127.0.0.1:{port}") as channel:
+            for _ in range(5):
+                call = channel.unary_stream("/test.Echo/Stream")(b"", metadata=(("traceparent", PARENT),))
+                await call.read()
+                call.cancel()
+                event = await asyncio.wait_for(served.get(), 20)
+                assert (1, False) == (event.grpc_status, event.denied)
+                seen.check("test.Echo/Stream")
+                assert seen.inside == await asyncio.wait_for(closed.get(), 20)
+                seen.spans.clear()
+        gc.collect()
+        await asyncio.sleep(0)
+    finally:
+        gc.enable()
+        await server.stop(1)
+    assert served.empty() and closed.empty()
+    # grpc.aio's poller complains of its own wake-ups under load.
+    assert [] == [one.getMessage() for one in caplog.records if one.levelno >= logging.ERROR and one.name != "asyncio"]
 
 
 def test_grpc(seen: Seen, caplog: pytest.LogCaptureFixture) -> None:
