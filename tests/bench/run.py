@@ -3,7 +3,8 @@
 Client and servers are processes of their own. For each pair the plain and the meshed client take turns, round by round,
 the order changing each time, so that whatever else the machine does hits both; what counts is the median over the
 rounds and the ratio of the two in the same round. CPU is that of the client's process with all its threads. The mesh
-gets its configuration from a real `xds-server`, and its standard metrics are on.
+gets its configuration from a real `xds-server`, and its standard metrics are on; so does the Envoy which the plain client
+goes through in some pairs, whose own CPU is not counted.
 
 Writes JSON and Markdown to tests/bench/results/, named after the date and `--label`.
 """
@@ -14,65 +15,21 @@ import gc
 import json
 import platform
 import statistics
-import subprocess
 import sys
-import tempfile
 import time
-from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 sys.path.insert(0, str(Path(__file__).parent))
 
-from pairs import PAIRS, SERVICE, Addresses, Pair, Runner  # beside this file
-
-import meshlib
+from pair import Pair, Runner  # beside this file, like what follows
+from pairs import PAIRS
+from world import World, world
 
 HERE = Path(__file__).parent
 PACKAGES = ("meshlib-xds", "httpx", "httpcore", "h11", "grpcio", "protobuf")
-CONFIGURATION = """
-apiVersion: networking.istio.io/v1
-kind: ServiceEntry
-metadata: {{name: {service}, namespace: default}}
-spec:
-  hosts: [{service}.default.svc.cluster.local]
-  location: MESH_INTERNAL
-  resolution: STATIC
-  ports:
-  - {{number: 80, name: http, protocol: HTTP}}
-  - {{number: 81, name: grpc, protocol: GRPC}}
-  endpoints:
-  - {{address: 127.0.0.1, ports: {{http: {http}, grpc: {grpc}}}}}
-"""
-
-
-@contextmanager
-def process(*command: str) -> Iterator[tuple[subprocess.Popen[str], str]]:
-    """Run a program; gives its first line, and ends it."""
-    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as running:
-        assert running.stdout is not None
-        try:
-            yield running, running.stdout.readline()
-        finally:
-            running.terminate()
-
-
-@contextmanager
-def world() -> Iterator[tuple[meshlib.Mesh, Addresses]]:
-    """Start the servers and a mesh that knows them."""
-    with ExitStack() as stack:
-        _, line = stack.enter_context(process(sys.executable, str(HERE / "upstream.py")))
-        ports = json.loads(line)
-        folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))
-        (folder / "bench.yaml").write_text(CONFIGURATION.format(service=SERVICE, **ports))
-        command = (sys.executable, "-m", "xds_server", "serve", str(folder), "--listen", "127.0.0.1:0")
-        _, line = stack.enter_context(process(*command, "--admin", "127.0.0.1:0", "--log-level", "error"))
-        words = dict(word.partition("=")[::2] for word in line.split())
-        mesh = stack.enter_context(meshlib.Mesh.connect(words["xds"], node_id="bench", state_dir=""))
-        mesh.wait_ready(SERVICE, f"{SERVICE}:81", timeout_s=10)
-        yield mesh, Addresses(f"127.0.0.1:{ports['http']}", f"127.0.0.1:{ports['grpc']}")
 
 
 def measure(run: Runner, calls: int) -> tuple[float, float]:
@@ -83,10 +40,10 @@ def measure(run: Runner, calls: int) -> tuple[float, float]:
     return (time.process_time() - cpu) / calls * 1e6, (time.perf_counter() - wall) / calls * 1e6
 
 
-def compare(pair: Pair, mesh: meshlib.Mesh, addresses: Addresses, *, rounds: int, calls: int) -> dict[str, Any]:
+def compare(pair: Pair, world: World, *, rounds: int, calls: int) -> dict[str, Any]:
     """Measure one pair, after a round that does not count."""
     with ExitStack() as stack:
-        runners = pair.open(mesh, addresses, stack)
+        runners = pair.open(world, stack)
         found: list[list[tuple[float, float]]] = [[], []]
         for number in range(rounds + 1):
             order = (0, 1) if number % 2 else (1, 0)
@@ -133,11 +90,12 @@ def main() -> None:
     options = parser.parse_args()
     rounds = 3 if options.smoke else options.rounds
     results = []
-    with world() as (mesh, addresses):
-        for pair in PAIRS:
-            if options.only in pair.name:
-                calls = 100 if options.smoke else pair.calls
-                results.append(compare(pair, mesh, addresses, rounds=rounds, calls=calls))
+    chosen = [pair for pair in PAIRS if options.only in pair.name]
+    with world(with_envoy=any(pair.needs == "envoy" for pair in chosen)) as found:
+        for pair in chosen:
+            if pair.needs != "envoy" or found.envoy:
+                calls = min(100, pair.calls) if options.smoke else pair.calls
+                results.append(compare(pair, found, rounds=rounds, calls=calls))
                 print(table(results[-1:]).splitlines()[-1], flush=True)
     if options.smoke:
         return

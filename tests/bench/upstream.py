@@ -1,35 +1,59 @@
-"""The servers that benchmarks call, in a process of their own: `python upstream.py` prints their ports as JSON.
+"""The servers that benchmarks call, in a process of their own: `python upstream.py [FOLDER]` prints their ports as JSON.
 
-They do as little as a server can, so that what is measured is the client. HTTP/1.1 over asyncio, without a framework;
-gRPC over grpcio, with bytes for messages. They end with their standard input.
+They do as little as a server can, so that what is measured is the client. HTTP/1.1 over asyncio, without a framework, on
+three ports, and one with TLS when a folder has `ca.pem`, `chain.pem` and `key.pem`; gRPC over grpcio, with bytes for
+messages. They end with their standard input.
 """
 
 import asyncio
 import json
+import ssl
 import sys
 from concurrent import futures
+from pathlib import Path
 
 import grpc
 
 BODY = b'{"id": 1, "state": "open", "items": ["a", "b", "c"]}'
-RESPONSE = b"HTTP/1.1 200 OK\r\ncontent-type: application/json\r\ncontent-length: %d\r\n\r\n%s" % (len(BODY), BODY)
+MIB = b"x" * 1048576
+
+
+def response(body: bytes) -> bytes:
+    return b"HTTP/1.1 200 OK\r\ncontent-type: application/json\r\ncontent-length: %d\r\n\r\n%b" % (len(body), body)
+
+
+SMALL, BIG = response(BODY), response(MIB)
 
 
 class Http(asyncio.Protocol):
-    """Answers every request head with the same response; requests have no body."""
+    """Answers every request, once its body is there: paths that begin with `/big` with 1 MiB, others with little."""
 
     def __init__(self) -> None:
-        self._buffer = b""
+        self._head = b""
+        self._left = 0  # of a request body
+        self._answer = b""
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         assert isinstance(transport, asyncio.Transport)
         self._transport = transport
 
     def data_received(self, data: bytes) -> None:
-        data = self._buffer + data
-        *heads, self._buffer = data.split(b"\r\n\r\n")
-        if heads:
-            self._transport.write(RESPONSE * len(heads))
+        while data:
+            if self._left:
+                taken = min(self._left, len(data))
+                self._left -= taken
+                data = data[taken:]
+            else:
+                self._head += data
+                head, end, data = self._head.partition(b"\r\n\r\n")
+                if not end:
+                    return
+                self._head = b""
+                self._answer = BIG if b" /big" in head[:16] else SMALL
+                _, _, length = head.lower().partition(b"\r\ncontent-length: ")
+                self._left = int(length.partition(b"\r\n")[0] or b"0")
+            if not self._left:
+                self._transport.write(self._answer)
 
 
 def start_grpc() -> tuple[grpc.Server, int]:
@@ -41,13 +65,27 @@ def start_grpc() -> tuple[grpc.Server, int]:
     return server, port
 
 
+def tls_context(folder: Path) -> ssl.SSLContext:
+    """Return a context that takes clients with a certificate and without."""
+    context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH, cafile=str(folder / "ca.pem"))
+    context.load_cert_chain(folder / "chain.pem", folder / "key.pem")
+    context.verify_mode = ssl.CERT_OPTIONAL
+    return context
+
+
 async def main() -> None:
     loop = asyncio.get_running_loop()
-    http = await loop.create_server(Http, "127.0.0.1", 0, backlog=512)
+    servers = [await loop.create_server(Http, "127.0.0.1", 0, backlog=512) for _ in range(3)]
+    ports = {"http": [server.sockets[0].getsockname()[1] for server in servers]}
+    if sys.argv[1:]:
+        secure = await loop.create_server(Http, "127.0.0.1", 0, backlog=512, ssl=tls_context(Path(sys.argv[1])))
+        servers.append(secure)
+        ports["tls"] = [secure.sockets[0].getsockname()[1]]
     grpc_server, grpc_port = start_grpc()
-    print(json.dumps({"http": http.sockets[0].getsockname()[1], "grpc": grpc_port}), flush=True)
+    print(json.dumps({**ports, "grpc": grpc_port}), flush=True)
     await asyncio.to_thread(sys.stdin.read)
-    http.close()
+    for server in servers:
+        server.close()
     grpc_server.stop(None).wait(5)
 
 
