@@ -223,7 +223,7 @@ SECTIONS: Mapping[str, tuple[str, Callable[[], Any], Place | None]] = {
 }
 
 HEDGED = (
-    "for httpx: `hedge_on_per_try_timeout`; the others only with route metadata "
+    "for httpx, unary gRPC calls and async functions: `hedge_on_per_try_timeout`; the others only with route metadata "
     "`meshlib: {hedge_initial_requests: true}`, as Envoy 1.40 does nothing with them"
 )
 # Fields that depend on their content or on others; what the decoder says about the sample alone would mislead.

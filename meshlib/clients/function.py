@@ -31,7 +31,7 @@ import functools
 import inspect
 import socket
 import time
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from typing import Any, Concatenate, Final, ParamSpec, Protocol, TypeVar, cast, overload
 
 import anyio
@@ -41,6 +41,8 @@ from tenacity.retry import retry_base
 from tenacity.wait import wait_base
 
 from meshlib.call import Attempt, Call, Done, Sleep, Step
+from meshlib.clients.function_race import FunctionShell
+from meshlib.clients.race import arace
 from meshlib.clients.response_cache import ResponseCache
 from meshlib.clients.sharing import KeyMaker, Sharing
 from meshlib.clients.source import MeshSource
@@ -213,8 +215,16 @@ class _Progress:
 
     def raised(self, error: Exception) -> None:
         self.error = error
-        outcome = _OK if isinstance(error, self._ignore) else outcome_of(error)
-        self.step = self.call.finished(outcome, self._clock())
+        self.step = self.call.finished(self._meant_by(error), self._clock())
+
+    async def race(self, step: Attempt, run: Callable[[Attempt], Awaitable[Any]]) -> None:
+        """Carry the call to its end, with attempts that run beside each other."""
+        shell = FunctionShell(self.call, run, returned=_OK, raised=self._meant_by, nothing=_NOTHING)
+        self.step = await arace(self.call, shell, step, clock=self._clock)
+        self.value, self.error = shell.value, shell.error
+
+    def _meant_by(self, error: Exception) -> Outcome:
+        return _OK if isinstance(error, self._ignore) else outcome_of(error)
 
     def timed_out(self) -> None:
         self.error = None
@@ -347,20 +357,26 @@ class _Policy:
         return await self._arun(target, args, kwargs)
 
     async def _arun(self, target: TargetView, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        call = self._call(target)
+        call = self._call(target, can_hedge=True)
         try:
             progress = _Progress(call, self._mesh, self._ignore)
             if isinstance(progress.step, Sleep):  # an injected delay
                 await anyio.sleep(progress.step.seconds)
 
+            async def run(step: Attempt) -> Any:
+                filled, named = self._signature.fill(step.endpoint, step.timeout_s, args, kwargs)
+                return await self._function(*filled, **named)
+
             async def attempt() -> None:
                 step = progress.next_attempt()
                 if step is None:
                     return
-                filled, named = self._signature.fill(step.endpoint, step.timeout_s, args, kwargs)
+                if step.is_raced:
+                    await progress.race(step, run)
+                    return
                 try:
                     with attempt_scope(call), anyio.move_on_after(step.timeout_s) as scope:
-                        value = await self._function(*filled, **named)
+                        value = await run(step)
                 except Exception as error:
                     progress.raised(error)
                 else:
@@ -379,11 +395,12 @@ class _Policy:
         finally:
             call.close(self._mesh.clock())
 
-    def _call(self, target: TargetView) -> Call:
+    def _call(self, target: TargetView, *, can_hedge: bool = False) -> Call:
         mesh = self._mesh
         now = mesh.clock()
         known = [seconds for seconds in (self._timeout_s, remaining_s(now)) if seconds is not None]
-        return begin_call(mesh, target, self._head, now=now, timeout_s=min(known, default=None))
+        timeout_s = min(known, default=None)
+        return begin_call(mesh, target, self._head, now=now, timeout_s=timeout_s, can_hedge=can_hedge)
 
     def _direct(self) -> Endpoint:
         return Endpoint(self._service if ":" in self._service else f"{self._service}:80")

@@ -17,12 +17,15 @@ import grpc.aio
 
 from meshlib.call import Attempt, Done, Sleep, Step
 from meshlib.clients.grpc_channels import Channels, EndpointChannel
+from meshlib.clients.grpc_common import OK
 from meshlib.clients.grpc_errors import AioMeshRpcError, CallInfo
 from meshlib.clients.grpc_flow import Flow
 from meshlib.clients.grpc_invoke import AioInvoker, Method, Rpc, refused
+from meshlib.clients.grpc_race import arace_unary
 from meshlib.clients.grpc_replay import AioReplay
 from meshlib.errors import IdentityError, MeshError
 from meshlib.model.outcome import Failure, FailureKind, Outcome
+from meshlib.view import TargetView
 
 __all__ = ["AioRpc"]
 
@@ -81,10 +84,14 @@ class AioRpc:
             self._ensure_driver()
             return
         now = self._began_at
-        flow = self._flow = invoker.flow(target, self._method, self._rpc, now=now, timeout_s=self._rpc.timeout_s)
+        flow = self._flow = self._make_flow(target, now, self._rpc.timeout_s)
         self._launch(flow, flow.start(now))
         if self._pending is not None:
             self._ensure_driver()
+
+    def _make_flow(self, target: TargetView, now: float, timeout_s: float | None) -> Flow:
+        can_hedge = self._method.kind == "unary_unary"
+        return self._invoker.flow(target, self._method, self._rpc, now=now, timeout_s=timeout_s, can_hedge=can_hedge)
 
     # Attempts.
 
@@ -96,6 +103,9 @@ class AioRpc:
         """
         invoker = self._invoker
         while isinstance(step, Attempt):
+            if step.is_raced:
+                self._pending = step
+                return
             try:
                 channel = invoker.acquire(step)
             except IdentityError as unable:
@@ -144,7 +154,7 @@ class AioRpc:
             now, timeout_s = invoker.clock(), self._rpc.timeout_s
             if timeout_s is not None:
                 timeout_s -= now - self._began_at
-            self._flow = invoker.flow(target, self._method, self._rpc, now=now, timeout_s=timeout_s)
+            self._flow = self._make_flow(target, now, timeout_s)
             self._launch(self._flow, self._flow.start(now))
         flow = self._flow
         while not self._is_over and not self._is_committed:
@@ -152,6 +162,9 @@ class AioRpc:
             if isinstance(step, Sleep):
                 await self._sleep(step.seconds)
                 self._launch(flow, flow.slept(invoker.clock()))
+                continue
+            if isinstance(step, Attempt):
+                await self._race(flow, step)
                 continue
             try:
                 first = await self._next()
@@ -161,6 +174,32 @@ class AioRpc:
             else:
                 if not self._is_over:
                     self._has_first(flow, first)
+
+    async def _race(self, flow: Flow, attempt: Attempt) -> None:
+        """Have attempts run beside each other, to the end of the call."""
+        stop = self._pause = self._loop.create_future()
+        try:
+            done, last, result = await arace_unary(
+                self._invoker, self._method, self._rpc, self._request, flow, attempt, stop
+            )
+        finally:
+            self._pause = None
+        if last is not None:
+            self._native, self._channel = last.native, last.channel
+            self._attempt, self._attempt_began_at = last.attempt, last.began_at
+        if self._is_over:
+            self._release_channel()
+        elif done.result is OK:
+            self._first = result
+            self._settle(grpc.StatusCode.OK)
+        else:
+            self._release_channel()
+            self._launch(flow, flow.raced(done, self._invoker.clock()), result)
+
+    def _release_channel(self) -> None:
+        channel, self._channel = self._channel, None
+        if channel is not None:
+            self._channels.release(channel)
 
     def _failed(self, flow: Flow, error: grpc.aio.AioRpcError | TimeoutError) -> None:
         channel, attempt = self._channel, self._attempt
@@ -267,9 +306,7 @@ class AioRpc:
     def _give_back(self, code: grpc.StatusCode) -> None:
         if self._flow is not None:
             self._flow.close(self._invoker.clock(), code.value[0])
-        channel, self._channel = self._channel, None
-        if channel is not None:
-            self._channels.release(channel)
+        self._release_channel()
         if self._replay is not None:
             self._replay.close()
 

@@ -36,7 +36,17 @@ class Flow:
         head: As the caller made it: what the mesh adds to it is not there.
     """
 
-    __slots__ = ("_authority", "_is_committed", "_mesh", "_pauses", "_restarts", "call", "deadline", "head")
+    __slots__ = (
+        "_authority",
+        "_can_hedge",
+        "_is_committed",
+        "_mesh",
+        "_pauses",
+        "_restarts",
+        "call",
+        "deadline",
+        "head",
+    )
 
     def __init__(
         self,
@@ -48,15 +58,17 @@ class Flow:
         now: float,
         timeout_s: float | None,
         wait_for_ready: bool,
+        can_hedge: bool = False,
     ) -> None:
         self._mesh = mesh
         self._authority = authority
         self.head = head
         self._is_committed = False
+        self._can_hedge = can_hedge
         self._pauses = 0 if wait_for_ready else -1
         self._restarts = False
         self.deadline = None if timeout_s is None else now + timeout_s
-        self.call = begin_call(mesh, target, head, now=now, timeout_s=timeout_s)
+        self.call = begin_call(mesh, target, head, now=now, timeout_s=timeout_s, can_hedge=can_hedge)
 
     def start(self, now: float) -> Step:
         """Begin."""
@@ -68,6 +80,10 @@ class Flow:
         step = self.call.finished(outcome, now)
         return step if self._pauses < 0 else self._or_pause(step, now)
 
+    def raced(self, done: Done, now: float) -> Step:
+        """Go on after attempts that ran beside each other."""
+        return done if self._pauses < 0 else self._or_pause(done, now)
+
     def slept(self, now: float) -> Step:
         """Go on after a pause, of the machine or for wait-for-ready."""
         if not self._restarts:
@@ -78,7 +94,7 @@ class Flow:
         with contextlib.suppress(MeshError):  # gone for the moment: what it was will say why nobody answers
             target = self._mesh.target(self._authority) or target
         timeout_s = None if self.deadline is None else self.deadline - now
-        self.call = begin_call(self._mesh, target, self.head, now=now, timeout_s=timeout_s)
+        self.call = begin_call(self._mesh, target, self.head, now=now, timeout_s=timeout_s, can_hedge=self._can_hedge)
         if self._is_committed:
             self.call.commit()
         return self.start(now)

@@ -101,11 +101,21 @@ class Invoker(Generic[C]):
         if self.abandoned:
             self.collect()
 
-    def flow(self, target: TargetView, method: Method, rpc: Rpc, *, now: float, timeout_s: float | None) -> Flow:
+    def flow(
+        self,
+        target: TargetView,
+        method: Method,
+        rpc: Rpc,
+        *,
+        now: float,
+        timeout_s: float | None,
+        can_hedge: bool = False,
+    ) -> Flow:
         """Make the flow of an RPC.
 
         Args:
             timeout_s: What is left of the RPC's own.
+            can_hedge: Its attempts can run beside each other.
         """
         return Flow(
             self.mesh,
@@ -115,6 +125,7 @@ class Invoker(Generic[C]):
             now=now,
             timeout_s=timeout_s,
             wait_for_ready=bool(rpc.wait_for_ready),
+            can_hedge=can_hedge,
         )
 
     def acquire(self, attempt: Attempt) -> EndpointChannel[C]:
@@ -212,7 +223,7 @@ class SyncInvoker(Invoker[grpc.Channel]):
         assert self._channels is not None
         return self._channels
 
-    def begin(self, method: Method, rpc: Rpc) -> Flow:
+    def begin(self, method: Method, rpc: Rpc, *, can_hedge: bool = False) -> Flow:
         """Make the flow of an RPC; waits for the configuration of a service used for the first time.
 
         Raises:
@@ -235,7 +246,7 @@ class SyncInvoker(Invoker[grpc.Channel]):
             now = self.clock()
             if timeout_s is not None:
                 timeout_s -= now - began_at
-        return self.flow(target, method, rpc, now=now, timeout_s=timeout_s)
+        return self.flow(target, method, rpc, now=now, timeout_s=timeout_s, can_hedge=can_hedge)
 
     def release(self, channel: EndpointChannel[grpc.Channel]) -> None:
         """Give a channel back."""

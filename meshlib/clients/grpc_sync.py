@@ -19,6 +19,7 @@ from meshlib.clients.grpc_channels import channels_of, dial_target
 from meshlib.clients.grpc_common import OK, HeadMaker, parse_target, split_options
 from meshlib.clients.grpc_errors import MeshRpcError
 from meshlib.clients.grpc_invoke import Method, Rpc, SyncInvoker
+from meshlib.clients.grpc_race import race_unary
 from meshlib.clients.grpc_replay import Replay
 from meshlib.clients.grpc_sync_future import MeshFuture
 from meshlib.clients.grpc_sync_stream import MeshStream
@@ -232,13 +233,20 @@ class _Multicallable:
         """Carry an RPC with one response to its end."""
         invoker, method = self._invoker, self._method
         clock = invoker.clock
-        flow = invoker.begin(method, rpc)
+        flow = invoker.begin(method, rpc, can_hedge=replay is None)
         try:
             error: Any = None
             now = clock()
             step = flow.start(now)
             while True:
                 if type(step) is Attempt:
+                    if step.is_raced:
+                        done, error = race_unary(invoker, method, rpc, request, flow, step)
+                        if done.result is OK:
+                            flow.close(clock(), 0)
+                            return error.result(), error
+                        step = flow.raced(done, clock())
+                        continue
                     try:
                         channel = invoker.acquire(step)
                     except IdentityError as unable:

@@ -85,7 +85,7 @@ def begin_call(
 
 
 def attempt_scope(call: Call) -> AbstractContextManager[None]:
-    """Make the running attempt's span the current one for a block: for attempts that are a function's own work."""
+    """Make the latest attempt's span the current one for a block: for attempts that are a function's own work."""
     return call.scope() if isinstance(call, TracedCall) else _NOTHING
 
 
@@ -180,17 +180,18 @@ class TracedCall(Call):
                 report("starting a span")
         return step
 
-    @contextmanager
-    def scope(self) -> Iterator[None]:
+    def scope(self) -> AbstractContextManager[None]:
         """As `attempt_scope`."""
-        if self._trace is None:
-            yield
-            return
-        token = otel_context.attach(self._trace.context)
-        try:
-            yield
-        finally:
-            otel_context.detach(token)
+        return _NOTHING if self._trace is None else _attached(self._trace.context)
+
+
+@contextmanager
+def _attached(context: Context) -> Iterator[None]:
+    token = otel_context.attach(context)
+    try:
+        yield
+    finally:
+        otel_context.detach(token)
 
 
 class _Trace:
