@@ -68,6 +68,7 @@ conformance: setup envoy   ## Envoy, gRPC's own client and meshlib on the same r
 	PYTHONPATH=tests/conformance $(BIN)/python -m differential --configurations 1100 --requests 10
 	PYTHONPATH=tests/conformance $(BIN)/python -m differential.hosts --clusters 200 --requests 10
 	PYTHONPATH=tests/conformance $(BIN)/python -m differential.hosts --subsets --clusters 200 --requests 6
+	PYTHONPATH=tests/conformance $(BIN)/python -m differential.hosts --sessions --clusters 200 --requests 6
 
 bench: setup           ## what the mesh costs, on a machine that does nothing else; BENCH_ARGS=--smoke for a quick look
 	$(BIN)/python tests/bench/run.py $(BENCH_ARGS)

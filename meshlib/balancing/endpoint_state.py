@@ -57,5 +57,10 @@ class EndpointState:
         """EDS says DRAINING: it does not count as a host, but is used in panic."""
         return self.endpoint.health is HealthStatus.DRAINING
 
+    @property
+    def status(self) -> HealthStatus:
+        """All that is known put into one word, as Envoy does for `override_host_status`."""
+        return HealthStatus.UNHEALTHY if self.is_ejected else self.endpoint.health
+
     def __repr__(self) -> str:
         return f"EndpointState({self.address}, active={self.active}{', ejected' if self.is_ejected else ''})"

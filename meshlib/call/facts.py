@@ -7,6 +7,7 @@ from meshlib.model.endpoint import Endpoint
 from meshlib.model.outcome import Failure, LocalReply, Response
 from meshlib.model.request import Headers, RequestHead
 from meshlib.model.secret import ClientTls
+from meshlib.routing.session import SessionMark
 from meshlib.routing.table import RouteMatch
 from meshlib.view import ClusterState, TargetView
 
@@ -28,7 +29,10 @@ class CallFacts:
 
     __slots__ = (
         "_answered",
+        "_answered_at",
         "_cookies",
+        "_has_session",
+        "_mark",
         "_tls",
         "_tried",
         "cluster",
@@ -54,6 +58,10 @@ class CallFacts:
         self._tls: ClientTls | None = None
         # Values of `set-cookie` for the caller, made because its request had no cookie to hash.
         self._cookies: list[str] = []
+        # What the request brought of a stateful session that it takes part in.
+        self._answered_at = 0.0
+        self._has_session = False
+        self._mark = SessionMark()
 
     @property
     def attempts(self) -> int:
@@ -92,13 +100,25 @@ class CallFacts:
         """Return a response's headers after the route's mutations; of a `LocalReply` they are applied already.
 
         Cookies that were made for the hash are among them: the caller sends them back to stay with its endpoint. As in
-        Envoy they come before the mutations, which can take them away again, and not with a `LocalReply`.
+        Envoy they come before the mutations, which can take them away again, and not with a `LocalReply`. The mark of a
+        stateful session comes after them.
         """
         if self.match is None:
             return headers
         if self._cookies:
             headers = Headers((*headers.items, *(("set-cookie", cookie) for cookie in self._cookies)))
-        return self.match.response_headers(headers, self.head)
+        headers = self.match.response_headers(headers, self.head)
+        return self.session_headers(headers) if self._has_session else headers
+
+    def session_headers(self, headers: Headers) -> Headers:
+        """Return a response's headers with the mark of its endpoint, if the route has sessions and it is news."""
+        endpoint = self.endpoint
+        if not self._has_session or self.match is None or self.match.session is None or endpoint is None:
+            return headers
+        wall_now = self._answered_at + self.target.wall_offset_s
+        return self.match.session.marked(
+            headers, self._mark, endpoint, self.match.cluster, wall_now, is_grpc=self.head.is_grpc
+        )
 
     def error(self, message: str = "", *, cause: BaseException | None = None) -> MeshError:
         """Make the exception for the caller, by what the call came to.

@@ -1,5 +1,8 @@
 """The machine of one call; `meshlib.call` says what it is for."""
 
+from dataclasses import replace
+
+from meshlib.balancing.endpoint_state import EndpointState
 from meshlib.call.endings import DELAYED, NEW, RUNNING, WAITING
 from meshlib.call.hedging import HedgedSteps
 from meshlib.call.limits import (
@@ -18,6 +21,7 @@ from meshlib.model.cluster import Maglev, RingHash
 from meshlib.model.outcome import Failure, FailureKind, LocalReply, Outcome, Response
 from meshlib.routing.fault import decide_fault
 from meshlib.routing.hash_policy import CookieMaker, cluster_hash
+from meshlib.routing.session import Session
 from meshlib.routing.table import RouteMatch
 from meshlib.view import ClusterState, RoutePlan
 
@@ -93,6 +97,8 @@ class Call(HedgedSteps):
         if isinstance(outcome, Failure) and outcome.kind is FailureKind.OVERFLOW:
             return self._overflowed(state.endpoint, outcome, now)
         began_at, number = self._attempt_at, len(self._tried)
+        if self._has_session:
+            self._answered_at = now
         ejected: HostEjected | None = None
         if cluster.outlier is not None:
             if self.head.is_grpc and isinstance(outcome, Response) and outcome.grpc_status is None:
@@ -156,6 +162,8 @@ class Call(HedgedSteps):
 
     def _begin(self, match: RouteMatch, now: float) -> Step:
         """Work out what holds for all attempts, and make the first."""
+        if match.session is not None:
+            match = self._begin_session(match, match.session, now)
         head, action = self.head, match.action
         cluster = self.target.clusters.get(match.cluster)
         if not isinstance(cluster, ClusterState):
@@ -171,6 +179,8 @@ class Call(HedgedSteps):
 
         # In Envoy's order: timeouts are read before the route changes the headers, retries after.
         out = match.rewrite(without_timeout_headers(head) if self._is_asking else head)
+        if match.session is not None:
+            out = match.session.opened(out)
         rules = self._plan.rules
         if out is not head or rules.needs_request or self._is_asking:
             rules = rules.for_request(out)
@@ -194,6 +204,21 @@ class Call(HedgedSteps):
             if self.deadline is None or idle_at < self.deadline:
                 self._ends_at = idle_at
         return self._attempt(match, cluster, now)
+
+    def _begin_session(self, match: RouteMatch, session: Session, now: float) -> RouteMatch:
+        """Read the mark of a request; of a gRPC call it also chooses among the clusters of its route (A55)."""
+        if not session.concerns(self.head):
+            return match
+        self._mark = mark = session.read(self.head, now + self.target.wall_offset_s)
+        self._has_session = True
+        self._answered_at = now
+        if self.head.is_grpc and mark.cluster and mark.cluster != match.cluster:
+            sibling = match.siblings.get(mark.cluster)
+            if sibling is None:
+                self._mark = replace(mark, addresses=())
+            else:
+                match = self.match = sibling
+        return match
 
     def _asked_limits(self, plan: RoutePlan) -> tuple[float | None, float | None, float | None]:
         """Return the limits of a request whose headers ask for some."""
@@ -234,7 +259,14 @@ class Call(HedgedSteps):
         if picker.has_subsets:
             picker = picker.within(match.criteria)
         hash_ = self._hash_for(match, cluster) if picker.uses_hash else None
-        if tried and retry is not None and retry.avoid_previous_hosts:
+        state = None
+        if match.session is not None and not tried:
+            state, is_final = self._of_session(match.session, cluster)
+            if is_final:
+                return self._local(NO_HOST)
+        if state is not None:
+            pass
+        elif tried and retry is not None and retry.avoid_previous_hosts:
             state = picker.pick(hash_, self._rng, tried, retry.host_selection_attempts)
         else:
             state = picker.pick(hash_, self._rng)
@@ -271,6 +303,14 @@ class Call(HedgedSteps):
         head = written_head(out, number, match.include_attempt_count, expected_s, left_s)
         attempt = Attempt(number, cluster, endpoint, tls, timeout_s, head)
         return self._launched(attempt, now) if self._is_hedged else attempt
+
+    def _of_session(self, session: Session, cluster: ClusterState) -> tuple[EndpointState | None, bool]:
+        """Return the endpoint that the request belongs to, and whether without it no other may be taken."""
+        addresses = self._mark.addresses
+        if not addresses:
+            return None, False
+        state = cluster.override(addresses, is_grpc=self.head.is_grpc)
+        return state, state is None and session.is_strict
 
     def _hash_for(self, match: RouteMatch, cluster: ClusterState) -> int | None:
         """Return the request's hash, the same for all attempts: by the policies of the route, or else the cluster's."""

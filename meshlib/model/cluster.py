@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from enum import Enum
 
-from meshlib.model.endpoint import NO_METADATA, ClusterLoadAssignment
+from meshlib.model.endpoint import NO_METADATA, ClusterLoadAssignment, HealthStatus
 from meshlib.model.route import HashPolicy
 from meshlib.model.secret import ClientTls
 from meshlib.model.subset import SubsetConfig
@@ -224,6 +224,8 @@ class Cluster:
         max_requests_per_connection: None: no limit.
         idle_timeout_s: None: Envoy's 1 h.
         load_reports: None: nobody wants to know.
+        override_statuses: Endpoints of stateful sessions are used while they are one of these; None: the resource does
+            not say.
         subsets: None: requests choose among all endpoints, whatever their criteria.
         authority_names: None: TLS takes nothing from requests.
     """
@@ -245,4 +247,5 @@ class Cluster:
     load_reports: LoadReports | None = None
     subsets: SubsetConfig | None = None
     authority_names: AuthorityNames | None = None
+    override_statuses: frozenset[HealthStatus] | None = None
     metadata: Mapping[str, Mapping[str, object]] = field(default_factory=lambda: NO_METADATA, hash=False, repr=False)

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from meshlib.model.authorization import Rbac
 from meshlib.model.route import FaultPolicy, RouteConfiguration
 from meshlib.model.secret import ServerTls
+from meshlib.model.session import SessionPolicy
 
 __all__ = ["ClientListener", "Listener", "ServerListener"]
 
@@ -18,12 +19,16 @@ class ClientListener:
         max_stream_duration_s: Default for routes; None: absent.
         has_fault_filter: Without it, fault overrides of routes have no effect.
         fault: The filter's own configuration.
+        has_session_filter: Without it, overrides of routes concerning stateful sessions have no effect.
+        session: That filter's own configuration.
     """
 
     name: str
     routes: RouteConfiguration | str
     has_fault_filter: bool = False
     fault: FaultPolicy | None = None
+    has_session_filter: bool = False
+    session: SessionPolicy | None = None
     max_stream_duration_s: float | None = None
 
 

@@ -7,6 +7,7 @@ from enum import Enum
 from meshlib.model.endpoint import NO_METADATA
 from meshlib.model.matcher import Fraction, HeaderMatcher, PathMatcher, QueryMatcher
 from meshlib.model.retry import HedgePolicy, RetryPolicy
+from meshlib.model.session import MadeCookie, SessionPolicy
 from meshlib.model.subset import MatchCriteria
 
 __all__ = [
@@ -123,6 +124,7 @@ class ClusterWeight:
     """Attributes:
     fault: Overrides the route's; None: the route's.
     metadata_match: Is merged over the route's, and wins; None: the route's.
+    session: Overrides the route's; None: the route's.
     """
 
     name: str
@@ -131,6 +133,7 @@ class ClusterWeight:
     host_rewrite: str = ""
     fault: FaultPolicy | None = None
     metadata_match: MatchCriteria | None = None
+    session: SessionPolicy | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -152,21 +155,6 @@ class RegexRewrite:
 
     pattern: str
     substitution: str
-
-
-@dataclass(frozen=True, slots=True)
-class MadeCookie:
-    """What a cookie says beside its name and value.
-
-    Attributes:
-        ttl_s: Its life; 0: as long as the caller's session.
-        path: Empty: none is named.
-        attributes: Name and value of others; an empty value is left out.
-    """
-
-    ttl_s: int = 0
-    path: str = ""
-    attributes: tuple[tuple[str, str], ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -276,6 +264,7 @@ class RouteMatcher:
 class Route:
     """Attributes:
     fault: This route's override of the fault filter; None: not given here.
+    session: Of the filter for stateful sessions, likewise.
     metadata: filter_metadata by filter name; `meshlib` holds the origin.
     """
 
@@ -284,6 +273,7 @@ class Route:
     name: str = ""
     mutation: HeaderMutation = NO_MUTATION
     fault: FaultPolicy | None = None
+    session: SessionPolicy | None = None
     metadata: Mapping[str, Mapping[str, object]] = field(default_factory=lambda: NO_METADATA, hash=False, repr=False)
 
 
@@ -296,6 +286,7 @@ class VirtualHost:
     hedge: HedgePolicy | None = None
     mutation: HeaderMutation = NO_MUTATION
     fault: FaultPolicy | None = None
+    session: SessionPolicy | None = None
     include_attempt_count: bool = False
 
 
@@ -311,3 +302,4 @@ class RouteConfiguration:
     most_specific_mutations_win: bool = False
     ignore_port_in_host: bool = False
     fault: FaultPolicy | None = None
+    session: SessionPolicy | None = None

@@ -29,6 +29,7 @@ from meshlib.model.route import (
     VirtualHost,
     WeightedClusters,
 )
+from meshlib.model.session import SessionPolicy
 from meshlib.model.subset import MatchCriteria
 from meshlib.routing.format import Facts
 from meshlib.routing.hash_policy import CookieMaker, Hash, compile_hash
@@ -45,6 +46,7 @@ from meshlib.routing.mirror import pick_mirrors
 from meshlib.routing.redirect import compile_direct_response, compile_redirect
 from meshlib.routing.replies import TEXT, cluster_not_found, finish_headers, unusable_action
 from meshlib.routing.rewrite import compile_rewrite, rewrite_host
+from meshlib.routing.session import Session, as_session
 
 __all__ = ["CompiledRoute", "Condition", "RouteMatch", "compile_route"]
 
@@ -63,6 +65,8 @@ class RouteMatch:
         mirrors: Which clusters get a copy of this request.
         makes_cookies: Working out the hash may make a cookie for the caller.
         criteria: Which endpoints, in clusters with subsets; None: the route does not say.
+        session: Reads and writes the marks of stateful sessions; None: there are none.
+        siblings: By cluster: the other matches of the same weighted clusters.
     """
 
     cluster: str
@@ -77,6 +81,8 @@ class RouteMatch:
     mirrors: tuple[MirrorPolicy, ...] = ()
     makes_cookies: bool = False
     criteria: MatchCriteria | None = None
+    session: Session | None = None
+    siblings: Mapping[str, "RouteMatch"] = field(default_factory=dict, repr=False)
     _levels: tuple[HeaderMutation, ...] = field(default=(), repr=False)
     _rewrite: Callable[[RequestHead], RequestHead] | None = field(default=None, repr=False)
     _response: Mutator | None = field(default=None, repr=False)
@@ -230,6 +236,13 @@ class _Builder:
         found = next((fault for fault in levels if fault is not None), None)
         return None if found is None or (found.delay is None and found.abort is None) else found
 
+    def session(self, weight: SessionPolicy | None) -> Session | None:
+        """Return what the most specific level says of stateful sessions."""
+        if not self.listener.has_session_filter:
+            return None
+        levels = (weight, self.route.session, self.host.session, self.routes.session, self.listener.session)
+        return as_session(next((policy for policy in levels if policy is not None), None))
+
     def response(self, facts: Facts, weight: HeaderMutation | None = None) -> Mutator:
         return response_mutator(self._levels(weight), facts)
 
@@ -252,6 +265,7 @@ class _Builder:
             metadata=self.route.metadata,
             include_attempt_count=self.host.include_attempt_count,
             makes_cookies=any(policy.made is not None for policy in action.hash_policies),
+            session=self.session(None if weight is None else weight.session),
             criteria=_criteria(action.metadata_match, None if weight is None else weight.metadata_match),
             _levels=self._levels(mutation),
             _rewrite=compile_rewrite(action, self.route.match.path, request, first, weight_host),
@@ -295,7 +309,12 @@ def _weighted(build: _Builder, action: RouteAction, weighted: WeightedClusters) 
     entries = [entry for entry in weighted.clusters if entry.weight > 0]
     if not entries:
         raise ValueError("the weights of weighted_clusters add up to 0")
-    matches = [build.forward(action, entry.name, Facts(build.route.name, entry.name), entry) for entry in entries]
+    siblings: dict[str, RouteMatch] = {}
+    matches = []
+    for entry in entries:
+        match = build.forward(action, entry.name, Facts(build.route.name, entry.name), entry)
+        matches.append(match if match.session is None else replace(match, siblings=siblings))
+        siblings.setdefault(entry.name, matches[-1])
     ends = list(accumulate(entry.weight for entry in entries))
     total = ends[-1]
     header = weighted.header_name.lower()

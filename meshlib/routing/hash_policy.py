@@ -10,7 +10,9 @@ import xxhash
 
 from meshlib.matching import entries_getter, to_bytes
 from meshlib.model.request import RequestHead
-from meshlib.model.route import HashPolicy, MadeCookie
+from meshlib.model.route import HashPolicy
+from meshlib.model.session import MadeCookie
+from meshlib.routing.cookies import cookie_value, set_cookie
 from meshlib.routing.matchers import query_value
 from meshlib.routing.rewrite import compile_regex_rewrite
 
@@ -40,14 +42,7 @@ class CookieMaker:
 
     def make(self, name: str, made: MadeCookie) -> str:
         """Return the value of a cookie, after noting that it is to be set."""
-        parts = [f'{name}="{self._value}"']
-        if made.ttl_s:
-            parts.append(f"Max-Age={made.ttl_s}")
-        if made.path:
-            parts.append(f"Path={made.path}")
-        parts += [f"{key}={value}" if value else key for key, value in made.attributes]
-        parts.append("HttpOnly")
-        self.lines.append("; ".join(parts))
+        self.lines.append(set_cookie(name, self._value, made))
         return self._value
 
 
@@ -77,23 +72,12 @@ def _cookie(policy: HashPolicy) -> Hash:
     def hash_(head: RequestHead, maker: CookieMaker | None) -> int | None:
         if head.is_grpc:
             return None
-        value = _cookie_value(head, name)
+        value = cookie_value(head, name)
         if not value and made is not None and maker is not None:
             value = maker.make(name, made)
         return xxhash.xxh64_intdigest(to_bytes(value)) if value else None
 
     return hash_
-
-
-def _cookie_value(head: RequestHead, name: str) -> str:
-    for line in head.headers.all("cookie"):
-        for pair in line.split(";"):
-            key, equals, value = pair.strip(" \t").partition("=")
-            if equals and key == name:
-                if len(value) >= 2 and value[0] == value[-1] == '"':
-                    value = value[1:-1]
-                return value
-    return ""
 
 
 def _query(policy: HashPolicy) -> Hash:

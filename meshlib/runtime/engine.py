@@ -101,7 +101,8 @@ class MeshEngine:
         with self._lock:
             if self._needs_rebuild:
                 # After a fork: the states in the old view belong to calls and locks of another process.
-                self._view = build_view(self._view.snapshot, None, now=self.clock())
+                now = self.clock()
+                self._view = build_view(self._view.snapshot, None, now=now, wall_offset_s=clocks.wall() - now)
                 self._needs_rebuild = False
             control = self._control
             if control is None:
@@ -222,7 +223,8 @@ class MeshEngine:
 
     def publish(self, snapshot: Snapshot) -> None:
         """Take a snapshot into use. Called by the control thread."""
-        self._view = build_view(snapshot, self._view, now=self.clock(), pause=self._pause)
+        now = self.clock()
+        self._view = build_view(snapshot, self._view, now=now, wall_offset_s=clocks.wall() - now, pause=self._pause)
 
     def tick(self, now: float) -> None:
         """Do periodic work. Called by the control thread."""

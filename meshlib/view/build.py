@@ -111,6 +111,7 @@ def _build_target(
     config: TargetConfig | ConfigFault,
     previous: TargetView | ConfigFault | None,
     clusters: Mapping[str, ClusterState | ConfigFault],
+    wall_offset_s: float,
 ) -> TargetView | ConfigFault:
     if isinstance(config, ConfigFault):
         return config
@@ -118,18 +119,21 @@ def _build_target(
     if old is not None and old.clusters is clusters and (old.config is config or old.config == config):
         return old
     try:
-        return TargetView(name, config, clusters, previous=old)
+        return TargetView(name, config, clusters, previous=old, wall_offset_s=wall_offset_s)
     except ValueError as error:
         # The decoders refuse what cannot be compiled; a snapshot from elsewhere must not take the other targets down.
         return ConfigFault(f"RouteConfiguration: {config.routes.name}", f"target {name!r} cannot be used: {error}")
 
 
-def build_view(snapshot: Snapshot, previous: View | None, *, now: float, pause: Pause = no_pause) -> View:
+def build_view(
+    snapshot: Snapshot, previous: View | None, *, now: float, wall_offset_s: float = 0.0, pause: Pause = no_pause
+) -> View:
     """Make the view of a snapshot, taking over from the view before what has not changed.
 
     Args:
         previous: The view in use, or None for the first.
         now: Monotonic seconds.
+        wall_offset_s: What has to be added to monotonic seconds to get those since the epoch.
         pause: Called now and then while there is much to do.
     """
     if previous is None:
@@ -139,7 +143,7 @@ def build_view(snapshot: Snapshot, previous: View | None, *, now: float, pause: 
         return View(snapshot, previous.targets, clusters)
     targets: Mapping[str, TargetView | ConfigFault] = MappingProxyType(
         {
-            name: _build_target(name, config, previous.targets.get(name), clusters)
+            name: _build_target(name, config, previous.targets.get(name), clusters, wall_offset_s)
             for name, config in snapshot.targets.items()
         }
     )

@@ -1,6 +1,6 @@
 """One cluster as it lives on: its endpoints, their picker, its limits and what outlier detection knows."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from ipaddress import ip_address
 from typing import Final
@@ -11,7 +11,7 @@ from meshlib.balancing.endpoint_state import EndpointState
 from meshlib.balancing.picker import Picker
 from meshlib.events import Event, HostEjected, HostUnejected
 from meshlib.model.cluster import AuthorityNames, DnsDiscovery, EdsDiscovery
-from meshlib.model.endpoint import Endpoint, Locality
+from meshlib.model.endpoint import Endpoint, HealthStatus, Locality
 from meshlib.model.outcome import Outcome, Response
 from meshlib.model.request import RequestHead
 from meshlib.model.secret import ClientTls, SniSource
@@ -24,6 +24,11 @@ from meshlib.xds.load_report import ClusterLoad
 
 __all__ = ["AggregateState", "ClusterState"]
 
+
+GRPC_STATUSES: Final = frozenset({HealthStatus.UNKNOWN, HealthStatus.HEALTHY})
+GRPC_KNOWN: Final = GRPC_STATUSES | {HealthStatus.DRAINING}
+HTTP_STATUSES: Final = GRPC_STATUSES | {HealthStatus.DEGRADED}
+"""Which endpoints keep their sessions when a cluster does not say: the defaults of gRPC (A55) and of Envoy."""
 
 PAUSE_EVERY: Final = 256
 """Endpoints: about 0.2 ms."""
@@ -231,6 +236,24 @@ class ClusterState:
                 known.clear()
             found = known[key] = (tls, named)
         return found[1]
+
+    def override(self, addresses: Sequence[str], *, is_grpc: bool) -> EndpointState | None:
+        """Return the first of some endpoints that may be used for a session, whatever the balancer would choose.
+
+        Args:
+            is_grpc: Of a gRPC call: degraded endpoints are none of gRPC's, and draining ones keep their sessions if
+                the cluster says so (A55).
+        """
+        statuses = self.config.cluster.override_statuses
+        if is_grpc:
+            statuses = GRPC_STATUSES if statuses is None else statuses & GRPC_KNOWN
+        elif statuses is None:
+            statuses = HTTP_STATUSES
+        for address in addresses:
+            state = self.states.get(address)
+            if state is not None and state.status in statuses:
+                return state
+        return None
 
     def choose(self, rng: Rng) -> "ClusterState":
         """Return the cluster whose endpoints the next attempt chooses from: itself, unless it is an aggregate."""

@@ -80,9 +80,20 @@ class TargetView:
         max_stream_duration_s: The listener's default for its routes; None: absent.
         clusters: All clusters of the view.
         faults: Injected faults in progress.
+        wall_offset_s: Added to monotonic seconds it gives those since the epoch, in which marks of sessions end.
     """
 
-    __slots__ = ("_client_ids", "_plans", "clusters", "config", "faults", "max_stream_duration_s", "name", "routes")
+    __slots__ = (
+        "_client_ids",
+        "_plans",
+        "clusters",
+        "config",
+        "faults",
+        "max_stream_duration_s",
+        "name",
+        "routes",
+        "wall_offset_s",
+    )
 
     faults: ActiveFaults
     routes: RouteTable
@@ -94,11 +105,13 @@ class TargetView:
         clusters: Mapping[str, ClusterState | ConfigFault],
         *,
         previous: "TargetView | None" = None,
+        wall_offset_s: float = 0.0,
     ) -> None:
         """Make the view of a target.
 
         Args:
             previous: Its route table is taken over when the configuration is the same.
+            wall_offset_s: As for `build_view`.
 
         Raises:
             ValueError: A regex or template of a route or of its retry policy is not valid.
@@ -106,6 +119,7 @@ class TargetView:
         self.name = name
         self.config = config
         self.clusters = clusters
+        self.wall_offset_s = wall_offset_s
         self.max_stream_duration_s = config.listener.max_stream_duration_s
         self.faults = ActiveFaults() if previous is None else previous.faults
         self._client_ids: list[int] = [] if previous is None else previous._client_ids

@@ -17,7 +17,7 @@ from meshlib.model.cluster import (
 from meshlib.model.endpoint import ClusterLoadAssignment
 from meshlib.model.secret import ClientTls
 from meshlib.xds.decode_cluster_http import HTTP_OPTIONS_TYPE, decode_protocol
-from meshlib.xds.decode_cluster_lb import decode_balancing
+from meshlib.xds.decode_cluster_lb import decode_balancing, override_statuses
 from meshlib.xds.decode_common import (
     any_type,
     cover,
@@ -185,6 +185,7 @@ def decode_cluster(message: Any, path: str, problems: Problems) -> Cluster:
         load_reports=_load_reports(message, path, problems),
         subsets=balancing.subsets,
         authority_names=_authority_names(protocol.authority_names, tls, matches, path, problems),
+        override_statuses=override_statuses(message.common_lb_config),
         metadata=metadata(message.metadata),
     )
 

@@ -4,6 +4,7 @@ from dataclasses import dataclass, replace
 from typing import Any, Final
 
 from meshlib.model.cluster import LbPolicy, LeastRequest, Random, RoundRobin
+from meshlib.model.endpoint import HealthStatus
 from meshlib.model.subset import SubsetConfig
 from meshlib.xds.decode_common import any_type, cover, join, unpack, wrapped
 from meshlib.xds.decode_hashing_lb import (
@@ -17,7 +18,7 @@ from meshlib.xds.decode_matcher import percent
 from meshlib.xds.decode_subset import SUBSET_TYPE, subset_config
 from meshlib.xds.problems import Problems
 
-__all__ = ["Balancing", "decode_balancing"]
+__all__ = ["Balancing", "decode_balancing", "override_statuses"]
 
 _POLICIES: Final = "envoy.extensions.load_balancing_policies."
 ROUND_ROBIN_TYPE: Final = f"{_POLICIES}round_robin.v3.RoundRobin"
@@ -38,7 +39,6 @@ _COMMON_HARMLESS: Final = frozenset(
         "update_merge_window",  # a view is made of a whole update anyway
         "ignore_new_hosts_until_first_hc",  # about active health checks, which are refused
         "close_connections_on_host_set_change",
-        "override_host_status",  # of the stateful session filter, which is refused
     }
 )
 
@@ -64,7 +64,7 @@ def decode_balancing(message: Any, path: str, problems: Problems, *, is_aggregat
     """
     common, place = message.common_lb_config, join(path, "common_lb_config")
     used = {"healthy_panic_threshold", "locality_weighted_lb_config", "zone_aware_lb_config"}
-    used |= {"consistent_hashing_lb_config"}
+    used |= {"consistent_hashing_lb_config", "override_host_status"}
     cover(common, place, problems, used=frozenset(used), harmless=_COMMON_HARMLESS)
     _check_zone_aware(common, place, problems)
     subsets = _subsets(message, path, problems)
@@ -86,6 +86,13 @@ def decode_balancing(message: Any, path: str, problems: Problems, *, is_aggregat
     if common.HasField("healthy_panic_threshold"):
         result = replace(result, panic_threshold_percent=percent(common.healthy_panic_threshold))
     return result
+
+
+def override_statuses(common: Any) -> frozenset[HealthStatus] | None:
+    """Decode `override_host_status`; None: it is not given."""
+    if not common.HasField("override_host_status"):
+        return None
+    return frozenset(HealthStatus(status) for status in common.override_host_status.statuses)
 
 
 def _subsets(message: Any, path: str, problems: Problems) -> SubsetConfig | None:

@@ -8,6 +8,7 @@ from meshlib.model.route import FaultAbort, FaultDelay, FaultPolicy
 from meshlib.protos import message_class
 from meshlib.xds.decode_common import any_type, cover, duration, join, unpack, wrapped
 from meshlib.xds.decode_matcher import fraction, header_matchers
+from meshlib.xds.decode_session import SESSION_OVERRIDE_TYPE
 from meshlib.xds.problems import Problems
 
 __all__ = ["FAULT_TYPE", "fault_override", "fault_policy"]
@@ -73,6 +74,8 @@ def fault_override(configs: Mapping[str, Any], path: str, problems: Problems) ->
             if not kind and not is_disabled:
                 problems.error(place, "is required")
                 continue
+        if kind == SESSION_OVERRIDE_TYPE or (is_disabled and not kind and "session" in name):
+            continue  # read by session_override
         if is_disabled and (kind == FAULT_TYPE or (not kind and "fault" in name)):
             result = FaultPolicy()
         elif kind == FAULT_TYPE:

@@ -5,9 +5,11 @@ from typing import Any, Final
 
 from meshlib.model.authorization import Rbac
 from meshlib.model.route import FaultPolicy
+from meshlib.model.session import SessionPolicy
 from meshlib.xds.decode_common import any_type, cover, join, unpack
 from meshlib.xds.decode_fault import FAULT_TYPE, fault_policy
 from meshlib.xds.decode_rbac import RBAC_TYPE, decode_rbac
+from meshlib.xds.decode_session import SESSION_TYPE, session_policy
 from meshlib.xds.problems import Problems
 
 __all__ = ["FilterChain", "decode_filters"]
@@ -21,12 +23,15 @@ _ROUTER_REFUSED: Final = frozenset({"upstream_http_filters", "strict_check_heade
 class FilterChain:
     """Attributes:
     has_fault: A fault filter takes part, with `fault` as its own configuration.
+    has_session: A filter for stateful sessions takes part, with `session` as its own configuration.
     rbac: In filter order.
     """
 
     has_fault: bool
     fault: FaultPolicy | None
     rbac: tuple[Rbac, ...]
+    has_session: bool = False
+    session: SessionPolicy | None = None
 
 
 def decode_filters(filters: Any, path: str, problems: Problems, *, is_server: bool) -> FilterChain:
@@ -42,6 +47,7 @@ def decode_filters(filters: Any, path: str, problems: Problems, *, is_server: bo
         is_server: Filters of requests that come in: authorization, but no faults.
     """
     has_fault, fault, rbac = False, None, []
+    has_session, session = False, None
     names: set[str] = set()
     routers = []
     for index, item in enumerate(filters):
@@ -70,6 +76,14 @@ def decode_filters(filters: Any, path: str, problems: Problems, *, is_server: bo
             if message is not None:
                 decoded = fault_policy(message, config_path, problems)
                 fault = None if item.disabled else decoded
+        elif kind == SESSION_TYPE and not is_server:
+            if has_session:
+                problems.error(place, "is a second filter for stateful sessions, only one is supported")
+            has_session = True
+            message = unpack(item.typed_config, config_path, problems)
+            if message is not None:
+                policy = session_policy(message, config_path, problems)
+                session = None if item.disabled else policy
         elif kind == RBAC_TYPE and is_server:
             message = unpack(item.typed_config, config_path, problems)
             decoded_rbac = None if message is None else decode_rbac(message, item.name, config_path, problems)
@@ -83,7 +97,7 @@ def decode_filters(filters: Any, path: str, problems: Problems, *, is_server: bo
             problems.error(place, f"filter {kind or item.name!r} is not supported")
     if routers != [len(filters) - 1]:
         problems.error(path, _router_fault(routers, len(filters)))
-    return FilterChain(has_fault, fault, tuple(rbac))
+    return FilterChain(has_fault, fault, tuple(rbac), has_session, session)
 
 
 def _router_fault(routers: list[int], count: int) -> str:

@@ -2,7 +2,8 @@
 
 from typing import Any
 
-from meshlib.model.route import HashPolicy, MadeCookie
+from meshlib.model.route import HashPolicy
+from meshlib.model.session import MadeCookie
 from meshlib.xds.decode_common import cover, duration, join
 from meshlib.xds.decode_matcher import regex_rewrite
 from meshlib.xds.problems import Problems

@@ -83,6 +83,8 @@ def _client_listener(message: Any, path: str, problems: Problems) -> ClientListe
         routes=_routes(manager, place, problems),
         has_fault_filter=filters.has_fault,
         fault=filters.fault,
+        has_session_filter=filters.has_session,
+        session=filters.session,
         max_stream_duration_s=duration(
             manager.common_http_protocol_options,
             "max_stream_duration",

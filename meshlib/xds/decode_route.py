@@ -21,6 +21,7 @@ from meshlib.xds.decode_headers import MUTATION_FIELDS, header_mutation
 from meshlib.xds.decode_matcher import header_matchers, path_matcher, query_matcher, regex_rewrite, runtime_fraction
 from meshlib.xds.decode_retry import hedge_policy, retry_policy
 from meshlib.xds.decode_route_action import mirror_policies, route_action
+from meshlib.xds.decode_session import session_override
 from meshlib.xds.problems import Problems
 
 __all__ = ["decode_route_configuration"]
@@ -120,6 +121,7 @@ def decode_route_configuration(message: Any, path: str, problems: Problems) -> R
         most_specific_mutations_win=message.most_specific_header_mutations_wins,
         ignore_port_in_host=message.ignore_port_in_host_matching,
         fault=fault_override(message.typed_per_filter_config, join(path, "typed_per_filter_config"), problems),
+        session=session_override(message.typed_per_filter_config, join(path, "typed_per_filter_config"), problems),
     )
 
 
@@ -157,6 +159,7 @@ def _virtual_host(
         hedge=hedge,
         mutation=header_mutation(message, path, problems),
         fault=fault_override(message.typed_per_filter_config, join(path, "typed_per_filter_config"), problems),
+        session=session_override(message.typed_per_filter_config, join(path, "typed_per_filter_config"), problems),
         include_attempt_count=message.include_request_attempt_count,
     )
 
@@ -174,6 +177,7 @@ def _route(message: Any, path: str, problems: Problems, mirrors: tuple[MirrorPol
         name=message.name,
         mutation=header_mutation(message, path, problems),
         fault=fault,
+        session=session_override(message.typed_per_filter_config, filters, problems),
         metadata=metadata(message.metadata),
     )
 

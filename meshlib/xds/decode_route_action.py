@@ -17,6 +17,7 @@ from meshlib.xds.decode_hash_policy import hash_policies
 from meshlib.xds.decode_headers import MUTATION_FIELDS, header_mutation
 from meshlib.xds.decode_matcher import regex_rewrite, runtime_fraction
 from meshlib.xds.decode_retry import hedge_policy, retry_policy
+from meshlib.xds.decode_session import session_override
 from meshlib.xds.decode_subset import match_criteria
 from meshlib.xds.problems import Problems
 
@@ -197,4 +198,5 @@ def _cluster_weight(message: Any, path: str, problems: Problems) -> ClusterWeigh
         host_rewrite=message.host_rewrite_literal,
         fault=fault_override(message.typed_per_filter_config, join(path, "typed_per_filter_config"), problems),
         metadata_match=match_criteria(message, path, problems),
+        session=session_override(message.typed_per_filter_config, join(path, "typed_per_filter_config"), problems),
     )

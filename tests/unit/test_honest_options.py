@@ -15,7 +15,18 @@ import pytest
 import meshlib
 
 ROOT = Path(meshlib.__file__).parent
-MODULES = ("route", "cluster", "listener", "retry", "endpoint", "matcher", "secret", "authorization", "subset")
+MODULES = (
+    "route",
+    "cluster",
+    "listener",
+    "retry",
+    "endpoint",
+    "matcher",
+    "secret",
+    "authorization",
+    "subset",
+    "session",
+)
 
 NOT_READERS = ("model", "admin", "cli", "testing", "integrations", "protos")
 """They pass values on, or show them: that an option is explained does not mean that it is honoured."""
@@ -51,6 +62,13 @@ READ_AT = {
     ("SubsetSelector", "keys"): ("balancing/subset.py", "selector.keys"),
     ("SubsetSelector", "fallback"): ("balancing/subset.py", "selector.fallback"),
     ("SubsetConfig", "fallback"): ("balancing/subset.py", "config.fallback"),
+    ("ClusterWeight", "session"): ("routing/compiled.py", "weight.session"),
+    ("Route", "session"): ("routing/compiled.py", "route.session"),
+    ("VirtualHost", "session"): ("routing/compiled.py", "host.session"),
+    ("RouteConfiguration", "session"): ("routing/compiled.py", "routes.session"),
+    ("ClientListener", "session"): ("routing/compiled.py", "listener.session"),
+    ("SessionPolicy", "is_strict"): ("routing/session.py", "policy.is_strict"),
+    ("MadeCookie", "path"): ("routing/session.py", "made.path"),
     ("ClusterWeight", "mutation"): ("routing/compiled.py", "weight.mutation"),
     ("Route", "mutation"): ("routing/compiled.py", "route.mutation"),
     ("VirtualHost", "mutation"): ("routing/compiled.py", "host.mutation"),

@@ -1,6 +1,6 @@
 """Which hosts a request is sent to: ring hash and Maglev over random clusters, by Envoy and by meshlib.
 
-    python -m differential.hosts --clusters 100 --requests 10 --seed 7 [--subsets]
+    python -m differential.hosts --clusters 100 --requests 10 --seed 7 [--subsets | --sessions]
 
 Nobody listens at the hosts: an attempt is refused at once, and retries go on, to other hosts where the route says so.
 What is compared is the host of the last attempt, and the flags. Nothing is left to chance: each request has a hash, and
@@ -13,6 +13,7 @@ import json
 import random
 import sys
 import tempfile
+import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -36,6 +37,7 @@ from meshlib.xds.decode import decode_resource
 from meshlib.xds.resources import CDS, RDS
 
 CASE = "x-case"
+SESSION = "x-session"
 _POLICIES = "envoy.extensions.load_balancing_policies."
 _LINE = "%REQ(X-CASE)% %RESPONSE_FLAGS% %UPSTREAM_HOST%\n"
 _PREVIOUS_HOSTS = {
@@ -45,8 +47,8 @@ _PREVIOUS_HOSTS = {
 _HEALTHS = ("HEALTHY", "UNKNOWN", "UNHEALTHY", "DEGRADED", "DRAINING", "TIMEOUT")
 _SOON_S = 0.002
 
-Decision = tuple[str, str]
-"""Host of the last attempt, empty for none, and flags."""
+Decision = tuple[str, str, str]
+"""Host of the last attempt, empty for none, flags, and what the answer says of a stateful session."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,6 +64,7 @@ class HostReport:
     Attributes:
         retried: Requests that were repeated until their route had no more retries.
         without_host: Requests that no host could take.
+        marked: Answers that begin a session or move it.
         disagreements: As texts.
     """
 
@@ -69,6 +72,7 @@ class HostReport:
     cases: int = 0
     retried: int = 0
     without_host: int = 0
+    marked: int = 0
     disagreements: list[str] = field(default_factory=list)
 
     def __str__(self) -> str:
@@ -84,9 +88,15 @@ class HostGenerator:
     primes: tuple[int, ...] = (2, 3, 11, 101, 1021, 65537)
     ring_sizes: tuple[int, ...] = (1, 2, 10, 100, 5000)
     has_default_sizes = True
+    filters: tuple[Json, ...] = ()
 
     def __init__(self, seed: int) -> None:
         self._random = random.Random(seed)
+
+    @staticmethod
+    def is_same(one: Decision, other: Decision) -> bool:
+        """Whether two decisions agree."""
+        return one == other
 
     def _maybe(self, chance: float) -> bool:
         return self._random.random() < chance
@@ -220,35 +230,41 @@ _REWRITE = {"pattern": {"regex": "([a-z])-?.*"}, "substitution": "\\1"}
 
 
 def ask_envoy(
-    clusters: Sequence[Json], routes: Sequence[Json], requests: Sequence[HostRequest], folder: Path
+    clusters: Sequence[Json],
+    routes: Sequence[Json],
+    requests: Sequence[HostRequest],
+    folder: Path,
+    filters: Sequence[Json] = (),
 ) -> list[Decision]:
     """Return where a real Envoy sends the requests."""
     log = folder / "access.log"
     with reserve_port() as held:
         port = held.getsockname()[1]
-        envoy = Envoy("hosts", _bootstrap(clusters, routes, port, log), folder, arguments=_LOG_SOON)
+        envoy = Envoy("hosts", _bootstrap(clusters, routes, port, log, filters), folder, arguments=_LOG_SOON)
         try:
             envoy.listen = f"{LOOPBACK}:{port}"
             envoy.wait_ready()
             connection = http.client.HTTPConnection(LOOPBACK, port, timeout=20)
-            for number, request in enumerate(requests):
-                _send(connection, str(number), request)
+            marks = [_send(connection, str(number), request) for number, request in enumerate(requests)]
             connection.close()
             logged = _read(log, len(requests))
         finally:
             envoy.stop()
-    return [logged[str(number)] for number in range(len(requests))]
+    return [(*logged[str(number)], mark) for number, mark in enumerate(marks)]
 
 
-def _send(connection: http.client.HTTPConnection, case: str, request: HostRequest) -> None:
+def _send(connection: http.client.HTTPConnection, case: str, request: HostRequest) -> str:
+    """Send a request; returns what the answer says of a stateful session."""
     connection.putrequest("GET", request.path, skip_host=True, skip_accept_encoding=True)
     for name, value in (("host", "hosts"), *request.headers, (CASE, case)):
         connection.putheader(name, value)
     connection.endheaders()
-    connection.getresponse().read()
+    response = connection.getresponse()
+    response.read()
+    return response.getheader("set-cookie") or response.getheader(SESSION) or ""
 
 
-def _read(log: Path, count: int) -> dict[str, Decision]:
+def _read(log: Path, count: int) -> dict[str, tuple[str, str]]:
     poll(lambda: log.exists() and log.read_text().count("\n") >= count, "the access log", every_s=_SOON_S)
     found = {}
     for line in log.read_text().splitlines():
@@ -257,7 +273,7 @@ def _read(log: Path, count: int) -> dict[str, Decision]:
     return found
 
 
-def _bootstrap(clusters: Sequence[Json], routes: Sequence[Json], port: int, log: Path) -> Json:
+def _bootstrap(clusters: Sequence[Json], routes: Sequence[Json], port: int, log: Path, filters: Sequence[Json]) -> Json:
     access = {
         "@type": TYPE + "envoy.extensions.access_loggers.file.v3.FileAccessLog",
         "path": str(log),
@@ -270,7 +286,7 @@ def _bootstrap(clusters: Sequence[Json], routes: Sequence[Json], port: int, log:
         "use_remote_address": True,
         "internal_address_config": {"cidr_ranges": [{"address_prefix": "127.0.0.0", "prefix_len": 8}]},
         "route_config": _routes(routes),
-        "http_filters": [{"name": "router", "typed_config": router}],
+        "http_filters": [*filters, {"name": "router", "typed_config": router}],
         "access_log": [{"name": "file", "typed_config": access}],
     }
     listener = {
@@ -291,7 +307,9 @@ def _routes(routes: Sequence[Json]) -> Json:
     return {"name": "hosts", "virtual_hosts": [{"name": "hosts", "domains": ["*"], "routes": list(routes)}]}
 
 
-def ask_meshlib(clusters: Sequence[Json], routes: Sequence[Json], requests: Sequence[HostRequest]) -> list[Decision]:
+def ask_meshlib(
+    clusters: Sequence[Json], routes: Sequence[Json], requests: Sequence[HostRequest], *, has_sessions: bool = False
+) -> list[Decision]:
     """Return where meshlib sends the requests."""
     table = _decoded(RDS, "envoy.config.route.v3.RouteConfiguration", _routes(routes), RouteConfiguration)
     configs = {}
@@ -299,8 +317,9 @@ def ask_meshlib(clusters: Sequence[Json], routes: Sequence[Json], requests: Sequ
         cluster = _decoded(CDS, "envoy.config.cluster.v3.Cluster", one, Cluster)
         assert isinstance(cluster.discovery, StaticDiscovery)
         configs[cluster.name] = ClusterConfig(cluster, cluster.discovery.assignment)
-    target = TargetConfig(ClientListener("hosts", table), table)
-    view = build_view(Snapshot({"hosts": target}, clusters=configs), None, now=0.0)
+    target = TargetConfig(ClientListener("hosts", table, has_session_filter=has_sessions), table)
+    wall_offset_s = time.time() - time.monotonic()
+    view = build_view(Snapshot({"hosts": target}, clusters=configs), None, now=0.0, wall_offset_s=wall_offset_s)
     made = view.targets["hosts"]
     assert isinstance(made, TargetView)
     return [_decide(made, request) for request in requests]
@@ -314,16 +333,20 @@ def _decoded(type_url: str, kind: str, fields: Json, expected: type[Any]) -> Any
 
 def _decide(target: TargetView, request: HostRequest) -> Decision:
     head = RequestHead("GET", "hosts", request.path, Headers(request.headers))
-    call = Call(target, head, rng=random.Random(0), now=0.0)
-    step = call.start(0.0)
+    now = time.monotonic()
+    call = Call(target, head, rng=random.Random(0), now=now)
+    step = call.start(now)
     while not isinstance(step, Done):
         step = (
-            call.finished(Failure(FailureKind.CONNECT, request_sent=False), 0.0)
+            call.finished(Failure(FailureKind.CONNECT, request_sent=False), now)
             if isinstance(step, Attempt)
-            else call.slept(0.0)
+            else call.slept(now)
         )
-    call.close(0.0)
-    return "" if call.endpoint is None else call.endpoint.address, call.flag
+    call.close(now)
+    # Envoy marks its own answers too, if it tried a host before.
+    headers = call.session_headers(Headers())
+    mark = headers.get("set-cookie") or headers.get(SESSION) or ""
+    return "" if call.endpoint is None else call.endpoint.address, call.flag, mark
 
 
 def run(
@@ -338,13 +361,19 @@ def run(
     made = [generator.cluster(number) for number in range(clusters)]
     routes = [generator.route(one["name"]) for one in made]
     asked = [generator.request(one["name"]) for one in made for _ in range(requests)]
-    answers = zip(asked, ask_envoy(made, routes, asked, folder), ask_meshlib(made, routes, asked), strict=True)
+    answers = zip(
+        asked,
+        ask_envoy(made, routes, asked, folder, kind.filters),
+        ask_meshlib(made, routes, asked, has_sessions=bool(kind.filters)),
+        strict=True,
+    )
     by_name = {one["name"]: (one, route) for one, route in zip(made, routes, strict=True)}
     for request, envoy, meshlib in answers:
         report.cases += 1
         report.retried += "URX" in envoy[1]
         report.without_host += not envoy[0]
-        if envoy != meshlib:
+        report.marked += bool(envoy[2])
+        if not kind.is_same(envoy, meshlib):
             cluster, route = by_name[request.cluster]
             told = {"envoy, meshlib": [envoy, meshlib], "headers": request.headers, "cluster": cluster, "route": route}
             report.disagreements.append(json.dumps(told))
@@ -357,11 +386,14 @@ def main() -> int:
     parser.add_argument("--requests", type=int, default=10, help="for each cluster")
     parser.add_argument("--seed", type=int, default=None, help="default: a new one, printed")
     parser.add_argument("--subsets", action="store_true", help="of clusters with subsets")
+    parser.add_argument("--sessions", action="store_true", help="of stateful sessions")
     arguments = parser.parse_args()
     seed = arguments.seed if arguments.seed is not None else random.SystemRandom().randrange(2**32)
     kind = HostGenerator
     if arguments.subsets:
         from differential.subsets import SubsetGenerator as kind
+    elif arguments.sessions:
+        from differential.sessions import SessionGenerator as kind
     with tempfile.TemporaryDirectory() as folder:
         report = run(seed, arguments.clusters, arguments.requests, Path(folder), kind=kind)
     for disagreement in report.disagreements[:3]:
