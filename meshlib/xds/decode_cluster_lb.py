@@ -92,7 +92,9 @@ def override_statuses(common: Any) -> frozenset[HealthStatus] | None:
     """Decode `override_host_status`; None: it is not given."""
     if not common.HasField("override_host_status"):
         return None
-    return frozenset(HealthStatus(status) for status in common.override_host_status.statuses)
+    # Numbers that are none have been reported by the constraints.
+    given = frozenset(common.override_host_status.statuses)
+    return frozenset(status for status in HealthStatus if status.value in given)
 
 
 def _subsets(message: Any, path: str, problems: Problems) -> SubsetConfig | None:
