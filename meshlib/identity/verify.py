@@ -13,6 +13,7 @@ Source: Envoy `DefaultCertValidator`, `SPIFFEValidator`; X509-SVID.md, sections 
 import hashlib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import lru_cache
 
 from cryptography import x509
 from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
@@ -20,7 +21,7 @@ from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 from meshlib.identity.certificates import names_of
 from meshlib.identity.san import PeerNames, compile_authority, compile_sans, compile_sni, describe_sans
 from meshlib.identity.spiffe import SpiffeId, spiffe_id_of
-from meshlib.model.secret import NO_CHECKS, ClientTls, PeerChecks, ServerTls, TrustedCa
+from meshlib.model.secret import NO_CHECKS, ClientTls, PeerChecks, SanMatcher, SanType, ServerTls, TrustedCa
 
 __all__ = ["Chain", "LeafFacts", "PeerRule", "compile_peer_rule", "leaf_facts"]
 
@@ -52,6 +53,12 @@ class LeafFacts:
     has_key_usage: bool
     not_before: float
     not_after: float
+
+    @property
+    def has_subject_alone(self) -> bool:
+        """There are no alternative names that anything here knows of."""
+        names = self.names
+        return bool(names.subject) and not (names.uris or names.dns or names.ips or names.emails)
 
 
 def leaf_facts(der: bytes) -> LeafFacts:
@@ -117,28 +124,33 @@ class PeerRule:
     roots: Mapping[str, frozenset[bytes]] | None = None
     needs_key_usage: bool = False
 
-    @property
-    def is_about_chain(self) -> bool:
-        """The verified chain is asked for."""
-        return self.roots is not None or self.checks.max_depth is not None
+    def needs_chain(self, leaf: LeafFacts) -> bool:
+        """Whether the verified chain of a leaf is asked for."""
+        return self.roots is not None or self.checks.max_depth is not None or leaf.has_subject_alone
 
-    def refusal(self, leaf: LeafFacts, chain: Chain) -> str:
+    def refusal(self, leaf: LeafFacts, chain: Chain | None) -> str:
         """Return why a peer is refused, or the empty string.
 
         Args:
-            chain: Only called if `is_about_chain`.
+            chain: None: there is none, or the chain of this leaf has been found to be in order before.
         """
-        return self._of_chain(leaf, chain) or self._of_pins(leaf) or self._of_names(leaf.names)
+        return (
+            (self._of_chain(leaf, chain) if chain is not None and self.needs_chain(leaf) else "")
+            or self._of_pins(leaf)
+            or self._of_names(leaf.names)
+        )
 
     def _of_chain(self, leaf: LeafFacts, chain: Chain) -> str:
-        if not self.is_about_chain:
-            return ""
         depth = self.checks.max_depth
         found = chain()
         if found is None:
             return "there is no verified chain of its certificate"
-        if depth is not None and len(found) - 2 > depth:
-            return f"the chain of its certificate has {len(found) - 2} intermediates, at most {depth} may be"
+        # "Does not include the leaf but includes the trust anchor"; as in Envoy, 0 allows that as 1 does.
+        if depth is not None and len(found) - 1 > max(depth, 1):
+            return f"the chain of its certificate has {len(found) - 1} issuers, at most {max(depth, 1)} may be"
+        if leaf.has_subject_alone and any(map(_has_name_constraints, found[1:])):
+            # That CA has not vouched for a common name, which OpenSSL does not look at; BoringSSL refuses these, too.
+            return "its certificate has a subject alone, and its issuer may only certify some alternative names"
         return "" if self.roots is None else self._of_trust_domain(leaf, found, self.roots)
 
     def _of_trust_domain(self, leaf: LeafFacts, chain: tuple[bytes, ...], roots: Mapping[str, frozenset[bytes]]) -> str:
@@ -171,6 +183,17 @@ class PeerRule:
         return f"the peer is {shown}, expected {self.expected}"
 
 
+@lru_cache(256)
+def _has_name_constraints(der: bytes) -> bool:
+    try:
+        x509.load_der_x509_certificate(der).extensions.get_extension_for_class(x509.NameConstraints)
+    except x509.ExtensionNotFound:
+        return False
+    except (x509.DuplicateExtension, x509.UnsupportedGeneralNameType, ValueError):
+        return True
+    return True
+
+
 def compile_peer_rule(tls: ClientTls | ServerTls, trust: TrustedCa | None) -> PeerRule:
     """Compile what a TLS configuration and the trust that it is used with ask of a peer.
 
@@ -183,6 +206,8 @@ def compile_peer_rule(tls: ClientTls | ServerTls, trust: TrustedCa | None) -> Pe
         if trust.bundles is not None:
             roots = {one.trust_domain: _roots(one.ca_pem) for one in trust.bundles}
     accepts, expected = (compile_sans(sans), describe_sans(sans)) if sans else (None, "")
+    if sans and roots is not None:
+        accepts = _by_uri(sans)
     if isinstance(tls, ClientTls):
         if tls.authority_name:
             named = compile_authority(tls.authority_name)
@@ -191,6 +216,13 @@ def compile_peer_rule(tls: ClientTls | ServerTls, trust: TrustedCa | None) -> Pe
         elif tls.san_is_sni and tls.sni:
             accepts, expected = compile_sni(tls.sni), f"DNS name {tls.sni}"
     return PeerRule(accepts, expected, checks, roots, trust is not None and trust.needs_key_usage)
+
+
+def _by_uri(sans: tuple[SanMatcher, ...]) -> Callable[[PeerNames], bool]:
+    """Compile matchers where a SPIFFE id is asked for: no other name in the certificate counts."""
+    of_uris = tuple(one for one in sans if one.san_type in (SanType.URI, SanType.ANY))
+    test = compile_sans(of_uris)
+    return lambda names: bool(of_uris) and test(PeerNames(uris=names.uris))
 
 
 def _both(one: Callable[[PeerNames], bool], other: Callable[[PeerNames], bool]) -> Callable[[PeerNames], bool]:

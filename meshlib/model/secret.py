@@ -60,7 +60,7 @@ class PeerChecks:
         spki_hashes: SHA-256 of public keys (DER SubjectPublicKeyInfo). Both empty: no pins.
         crl_pem: Revocation lists; empty: none are asked for beside those in the trust bundle.
         crl_leaf_only: Of a chain only the leaf is looked up; else every certificate needs a list of its issuer.
-        max_depth: How many certificates may stand between the leaf and the root; None: OpenSSL's 100.
+        max_depth: How many certificates may stand above the leaf, the root included; None: OpenSSL's 100.
     """
 
     certificate_hashes: tuple[bytes, ...] = ()

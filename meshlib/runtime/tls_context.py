@@ -17,7 +17,6 @@ import tempfile
 from collections import OrderedDict
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
-from dataclasses import replace
 from functools import lru_cache
 from typing import Any, Final
 
@@ -176,12 +175,13 @@ class MeshContext(ssl.SSLContext):
                 raise _refusal(f"its certificate is not valid for another {leaf.not_before - now:.0f} s")
         if rule is None:
             return
-        if is_reused and rule.is_about_chain and leaf.certificate_hash in (self._passed or ()):
-            rule = replace(rule, roots=None, checks=replace(rule.checks, max_depth=None))
-        reason = rule.refusal(leaf, chain)
+        # Where a pin alone says who the peer is, no chain has been verified.
+        needs_chain = self.verify_mode is not ssl.CERT_NONE and rule.needs_chain(leaf)
+        is_known = is_reused and leaf.certificate_hash in (self._passed or ())
+        reason = rule.refusal(leaf, chain if needs_chain and not is_known else None)
         if reason:
             raise _refusal(reason)
-        if rule.is_about_chain:
+        if needs_chain:
             self._remember(leaf.certificate_hash)
 
     def _remember(self, leaf: bytes) -> None:

@@ -93,6 +93,12 @@ def validation_context(message: Any, path: str, problems: Problems) -> Validatio
             problems.unused(place, "its trust domains replace the other roots")
         trust = _spiffe(message.custom_validator_config, place, problems)
         provider = ""
+        if any(one.san_type not in (SanType.URI, SanType.ANY) for one in sans):
+            # Envoy passes over them, and takes any peer when there are no others.
+            problems.error(
+                join(path, "match_typed_subject_alt_names"),
+                "only URI is supported together with custom_validator_config",
+            )
         if checks.crl_pem:
             problems.error(join(path, "crl"), "is not supported together with custom_validator_config")
         elif checks.crl_leaf_only:

@@ -111,8 +111,9 @@ SHORT = Authority("under short", parent=Authority("short", parent=ROOT_A, path_l
             {"checks": PeerChecks(crl_pem=LOWER.revoke(), crl_leaf_only=True)},
             id="list for the leaf alone",
         ),
-        pytest.param(ROOT_A.trusted, BELOW, {"checks": PeerChecks(max_depth=2)}, id="depth"),
-        pytest.param(bundles(a_example=ROOT_A, b_example=ROOT_B), LEAF, {}, id="trust domain"),
+        pytest.param(ROOT_A.trusted, BELOW, {"checks": PeerChecks(max_depth=3)}, id="depth"),
+        pytest.param(ROOT_A.trusted, LEAF, {"checks": PeerChecks(max_depth=0)}, id="depth of none"),
+        pytest.param(bundles(a_example=ROOT_A, b_example=ROOT_B), LEAF, {"sans": uri(CHECKOUT)}, id="trust domain"),
         pytest.param(bundles(a_example=ROOT_A, b_example=ROOT_B), BELOW, {}, id="trust domain, chain"),
         pytest.param(
             bundles(a_example=ROOT_A, b_example=ROOT_B), ROOT_B.issue("spiffe://b.example/x"), {}, id="federated"
@@ -151,14 +152,22 @@ def test_accepted(meet, trust, leaf, fields):
         pytest.param(
             ROOT_A.trusted, LEAF, {"checks": PeerChecks(crl_pem=ROOT_A.revoke(ends=-HOURS))}, "CRL", id="old list"
         ),
-        pytest.param(ROOT_A.trusted, BELOW, {"checks": PeerChecks(max_depth=1)}, "2 intermediates", id="too deep"),
+        pytest.param(ROOT_A.trusted, BELOW, {"checks": PeerChecks(max_depth=2)}, "3 issuers", id="too deep"),
         pytest.param(ROOT_A.trusted, SHORT.issue(CHECKOUT), {}, "path length", id="path length"),
         pytest.param(ROOT_A.trusted, CONSTRAINED.issue(dns=["x.outside.example"]), {}, "permitted", id="constraint"),
+        pytest.param(ROOT_A.trusted, CONSTRAINED.issue(subject="x"), {}, "subject alone", id="constraint, no names"),
         pytest.param(
             ROOT_A.trusted, Authority("no CA", parent=ROOT_A, is_ca=False).issue(CHECKOUT), {}, "CA", id="not a CA"
         ),
         pytest.param(
             bundles(a_example=ROOT_B, b_example=ROOT_A), LEAF, {}, "not issued by trust domain a.example", id="CA of b"
+        ),
+        pytest.param(
+            bundles(a_example=ROOT_A),
+            ROOT_A.issue(CHECKOUT, dns=["a.example"]),
+            {"sans": (SanMatcher(SanType.DNS, StringMatcher(StringKind.EXACT, "a.example")),)},
+            "expected",
+            id="a name beside the id",
         ),
         pytest.param(bundles(b_example=ROOT_A), LEAF, {}, "a.example of .* is not trusted", id="unknown trust domain"),
         pytest.param(bundles(), LEAF, {}, "verify failed|not trusted", id="no trust domain at all"),
