@@ -12,7 +12,7 @@ from google.protobuf.descriptor import FieldDescriptor
 
 from meshlib.protos import message_class
 from meshlib.xds.decode import decode_resource
-from meshlib.xds.resources import CDS, EDS, LDS, RDS, SDS
+from meshlib.xds.resources import CDS, ECDS, EDS, LDS, RDS, RTDS, SDS, SRDS
 
 TARGET = Path(__file__).resolve().parent.parent / "docs" / "reference" / "xds-features.md"
 BEGIN, END = "<!-- fields: made by tools/build_xds_features.py -->", "<!-- end of fields -->"
@@ -160,6 +160,83 @@ def client_manager() -> Inside:
     return packed_in(resource, inner, lambda made: made.api_listener.api_listener)
 
 
+HCM = "envoy.extensions.filters.network.http_connection_manager.v3."
+
+
+class InManager(Inside):
+    """A message that a client's connection manager holds, itself or packed in a filter."""
+
+    def __init__(self, inner: Any, message: Any, pack: Callable[[], None] = lambda: None) -> None:
+        resource = client_listener()
+        super().__init__(resource, message, resource.api_listener.api_listener)
+        self.inner, self.pack = inner, pack
+
+    def finish(self) -> Any:
+        self.pack()
+        self.target.value = self.inner.SerializeToString()
+        return self.resource
+
+
+def scoped_manager() -> InManager:
+    extractor = {"header_value_extractor": {"name": "x-scope", "index": 0}}
+    scoped = {
+        "name": "s",
+        "scope_key_builder": {"fragments": [extractor]},
+        "scoped_rds": {"scoped_rds_config_source": ADS},
+    }
+    inner = manager(scoped_routes=scoped)
+    return InManager(inner, inner.scoped_routes)
+
+
+def scope() -> Any:
+    key = {"fragments": [{"string_key": "k"}]}
+    return new(f"{ROUTE}ScopedRouteConfiguration", name="s", route_configuration_name="r", key=key)
+
+
+def leds() -> Any:
+    made = assignment()
+    made.endpoints[0].ClearField("lb_endpoints")
+    config = made.endpoints[0].leds_cluster_locality_config
+    config.leds_config.ads.SetInParent()
+    config.leds_collection_name = "xdstp://a/envoy.config.endpoint.v3.LbEndpoint/c/*"
+    return made
+
+
+def with_first_filter(**fields: Any) -> Any:
+    inner = manager(rds={"config_source": ADS, "route_config_name": "r"})
+    router = new("google.protobuf.Any")
+    router.CopyFrom(inner.http_filters[0].typed_config)
+    del inner.http_filters[:]
+    inner.http_filters.add(name="first", **fields)
+    inner.http_filters.add(name="router").typed_config.CopyFrom(router)
+    return inner
+
+
+def discovered_filter() -> InManager:
+    inner = with_first_filter(
+        config_discovery={
+            "config_source": ADS,
+            "type_urls": [f"type.googleapis.com/{FAULT}"],
+            "default_config": packed(new(FAULT)),
+        }
+    )
+    return InManager(inner, inner.http_filters[0].config_discovery)
+
+
+def on_demand_filter() -> InManager:
+    message = new("envoy.extensions.filters.http.on_demand.v3.OnDemand", odcds={"source": ADS})
+    inner = with_first_filter(typed_config=packed(message))
+
+    def pack() -> None:
+        inner.http_filters[0].typed_config.value = message.SerializeToString()
+
+    return InManager(inner, message.odcds, pack)
+
+
+def extension() -> Any:
+    return new(f"{CORE}TypedExtensionConfig", name="first", typed_config=packed(new(FAULT)))
+
+
 RBAC = "envoy.extensions.filters.http.rbac.v3.RBAC"
 UPSTREAM_OPTIONS = "envoy.extensions.upstreams.http.v3.HttpProtocolOptions"
 FAULT = "envoy.extensions.filters.http.fault.v3.HTTPFault"
@@ -220,6 +297,13 @@ SECTIONS: Mapping[str, tuple[str, Callable[[], Any], Place | None]] = {
     ),
     "Secret": (SDS, secret, lambda made: made),
     "CertificateValidationContext": (SDS, secret, lambda made: made.validation_context),
+    "ScopedRoutes": (LDS, scoped_manager, None),
+    "ScopedRouteConfiguration": (SRDS, scope, lambda made: made),
+    "LedsClusterLocalityConfig": (EDS, leds, lambda made: made.endpoints[0].leds_cluster_locality_config),
+    "ExtensionConfigSource": (LDS, discovered_filter, None),
+    "OnDemandCds": (LDS, on_demand_filter, None),
+    "TypedExtensionConfig": (ECDS, extension, lambda made: made),
+    "Runtime": (RTDS, lambda: new("envoy.service.runtime.v3.Runtime", name="r"), lambda made: made),
 }
 
 HEDGED = (
@@ -231,9 +315,25 @@ IN_PART: Mapping[tuple[str, str], str] = {
     ("Listener of a server (with `address`)", "api_listener"): "makes it a client's listener",
     ("FilterChain", "filter_chain_match"): "must be empty",
     ("HttpConnectionManager", "http_filters"): (
-        "the router; fault in clients; RBAC in servers. Others are refused, or skipped if `is_optional` or `disabled`"
+        "the router; fault and on_demand in clients; RBAC in servers, each with its configuration or with "
+        "`config_discovery`. Others are refused, or skipped if `is_optional` or `disabled`"
     ),
+    ("HttpConnectionManager", "scoped_routes"): "in clients",
+    ("RouteConfiguration", "vhds"): "in clients, with servers that speak the incremental variant",
+    ("LocalityLbEndpoints", "leds_cluster_locality_config"): (
+        "in EDS, with servers that speak the incremental variant; collections are globs"
+    ),
+    ("LedsClusterLocalityConfig", "leds_config"): "ads or self",
+    ("LedsClusterLocalityConfig", "leds_collection_name"): "an `xdstp:` name that ends with `/*`",
+    ("ScopedRoutes", "scoped_rds"): "all scopes are subscribed to; `srds_resources_locator` is refused",
+    ("ExtensionConfigSource", "type_urls"): "fault in clients, RBAC in servers",
+    ("ExtensionConfigSource", "config_source"): "ads or self",
+    ("TypedExtensionConfig", "typed_config"): "fault, RBAC",
     ("HttpConnectionManager", "normalize_path"): "false",
+    (
+        "Runtime",
+        "layer",
+    ): "numbers, booleans and shares; where they count is said [above](#discovery-on-demand-and-in-parts)",
     ("HttpConnectionManager", "path_with_escaped_slashes_action"): "KEEP_UNCHANGED",
     **{
         (message, "request_mirror_policies"): "for httpx; gRPC calls and functions are not copied"

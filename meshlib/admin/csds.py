@@ -50,6 +50,8 @@ def client_status(mesh: "Mesh", *, exclude_contents: bool = False) -> Any:
     # Seconds since the epoch at which the monotonic clock was zero.
     zero = wall() - mesh.clock()
     for entry in sorted(control.entries(), key=lambda one: (one.type_url, one.name)):
+        if entry.is_collection:
+            continue  # a subscription to many resources, which stand for themselves
         _add(config, entry, zero, exclude_contents=exclude_contents)
     return response
 

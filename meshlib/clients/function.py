@@ -307,7 +307,10 @@ class _Policy:
 
     def _find_and_run(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         mesh = self._mesh
-        return self._run(mesh.target(self._service) or mesh.wait_target(self._service), args, kwargs)
+        target = mesh.target(self._service) or mesh.wait_target(self._service)
+        if target.has_demands:
+            target = mesh.meet(target, self._head)
+        return self._run(target, args, kwargs)
 
     def _run(self, target: TargetView, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         call = self._call(target)
@@ -354,6 +357,8 @@ class _Policy:
     async def _find_and_arun(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         mesh = self._mesh
         target = mesh.target(self._service) or await mesh.wait_target_async(self._service)
+        if target.has_demands:
+            target = await mesh.meet_async(target, self._head)
         return await self._arun(target, args, kwargs)
 
     async def _arun(self, target: TargetView, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:

@@ -93,6 +93,9 @@ class AioInterceptors:
             if target is None:
                 target = await self._mesh.wait_target_async(self._authority, left_s(rpc, began_at, now))
                 now = invoker.clock()
+            if target.has_demands:
+                target = await self._mesh.meet_async(target, heads(rpc.metadata), left_s(rpc, began_at, now))
+                now = invoker.clock()
         except MeshError as error:
             raise refused(error, AioMeshRpcError, is_late=left_s(rpc, began_at, invoker.clock()) == 0.0) from error
         timeout_s = None if rpc.timeout_s is None else rpc.timeout_s - (now - began_at)

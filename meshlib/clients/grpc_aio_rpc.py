@@ -80,7 +80,7 @@ class AioRpc:
                 self._settle(self._error.code())
                 return
             target = None
-        if target is None:
+        if target is None or invoker.must_wait(target, self._method, self._rpc):
             self._ensure_driver()
             return
         now = self._began_at
@@ -147,6 +147,7 @@ class AioRpc:
         if self._flow is None:
             try:
                 target = await invoker.wait(self._rpc, self._began_at)
+                target = await invoker.meet(target, self._method, self._rpc, self._began_at)
             except AioMeshRpcError as error:
                 self._error = error
                 self._settle(error.code())

@@ -240,9 +240,12 @@ class SyncInvoker(Invoker[grpc.Channel]):
                 raise refused(error, MeshRpcError) from error
             target = None
         timeout_s = rpc.timeout_s
-        if target is None:
+        if target is None or target.has_demands:
             began_at = now
-            target = self._wait(rpc, began_at)
+            if target is None:
+                target = self._wait(rpc, began_at)
+            if target.has_demands:
+                target = self._meet(target, method, rpc, began_at)
             now = self.clock()
             if timeout_s is not None:
                 timeout_s -= now - began_at
@@ -265,6 +268,12 @@ class SyncInvoker(Invoker[grpc.Channel]):
                     raise refused(error, MeshRpcError) from error
                 time.sleep(pause_s(pauses) if rest_s is None else min(pause_s(pauses), rest_s))
                 pauses += 1
+
+    def _meet(self, target: TargetView, method: Method, rpc: Rpc, began_at: float) -> TargetView:
+        try:
+            return self.mesh.meet(target, method.heads(rpc.metadata), left_s(rpc, began_at, self.clock()))
+        except MeshError as error:
+            raise refused(error, MeshRpcError) from error
 
 
 class AioInvoker(Invoker[grpc.aio.Channel]):
@@ -308,6 +317,23 @@ class AioInvoker(Invoker[grpc.aio.Channel]):
                     raise refused(error, AioMeshRpcError) from error
                 await asyncio.sleep(pause_s(pauses) if rest_s is None else min(pause_s(pauses), rest_s))
                 pauses += 1
+
+    async def meet(self, target: TargetView, method: Method, rpc: Rpc, began_at: float) -> TargetView:
+        """Wait for what this RPC needs of a target and nobody has needed yet.
+
+        Raises:
+            AioMeshRpcError: The target cannot be used any more.
+        """
+        if not target.has_demands:
+            return target
+        try:
+            return await self.mesh.meet_async(target, method.heads(rpc.metadata), left_s(rpc, began_at, self.clock()))
+        except MeshError as error:
+            raise refused(error, AioMeshRpcError) from error
+
+    def must_wait(self, target: TargetView, method: Method, rpc: Rpc) -> bool:
+        """Whether an RPC needs what the target does not have yet."""
+        return target.has_demands and bool(target.unmet(method.heads(rpc.metadata)))
 
 
 def left_s(rpc: Rpc, began_at: float, now: float) -> float | None:

@@ -8,7 +8,8 @@ from meshlib.errors import ConfigError
 from meshlib.events import Event
 from meshlib.model.cluster import EdsDiscovery
 from meshlib.model.endpoint import Endpoint, Locality, LocalityEndpoints
-from meshlib.model.route import RouteAction, RouteConfiguration, SingleCluster, WeightedClusters
+from meshlib.model.request import RequestHead
+from meshlib.model.route import RouteAction, SingleCluster, WeightedClusters
 from meshlib.model.snapshot import ClusterConfig, ConfigFault, Snapshot, TargetConfig
 from meshlib.ports import Lock
 from meshlib.view import TargetView, View, build_view
@@ -75,6 +76,19 @@ class OwnEndpoint:
         """As `MeshSource.wait_target_async`."""
         return self._adapted(await self._mesh.wait_target_async(authority, timeout_s))
 
+    def meet(self, target: TargetView, head: RequestHead, timeout_s: float | None = None) -> TargetView:
+        """As `MeshSource.meet`."""
+        return self._adapted(self._mesh.meet(self._original(target), head, timeout_s))
+
+    async def meet_async(self, target: TargetView, head: RequestHead, timeout_s: float | None = None) -> TargetView:
+        """As `MeshSource.meet_async`."""
+        return self._adapted(await self._mesh.meet_async(self._original(target), head, timeout_s))
+
+    def _original(self, target: TargetView) -> TargetView:
+        """Return what a target was made of, as the mesh has it now."""
+        found = self._mesh.view.targets.get(target.name)
+        return found if isinstance(found, TargetView) else target
+
     def emit(self, event: Event) -> None:
         """As `MeshSource.emit`."""
         self._mesh.emit(event)
@@ -119,8 +133,7 @@ class OwnEndpoint:
 def _names(config: TargetConfig) -> set[str] | None:
     """Return the clusters that the routes of a target can choose; None: any, a header names it."""
     names: set[str] = set()
-    routes: RouteConfiguration = config.routes
-    for host in routes.virtual_hosts:
+    for host in (host for routes in config.all_routes for host in routes.virtual_hosts):
         for route in host.routes:
             if not isinstance(route.action, RouteAction):
                 continue

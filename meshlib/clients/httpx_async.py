@@ -107,7 +107,13 @@ class AsyncMeshTransport(httpx.AsyncBaseTransport):
                 return await self._pass(request, authority)
             raise refusal(authority, error, request) from error
         replayable = is_replayable(request)
-        call = call_for(mesh, target, head_of(request, authority), request, replayable=replayable)
+        head = head_of(request, authority)
+        if target.has_demands:
+            try:
+                target = await mesh.meet_async(target, head)
+            except MeshError as error:
+                raise refusal(authority, error, request) from error
+        call = call_for(mesh, target, head, request, replayable=replayable)
         exchange = _Exchange(mesh, self._pools, request, call, replayable=replayable, mirrors=self._mirrors)
         done = await arun(call, exchange, clock=mesh.clock, sleep=anyio.sleep)
         match done.result:

@@ -106,7 +106,13 @@ class MeshTransport(httpx.BaseTransport):
                 return self._pass(request, authority)
             raise refusal(authority, error, request) from error
         replayable = is_replayable(request)
-        call = call_for(mesh, target, head_of(request, authority), request, replayable=replayable)
+        head = head_of(request, authority)
+        if target.has_demands:
+            try:
+                target = mesh.meet(target, head)
+            except MeshError as error:
+                raise refusal(authority, error, request) from error
+        call = call_for(mesh, target, head, request, replayable=replayable)
         exchange = _Exchange(
             mesh, self._pools, request, call, replayable=replayable, mirrors=self._mirrors, threads=self._threads
         )

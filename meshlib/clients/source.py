@@ -3,6 +3,7 @@
 from typing import Protocol
 
 from meshlib.events import Event
+from meshlib.model.request import RequestHead
 from meshlib.ports import Clock, Rng
 from meshlib.runtime.tracing import Tracing
 from meshlib.view import TargetView, View
@@ -51,6 +52,18 @@ class MeshSource(Protocol):
 
     async def wait_target_async(self, authority: str, timeout_s: float | None = None) -> TargetView:
         """As `wait_target`, without blocking the event loop."""
+        ...
+
+    def meet(self, target: TargetView, head: RequestHead, timeout_s: float | None = None) -> TargetView:
+        """Have what a request needs (see `TargetView.has_demands`) subscribed to, and wait for it for a bounded time.
+
+        Returns:
+            The target with it, or as it is.
+        """
+        ...
+
+    async def meet_async(self, target: TargetView, head: RequestHead, timeout_s: float | None = None) -> TargetView:
+        """As `meet`, without blocking the event loop."""
         ...
 
     def emit(self, event: Event) -> None:

@@ -73,12 +73,14 @@ class LocalityEndpoints:
     """Attributes:
     weight: Locality weight; None when the resource gives none.
     priority: 0 is the highest.
+    collections: Names of collections whose members are endpoints of this locality too (LEDS); empty once they are in.
     """
 
     locality: Locality
     endpoints: tuple[Endpoint, ...]
     weight: int | None = None
     priority: int = 0
+    collections: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

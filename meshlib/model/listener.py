@@ -3,11 +3,33 @@
 from dataclasses import dataclass
 
 from meshlib.model.authorization import Rbac
+from meshlib.model.discovery import FilterConfig, ScopedRoutes
 from meshlib.model.route import FaultPolicy, RouteConfiguration
 from meshlib.model.secret import ServerTls
 from meshlib.model.session import SessionPolicy
 
-__all__ = ["ClientListener", "Listener", "ServerListener"]
+__all__ = ["ClientListener", "DiscoveredFilter", "Listener", "ServerListener"]
+
+
+@dataclass(frozen=True, slots=True)
+class DiscoveredFilter:
+    """An HTTP filter whose configuration is a resource of its own (ECDS).
+
+    Attributes:
+        name: Of the filter and of the resource.
+        type_names: Full message names that the configuration may have.
+        default: Used when the resource cannot be had; None: there is none.
+        skips_warming: `default` is used until the resource comes.
+        is_disabled: Routes alone switch it on.
+        position: Number of filters for authorization before it.
+    """
+
+    name: str
+    type_names: frozenset[str]
+    default: FilterConfig | None = None
+    skips_warming: bool = False
+    is_disabled: bool = False
+    position: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -15,21 +37,26 @@ class ClientListener:
     """An API listener.
 
     Attributes:
-        routes: Inline, or the name of an RDS resource.
+        routes: Inline, or the name of an RDS resource, or how one is chosen for each request.
         max_stream_duration_s: Default for routes; None: absent.
         has_fault_filter: Without it, fault overrides of routes have no effect.
         fault: The filter's own configuration.
         has_session_filter: Without it, overrides of routes concerning stateful sessions have no effect.
         session: That filter's own configuration.
+        discovered: In filter order.
+        on_demand_timeout_s: Clusters are subscribed to when a request first needs them, which waits no longer than this;
+            None: those that routes name are all subscribed to.
     """
 
     name: str
-    routes: RouteConfiguration | str
+    routes: RouteConfiguration | str | ScopedRoutes
     has_fault_filter: bool = False
     fault: FaultPolicy | None = None
     has_session_filter: bool = False
     session: SessionPolicy | None = None
     max_stream_duration_s: float | None = None
+    discovered: tuple[DiscoveredFilter, ...] = ()
+    on_demand_timeout_s: float | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,6 +67,7 @@ class ServerListener:
         address: `host:port`.
         tls: None: plaintext.
         rbac: In filter order; each must let the request pass.
+        discovered: In filter order; see `position`.
         routes: Inline or RDS name; requests that match no route are refused.
     """
 
@@ -48,6 +76,7 @@ class ServerListener:
     tls: ServerTls | None
     rbac: tuple[Rbac, ...]
     routes: RouteConfiguration | str
+    discovered: tuple[DiscoveredFilter, ...] = ()
 
 
 Listener = ClientListener | ServerListener

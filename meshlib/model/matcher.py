@@ -86,7 +86,12 @@ class PathMatcher:
 
 @dataclass(frozen=True, slots=True)
 class Fraction:
-    """A share of requests: `numerator / denominator`, the denominator being 100, 10,000 or 1,000,000."""
+    """A share of requests: `numerator / denominator`, the denominator being 100, 10,000 or 1,000,000.
+
+    Attributes:
+        runtime_key: A runtime value of this key counts instead; empty: none does.
+    """
 
     numerator: int
     denominator: int = 100
+    runtime_key: str = ""

@@ -140,11 +140,13 @@ class ClusterWeight:
 class WeightedClusters:
     """Attributes:
     header_name: A request header whose number chooses; empty: none.
+    runtime_key_prefix: A runtime value of `<prefix>.<cluster>` counts instead of a weight; empty: none does.
     """
 
     clusters: tuple[ClusterWeight, ...]
     header_name: str = ""
     use_hash_policy: bool = False
+    runtime_key_prefix: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -294,6 +296,7 @@ class VirtualHost:
 class RouteConfiguration:
     """Attributes:
     most_specific_mutations_win: Order of the levels of header mutations (Envoy's flag of that name).
+        has_more_hosts: Virtual hosts that are not here are asked for when a request names them (VHDS).
     """
 
     name: str
@@ -303,3 +306,4 @@ class RouteConfiguration:
     ignore_port_in_host: bool = False
     fault: FaultPolicy | None = None
     session: SessionPolicy | None = None
+    has_more_hosts: bool = False

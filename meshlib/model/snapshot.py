@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from enum import Enum
 from types import MappingProxyType
 from typing import TypeVar
 
@@ -11,7 +12,16 @@ from meshlib.model.listener import ClientListener, ServerListener
 from meshlib.model.route import RouteConfiguration
 from meshlib.model.secret import Secret
 
-__all__ = ["ClusterConfig", "ConfigFault", "InboundConfig", "Snapshot", "TargetConfig"]
+__all__ = [
+    "ClusterConfig",
+    "ConfigFault",
+    "Demand",
+    "DemandKind",
+    "InboundConfig",
+    "ScopeConfig",
+    "Snapshot",
+    "TargetConfig",
+]
 
 K = TypeVar("K")
 V = TypeVar("V")
@@ -53,12 +63,53 @@ class ClusterConfig:
     leaves: tuple[str, ...] = ()
 
 
+class DemandKind(Enum):
+    """What is subscribed to when a request needs it."""
+
+    CLUSTER = "cluster"
+    VIRTUAL_HOST = "virtual host"
+    SCOPE = "scope"
+
+
+Demand = tuple[DemandKind, str]
+"""Name of the cluster or scope, or the authority whose virtual host it is."""
+
+
+@dataclass(frozen=True, slots=True)
+class ScopeConfig:
+    """One scope of a target.
+
+    Attributes:
+        key: Equals the key of the requests that it takes.
+        routes: Theirs, or why there are none; None: nobody has needed them yet.
+    """
+
+    name: str
+    key: tuple[str, ...]
+    routes: RouteConfiguration | ConfigFault | None
+
+
 @dataclass(frozen=True, slots=True)
 class TargetConfig:
-    """What one target (a listener resource name) resolves to."""
+    """What one target (a listener resource name) resolves to.
+
+    Attributes:
+        routes: Of all requests; empty when scopes have them.
+        scopes: By which a request's routes are chosen; None: there are none, and `routes` holds.
+        answered: Demands that the configuration has an answer for, be it that there is no such thing.
+    """
 
     listener: ClientListener
     routes: RouteConfiguration
+    scopes: tuple[ScopeConfig, ...] | None = None
+    answered: frozenset[Demand] = frozenset()
+
+    @property
+    def all_routes(self) -> tuple[RouteConfiguration, ...]:
+        """Every route configuration that a request can meet."""
+        if self.scopes is None:
+            return (self.routes,)
+        return tuple(scope.routes for scope in self.scopes if isinstance(scope.routes, RouteConfiguration))
 
 
 @dataclass(frozen=True, slots=True)

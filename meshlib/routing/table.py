@@ -12,7 +12,8 @@ from dataclasses import dataclass
 from meshlib.model.listener import ClientListener
 from meshlib.model.outcome import LocalReply
 from meshlib.model.request import RequestHead
-from meshlib.model.route import NonForwarding, RouteConfiguration, VirtualHost
+from meshlib.model.route import ClusterHeader, NonForwarding, RouteAction, RouteConfiguration, VirtualHost
+from meshlib.model.snapshot import Demand, DemandKind
 from meshlib.ports import Rng
 from meshlib.routing.compiled import CompiledRoute, RouteMatch, compile_route
 from meshlib.routing.matchers import path_of
@@ -39,9 +40,10 @@ class RouteTable:
 
     Attributes:
         name: Of the route configuration.
+        has_demands: `demands` may return something.
     """
 
-    __slots__ = ("_exact", "_index", "name")
+    __slots__ = ("_are_clusters_lazy", "_exact", "_has_more_hosts", "_index", "has_demands", "name")
 
     def __init__(self, listener: ClientListener, routes: RouteConfiguration) -> None:
         """Compile a route configuration.
@@ -66,6 +68,14 @@ class RouteTable:
             hosts.append((host.domains, entry))
         self._index = DomainIndex(hosts, ignore_port=routes.ignore_port_in_host)
         self._exact = self._index.exact
+        self._has_more_hosts = routes.has_more_hosts
+        self._are_clusters_lazy = listener.on_demand_timeout_s is not None
+        self.has_demands = self._has_more_hosts or any(
+            self._are_clusters_lazy or isinstance(route.action.cluster, ClusterHeader)
+            for host in routes.virtual_hosts
+            for route in host.routes
+            if isinstance(route.action, RouteAction)
+        )
 
     @property
     def domains(self) -> tuple[str, ...]:
@@ -94,6 +104,31 @@ class RouteTable:
                 fixed = route.fixed
                 return fixed if fixed is not None else route.answer(head, stream_id)
         return no_route(head)
+
+    def demands(self, head: RequestHead) -> tuple[Demand, ...]:
+        """Return what this request needs that is only subscribed to when one does.
+
+        Where shares of requests decide, it is what any of the routes and clusters would need.
+        """
+        host = self._index.find(head.authority)
+        if host is None:
+            return ((DemandKind.VIRTUAL_HOST, head.authority.lower()),) if self._has_more_hosts else ()
+        found: dict[Demand, None] = {}
+        path = path_of(head.path)
+        for route in host.routes:
+            if not route.path(path) or not all(test(head) for test in route.conditions or ()):
+                continue
+            action = route.route.action
+            if isinstance(action, RouteAction):
+                if isinstance(action.cluster, ClusterHeader):
+                    names = head.values(action.cluster.header)[:1]
+                    found.update(((DemandKind.CLUSTER, name), None) for name in names if name)
+                if self._are_clusters_lazy:
+                    found.update(((DemandKind.CLUSTER, name), None) for name, _ in route.clusters)
+                    found.update(((DemandKind.CLUSTER, mirror.cluster), None) for mirror in action.mirrors)
+            if route.fraction is None:
+                break
+        return tuple(found)
 
     def trace(self, head: RequestHead) -> RouteTrace:
         """Say which virtual host and route a request meets, and why not the others; for people, not for requests."""

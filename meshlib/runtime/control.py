@@ -16,7 +16,7 @@ from typing import Final, Protocol, TypeVar
 from meshlib.errors import ConfigError
 from meshlib.events import CertificateRotated, Hook
 from meshlib.model.secret import Secret, TlsCertificate
-from meshlib.model.snapshot import ConfigFault, Snapshot
+from meshlib.model.snapshot import ConfigFault, Demand, DemandKind, Snapshot, TargetConfig
 from meshlib.ports import Clock, Rng, WallClock
 from meshlib.runtime.ads import AdsStream, Stream, StreamEvents
 from meshlib.runtime.certificate_files import read_provider
@@ -35,6 +35,8 @@ from meshlib.xds.cache import CacheShare, Entry, ResourceCache
 from meshlib.xds.delta import new_machine
 from meshlib.xds.dependencies import Closure, DnsAnswer, Facts
 from meshlib.xds.load_report import ClusterLoad
+from meshlib.xds.names import is_collection, virtual_host_name
+from meshlib.xds.resources import VHDS
 
 __all__ = ["ControlPlane", "Owner"]
 
@@ -45,6 +47,10 @@ SAVE_AFTER_S: Final = 1.0
 """Changes come in bursts; the copy on disk is written once for each."""
 TICK_S: Final = 1.0
 ABSENT_S: Final = 60.0
+MAX_DEMANDS: Final = 4096
+"""Clusters, virtual hosts and scopes of one target that requests asked for: their names come from requests."""
+MAX_NAME: Final = 1024
+"""Characters of such a name; a management server may end the stream for longer ones."""
 RESUME_AFTER_S: Final = 0.5
 """After a fork the parent waits this long before it opens the stream again: more forks may follow."""
 PARK_TIMEOUT_S: Final = 5.0
@@ -116,6 +122,7 @@ class ControlPlane:
         self._targets: frozenset[str] = frozenset()
         self._inbound: frozenset[str] = frozenset()
         self._kept: frozenset[str] = frozenset()
+        self._demands: Mapping[str, Mapping[Demand, None]] = MappingProxyType({})
         # Replaced by the control thread, read by all.
         self.snapshot = Snapshot()
         self.waiting: Mapping[str, tuple[str, ...]] = MappingProxyType({})
@@ -163,6 +170,8 @@ class ControlPlane:
         self._done: list[Callable[[], None]] = []
         self._save_timer: Timer | None = None
         self._was_absent: frozenset[str] = frozenset()
+        self._absent_demands: frozenset[tuple[str, Demand]] = frozenset()
+        self._demands_seen: tuple[object, Mapping[str, frozenset[Demand]]] = (None, {})
         self._unpark = threading.Event()
         self._has_parked = False
 
@@ -234,6 +243,22 @@ class ControlPlane:
             self._inbound |= inbound
             if keep:
                 self._kept |= targets
+        self._scheduler.post(partial(self._on_change, None))
+
+    def demand(self, target: str, demands: Iterable[Demand]) -> None:
+        """Subscribe to what a request of a target needs. Costs nothing for what was asked for already.
+
+        The oldest ones are given up when there are too many, and those that do not exist after a minute.
+        """
+        known = self._demands.get(target, {})
+        new = [demand for demand in demands if demand not in known and _is_name(demand[1])]
+        if not new:
+            return
+        with self._lock:
+            kept = {**self._demands.get(target, {}), **dict.fromkeys(new)}
+            for demand in list(kept)[: max(0, len(kept) - MAX_DEMANDS)]:
+                del kept[demand]
+            self._demands = MappingProxyType({**self._demands, target: MappingProxyType(kept)})
         self._scheduler.post(partial(self._on_change, None))
 
     @property
@@ -374,6 +399,48 @@ class ControlPlane:
             with self._lock:
                 self._targets -= drop
             self._is_dirty = True
+        self._drop_absent_demands()
+
+    def _drop_absent_demands(self) -> None:
+        """Give up what requests asked for and does not exist, as above, and all of targets that are gone."""
+        absent = frozenset(
+            (name, demand)
+            for name, target in self.snapshot.targets.items()
+            if isinstance(target, TargetConfig)
+            for demand in target.answered
+            if self._is_absent(target, demand)
+        )
+        drop, self._absent_demands = self._absent_demands & absent, absent
+        with self._lock:
+            demands = {
+                target: {demand: None for demand in asked if (target, demand) not in drop}
+                for target, asked in self._demands.items()
+                if target in self._targets
+            }
+            if demands != self._demands:
+                self._demands = MappingProxyType(demands)
+                self._is_dirty = True
+
+    def _is_absent(self, target: TargetConfig, demand: Demand) -> bool:
+        kind, name = demand
+        match kind:
+            case DemandKind.CLUSTER:
+                found = self.snapshot.clusters.get(name)
+                return isinstance(found, ConfigFault) and found.is_absent
+            case DemandKind.VIRTUAL_HOST:
+                hosts = [virtual_host_name(routes.name, name) for routes in target.all_routes if routes.has_more_hosts]
+                entries = [self._cache.peek(VHDS, host) for host in hosts]
+                return all(entry is None or entry.is_absent for entry in entries)
+            case DemandKind.SCOPE:
+                return not any(scope.name == name for scope in target.scopes or ())
+
+    def _demands_now(self) -> Mapping[str, frozenset[Demand]]:
+        """Return what requests asked for; the same object as long as it is the same."""
+        demands = self._demands
+        if demands is not self._demands_seen[0]:
+            found = {target: frozenset(asked) for target, asked in demands.items()}
+            self._demands_seen = (demands, MappingProxyType(found))
+        return self._demands_seen[1]
 
     def _settle(self) -> None:
         """Follow everything anew until nothing more is found, then publish."""
@@ -385,6 +452,8 @@ class ControlPlane:
             self._answers,
             self._provider_secrets,
             self._bootstrap.node.id,
+            self._demands_now(),
+            self._bootstrap.runtime,
         )
         snapshot = self.snapshot
         while True:
@@ -499,3 +568,8 @@ class ControlPlane:
             _LOG.warning("%s", text)
         problems = {**self.problems, place: text}
         self.problems = MappingProxyType({name: value for name, value in problems.items() if value})
+
+
+def _is_name(name: str) -> bool:
+    """Whether what a request names could be a resource: not all of them at once, and not of any length."""
+    return len(name) <= MAX_NAME and not is_collection(name)

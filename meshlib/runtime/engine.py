@@ -11,6 +11,7 @@ from opentelemetry.trace import TracerProvider
 
 from meshlib.errors import BootstrapError, DeadlineExceeded, MeshError, RoutingError, UnavailableError
 from meshlib.events import Event, Hook
+from meshlib.model.request import RequestHead
 from meshlib.model.snapshot import ConfigFault, Snapshot
 from meshlib.ports import Clock, Rng
 from meshlib.runtime import clock as clocks
@@ -33,6 +34,10 @@ _LOG = logging.getLogger(__name__)
 
 FIRST_USE_TIMEOUT_S: Final = 15.0
 """Envoy's and gRPC's time for a first resource."""
+ON_DEMAND_S: Final = 5.0
+"""How long a request waits for what is subscribed to because of it: Envoy's time for clusters on demand."""
+MAX_PARKED: Final = 1000
+"""Requests that wait for such; further ones are answered with what is there."""
 MAX_NAMES: Final = 10_000
 """Authorities whose listener name is remembered: a client that makes up host names must not grow without end."""
 
@@ -86,6 +91,7 @@ class MeshEngine:
         self._view = View(Snapshot(), {}, {})
         self._names: dict[str, str] = {}
         self._waiters = Waiters()
+        self._parked: list[None] = []
 
     # Life.
 
@@ -179,6 +185,36 @@ class MeshEngine:
             raise self.not_ready(f"service {authority!r}", name, timeout_s)
         return found
 
+    def meet(self, target: TargetView, head: RequestHead, timeout_s: float | None = None) -> TargetView:
+        """Have what a request needs subscribed to, and wait until there is an answer, for a bounded time.
+
+        Args:
+            target: As `target` returned it.
+            head: The request.
+            timeout_s: What the caller has left; None: no limit of its own.
+
+        Returns:
+            The target with it; or the target as it is then, whose routes answer the request with what they have.
+        """
+        wait_s = self._begin_to_meet(target, head, timeout_s)
+        if wait_s is None:
+            return target
+        try:
+            return self._waiters.wait(lambda: self._met(target.name, head), wait_s, self.clock) or self._now(target)
+        finally:
+            self._parked.pop()
+
+    async def meet_async(self, target: TargetView, head: RequestHead, timeout_s: float | None = None) -> TargetView:
+        """As `meet`, without blocking the event loop."""
+        wait_s = self._begin_to_meet(target, head, timeout_s)
+        if wait_s is None:
+            return target
+        try:
+            found = await self._waiters.wait_async(lambda: self._met(target.name, head), wait_s, self.clock)
+            return found or self._now(target)
+        finally:
+            self._parked.pop()
+
     def wait_ready(self, *services: str, timeout_s: float | None = None) -> None:
         """Subscribe to services and wait until all of them are usable, so that no first call has to.
 
@@ -251,6 +287,7 @@ class MeshEngine:
         """Start again on first use. Called by the fork hooks."""
         self._lock = threading.Lock()
         self._waiters = Waiters()
+        self._parked = []
         self._is_dormant = True
         self._needs_rebuild = True
         if self._control is not None:
@@ -281,6 +318,40 @@ class MeshEngine:
         if len(self._names) > MAX_NAMES:
             self._names = {authority: name}
         return name
+
+    def _begin_to_meet(self, target: TargetView, head: RequestHead, timeout_s: float | None) -> float | None:
+        """Ask for what a request needs; returns how long it may wait, or None if it need not or must not."""
+        unmet = target.unmet(head)
+        if not unmet:
+            return None
+        self._running().demand(target.name, unmet)
+        # Adding and taking away are one step each; a few more than the limit would do no harm.
+        if len(self._parked) >= MAX_PARKED:
+            return None
+        self._parked.append(None)
+        asked_s = target.config.listener.on_demand_timeout_s
+        limits = (
+            self._first_use_timeout_s,
+            ON_DEMAND_S if asked_s is None else asked_s,
+            timeout_s,
+            remaining_s(self.clock()),
+        )
+        return min(limit for limit in limits if limit is not None)
+
+    def _met(self, name: str, head: RequestHead) -> TargetView | None:
+        """Return the target if it has an answer to everything that a request needs; else ask for the rest."""
+        found = self._usable(name)
+        if found is None:
+            return None
+        unmet = found.unmet(head)
+        if unmet:
+            # What came leads to more: a scope to routes that have the cluster named by a header.
+            self._running().demand(name, unmet)
+            return None
+        return found
+
+    def _now(self, target: TargetView) -> TargetView:
+        return self._usable(target.name) or target
 
     def _ready(self, name: str) -> TargetView | None:
         found = self._view.targets.get(name)

@@ -19,7 +19,7 @@ from meshlib.protos import message_class
 from meshlib.runtime.ads import StreamEvents, StreamRequests, describe_end
 from meshlib.runtime.credentials import authorization, open_channel
 from meshlib.xds.bootstrap import ServerConfig
-from meshlib.xds.resources import CDS, EDS, LDS, RDS, SDS
+from meshlib.xds.resources import CDS, ECDS, EDS, LDS, LEDS, RDS, RTDS, SDS, SRDS, VHDS
 
 __all__ = ["SeparateStreams", "method_of"]
 
@@ -30,6 +30,11 @@ _SERVICES: Final[Mapping[str, tuple[str, str]]] = MappingProxyType(
         CDS: ("cluster.v3.Cluster", "Clusters"),
         EDS: ("endpoint.v3.Endpoint", "Endpoints"),
         SDS: ("secret.v3.Secret", "Secrets"),
+        SRDS: ("route.v3.ScopedRoutes", "ScopedRoutes"),
+        VHDS: ("route.v3.VirtualHost", "VirtualHosts"),
+        LEDS: ("endpoint.v3.LocalityEndpoint", "LocalityEndpoints"),
+        ECDS: ("extension.v3.ExtensionConfig", "ExtensionConfigs"),
+        RTDS: ("runtime.v3.Runtime", "Runtime"),
     }
 )
 

@@ -4,6 +4,7 @@ from opentelemetry.trace import TracerProvider
 
 from meshlib.errors import RoutingError, UnavailableError
 from meshlib.events import Event
+from meshlib.model.request import RequestHead
 from meshlib.model.snapshot import ConfigFault, Snapshot
 from meshlib.ports import Clock, Rng
 from meshlib.runtime.tracing import Tracing
@@ -83,6 +84,14 @@ class FakeMesh:
     async def wait_target_async(self, authority: str, timeout_s: float | None = None) -> TargetView:
         """As `wait_target`."""
         return self.wait_target(authority, timeout_s)
+
+    def meet(self, target: TargetView, head: RequestHead, timeout_s: float | None = None) -> TargetView:
+        """As `MeshSource.meet`, but nothing is asked for: the snapshot is all that there is."""
+        return target
+
+    async def meet_async(self, target: TargetView, head: RequestHead, timeout_s: float | None = None) -> TargetView:
+        """As `meet`."""
+        return target
 
     def emit(self, event: Event) -> None:
         """Keep an event."""

@@ -2,12 +2,15 @@
 
 from collections.abc import Mapping
 
+from meshlib.model.discovery import ScopedRoutes
+from meshlib.model.request import RequestHead
 from meshlib.model.retry import RetryPolicy
-from meshlib.model.route import RouteAction
-from meshlib.model.snapshot import ConfigFault, TargetConfig
+from meshlib.model.route import RouteAction, RouteConfiguration
+from meshlib.model.snapshot import ConfigFault, Demand, TargetConfig
 from meshlib.ports import Lock, Rng
 from meshlib.resilience.deadline import per_try_timeout_s, route_timeout_s, stream_duration_s
 from meshlib.resilience.retry import RetryRules
+from meshlib.routing.scopes import ScopeTable
 from meshlib.routing.table import RouteTable
 from meshlib.view.cluster_state import ClusterState
 
@@ -81,6 +84,7 @@ class TargetView:
         clusters: All clusters of the view.
         faults: Injected faults in progress.
         wall_offset_s: Added to monotonic seconds it gives those since the epoch, in which marks of sessions end.
+        has_demands: A request may need what is only subscribed to when one does: see `unmet`.
     """
 
     __slots__ = (
@@ -89,6 +93,7 @@ class TargetView:
         "clusters",
         "config",
         "faults",
+        "has_demands",
         "max_stream_duration_s",
         "name",
         "routes",
@@ -96,7 +101,7 @@ class TargetView:
     )
 
     faults: ActiveFaults
-    routes: RouteTable
+    routes: RouteTable | ScopeTable
 
     def __init__(
         self,
@@ -126,22 +131,23 @@ class TargetView:
         # Route plans by the identity of what they are made of, which they keep alive. Only ever grows by one entry per
         # route; two threads may make the same one, and either is good.
         self._plans: dict[tuple[int, int], RoutePlan]
-        if previous is not None and (previous.config is config or previous.config == config):
-            self.config = previous.config
+        if previous is not None and _are_routes_same(previous.config, config):
             self.routes = previous.routes
             self._plans = previous._plans
         else:
-            self.routes = RouteTable(config.listener, config.routes)
+            self.routes = _route_table(config, previous)
             self._plans = {}
             # Plans are made when a route is first used; what could fail then is to fail now.
-            for host in config.routes.virtual_hosts:
-                RetryRules.of_policy(host.retry)
-                for route in host.routes:
-                    if isinstance(route.action, RouteAction) and route.action.retry is not None:
-                        RetryRules.of_policy(route.action.retry)
+            for routes in config.all_routes:
+                _check_retries(routes)
+        self.has_demands = self.routes.has_demands
 
     def __repr__(self) -> str:
         return f"TargetView({self.name!r})"
+
+    def unmet(self, head: RequestHead) -> frozenset[Demand]:
+        """Return what a request needs and the configuration has no answer for yet."""
+        return frozenset(self.routes.demands(head)) - self.config.answered
 
     def client_id(self, rng: Rng) -> int:
         """Return the 64 bits by which this client is known in the cookies that it makes; the same over all updates."""
@@ -157,3 +163,32 @@ class TargetView:
         if plan is None:
             plan = self._plans[key] = RoutePlan(action, retry, self.max_stream_duration_s)
         return plan
+
+
+def _are_routes_same(before: TargetConfig, now: TargetConfig) -> bool:
+    """Whether everything that tables are made of is the same; what was asked for on demand may differ."""
+    if before is now:
+        return True
+    return (before.listener, before.routes, before.scopes) == (now.listener, now.routes, now.scopes)
+
+
+def _route_table(config: TargetConfig, previous: TargetView | None) -> RouteTable | ScopeTable:
+    scoped = config.listener.routes
+    if config.scopes is None or not isinstance(scoped, ScopedRoutes):
+        return RouteTable(config.listener, config.routes)
+    made: dict[int, RouteTable] = {}
+    before = None if previous is None or previous.config.listener != config.listener else previous
+    if before is not None and isinstance(before.routes, ScopeTable):
+        for scope in before.config.scopes or ():
+            table = before.routes.tables.get(scope.key)
+            if isinstance(table, RouteTable):
+                made[id(scope.routes)] = table
+    return ScopeTable(scoped, config.listener, config.scopes, lambda routes: made.get(id(routes)))
+
+
+def _check_retries(routes: RouteConfiguration) -> None:
+    for host in routes.virtual_hosts:
+        RetryRules.of_policy(host.retry)
+        for route in host.routes:
+            if isinstance(route.action, RouteAction) and route.action.retry is not None:
+                RetryRules.of_policy(route.action.retry)

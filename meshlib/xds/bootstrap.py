@@ -1,7 +1,8 @@
 """The bootstrap: where the management servers are and who we are, in gRPC's JSON format.
 
 Unknown keys are ignored, wrong JSON types are errors, and every error names the place by its JSON pointer. One key of
-our own stands beside gRPC's: `meshlib`, with `registry_uri`, the HTTP address where instances register themselves.
+our own stands beside gRPC's: `meshlib`, with `registry_uri`, the HTTP address where instances register themselves, and
+`layered_runtime`, which is Envoy's of that name with the layers that make sense here.
 
 Source: gRFCs A27, A30, A47, A65, A71, A97, A102.
 """
@@ -14,14 +15,19 @@ from types import MappingProxyType
 from typing import Any, Final
 
 from meshlib.errors import BootstrapError
+from meshlib.model.discovery import RuntimeLayer
 from meshlib.model.endpoint import Locality
 from meshlib.protos import from_dict, message_class
 from meshlib.xds.bootstrap_json import JsonPlace, parse_json
+from meshlib.xds.decode_runtime import runtime_values
+from meshlib.xds.problems import Problems
 
 __all__ = [
     "CLIENT_FEATURES",
     "DELTA_FEATURE",
     "SEPARATE_FEATURE",
+    "WILDCARD_CDS_FEATURE",
+    "WILDCARD_LDS_FEATURE",
     "AllowedGrpcService",
     "AuthorityConfig",
     "Bootstrap",
@@ -48,6 +54,10 @@ DELTA_FEATURE: Final = "meshlib.delta"
 
 SEPARATE_FEATURE: Final = "meshlib.separate_streams"
 """In `server_features`, ours: one stream per type of resource instead of an aggregated one."""
+
+WILDCARD_LDS_FEATURE: Final = "meshlib.wildcard_lds"
+WILDCARD_CDS_FEATURE: Final = "meshlib.wildcard_cds"
+"""In `server_features`, ours: ask the server for all listeners, or clusters, and not only for those that are used."""
 
 DEFAULT_REFRESH_S: Final = 600.0
 """`refresh_interval` of the credential plugins `tls` and `file_watcher` (A29, A65)."""
@@ -192,6 +202,7 @@ class Bootstrap:
     server_listener_resource_name_template: None: a server cannot ask for its listener.
     certificate_providers: By instance name.
     registry_uri: Where instances register, or None.
+    runtime: Layers of runtime values, each over the ones before it: static ones, or names of RTDS resources.
     """
 
     servers: tuple[ServerConfig, ...]
@@ -206,6 +217,7 @@ class Bootstrap:
         default_factory=lambda: MappingProxyType({}), hash=False
     )
     registry_uri: str | None = None
+    runtime: tuple[RuntimeLayer | str, ...] = ()
 
 
 def load_bootstrap(env: Mapping[str, str], read_file: Callable[[str], str]) -> Bootstrap:
@@ -257,6 +269,7 @@ def parse_bootstrap(text_or_dict: str | Mapping[str, Any], *, origin: str) -> Bo
         certificate_providers=_providers(root),
         allowed_grpc_services=_allowed(root),
         registry_uri=_registry(root.object("meshlib")),
+        runtime=_runtime(root.object("meshlib").object("layered_runtime")),
     )
 
 
@@ -393,3 +406,35 @@ def _registry(place: JsonPlace) -> str | None:
     if uri and not uri.startswith(("http://", "https://")):
         place.fail("must be an http:// or https:// address", "registry_uri")
     return uri or None
+
+
+def _runtime(place: JsonPlace) -> tuple[RuntimeLayer | str, ...]:
+    names: set[str] = set()
+    layers = []
+    for layer in place.array("layers").objects():
+        name = layer.string("name")
+        if not name or name in names:
+            layer.fail(f"{name!r} is the name of an earlier layer" if name else "is required", "name")
+        names.add(name)
+        layers.append(_runtime_layer(layer, name))
+    return tuple(layers)
+
+
+def _runtime_layer(layer: JsonPlace, name: str) -> RuntimeLayer | str:
+    kinds = [kind for kind in ("static_layer", "rtds_layer", "disk_layer", "admin_layer") if layer.has(kind)]
+    if kinds == ["static_layer"]:
+        problems = Problems()
+        values = runtime_values(layer.object("static_layer").value, "", problems)
+        for error in problems.errors:
+            layer.fail(error, "static_layer")
+        return RuntimeLayer(name, values)
+    if kinds != ["rtds_layer"]:
+        layer.fail(f"must be one static_layer or rtds_layer, is {' and '.join(kinds) or 'neither'}")
+    rtds = layer.object("rtds_layer")
+    resource = rtds.string("name")
+    if not resource:
+        rtds.fail("is required", "name")
+    source = rtds.object("rtds_config")
+    if source.value and not (source.has("ads") or source.has("self")):
+        rtds.fail("must be ads or self", "rtds_config")
+    return resource

@@ -9,14 +9,27 @@ from dataclasses import dataclass, field
 from enum import Enum
 
 from meshlib.model.cluster import Cluster
-from meshlib.model.endpoint import ClusterLoadAssignment
+from meshlib.model.discovery import Collection, FilterConfig, RuntimeLayer, ScopedRoute
+from meshlib.model.endpoint import ClusterLoadAssignment, Endpoint
 from meshlib.model.listener import Listener
-from meshlib.model.route import RouteConfiguration
+from meshlib.model.route import RouteConfiguration, VirtualHost
 from meshlib.model.secret import Secret
 
 __all__ = ["CacheShare", "Entry", "Key", "ResourceCache", "ResourceState", "ResourceValue", "Spare"]
 
-ResourceValue = Listener | RouteConfiguration | Cluster | ClusterLoadAssignment | Secret
+ResourceValue = (
+    Listener
+    | RouteConfiguration
+    | ScopedRoute
+    | VirtualHost
+    | Cluster
+    | ClusterLoadAssignment
+    | Endpoint
+    | Secret
+    | FilterConfig
+    | RuntimeLayer
+    | Collection
+)
 Key = tuple[str, str]
 """(type URL, resource name)."""
 
@@ -69,6 +82,11 @@ class Entry:
     def is_answered(self) -> bool:
         """Something is known: a value, or the reason why there is none."""
         return self.value is not None or self.state is not ResourceState.REQUESTED
+
+    @property
+    def is_collection(self) -> bool:
+        """It stands for a subscription to many resources, which have entries of their own."""
+        return isinstance(self.value, Collection)
 
     @property
     def is_open_question(self) -> bool:
@@ -140,6 +158,11 @@ class ResourceCache:
             del self._entries[key]
             self._touched.add(key)
 
+    def drop(self, type_url: str, name: str) -> None:
+        """Forget one resource, if it is there."""
+        if self._entries.pop((type_url, name), None) is not None:
+            self._touched.add((type_url, name))
+
     def names(self, type_url: str) -> tuple[str, ...]:
         return tuple(name for kind, name in self._entries if kind == type_url)
 
@@ -177,7 +200,7 @@ class ResourceCache:
         result = {
             key: Spare(entry.type_url, entry.name, entry.version, entry.body, wall)
             for key, entry in self._entries.items()
-            if entry.value is not None and not entry.is_spare
+            if entry.value is not None and not entry.is_spare and not entry.is_collection
         }
         return (*result.values(), *(spare for key, spare in self._spares.items() if key not in result))
 
@@ -207,13 +230,19 @@ class CacheShare(ResourceCache):
         if not mine:
             return
         for name in mine - set(names):
-            mine.discard(name)
-            key = (type_url, name)
-            left = self._owners[key] = self._owners[key] - 1
-            if not left:
-                del self._owners[key]
-                self._entries.pop(key, None)
-                self._touched.add(key)
+            self.drop(type_url, name)
+
+    def drop(self, type_url: str, name: str) -> None:
+        mine = self._mine.get(type_url, set())
+        if name not in mine:
+            return
+        mine.discard(name)
+        key = (type_url, name)
+        left = self._owners[key] = self._owners[key] - 1
+        if not left:
+            del self._owners[key]
+            self._entries.pop(key, None)
+            self._touched.add(key)
 
     def release(self) -> None:
         """Give everything up: the server is not asked any more."""

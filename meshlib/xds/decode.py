@@ -13,25 +13,40 @@ from typing import Any, Final
 from google.protobuf.message import DecodeError
 
 from meshlib.model.cluster import Cluster
-from meshlib.model.endpoint import ClusterLoadAssignment
+from meshlib.model.discovery import FilterConfig, RuntimeLayer, ScopedRoute
+from meshlib.model.endpoint import ClusterLoadAssignment, Endpoint
 from meshlib.model.listener import Listener
-from meshlib.model.route import RouteConfiguration
+from meshlib.model.route import RouteConfiguration, VirtualHost
 from meshlib.model.secret import Secret
 from meshlib.ports import Pause, no_pause
 from meshlib.protos import message_class
 from meshlib.xds.constraints import check_constraints
 from meshlib.xds.decode_cluster import decode_cluster
-from meshlib.xds.decode_endpoint import decode_assignment
+from meshlib.xds.decode_endpoint import decode_assignment, decode_member
+from meshlib.xds.decode_filters import decode_filter_config
 from meshlib.xds.decode_listener import decode_listener
-from meshlib.xds.decode_route import decode_route_configuration
+from meshlib.xds.decode_route import decode_route_configuration, decode_virtual_host
+from meshlib.xds.decode_runtime import decode_runtime
+from meshlib.xds.decode_scopes import decode_scope
 from meshlib.xds.decode_secret import decode_secret
 from meshlib.xds.problems import Problems
-from meshlib.xds.resources import CDS, EDS, LDS, RDS, RESOURCE_WRAPPER, SDS
+from meshlib.xds.resources import CDS, ECDS, EDS, LDS, LEDS, RDS, RESOURCE_WRAPPER, RTDS, SDS, SRDS, VHDS
 from meshlib.xds.wire import peek_name
 
 __all__ = ["Decoded", "Resource", "decode_resource", "unwrap"]
 
-Resource = Listener | RouteConfiguration | Cluster | ClusterLoadAssignment | Secret
+Resource = (
+    Listener
+    | RouteConfiguration
+    | ScopedRoute
+    | VirtualHost
+    | Cluster
+    | ClusterLoadAssignment
+    | Endpoint
+    | Secret
+    | FilterConfig
+    | RuntimeLayer
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,7 +54,7 @@ class Decoded:
     """What became of one resource.
 
     Attributes:
-        name: Its name; empty only when not even that could be read.
+        name: Its name; empty when not even that could be read, and of types whose name is not in their bytes.
         value: None if and only if there are errors.
         errors: Each as `field.path[0]: reason`; all that were found.
         unused: Each as `field.path` or `field.path: reason`: fields without an effect here.
@@ -54,6 +69,7 @@ class Decoded:
 @dataclass(frozen=True, slots=True)
 class _Kind:
     """Attributes:
+    name_field: Empty: the name stands outside of the resource.
     has_fast_checks: The decoder checks the constraints of the proto itself.
     """
 
@@ -69,6 +85,11 @@ _KINDS: Final[Mapping[str, _Kind]] = MappingProxyType(
         CDS: _Kind("name", decode_cluster),
         EDS: _Kind("cluster_name", decode_assignment, has_fast_checks=True),
         SDS: _Kind("name", decode_secret),
+        SRDS: _Kind("name", decode_scope),
+        VHDS: _Kind("", decode_virtual_host),
+        LEDS: _Kind("", decode_member, has_fast_checks=True),
+        ECDS: _Kind("name", decode_filter_config),
+        RTDS: _Kind("name", decode_runtime),
     }
 )
 
@@ -97,7 +118,7 @@ def decode_resource(type_url: str, body: bytes, pause: Pause = no_pause) -> Deco
         value: Resource = decode_assignment(message, "", problems, pause=pause)
     else:
         value = kind.decode(message, "", problems)
-    name: str = getattr(message, kind.name_field)
+    name: str = getattr(message, kind.name_field) if kind.name_field else ""
     return Decoded(name, None if problems else value, problems.errors, problems.unused_fields)
 
 

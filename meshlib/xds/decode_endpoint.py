@@ -20,11 +20,12 @@ from meshlib.model.endpoint import (
     LocalityEndpoints,
 )
 from meshlib.ports import Pause, no_pause
-from meshlib.xds.decode_common import cover, join, metadata
+from meshlib.xds.decode_common import cover, is_discovered_by_ads, join, metadata
 from meshlib.xds.decode_matcher import fraction
+from meshlib.xds.names import is_collection, normal
 from meshlib.xds.problems import Problems
 
-__all__ = ["decode_assignment", "socket_address"]
+__all__ = ["decode_assignment", "decode_member", "socket_address"]
 
 MAX_WEIGHT_SUM: Final = 2**32 - 1
 MAX_PRIORITY: Final = 128
@@ -38,7 +39,17 @@ _IPV4 = re.compile(r"(?:(?:25[0-5]|2[0-4][0-9]|1[0-9][0-9]|[1-9]?[0-9])(?:\.(?!$
 
 _ASSIGNMENT_USED: Final = frozenset({"cluster_name", "endpoints", "policy"})
 _ASSIGNMENT_HARMLESS: Final = frozenset({"named_endpoints"})  # only endpoint_name refers to them, which is refused
-_LOCALITY_USED: Final = frozenset({"locality", "lb_endpoints", "load_balancing_weight", "priority", "metadata"})
+_LOCALITY_USED: Final = frozenset(
+    {
+        "locality",
+        "lb_endpoints",
+        "load_balancing_weight",
+        "priority",
+        "metadata",
+        "load_balancer_endpoints",
+        "leds_cluster_locality_config",
+    }
+)
 _LOCALITY_HARMLESS: Final = frozenset({"proximity"})
 _ENDPOINT_FIELDS: Final = frozenset({"endpoint", "health_status", "metadata", "load_balancing_weight"})
 _HOST_USED: Final = frozenset({"address", "hostname"})
@@ -90,6 +101,7 @@ def decode_assignment(
         problems.error(join(path, "cluster_name"), "must not be empty")
     groups: dict[tuple[int, Locality], list[Endpoint]] = {}
     weights: dict[tuple[int, Locality], int] = {}
+    collections: dict[tuple[int, Locality], list[str]] = {}
     seen: set[str] | None = None if keep_duplicates else set()
     shared = _Metadata()
     for index, entry in enumerate(message.endpoints):
@@ -100,14 +112,51 @@ def decode_assignment(
         group = groups.setdefault(key, [])
         if entry.HasField("load_balancing_weight"):
             weights[key] = entry.load_balancing_weight.value
-        _endpoints(entry, place, problems, group, seen, shared, allow_names, pause)
+        if path and entry.HasField("leds_cluster_locality_config"):
+            problems.error(join(place, "leds_cluster_locality_config"), "is only supported in EDS")
+        elif entry.HasField("leds_cluster_locality_config"):
+            collections.setdefault(key, []).append(_collection(entry, place, problems))
+        elif entry.HasField("load_balancer_endpoints"):
+            _endpoints(entry.load_balancer_endpoints, place, problems, group, seen, shared, allow_names, pause)
+        else:
+            _endpoints(entry, place, problems, group, seen, shared, allow_names, pause)
     _check_sums(groups, weights, join(path, "endpoints"), problems)
     drops, factor = _policy(message, path, problems)
     localities = (
-        LocalityEndpoints(locality, tuple(endpoints), weights.get((priority, locality)), priority)
+        LocalityEndpoints(
+            locality,
+            tuple(endpoints),
+            weights.get((priority, locality)),
+            priority,
+            tuple(collections.get((priority, locality), ())),
+        )
         for (priority, locality), endpoints in groups.items()
     )
     return ClusterLoadAssignment(message.cluster_name, tuple(localities), drops, factor)
+
+
+def decode_member(message: Any, path: str, problems: Problems) -> Endpoint:
+    """Decode an LbEndpoint that is a resource of its own (LEDS)."""
+    return Endpoint(
+        address=_check_endpoint(message, path, problems, allow_names=False),
+        weight=message.load_balancing_weight.value or 1,
+        health=_HEALTH.get(message.health_status, HealthStatus.UNKNOWN),
+        hostname=message.endpoint.hostname,
+        metadata=metadata(message.metadata),
+    )
+
+
+def _collection(entry: Any, path: str, problems: Problems) -> str:
+    place = join(path, "leds_cluster_locality_config")
+    config = entry.leds_cluster_locality_config
+    is_discovered_by_ads(config.leds_config, join(place, "leds_config"), problems)
+    if entry.lb_endpoints:
+        problems.error(join(path, "lb_endpoints"), "cannot be given together with leds_cluster_locality_config")
+    name: str = config.leds_collection_name
+    if not name.startswith("xdstp:") or not is_collection(name):
+        problems.error(join(place, "leds_collection_name"), "must be an xdstp:// name that ends with /*")
+        return name
+    return normal(name)
 
 
 def socket_address(message: Any, path: str, problems: Problems, *, allow_names: bool = False) -> str:

@@ -1,6 +1,7 @@
 """Fault injection: the filter's own configuration and its overrides at routes, virtual hosts and weighted clusters."""
 
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any, Final
 
 from meshlib.model.matcher import Fraction
@@ -17,12 +18,12 @@ FAULT_TYPE: Final = "envoy.extensions.filters.http.fault.v3.HTTPFault"
 FILTER_CONFIG_TYPE: Final = "envoy.config.route.v3.FilterConfig"
 RBAC_OVERRIDE_TYPE: Final = "envoy.extensions.filters.http.rbac.v3.RBACPerRoute"
 
-_USED: Final = frozenset({"delay", "abort", "headers", "max_active_faults"})
+_USED: Final = frozenset(
+    {"delay", "abort", "headers", "max_active_faults", "delay_percent_runtime", "abort_percent_runtime"}
+)
 _HARMLESS: Final = frozenset(
     {
-        # There is no runtime that could hold other values.
-        "delay_percent_runtime",
-        "abort_percent_runtime",
+        # Of the runtime only shares are looked at.
         "delay_duration_runtime",
         "abort_http_status_runtime",
         "abort_grpc_status_runtime",
@@ -39,6 +40,10 @@ def fault_policy(message: Any, path: str, problems: Problems) -> FaultPolicy:
     cover(message, path, problems, used=_USED, harmless=_HARMLESS)
     delay = _delay(message.delay, join(path, "delay"), problems) if message.HasField("delay") else None
     abort = _abort(message.abort, join(path, "abort"), problems) if message.HasField("abort") else None
+    if delay is not None and message.delay_percent_runtime:
+        delay = replace(delay, share=replace(delay.share, runtime_key=message.delay_percent_runtime))
+    if abort is not None and message.abort_percent_runtime:
+        abort = replace(abort, share=replace(abort.share, runtime_key=message.abort_percent_runtime))
     return FaultPolicy(
         delay=delay,
         abort=abort,

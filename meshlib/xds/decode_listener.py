@@ -2,12 +2,14 @@
 
 from typing import Any, Final
 
+from meshlib.model.discovery import ScopedRoutes
 from meshlib.model.listener import ClientListener, Listener, ServerListener
 from meshlib.model.route import RouteConfiguration
 from meshlib.xds.decode_common import any_type, cover, duration, is_discovered_by_ads, join, unpack
 from meshlib.xds.decode_endpoint import socket_address
 from meshlib.xds.decode_filters import decode_filters
 from meshlib.xds.decode_route import decode_route_configuration
+from meshlib.xds.decode_scopes import scoped_routes
 from meshlib.xds.decode_tls import server_socket
 from meshlib.xds.problems import Problems
 
@@ -16,12 +18,19 @@ __all__ = ["decode_listener"]
 HCM_TYPE: Final = "envoy.extensions.filters.network.http_connection_manager.v3.HttpConnectionManager"
 
 _MANAGER_USED: Final = frozenset(
-    {"rds", "route_config", "http_filters", "common_http_protocol_options", "stat_prefix", "codec_type"}
+    {
+        "rds",
+        "route_config",
+        "scoped_routes",
+        "http_filters",
+        "common_http_protocol_options",
+        "stat_prefix",
+        "codec_type",
+    }
 )
 # What changes paths and hosts before they are matched, or answers that routes give.
 _MANAGER_REFUSED: Final = frozenset(
     {
-        "scoped_routes",
         "xff_num_trusted_hops",
         "original_ip_detection_extensions",
         "early_header_mutation_extensions",
@@ -91,6 +100,8 @@ def _client_listener(message: Any, path: str, problems: Problems) -> ClientListe
             join(place, "common_http_protocol_options"),
             problems,
         ),
+        discovered=filters.discovered,
+        on_demand_timeout_s=filters.on_demand_timeout_s,
     )
 
 
@@ -120,7 +131,13 @@ def _server_listener(message: Any, path: str, problems: Problems) -> ServerListe
     if manager is None:
         return nothing
     filters = decode_filters(manager.http_filters, join(place, "http_filters"), problems, is_server=True)
-    return ServerListener(message.name, address, tls, filters.rbac, _routes(manager, place, problems))
+    routes = _routes(manager, place, problems)
+    if isinstance(routes, ScopedRoutes):
+        problems.error(join(place, "scoped_routes"), "is not supported in a server")
+        routes = ""
+    elif isinstance(routes, RouteConfiguration) and routes.has_more_hosts:
+        problems.error(join(place, "route_config.vhds"), "is not supported in a server")
+    return ServerListener(message.name, address, tls, filters.rbac, routes, filters.discovered)
 
 
 def _manager(packed: Any, path: str, problems: Problems) -> Any:
@@ -140,7 +157,7 @@ def _manager(packed: Any, path: str, problems: Problems) -> Any:
     return manager
 
 
-def _routes(manager: Any, path: str, problems: Problems) -> RouteConfiguration | str:
+def _routes(manager: Any, path: str, problems: Problems) -> RouteConfiguration | str | ScopedRoutes:
     kind = manager.WhichOneof("route_specifier")
     place = join(path, kind or "route_specifier")
     match kind:
@@ -151,6 +168,8 @@ def _routes(manager: Any, path: str, problems: Problems) -> RouteConfiguration |
             if not manager.rds.route_config_name:
                 problems.error(join(place, "route_config_name"), "must not be empty")
             return str(manager.rds.route_config_name)
+        case "scoped_routes":
+            return scoped_routes(manager.scoped_routes, place, problems)
         case None:
-            problems.error(place, "one of rds, route_config is required")
+            problems.error(place, "one of rds, route_config, scoped_routes is required")
     return ""

@@ -2,6 +2,7 @@
 
 import math
 import re
+from dataclasses import replace
 from functools import lru_cache
 from typing import Any, Final
 
@@ -213,10 +214,9 @@ def fraction(message: Any, path: str, problems: Problems) -> Fraction:
 
 
 def runtime_fraction(message: Any, path: str, problems: Problems) -> Fraction:
-    """Decode a RuntimeFractionalPercent; there is no runtime here, so its default value counts."""
-    if message.runtime_key:
-        problems.unused(join(path, "runtime_key"))
-    return fraction(message.default_value, join(path, "default_value"), problems)
+    """Decode a RuntimeFractionalPercent."""
+    share = fraction(message.default_value, join(path, "default_value"), problems)
+    return replace(share, runtime_key=message.runtime_key) if message.runtime_key else share
 
 
 def percent(message: Any) -> float:

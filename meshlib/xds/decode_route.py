@@ -15,7 +15,7 @@ from meshlib.model.route import (
     RouteMatcher,
     VirtualHost,
 )
-from meshlib.xds.decode_common import cover, inline_data, join, metadata
+from meshlib.xds.decode_common import cover, inline_data, is_discovered_by_ads, join, metadata
 from meshlib.xds.decode_fault import fault_override
 from meshlib.xds.decode_headers import MUTATION_FIELDS, header_mutation
 from meshlib.xds.decode_matcher import header_matchers, path_matcher, query_matcher, regex_rewrite, runtime_fraction
@@ -24,7 +24,7 @@ from meshlib.xds.decode_route_action import mirror_policies, route_action
 from meshlib.xds.decode_session import session_override
 from meshlib.xds.problems import Problems
 
-__all__ = ["decode_route_configuration"]
+__all__ = ["decode_route_configuration", "decode_virtual_host"]
 
 DEFAULT_MAX_BODY_BYTES: Final = 4096
 """Envoy's default of `max_direct_response_body_size_bytes`."""
@@ -36,6 +36,7 @@ _CONFIGURATION_USED: Final = MUTATION_FIELDS | {
     "max_direct_response_body_size_bytes",
     "request_mirror_policies",
     "ignore_port_in_host_matching",
+    "vhds",
     "typed_per_filter_config",
     "metadata",  # describes; it decides nothing
 }
@@ -114,6 +115,8 @@ def decode_route_configuration(message: Any, path: str, problems: Problems) -> R
         for index, host in enumerate(message.virtual_hosts)
     )
     _check_domains(hosts, join(path, "virtual_hosts"), problems)
+    if message.HasField("vhds"):
+        _check_more_hosts(message, path, problems)
     return RouteConfiguration(
         name=message.name,
         virtual_hosts=hosts,
@@ -122,7 +125,26 @@ def decode_route_configuration(message: Any, path: str, problems: Problems) -> R
         ignore_port_in_host=message.ignore_port_in_host_matching,
         fault=fault_override(message.typed_per_filter_config, join(path, "typed_per_filter_config"), problems),
         session=session_override(message.typed_per_filter_config, join(path, "typed_per_filter_config"), problems),
+        has_more_hosts=message.HasField("vhds"),
     )
+
+
+def decode_virtual_host(message: Any, path: str, problems: Problems) -> VirtualHost:
+    """Decode a VirtualHost that is a resource of its own (VHDS)."""
+    host = _virtual_host(message, path, problems, (), DEFAULT_MAX_BODY_BYTES)
+    _check_domains((host,), path, problems)
+    return host
+
+
+def _check_more_hosts(message: Any, path: str, problems: Problems) -> None:
+    is_discovered_by_ads(message.vhds.config_source, join(path, "vhds.config_source"), problems)
+    if not message.name:
+        problems.error(
+            join(path, "vhds"), "needs a name of the route configuration, by which virtual hosts are asked for"
+        )
+    if message.request_mirror_policies:
+        # Those that come later could not know of them.
+        problems.error(join(path, "request_mirror_policies"), "is not supported together with vhds")
 
 
 def _check_domains(hosts: tuple[VirtualHost, ...], path: str, problems: Problems) -> None:

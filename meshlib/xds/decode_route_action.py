@@ -166,8 +166,8 @@ def _cluster(message: Any, path: str, problems: Problems) -> SingleCluster | Wei
 
 
 def _weighted(message: Any, path: str, action: Any, problems: Problems) -> WeightedClusters:
-    used = frozenset({"clusters", "header_name", "use_hash_policy"})
-    cover(message, path, problems, used=used, harmless=frozenset({"total_weight", "runtime_key_prefix"}))
+    used = frozenset({"clusters", "header_name", "use_hash_policy", "runtime_key_prefix"})
+    cover(message, path, problems, used=used, harmless=frozenset({"total_weight"}))
     total = 0
     clusters = []
     for index, entry in enumerate(message.clusters):
@@ -175,14 +175,14 @@ def _weighted(message: Any, path: str, action: Any, problems: Problems) -> Weigh
         weight = _cluster_weight(entry, place, problems)
         total += weight.weight
         # An entry that is never chosen need not be subscribed to, nor be waited for (gRPC drops it as well).
-        if weight.weight:
+        if weight.weight or message.runtime_key_prefix:
             clusters.append(weight)
     if message.clusters and not 0 < total <= MAX_WEIGHT_SUM:
         problems.error(join(path, "clusters"), f"the sum of weights must be from 1 to {MAX_WEIGHT_SUM}, is {total}")
     uses_hash = bool(wrapped(message, "use_hash_policy"))
     if uses_hash and any(policy.cookie.HasField("ttl") for policy in action.hash_policy):
         problems.error(join(path, "use_hash_policy"), "is not supported together with cookies that are made up (ttl)")
-    return WeightedClusters(tuple(clusters), message.header_name.lower(), uses_hash)
+    return WeightedClusters(tuple(clusters), message.header_name.lower(), uses_hash, message.runtime_key_prefix)
 
 
 def _cluster_weight(message: Any, path: str, problems: Problems) -> ClusterWeight:

@@ -26,8 +26,8 @@ from meshlib.xds.bootstrap import DELTA_FEATURE
 from meshlib.xds.cache import Entry, ResourceCache, ResourceState, ResourceValue
 from meshlib.xds.commands import Command
 from meshlib.xds.decode import Decoded, decode_resource
-from meshlib.xds.names import normal
-from meshlib.xds.resources import TYPE_URLS
+from meshlib.xds.names import covers, is_collection, normal
+from meshlib.xds.resources import TYPE_URLS, VHDS
 from meshlib.xds.sotw import SotwMachine
 from meshlib.xds.stream_machine import NOT_FOUND, StreamMachine, Taken, error_problem, problem, refusal
 from meshlib.xds.wire import AnyBytes, DeltaResponse, SendDelta, decode_delta_response
@@ -100,6 +100,7 @@ class DeltaMachine(StreamMachine):
         This one is of no use afterwards.
         """
         result = SotwMachine(self._cache, features=self._features, decode=self._decode)
+        result._collections = self._collections
         result.want({type_url: state.wanted for type_url, state in self._types.items()})
         result._expiring |= self._expiring
         return result
@@ -112,11 +113,10 @@ class DeltaMachine(StreamMachine):
     def want(self, wanted: Mapping[str, frozenset[str]]) -> tuple[Command, ...]:
         commands: list[Command] = []
         for type_url, state in self._types.items():
-            names = wanted.get(type_url, frozenset())
+            names = self._wanted_of(type_url, wanted)
             if names == state.wanted:
                 continue
-            for name in names - state.wanted:
-                self._cache.add(type_url, name)
+            self._add_names(type_url, names - state.wanted)
             state.wanted = names
             state.has_change = True
             # What this stream never asked for can be forgotten now; the rest when the server was told.
@@ -167,7 +167,13 @@ class DeltaMachine(StreamMachine):
         commands: list[Command] = []
         problems: list[str] = []
         seen: set[str] = set()
+        touched: set[str] = set()
         for index, resource in enumerate(response.resources):
+            if type_url == VHDS and resource.body is None and resource.ttl_s is None:
+                # How a server says of a virtual host that there is none.
+                for name in (resource.name, *resource.aliases):
+                    self._take_removal(type_url, name, now, commands)
+                continue
             taken = self._take_named(type_url, resource, seen, now, commands)
             if taken.errors:
                 problems.append(problem("resource", index, taken.name, taken.errors))
@@ -181,6 +187,7 @@ class DeltaMachine(StreamMachine):
                 problems.append(problem("removed_resources", index, name, ("is in resources too, which counts",)))
             else:
                 self._take_removal(type_url, name, now, commands)
+                touched.add(normal(name))
         for index, error in enumerate(response.errors):
             fault = error_problem(error)
             if fault:
@@ -190,6 +197,8 @@ class DeltaMachine(StreamMachine):
                 self._take_error(type_url, replace(error, name=name), "", now, commands, deletes=True)
                 if error.code == NOT_FOUND:
                     state.held.pop(name, None)
+        if self._collections.of(type_url):
+            self._settle_collections(type_url, seen | touched, "", now, commands)
         if response.nonce:
             state.answers.append((response.nonce, refusal(problems)))
         return self._flush(commands)
@@ -222,6 +231,12 @@ class DeltaMachine(StreamMachine):
 
     def _take_removal(self, type_url: str, removed: str, now: float, commands: list[Command]) -> None:
         state = self._types[type_url]
+        if is_collection(removed):
+            # It has no members, or no more.
+            for name in self._collections.members(type_url):
+                if covers(normal(removed), name):
+                    self._take_removal(type_url, name, now, commands)
+            return
         for name in self._known_as(type_url, removed):
             entry = self._cache.get(type_url, name)
             if entry is None:
@@ -234,6 +249,8 @@ class DeltaMachine(StreamMachine):
                     self._remove(entry, "", now, commands)
             else:
                 self._say_absent(entry, now)
+            if self._collections.has(type_url, name):
+                self._drop_member(type_url, name, commands)
 
     def _say_absent(self, entry: Entry, now: float) -> None:
         """The server does not have what we asked for."""
@@ -250,6 +267,7 @@ class DeltaMachine(StreamMachine):
 
     def _give_up(self, type_url: str, keep: frozenset[str], commands: list[Command]) -> None:
         state = self._types[type_url]
+        keep = self._collections.retain(type_url, keep)
         self._forget(type_url, keep, commands)
         for name in [name for name in state.held if name not in keep]:
             del state.held[name]
@@ -260,7 +278,8 @@ class DeltaMachine(StreamMachine):
         found = {}
         for mine, held in state.held.items():
             entry = self._cache.peek(type_url, mine)
-            if entry is not None and entry.value is held.value and mine in state.wanted:
+            is_wanted = mine in state.wanted or self._collections.has(type_url, mine)
+            if entry is not None and entry.value is held.value and is_wanted:
                 found[held.name] = held.version
         return tuple(sorted(found.items()))
 
@@ -268,6 +287,8 @@ class DeltaMachine(StreamMachine):
         entry, held = self._cache.peek(type_url, name), state.held.get(name)
         if entry is None:
             return False
+        if is_collection(name):
+            return entry.is_answered
         return entry.state is ResourceState.DOES_NOT_EXIST or (held is not None and entry.value is held.value)
 
     def _flush(self, commands: list[Command]) -> tuple[Command, ...]:

@@ -1,7 +1,7 @@
 """From resources to one complete configuration: what a set of targets needs, and whether all of it is there.
 
-A target is a listener name. It leads to a route configuration (inline or RDS), that to clusters, those to endpoints
-(EDS, the cluster itself, or DNS) and to secrets. What comes out is what following everything from the cache anew would
+A target is a listener name. It leads to a route configuration (inline or RDS), or to several in scopes (inline or SRDS),
+those to clusters, those to endpoints (EDS and LEDS, the cluster itself, or DNS) and to secrets. What comes out is what following everything from the cache anew would
 give (`resolve`); `Closure` follows what changed.
 
 Make before break:
@@ -22,7 +22,7 @@ from types import MappingProxyType
 from typing import Final, TypeVar
 
 from meshlib.model.secret import Secret
-from meshlib.model.snapshot import ClusterConfig, ConfigFault, InboundConfig, Snapshot, TargetConfig
+from meshlib.model.snapshot import ClusterConfig, ConfigFault, Demand, InboundConfig, Snapshot, TargetConfig
 from meshlib.xds.cache import Key, ResourceCache
 from meshlib.xds.follow import (
     DNS,
@@ -30,11 +30,11 @@ from meshlib.xds.follow import (
     SECRET,
     DnsAnswer,
     Facts,
-    Follower,
     Scope,
     clusters_of,
     provider_secret_names,
 )
+from meshlib.xds.follow_targets import Follower, clusters_of_target
 from meshlib.xds.resources import SDS, TYPE_URLS
 
 __all__ = ["Closure", "DnsAnswer", "Facts", "Resolution", "clusters_of", "provider_secret_names", "resolve"]
@@ -116,6 +116,7 @@ class Closure:
         self._is_new = True
         self._cache: ResourceCache = facts.cache
         self._starts: tuple[frozenset[str], frozenset[str]] = (NOBODY, NOBODY)
+        self._demands: Mapping[str, frozenset[Demand]] = {}
         self._nodes: dict[Key, _Node] = {}
         self._users: dict[Key, set[Key]] = {}
         self._prints: dict[Key, object] = {}
@@ -186,6 +187,11 @@ class Closure:
             if facts.dns.get(host) != answer:
                 dirty |= self._users[DNS, host]
         self._dns = {host: facts.dns.get(host) for host in self._dns}
+        if facts.demands is not self._demands:
+            for name in {*facts.demands, *self._demands}:
+                if facts.demands.get(name) != self._demands.get(name) and (TARGET, name) in self._nodes:
+                    dirty.add((TARGET, name))
+            self._demands = facts.demands
         return dirty
 
     def _note(self, key: Key) -> object:
@@ -212,7 +218,7 @@ class Closure:
         else:
             config, missing = follower.target(name)
             if isinstance(config, TargetConfig):
-                used = clusters_of(config.routes)
+                used = clusters_of_target(config)
         scope.is_volatile = scope.is_volatile or bool(missing)
         return _Node(config, missing, used, scope)
 

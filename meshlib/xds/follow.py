@@ -10,22 +10,22 @@ from ipaddress import ip_address
 from typing import Final
 
 from meshlib.model.cluster import AggregateDiscovery, Cluster, DnsDiscovery, EdsDiscovery, StaticDiscovery
+from meshlib.model.discovery import Collection, RuntimeLayer
 from meshlib.model.endpoint import ClusterLoadAssignment, Endpoint
-from meshlib.model.listener import ClientListener, ServerListener
 from meshlib.model.route import ClusterHeader, RouteAction, RouteConfiguration, SingleCluster, WeightedClusters
 from meshlib.model.secret import ClientTls, Secret, SecretRef, ServerTls
-from meshlib.model.snapshot import ClusterConfig, ConfigFault, InboundConfig, Snapshot, TargetConfig
+from meshlib.model.snapshot import ClusterConfig, ConfigFault, Demand, Snapshot
 from meshlib.xds.cache import Entry, Key, ResourceCache, ResourceState
-from meshlib.xds.names import normal
-from meshlib.xds.resources import CDS, EDS, LDS, RDS, SDS, short_name
+from meshlib.xds.names import is_collection, normal
+from meshlib.xds.resources import CDS, EDS, LEDS, SDS, SRDS, short_name
 
 __all__ = [
     "DNS",
     "PROVIDER_PREFIX",
     "SECRET",
+    "ClusterFollower",
     "DnsAnswer",
     "Facts",
-    "Follower",
     "Scope",
     "clusters_of",
     "provider_secret_names",
@@ -62,6 +62,8 @@ class Facts:
         dns: By host name; absent: not resolved yet.
         provider_secrets: Of certificate providers, by `provider:<instance>:certificate` or `...:ca`.
         node_id: Ends every error text, so that a user can name the client to whoever runs the server.
+        demands: What requests asked for, by target.
+        runtime: Layers of runtime values, each over the ones before it: static ones, or names of RTDS resources.
     """
 
     cache: ResourceCache
@@ -70,6 +72,8 @@ class Facts:
     dns: Mapping[str, DnsAnswer] = field(default_factory=dict)
     provider_secrets: Mapping[str, Secret] = field(default_factory=dict)
     node_id: str = ""
+    demands: Mapping[str, frozenset[Demand]] = field(default_factory=dict)
+    runtime: tuple[RuntimeLayer | str, ...] = ()
 
 
 def provider_secret_names(instance: str) -> tuple[str, str]:
@@ -120,8 +124,8 @@ class Scope:
         self.is_volatile = self.is_volatile or other.is_volatile
 
 
-class Follower:
-    """One pass over the cache; what several starting points share is followed once."""
+class ClusterFollower:
+    """The clusters' part of a pass over the cache; what several starting points share is followed once."""
 
     def __init__(self, facts: Facts, previous: Snapshot) -> None:
         self._facts = facts
@@ -129,73 +133,6 @@ class Follower:
         self._clusters: dict[str, tuple[ClusterConfig | ConfigFault | tuple[str, ...], Scope]] = {}
         self.scope = Scope()
         """Of what is being followed; set by the caller."""
-
-    # Targets.
-
-    def target(self, name: str) -> tuple[TargetConfig | ConfigFault | None, tuple[str, ...]]:
-        """Return what the target is now (None: nothing yet) and what it waits for before it can move on."""
-        before = self._previous.targets.get(name)
-        listener = self._need(LDS, name)
-        if listener is None:
-            return self._hold(before, (f"LDS resource {name}",))
-        if isinstance(listener, ConfigFault):
-            return listener, ()
-        if not isinstance(listener, ClientListener):
-            return self._fault(LDS, name, "not an API listener"), ()
-        routes = self._routes(listener.routes)
-        if routes is None:
-            return self._hold(before, (f"RDS resource {listener.routes}",))
-        if isinstance(routes, ConfigFault):
-            # The target itself is there: calls to it fail, and are not taken for calls to an unknown host.
-            return replace(routes, is_absent=False), ()
-        missing: list[str] = []
-        for cluster in sorted(clusters_of(routes)):
-            state = self._cluster(cluster)
-            # A cluster in use goes on in its older form while the new one warms, so nobody waits for it.
-            if isinstance(state, tuple) and not isinstance(self._previous.clusters.get(cluster), ClusterConfig):
-                missing += state
-        if missing:
-            return self._hold(before, tuple(missing))
-        if isinstance(before, TargetConfig) and before.listener is listener and before.routes is routes:
-            return before, ()
-        return TargetConfig(listener, routes), ()
-
-    def _hold(
-        self, before: TargetConfig | ConfigFault | None, missing: tuple[str, ...]
-    ) -> tuple[TargetConfig | None, tuple[str, ...]]:
-        """Stay with the routes in use, and with what they need; a target that had failed is on its way again."""
-        if not isinstance(before, TargetConfig):
-            return None, missing
-        for cluster in clusters_of(before.routes):
-            self._cluster(cluster)
-        return before, missing
-
-    def _routes(self, routes: RouteConfiguration | str) -> RouteConfiguration | ConfigFault | None:
-        if isinstance(routes, RouteConfiguration):
-            return routes
-        found = self._need(RDS, routes)
-        return found if found is None or isinstance(found, RouteConfiguration | ConfigFault) else None
-
-    def inbound(self, name: str) -> tuple[InboundConfig | ConfigFault | None, tuple[str, ...]]:
-        before = self._previous.inbound.get(name)
-        listener = self._need(LDS, name)
-        if listener is None:
-            return before, (f"LDS resource {name}",)
-        if isinstance(listener, ConfigFault):
-            return listener, ()
-        if not isinstance(listener, ServerListener):
-            return self._fault(LDS, name, "not a server listener (it has no address)"), ()
-        missing = list(self._secrets(listener.tls))
-        routes = self._routes(listener.routes)
-        if routes is None:
-            missing.append(f"RDS resource {listener.routes}")
-        if missing or routes is None:
-            return before, tuple(missing)
-        if isinstance(routes, ConfigFault):
-            return routes, ()
-        if isinstance(before, InboundConfig) and before.listener is listener and before.routes is routes:
-            return before, ()
-        return InboundConfig(listener, routes), ()
 
     # Clusters.
 
@@ -229,7 +166,7 @@ class Follower:
             case EdsDiscovery(service_name=service_name):
                 found, note = self._endpoints(service_name or name)
                 if found is None:
-                    missing = (*missing, f"EDS resource {service_name or name}")
+                    missing = (*missing, note or f"EDS resource {service_name or name}")
             case DnsDiscovery() as dns:
                 found, note = self._resolved(dns)
                 if found is None:
@@ -238,8 +175,11 @@ class Follower:
             return missing
         before = self._previous.clusters.get(name)
         if isinstance(before, ClusterConfig) and before.cluster is cluster and before.note == note:
-            # Made anew each time: what DNS resolves to, and the empty list that stands for an error.
-            is_derived = isinstance(cluster.discovery, DnsDiscovery) or not found.localities
+            # Made anew each time: what DNS resolves to, what collections hold, and the empty list in place of an error.
+            is_derived = not isinstance(cluster.discovery, EdsDiscovery | StaticDiscovery)
+            if isinstance(cluster.discovery, EdsDiscovery):
+                entry = self._facts.cache.peek(EDS, normal(cluster.discovery.service_name or name))
+                is_derived = entry is None or found is not entry.value
             if before.assignment is found or (is_derived and before.assignment == found):
                 return before
         return ClusterConfig(cluster, found, note)
@@ -316,10 +256,37 @@ class Follower:
             # Final, so the cluster is warm: with no endpoints, and this as the reason.
             return ClusterLoadAssignment(name), found.message
         assert isinstance(found, ClusterLoadAssignment)
+        if any(locality.collections for locality in found.localities):
+            return self._with_members(name, found)
         if not found.localities:
             return found, self._text(EDS, name, "contains no localities")
         has_endpoints = any(locality.endpoints for locality in found.localities)
         return found, "" if has_endpoints else self._text(EDS, name, "contains only empty localities")
+
+    def _with_members(self, name: str, assignment: ClusterLoadAssignment) -> tuple[ClusterLoadAssignment | None, str]:
+        """Put the members of collections (LEDS) into the localities that name them; None: one has not come."""
+        notes: list[str] = []
+        localities = []
+        absent = ""
+        for locality in assignment.localities:
+            endpoints = {endpoint.address: endpoint for endpoint in locality.endpoints}
+            for collection in locality.collections:
+                found = self._need(LEDS, collection)
+                if found is None:
+                    absent = f"LEDS resource {collection}"
+                elif isinstance(found, ConfigFault):
+                    notes.append(found.message)
+                elif isinstance(found, Collection):
+                    for member in found.members.values():
+                        if isinstance(member, Endpoint):
+                            endpoints.setdefault(member.address, member)
+            localities.append(replace(locality, endpoints=tuple(endpoints.values()), collections=()))
+        if absent:
+            return None, absent
+        whole = replace(assignment, localities=tuple(localities))
+        if not notes and not any(locality.endpoints for locality in whole.localities):
+            notes.append(self._text(EDS, name, "contains only empty localities"))
+        return whole, "; ".join(notes)
 
     def _resolved(self, dns: DnsDiscovery) -> tuple[ClusterLoadAssignment | None, str]:
         hosts = _dns_hosts(dns.assignment)
@@ -383,6 +350,9 @@ class Follower:
     def _need(self, type_url: str, name: str) -> object | ConfigFault | None:
         """Subscribe to a resource; return its value, its fault, or None while nothing is known."""
         name = normal(name)
+        if type_url not in (SRDS, LEDS) and is_collection(name):
+            # It came from a request or a configuration that means one resource, not all that there are.
+            return self._fault(type_url, name, "is not the name of a resource", is_absent=True)
         self.scope.needs.add((type_url, name))
         entry = self._facts.cache.peek(type_url, name)
         if entry is None:

@@ -14,18 +14,24 @@ __all__ = [
     "XdstpName",
     "authority_of",
     "canonical",
+    "covers",
     "inbound_name",
+    "is_collection",
     "is_xdstp",
     "listener_name",
     "normal",
     "parse_xdstp",
     "servers_for",
+    "virtual_host_name",
 ]
 
 SCHEME: Final = "xdstp:"
+WILDCARD: Final = "*"
 
 _PATH_CHARACTERS: Final = "/:@!$&'()*+,;="
 """RFC 3986 section 3.3: what a path may hold beside letters, digits and `-._~`."""
+
+VIRTUAL_HOST: Final = "envoy.config.route.v3.VirtualHost"
 
 _AUTHORITY_CHARACTERS: Final = ":@[]!$&'()*+,;="
 
@@ -96,6 +102,42 @@ def normal(name: str) -> str:
         return str(parse_xdstp(name))
     except ConfigError:
         return name
+
+
+def is_collection(name: str) -> bool:
+    """Whether a name stands for many resources: `*` for all of a type, or an xdstp name whose path ends with `/*`."""
+    return name == WILDCARD or (name.startswith(SCHEME) and name.partition("?")[0].endswith("/*"))
+
+
+def covers(collection: str, name: str) -> bool:
+    """Whether a resource belongs to a collection. Both names are in their canonical form.
+
+    A glob covers the names that differ in the last part of their path only, and have the same context parameters.
+    """
+    if collection == WILDCARD:
+        return not is_collection(name)
+    parent, _, params = collection.partition("?")
+    path, _, own = name.partition("?")
+    parent = parent[:-1]
+    return own == params and path.startswith(parent) and "/" not in path[len(parent) :] and path != parent
+
+
+def virtual_host_name(routes: str, authority: str) -> str:
+    """Return the name by which the virtual host of an authority is asked for (VHDS).
+
+    It is the route configuration's with the authority as a last part; of an xdstp name the type is a virtual host's.
+
+    Args:
+        routes: Name of the route configuration.
+        authority: Of a request; hosts have no case.
+    """
+    if not routes.startswith(SCHEME):
+        return f"{routes}/{authority.lower()}"
+    try:
+        parsed = parse_xdstp(routes)
+    except ConfigError:
+        return f"{routes}/{authority.lower()}"
+    return str(XdstpName(parsed.authority, VIRTUAL_HOST, f"{parsed.id}/{authority.lower()}", parsed.params))
 
 
 def authority_of(name: str) -> str | None:

@@ -18,16 +18,21 @@ Source: xDS protocol; gRFCs A40, A46, A53, A57, A88.
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from typing import Final
 
+from meshlib.xds.bootstrap import DELTA_FEATURE
 from meshlib.xds.cache import Key, ResourceCache, ResourceState
 from meshlib.xds.commands import CancelTimer, Command, Report, StartTimer
 from meshlib.xds.decode import Decoded, decode_resource
-from meshlib.xds.names import normal
-from meshlib.xds.resources import TYPE_URLS, is_full_state
+from meshlib.xds.names import WILDCARD, normal
+from meshlib.xds.resources import DELTA_ONLY, TYPE_URLS, is_full_state, short_name
 from meshlib.xds.stream_machine import DOES_NOT_EXIST_S, StreamMachine, error_problem, problem, refusal
 from meshlib.xds.wire import DiscoveryResponse, SendRequest, decode_response
 
 __all__ = ["DOES_NOT_EXIST_S", "CancelTimer", "Command", "Report", "SotwMachine", "StartTimer"]
+
+
+ONLY_WILDCARD: Final = (WILDCARD,)
 
 
 @dataclass(slots=True)
@@ -40,6 +45,7 @@ class _Type:
         listed: `wanted`, sorted.
         sent: The list of the last request on this stream; None: the type has not been asked for on it.
         told: The list of the last request that the transport took on this stream.
+        has_named: A request on this stream had names: from then on, an empty list means nothing, before it everything.
         owes_answer: A response is neither acknowledged nor refused.
         error: Why it will be refused; empty: it will be acknowledged.
     """
@@ -50,6 +56,7 @@ class _Type:
     nonce: str = ""
     sent: frozenset[str] | None = None
     told: frozenset[str] | None = None
+    has_named: bool = False
     owes_answer: bool = False
     error: str = ""
 
@@ -84,11 +91,12 @@ class SotwMachine(StreamMachine):
     def want(self, wanted: Mapping[str, frozenset[str]]) -> tuple[Command, ...]:
         commands: list[Command] = []
         for type_url, state in self._types.items():
-            names = wanted.get(type_url, frozenset())
+            names = self._wanted_of(type_url, wanted)
             if names == state.wanted:
                 continue
-            for name in names - state.wanted:
-                self._cache.add(type_url, name)
+            self._add_names(type_url, names - state.wanted)
+            if type_url in DELTA_ONLY:
+                self._refuse_all(type_url, names - state.wanted)
             state.wanted, state.listed = names, tuple(sorted(names))
             # What no request on this stream names can be forgotten now; the rest when a request without it was sent.
             self._forget(type_url, names | (state.sent or frozenset()), commands)
@@ -108,8 +116,8 @@ class SotwMachine(StreamMachine):
             # Most requests are answers with the same list as before, which is not news.
             if self._sending_list is not state.told:
                 # Names may have come and gone since: only what was in this very request can be given up or waited for.
-                self._forget(request.type_url, state.wanted | frozenset(request.names), commands)
-                self._start_timers(request.type_url, request.names, commands)
+                self._forget(request.type_url, state.wanted | self._sending_list, commands)
+                self._start_timers(request.type_url, sorted(self._sending_list), commands)
             state.told = self._sending_list
         return self._flush(commands)
 
@@ -121,7 +129,7 @@ class SotwMachine(StreamMachine):
         for type_url, state in self._types.items():
             state.nonce = state.error = ""
             state.sent = state.told = None
-            state.owes_answer = False
+            state.owes_answer = state.has_named = False
             self._forget(type_url, state.wanted, commands)
         return tuple(commands)
 
@@ -161,6 +169,8 @@ class SotwMachine(StreamMachine):
                 self._take_error(type_url, error, response.version, now, commands, deletes=deletes)
         if is_full_state(type_url) and not has_nameless and not _has_only_heartbeats(response):
             self._delete_missing(response, seen, now, commands)
+        if self._asked(type_url) and self._collections.of(type_url):
+            self._settle_collections(type_url, seen, response.version, now, commands)
         if has_valid or not problems:
             state.version = response.version
         state.owes_answer = True
@@ -176,13 +186,25 @@ class SotwMachine(StreamMachine):
 
     # Parts of the above.
 
+    def _refuse_all(self, type_url: str, names: frozenset[str]) -> None:
+        """Say of resources that this variant of the protocol cannot carry that they are not to be had."""
+        for name in names:
+            entry = self._cache.get(type_url, name)
+            if entry is not None and entry.value is None:
+                entry.state = ResourceState.RECEIVED_ERROR
+                entry.error = f"{short_name(type_url)} needs the incremental variant (server feature {DELTA_FEATURE})"
+
     def _delete_missing(self, response: DiscoveryResponse, seen: set[str], now: float, commands: list[Command]) -> None:
-        for name in sorted((self.wanted(response.type_url) | self._asked(response.type_url)) - seen):
-            entry = self._cache.get(response.type_url, name)
-            if entry is None or entry.value is None or entry.is_spare:
+        type_url = response.type_url
+        members = self._collections.members(type_url)
+        for name in sorted((self.wanted(type_url) | self._asked(type_url) | members) - seen):
+            entry = self._cache.get(type_url, name)
+            if entry is None or entry.is_spare or entry.is_collection:
                 continue
-            if entry.state is not ResourceState.DOES_NOT_EXIST:
+            if entry.value is not None and entry.state is not ResourceState.DOES_NOT_EXIST:
                 self._remove(entry, response.version, now, commands)
+            if name in members:
+                self._drop_member(type_url, name, commands)
 
     def _flush(self, commands: list[Command]) -> tuple[Command, ...]:
         """Add the next request, if one is owed and none is under way."""
@@ -190,11 +212,16 @@ class SotwMachine(StreamMachine):
             for type_url, state in self._types.items():
                 sent = frozenset() if state.sent is None else state.sent
                 has_change = state.wanted is not sent and state.wanted != sent
-                if not (state.owes_answer or has_change):
+                if not (state.owes_answer or has_change) or type_url in DELTA_ONLY:
                     continue
+                names = state.listed
+                if not state.has_named and names == ONLY_WILDCARD:
+                    # The older form of the wildcard, which all servers know.
+                    names = ()
+                state.has_named = state.has_named or bool(names)
                 self._sending = SendRequest(
                     type_url,
-                    state.listed,
+                    names,
                     state.version,
                     state.nonce,
                     state.error if state.owes_answer else "",

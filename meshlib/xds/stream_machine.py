@@ -19,12 +19,14 @@ from dataclasses import dataclass
 from typing import Final
 
 from meshlib.events import ResourceAccepted, ResourceRejected
-from meshlib.xds.bootstrap import SEPARATE_FEATURE
+from meshlib.model.discovery import Collection
+from meshlib.xds.bootstrap import SEPARATE_FEATURE, WILDCARD_CDS_FEATURE, WILDCARD_LDS_FEATURE
 from meshlib.xds.cache import Entry, Key, ResourceCache, ResourceState
+from meshlib.xds.collections import Collections
 from meshlib.xds.commands import CancelTimer, Command, Report, StartExpiry, StartTimer, StopExpiry
 from meshlib.xds.decode import Decoded, decode_resource
-from meshlib.xds.names import normal
-from meshlib.xds.resources import short_name
+from meshlib.xds.names import WILDCARD, covers, is_collection, normal
+from meshlib.xds.resources import CDS, LDS, short_name
 from meshlib.xds.wire import AnyBytes, ResourceError, peek_name
 
 __all__ = ["DOES_NOT_EXIST_S", "StreamMachine", "Taken", "error_problem", "problem", "refusal"]
@@ -76,6 +78,12 @@ class StreamMachine(ABC):
         self._cache = cache
         self._features = features
         self._decode = decode
+        self._collections = Collections(cache)
+        self._wildcards = frozenset(
+            type_url
+            for type_url, feature in ((LDS, WILDCARD_LDS_FEATURE), (CDS, WILDCARD_CDS_FEATURE))
+            if feature in features
+        )
         self._timers: set[Key] = set()
         self._expiring: set[Key] = set()
         self._is_open = False
@@ -152,6 +160,7 @@ class StreamMachine(ABC):
         _drop_value(entry)
         entry.state, entry.error, entry.failed_at = ResourceState.DOES_NOT_EXIST, "its time to live has passed", now
         entry.is_absent = True
+        self._collections.renew(*key)
         return (Report(ResourceRejected(entry.type_url, entry.name, entry.version, entry.error)),)
 
     def adopt_spares(self, now: float) -> bool:
@@ -161,17 +170,25 @@ class StreamMachine(ABC):
             Whether there was any.
         """
         adopted = False
-        for entry in list(self._cache):
+        entries = list(self._cache)
+        opened = [entry for entry in entries if is_collection(entry.name) and not entry.is_answered]
+        for type_url, name in tuple(self._cache.spares) if opened else ():
+            if any(entry.type_url == type_url and covers(entry.name, name) for entry in opened):
+                self._collections.join(type_url, name)
+                entries.append(self._cache.add(type_url, name))
+        for entry in entries:
             spare = self._cache.spare(entry.type_url, entry.name)
             if spare is None or entry.is_answered:
                 continue
             decoded = self._decoded(entry.type_url, spare.body)
-            if decoded.value is None or decoded.name != entry.name:
+            if decoded.value is None or (decoded.name and decoded.name != entry.name):
                 self._cache.drop_spare(entry.type_url, entry.name)
                 continue
             entry.value, entry.body, entry.version = decoded.value, spare.body, spare.version
             entry.unused, entry.updated_at, entry.is_spare = decoded.unused, now, True
             adopted = True
+        for type_url in {entry.type_url for entry in opened} if adopted else ():
+            self._collections.adopt(type_url, now)
         return adopted
 
     @property
@@ -189,10 +206,49 @@ class StreamMachine(ABC):
         self._introduced.add(stream)
         return True
 
+    def _wanted_of(self, type_url: str, wanted: Mapping[str, frozenset[str]]) -> frozenset[str]:
+        """Return what to subscribe to: what is wanted, and everything where the bootstrap asks for that."""
+        names = wanted.get(type_url, frozenset())
+        return names | {WILDCARD} if type_url in self._wildcards else names
+
+    def _add_names(self, type_url: str, names: Iterable[str]) -> None:
+        for name in names:
+            self._cache.add(type_url, name)
+            self._collections.begin(type_url, name)
+
     def _matching(self, type_url: str, names: Iterable[str]) -> tuple[str, ...]:
-        """Return under which names a resource that the server calls by these is subscribed to."""
+        """Return under which names a resource that the server calls by these is subscribed to, or held."""
         wanted, asked = self.wanted(type_url), self._asked(type_url)
-        return tuple(dict.fromkeys(name for name in map(normal, names) if name in wanted or name in asked))
+        return tuple(
+            dict.fromkeys(
+                name
+                for name in map(normal, names)
+                if name in wanted or name in asked or self._collections.has(type_url, name)
+            )
+        )
+
+    def _settle_collections(
+        self, type_url: str, touched: set[str], version: str, now: float, commands: list[Command]
+    ) -> None:
+        """After a response: bring the collections of its type up to date, without what only the disk knew of."""
+        wanted = self.wanted(type_url)
+        for name in self._collections.members(type_url) - wanted:
+            entry = self._cache.peek(type_url, name)
+            if entry is not None and entry.is_spare:
+                _drop_value(entry)
+                self._drop_member(type_url, name, commands)
+        for entry in self._collections.settle(type_url, frozenset(touched), version, now):
+            self._cancel((type_url, entry.name), commands)
+
+    def _drop_member(self, type_url: str, name: str, commands: list[Command]) -> None:
+        """A member of a collection is gone, unless the server's word is not to count (`ignore_resource_deletion`)."""
+        entry = self._cache.peek(type_url, name)
+        if entry is None or entry.value is not None:
+            return
+        self._collections.leave(type_url, name)
+        if name not in self.wanted(type_url) and name not in self._asked(type_url):
+            self._set_expiry(entry, None, 0.0, commands)
+            self._cache.drop(type_url, name)
 
     def _take(
         self,
@@ -217,7 +273,7 @@ class StreamMachine(ABC):
         if resource.type_url != type_url:
             return Taken(resource.name, (f"is of type {resource.type_url!r} instead of {short_name(type_url)}",))
         known = self._cache.peek(type_url, peek_name(body))
-        if known is not None and known.value is not None and known.body == body:
+        if known is not None and not isinstance(known.value, Collection | None) and known.body == body:
             decoded = Decoded(known.name, known.value, (), known.unused)
         else:
             decoded = self._decoded(type_url, body)
@@ -227,6 +283,8 @@ class StreamMachine(ABC):
         name, errors = names[0], decoded.errors
         if name in seen:
             return Taken(name, ("appears twice in the response; the first is kept",))
+        if self._collections.join(type_url, name):
+            self._cache.add(type_url, name)
         entries = []
         for match in self._matching(type_url, names):
             entry = self._cache.get(type_url, match)
@@ -361,6 +419,7 @@ class StreamMachine(ABC):
 
     def _forget(self, type_url: str, keep: frozenset[str], commands: list[Command]) -> None:
         """Drop what is known of all other resources of a type."""
+        keep = self._collections.retain(type_url, keep)
         self._cache.retain(type_url, keep)
         for key in [key for key in self._timers if key[0] == type_url and key[1] not in keep]:
             self._cancel(key, commands)

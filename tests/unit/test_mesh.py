@@ -1,6 +1,7 @@
 """A mesh before and without its control thread."""
 
 import logging
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -9,10 +10,22 @@ import pytest
 from meshlib import Bootstrap, Mesh
 from meshlib.errors import BootstrapError, ConfigError, RoutingError, UnavailableError
 from meshlib.events import ControlPlaneConnected
+from meshlib.model.listener import ClientListener
 from meshlib.model.matcher import PathKind, PathMatcher
-from meshlib.model.route import Route, RouteAction, RouteConfiguration, RouteMatcher, SingleCluster, VirtualHost
-from meshlib.model.snapshot import ConfigFault, Snapshot, TargetConfig
+from meshlib.model.request import Headers, RequestHead
+from meshlib.model.route import (
+    ClusterHeader,
+    Route,
+    RouteAction,
+    RouteConfiguration,
+    RouteMatcher,
+    SingleCluster,
+    VirtualHost,
+)
+from meshlib.model.snapshot import ConfigFault, Demand, DemandKind, Snapshot, TargetConfig
+from meshlib.runtime.engine import MAX_PARKED
 from meshlib.testing.builders import merge, service
+from meshlib.view import TargetView
 from meshlib.xds.bootstrap import parse_bootstrap
 
 BOOTSTRAP: dict[str, Any] = {
@@ -164,3 +177,83 @@ def test_explain_names_routes_clusters_and_endpoints() -> None:
 def test_explain_refuses_other_urls() -> None:
     with pytest.raises(ConfigError, match="is neither an http:// or https:// URL nor an xds: target"):
         offline().explain("GET", "ftp://checkout/")
+
+
+# What requests need on demand.
+
+
+def on_demand(*answered: Demand) -> Snapshot:
+    route = Route(RouteMatcher(PathMatcher(PathKind.PREFIX, "/")), RouteAction(ClusterHeader("x-cluster")))
+    routes = RouteConfiguration("r", (VirtualHost("h", ("*",), (route,)),))
+    return Snapshot({"shop": TargetConfig(ClientListener("shop", routes), routes, None, frozenset(answered))})
+
+
+REQUEST = RequestHead("GET", "shop", "/", Headers([("x-cluster", "c")]))
+DEMAND = (DemandKind.CLUSTER, "c")
+
+
+class FakeControl:
+    """Notes what is asked for, and lets it happen."""
+
+    def __init__(self, mesh: Mesh, *snapshots: Snapshot) -> None:
+        self.mesh = mesh
+        self.snapshots = list(snapshots)
+        self.asked: list[Demand] = []
+
+    def demand(self, target: str, demands: Iterable[Demand]) -> None:
+        self.asked += demands
+        if self.snapshots:
+            self.mesh.publish(self.snapshots.pop(0))
+
+
+def meeting(*snapshots: Snapshot, **options: Any) -> tuple[Mesh, FakeControl]:
+    mesh = offline(**options)
+    mesh.publish(on_demand())
+    control = FakeControl(mesh, *snapshots)
+    mesh._control = control  # type: ignore[assignment]
+    return mesh, control
+
+
+def shop_of(mesh: Mesh) -> TargetView:
+    found = mesh.target("shop")
+    assert found is not None
+    assert found.has_demands
+    return found
+
+
+def test_request_waits_for_what_it_needs() -> None:
+    mesh, control = meeting(on_demand(DEMAND))
+    found = mesh.meet(shop_of(mesh), REQUEST)
+    assert (control.asked, found.config.answered) == ([DEMAND], {DEMAND})
+    assert mesh.meet(found, REQUEST) is found
+    assert control.asked == [DEMAND]
+    assert not mesh._parked
+
+
+async def test_task_waits_for_what_it_needs() -> None:
+    mesh, control = meeting(on_demand(DEMAND))
+    found = await mesh.meet_async(shop_of(mesh), REQUEST)
+    assert (control.asked, found.config.answered, mesh._parked) == ([DEMAND], {DEMAND}, [])
+
+
+def test_request_goes_on_with_what_there_is_when_its_time_is_over() -> None:
+    mesh, control = meeting()
+    before = shop_of(mesh)
+    assert mesh.meet(before, REQUEST, timeout_s=0.0) is before
+    assert set(control.asked) == {DEMAND}
+    assert not mesh._parked
+
+
+def test_only_so_many_requests_wait() -> None:
+    mesh, control = meeting()
+    mesh._parked.extend([None] * MAX_PARKED)
+    before = shop_of(mesh)
+    assert mesh.meet(before, REQUEST) is before
+    assert control.asked == [DEMAND], "it is asked for all the same"
+
+
+def test_target_that_is_gone_meanwhile_is_an_error() -> None:
+    gone = Snapshot({"shop": ConfigFault("LDS: shop", "LDS resource shop: was removed", is_absent=True)})
+    mesh, _ = meeting(gone)
+    with pytest.raises(RoutingError, match="was removed"):
+        mesh.meet(shop_of(mesh), REQUEST)

@@ -6,10 +6,10 @@ from typing import Any
 import pytest
 
 from meshlib.events import CertificateRotated, Event
-from meshlib.model.snapshot import ClusterConfig, ConfigFault, Snapshot, TargetConfig
+from meshlib.model.snapshot import ClusterConfig, ConfigFault, DemandKind, Snapshot, TargetConfig
 from meshlib.protos import from_dict, message_class
 from meshlib.runtime.ads import StreamEvents
-from meshlib.runtime.control import ControlPlane
+from meshlib.runtime.control import MAX_DEMANDS, ControlPlane
 from meshlib.testing import FakeClock, FixedRng
 from meshlib.xds.bootstrap import parse_bootstrap
 from meshlib.xds.resources import CDS, LDS
@@ -181,3 +181,61 @@ def test_what_goes_wrong_in_a_pass_leaves_the_last_configuration(monkeypatch: py
         world.control._settle()
     assert world.control.snapshot is before
     assert not [event for event in world.events if isinstance(event, CertificateRotated)]
+
+
+def by_header(name: str) -> dict[str, Any]:
+    found = listener(name, "x")
+    route = found["api_listener"]["api_listener"]["route_config"]["virtual_hosts"][0]["routes"][0]
+    route["route"] = {"cluster_header": "x-cluster"}
+    return found
+
+
+def waiting_for_a_header() -> World:
+    world = World()
+    world.control.watch(targets=frozenset(("shop",)))
+    world.spin()
+    world.answer(LDS, by_header("shop"))
+    return world
+
+
+def test_cluster_that_a_request_asked_for_is_subscribed_to_and_given_up_when_it_does_not_exist() -> None:
+    world = waiting_for_a_header()
+    demand = (DemandKind.CLUSTER, "made-up")
+    world.control.demand("shop", [demand])
+    world.spin()
+    assert (CDS, "made-up") in {(entry.type_url, entry.name) for entry in world.control.entries()}
+    world.answer(CDS, missing="made-up")
+    target = world.control.snapshot.targets["shop"]
+    assert isinstance(target, TargetConfig)
+    assert target.answered == {demand}
+    world.pass_time(125)
+    target = world.control.snapshot.targets["shop"]
+    assert isinstance(target, TargetConfig)
+    assert (target.answered, world.control._demands) == (frozenset(), {"shop": {}})
+    assert not world.control.snapshot.clusters
+
+
+def test_what_requests_ask_for_is_bounded_and_the_newest_is_kept() -> None:
+    world = waiting_for_a_header()
+    for index in range(MAX_DEMANDS + 10):
+        world.control.demand("shop", [(DemandKind.CLUSTER, f"c{index}")])
+    kept = list(world.control._demands["shop"])
+    assert len(kept) == MAX_DEMANDS
+    assert (kept[0], kept[-1]) == ((DemandKind.CLUSTER, "c10"), (DemandKind.CLUSTER, f"c{MAX_DEMANDS + 9}"))
+
+
+@pytest.mark.parametrize("name", ["*", "xdstp://a/b/*", "x" * 2000])
+def test_requests_cannot_ask_for_what_is_no_resource(name: str) -> None:
+    world = waiting_for_a_header()
+    world.control.demand("shop", [(DemandKind.CLUSTER, name)])
+    assert not world.control._demands
+
+
+def test_demands_go_with_their_target() -> None:
+    world = World()
+    world.control.watch(targets=frozenset(("made-up",)))
+    world.control.demand("made-up", [(DemandKind.CLUSTER, "c")])
+    world.spin()
+    world.answer(LDS, missing="made-up")
+    world.pass_time(125)
+    assert not world.control._demands

@@ -3,7 +3,7 @@ from google.protobuf.message import DecodeError
 
 from meshlib.protos import from_dict, message_class, to_any
 from meshlib.xds.decode import decode_resource, unwrap
-from meshlib.xds.resources import CDS, EDS, LDS, RDS, SDS, TYPE_URLS, is_full_state, short_name
+from meshlib.xds.resources import CDS, EDS, LDS, RDS, SDS, SRDS, TYPE_URLS, is_full_state, short_name
 
 ENDPOINTS = "envoy.config.endpoint.v3.ClusterLoadAssignment"
 
@@ -77,7 +77,8 @@ def test_a_broken_wrapper_is_a_decode_error():
         unwrap(packed)
 
 
-def test_only_listeners_and_clusters_are_listed_in_full():
-    assert [is_full_state(type_url) for type_url in TYPE_URLS] == [True, False, True, False, False]
-    assert [short_name(type_url) for type_url in TYPE_URLS] == ["LDS", "RDS", "CDS", "EDS", "SDS"]
+def test_only_listeners_clusters_and_scopes_are_listed_in_full():
+    assert {type_url for type_url in TYPE_URLS if is_full_state(type_url)} == {LDS, CDS, SRDS}
+    names = ["RTDS", "LDS", "ECDS", "SRDS", "RDS", "VHDS", "CDS", "EDS", "LEDS", "SDS"]
+    assert [short_name(type_url) for type_url in TYPE_URLS] == names
     assert short_name("type.googleapis.com/a.B") == "a.B"

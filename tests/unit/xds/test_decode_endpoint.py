@@ -178,7 +178,7 @@ def test_an_unknown_health_status_is_refused(decode):
         ),
         (
             [locality(leds_cluster_locality_config={"leds_config": {"ads": {}}})],
-            "endpoints[0].leds_cluster_locality_config: is not supported",
+            "endpoints[0].leds_cluster_locality_config.leds_collection_name: must be an xdstp:// name that ends with /*",
         ),
         (
             [locality(metadata={"filter_metadata": {"envoy.transport_socket_match": {}}})],

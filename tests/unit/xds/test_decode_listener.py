@@ -62,7 +62,7 @@ def test_with_an_address_too_it_is_an_api_listener(decode, decode_client, packed
         ({"rds": {"config_source": {"ads": {}}}}, "rds.route_config_name"),
         ({"rds": {"route_config_name": "x"}}, "rds.config_source"),
         ({"rds": {"route_config_name": "x", "config_source": {"path": "/x"}}}, "rds.config_source"),
-        ({"scoped_routes": {"name": "x"}}, "scoped_routes"),
+        ({"scoped_routes": {"name": "x"}}, "scoped_routes.config_specifier"),
         ({"xff_num_trusted_hops": 1}, "xff_num_trusted_hops"),
         ({"normalize_path": True}, "normalize_path"),
         ({"merge_slashes": True}, "merge_slashes"),
@@ -134,7 +134,7 @@ def test_filters_that_we_do_not_have_are_refused_otherwise(decode_client, decode
 
 def test_a_filter_that_has_to_be_discovered(decode_client):
     discovery = {"name": "x", "config_discovery": {"config_source": {"ads": {}}, "type_urls": ["a/b"]}}
-    assert paths_of(decode_client(discovery)) == [f"{MANAGER}.http_filters[0].config_discovery"]
+    assert paths_of(decode_client(discovery)) == [f"{MANAGER}.http_filters[0].config_discovery.type_urls"]
     assert value_of(decode_client({**discovery, "is_optional": True}))
 
 

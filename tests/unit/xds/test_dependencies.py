@@ -526,7 +526,7 @@ def test_a_failure_on_the_way_has_everything_followed_anew(monkeypatch: pytest.M
     before = closure.resolve(facts, Snapshot()).snapshot
     world.put(EDS, "a", endpoints("10.0.0.9:80", name="a"))
     with monkeypatch.context() as patched:
-        patched.setattr("meshlib.xds.dependencies.clusters_of", lambda routes: 1 // 0)
+        patched.setattr("meshlib.xds.dependencies.clusters_of_target", lambda config: 1 // 0)
         with pytest.raises(ZeroDivisionError):
             closure.resolve(facts, before)
     found = closure.resolve(facts, before).snapshot.clusters["a"]
