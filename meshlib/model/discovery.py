@@ -8,6 +8,7 @@ from typing import TypeVar
 from meshlib.model.authorization import Rbac
 from meshlib.model.matcher import Fraction
 from meshlib.model.route import FaultPolicy, RouteConfiguration
+from meshlib.model.session import SessionPolicy
 
 __all__ = [
     "Collection",
@@ -110,4 +111,4 @@ class FilterConfig:
 
     name: str
     type_name: str
-    config: FaultPolicy | Rbac | None
+    config: FaultPolicy | SessionPolicy | Rbac | None

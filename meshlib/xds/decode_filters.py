@@ -74,6 +74,10 @@ def decode_filters(filters: Any, path: str, problems: Problems, *, is_server: bo
                 if has_fault:
                     problems.error(place, "is a second fault filter, only one is supported")
                 has_fault = True
+            if found is not None and SESSION_TYPE in found.type_names:
+                if has_session:
+                    problems.error(place, "is a second filter for stateful sessions, only one is supported")
+                has_session = True
             discovered += [] if found is None else [found]
             continue
         if not item.HasField("typed_config"):
@@ -132,9 +136,11 @@ def decode_filter_config(message: Any, path: str, problems: Problems) -> FilterC
 def _filter_config(name: str, packed: Any, path: str, problems: Problems) -> FilterConfig:
     kind = any_type(packed)
     message = unpack(packed, path, problems)
-    config: FaultPolicy | Rbac | None = None
+    config: FaultPolicy | SessionPolicy | Rbac | None = None
     if message is not None and kind == FAULT_TYPE:
         config = fault_policy(message, path, problems)
+    elif message is not None and kind == SESSION_TYPE:
+        config = session_policy(message, path, problems)
     elif message is not None and kind == RBAC_TYPE:
         config = decode_rbac(message, name, path, problems)
     elif message is not None:
@@ -147,7 +153,7 @@ def _discovered(item: Any, path: str, problems: Problems, *, is_server: bool, po
     place = join(path, "config_discovery")
     source = item.config_discovery
     kinds = frozenset(url.rpartition("/")[2] for url in source.type_urls)
-    unknown = sorted(kinds - {RBAC_TYPE if is_server else FAULT_TYPE})
+    unknown = sorted(kinds - ({RBAC_TYPE} if is_server else {FAULT_TYPE, SESSION_TYPE}))
     if not kinds or unknown:
         reason = f"filter {unknown[0]} is not supported" if unknown else "at least one is required"
         if item.is_optional or item.disabled:

@@ -11,7 +11,8 @@ from dataclasses import replace
 from meshlib.model.authorization import Rbac
 from meshlib.model.discovery import Collection, FilterConfig, RuntimeLayer, ScopedRoute, ScopedRoutes
 from meshlib.model.listener import ClientListener, DiscoveredFilter, ServerListener
-from meshlib.model.route import RouteConfiguration, VirtualHost
+from meshlib.model.route import FaultPolicy, RouteConfiguration, VirtualHost
+from meshlib.model.session import SessionPolicy
 from meshlib.model.snapshot import (
     ClusterConfig,
     ConfigFault,
@@ -195,9 +196,13 @@ class Follower(ClusterFollower):
             found = self._filter(filter_, missing)
             if isinstance(found, ConfigFault):
                 return found
-            if found is not None and not isinstance(found.config, Rbac):
-                fault = None if filter_.is_disabled else found.config
+            config = None if found is None else found.config
+            if isinstance(config, FaultPolicy):
+                fault = None if filter_.is_disabled else config
                 listener = replace(listener, has_fault_filter=True, fault=fault)
+            elif isinstance(config, SessionPolicy):
+                session = None if filter_.is_disabled else config
+                listener = replace(listener, has_session_filter=True, session=session)
         return listener
 
     def _server_filters(self, listener: ServerListener, missing: Missing) -> ServerListener | ConfigFault:

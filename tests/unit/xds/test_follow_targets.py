@@ -30,6 +30,7 @@ from meshlib.model.route import (
     SingleCluster,
     VirtualHost,
 )
+from meshlib.model.session import SessionPolicy
 from meshlib.model.snapshot import ClusterConfig, ConfigFault, Demand, DemandKind, InboundConfig, Snapshot, TargetConfig
 from meshlib.xds.cache import ResourceCache, ResourceState, ResourceValue
 from meshlib.xds.dependencies import Closure, Facts, Resolution, resolve
@@ -379,6 +380,14 @@ def test_filter_of_another_type_is_not_taken() -> None:
     world.put(ECDS, "faults", FilterConfig("faults", RBAC, Rbac("faults", True, ())))
     world.settle()
     assert world.shop.listener.fault == FaultPolicy()
+
+
+def test_filter_for_sessions_may_be_discovered_too() -> None:
+    world = with_filter(type_names=frozenset({"s"}))
+    world.put(ECDS, "faults", FilterConfig("faults", "s", SessionPolicy(None)))
+    world.settle()
+    assert (world.shop.listener.has_session_filter, world.shop.listener.session) == (True, SessionPolicy(None))
+    assert not world.shop.listener.has_fault_filter
 
 
 def test_disabled_filter_takes_part_where_routes_configure_it() -> None:
