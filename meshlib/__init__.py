@@ -16,7 +16,15 @@ if TYPE_CHECKING:
         UnavailableError,
     )
     from meshlib.mesh import Mesh
+    from meshlib.model.custom_policy import (
+        LbEndpoint,
+        LbPolicy,
+        LbRequest,
+        LbResult,
+        register_lb_policy,
+    )
     from meshlib.model.endpoint import Endpoint
+    from meshlib.model.load_report import LoadReport
     from meshlib.runtime.context import (
         ContextExecutor,
         InboundContext,
@@ -34,6 +42,11 @@ __all__ = [
     "Endpoint",
     "IdentityError",
     "InboundContext",
+    "LbEndpoint",
+    "LbPolicy",
+    "LbRequest",
+    "LbResult",
+    "LoadReport",
     "Mesh",
     "MeshError",
     "ResourceError",
@@ -43,14 +56,19 @@ __all__ = [
     "carry",
     "current_request",
     "integrations",
+    "register_lb_policy",
 ]
 
 # Loaded on first use (PEP 562): `import meshlib` costs nothing, and `import meshlib.protos` alone loads no client.
 _HOMES = {
     "Bootstrap": "meshlib.xds.bootstrap",
     "Endpoint": "meshlib.model.endpoint",
+    "LoadReport": "meshlib.model.load_report",
     "Mesh": "meshlib.mesh",
     "ResponseCache": "meshlib.clients.response_cache",
+    **dict.fromkeys(
+        ("LbEndpoint", "LbPolicy", "LbRequest", "LbResult", "register_lb_policy"), "meshlib.model.custom_policy"
+    ),
     **dict.fromkeys(("ContextExecutor", "InboundContext", "carry", "current_request"), "meshlib.runtime.context"),
     **dict.fromkeys((name for name in __all__ if name.endswith(("Error", "Exceeded"))), "meshlib.errors"),
 }

@@ -32,6 +32,56 @@ def _import_all(package: str) -> None:
             importlib.import_module(info.name)
 
 
+def _random_subsetting() -> descriptor_pb2.FileDescriptorProto:
+    """Return the message of gRFC A68, which `xds-protos` does not have yet."""
+    package = "envoy.extensions.load_balancing_policies.random_subsetting.v3"
+    cluster = "envoy/config/cluster/v3/cluster.proto"
+    file = descriptor_pb2.FileDescriptorProto(
+        name=f"{package.replace('.', '/')}/random_subsetting.proto",
+        package=package,
+        dependency=[cluster],
+        syntax="proto3",
+    )
+    message = file.message_type.add(name="RandomSubsetting")
+    kinds = descriptor_pb2.FieldDescriptorProto
+    message.field.add(name="subset_size", number=1, type=kinds.TYPE_UINT32, label=kinds.LABEL_OPTIONAL)
+    message.field.add(
+        name="child_policy",
+        number=2,
+        type=kinds.TYPE_MESSAGE,
+        type_name=".envoy.config.cluster.v3.LoadBalancingPolicy",
+        label=kinds.LABEL_OPTIONAL,
+    )
+    return file
+
+
+def _peak_ewma() -> descriptor_pb2.FileDescriptorProto:
+    """Return the message of Envoy's contributed extension, which `xds-protos` does not have."""
+    package = "envoy.extensions.load_balancing_policies.peak_ewma.v3alpha"
+    dependency = ["google/protobuf/duration.proto", "google/protobuf/wrappers.proto"]
+    file = descriptor_pb2.FileDescriptorProto(
+        name=f"{package.replace('.', '/')}/peak_ewma.proto", package=package, dependency=dependency, syntax="proto3"
+    )
+    message = file.message_type.add(name="PeakEwma")
+    kinds = descriptor_pb2.FieldDescriptorProto
+    fields = (
+        ("decay_time", "Duration"),
+        ("aggregation_interval", "Duration"),
+        ("max_samples_per_host", "UInt32Value"),
+        ("default_rtt", "Duration"),
+        ("penalty_value", "DoubleValue"),
+    )
+    for number, (name, kind) in enumerate(fields, 1):
+        message.field.add(
+            name=name,
+            number=number,
+            type=kinds.TYPE_MESSAGE,
+            type_name=f".google.protobuf.{kind}",
+            label=kinds.LABEL_OPTIONAL,
+        )
+    return file
+
+
 def build() -> bytes:
     """Return a zlib-compressed FileDescriptorSet, dependencies before dependents, in a stable order."""
     for root in ROOTS:
@@ -55,6 +105,8 @@ def build() -> bytes:
         path = getattr(descriptor, "name", "")
         if isinstance(path, str) and (path.startswith(wanted) or path == "google/rpc/error_details.proto"):
             add(descriptor)
+    for extra in (_random_subsetting(), _peak_ewma()):
+        files.setdefault(extra.name, extra)
     result = descriptor_pb2.FileDescriptorSet(file=files.values())
     return zlib.compress(result.SerializeToString(deterministic=True), 9)
 

@@ -271,6 +271,22 @@ SECTIONS: Mapping[str, tuple[str, Callable[[], Any], Place | None]] = {
     "Cluster": (CDS, cluster, lambda made: made),
     "Cluster.CommonLbConfig": (CDS, cluster, lambda made: made.common_lb_config),
     "CircuitBreakers.Thresholds": (CDS, cluster, lambda made: made.circuit_breakers.thresholds.add()),
+    "RoundRobin": (CDS, lambda: with_policy("round_robin.v3.RoundRobin"), None),
+    "LeastRequest": (CDS, lambda: with_policy("least_request.v3.LeastRequest"), None),
+    "ClientSideWeightedRoundRobin": (
+        CDS,
+        lambda: with_policy("client_side_weighted_round_robin.v3.ClientSideWeightedRoundRobin"),
+        None,
+    ),
+    "PickFirst": (CDS, lambda: with_policy("pick_first.v3.PickFirst"), None),
+    "RandomSubsetting": (
+        CDS,
+        lambda: with_policy("random_subsetting.v3.RandomSubsetting", subset_size=1, child_policy=a_policy()),
+        None,
+    ),
+    "PeakEwma": (CDS, lambda: with_policy("peak_ewma.v3alpha.PeakEwma"), None),
+    "RingHash": (CDS, lambda: with_policy("ring_hash.v3.RingHash"), None),
+    "Maglev": (CDS, lambda: with_policy("maglev.v3.Maglev", table_size={"value": 11}), None),
     "OutlierDetection": (CDS, cluster, lambda made: made.outlier_detection),
     "HttpProtocolOptions of an upstream": (
         CDS,
@@ -305,6 +321,26 @@ SECTIONS: Mapping[str, tuple[str, Callable[[], Any], Place | None]] = {
     "TypedExtensionConfig": (ECDS, extension, lambda made: made),
     "Runtime": (RTDS, lambda: new("envoy.service.runtime.v3.Runtime", name="r"), lambda made: made),
 }
+
+POLICIES = "envoy.extensions.load_balancing_policies."
+
+
+def a_policy() -> dict[str, Any]:
+    """A LoadBalancingPolicy of the simplest kind."""
+    entry = {"name": "p", "typed_config": packed(new(f"{POLICIES}pick_first.v3.PickFirst"))}
+    return {"policies": [{"typed_extension_config": entry}]}
+
+
+def with_policy(name: str, **fields: Any) -> Inside:
+    """A cluster whose list of policies has this one."""
+    resource = cluster()
+    resource.load_balancing_policy.policies.add().typed_extension_config.name = "p"
+    return packed_in(resource, new(f"{POLICIES}{name}", **fields), policy_place)
+
+
+def policy_place(resource: Any) -> Any:
+    return resource.load_balancing_policy.policies[0].typed_extension_config.typed_config
+
 
 HEDGED = (
     "for httpx, unary gRPC calls and async functions: `hedge_on_per_try_timeout`; the others only with route metadata "
@@ -361,15 +397,14 @@ IN_PART: Mapping[tuple[str, str], str] = {
     ("Cluster", "typed_dns_resolver_config"): "refused in DNS clusters",
     ("Cluster", "lb_policy"): "ROUND_ROBIN, LEAST_REQUEST, RANDOM, RING_HASH, MAGLEV",
     ("Cluster", "load_balancing_policy"): (
-        "round_robin, least_request, random, ring_hash, maglev, wrr_locality and subset over these; the first known one counts"
+        "round_robin, least_request, random, ring_hash, maglev, client_side_weighted_round_robin, pick_first, peak_ewma, "
+        "wrr_locality, random_subsetting and subset over these, and what the application registers; the first known one counts"
     ),
-    ("Cluster", "round_robin_lb_config"): "refused with a slow start window",
-    ("Cluster", "least_request_lb_config"): "with LEAST_REQUEST; refused with a slow start window or a full scan",
+    ("Cluster", "round_robin_lb_config"): "with ROUND_ROBIN",
+    ("Cluster", "least_request_lb_config"): "with LEAST_REQUEST",
     ("Cluster", "ring_hash_lb_config"): "with RING_HASH; `minimum_ring_size` up to 65536",
     ("Cluster", "maglev_lb_config"): "with MAGLEV; `table_size` up to 131071",
-    ("Cluster.CommonLbConfig", "consistent_hashing_lb_config"): (
-        "with RING_HASH and MAGLEV; refused with `hash_balance_factor`"
-    ),
+    ("Cluster.CommonLbConfig", "consistent_hashing_lb_config"): ("with RING_HASH and MAGLEV"),
     ("Cluster", "lb_subset_config"): "with selectors; not beside `load_balancing_policy`",
     ("Cluster", "typed_extension_protocol_options"): "HttpProtocolOptions",
     ("Cluster", "upstream_config"): "the HTTP connection pool, Envoy's default",
@@ -382,6 +417,21 @@ IN_PART: Mapping[tuple[str, str], str] = {
         "max_pending_requests",
     ): "over HTTP/1.1; with HTTP/2 and gRPC it has no effect (A32)",
     ("Cluster.CommonLbConfig", "zone_aware_lb_config"): "refused with `fail_traffic_on_panic`",
+    **{
+        (message, "slow_start_config"): "with a window"
+        for message in ("RoundRobin", "LeastRequest", "ClientSideWeightedRoundRobin")
+    },
+    **{
+        (message, "locality_lb_config"): "`locality_weighted_lb_config`; the other as in Cluster.CommonLbConfig"
+        for message in ("RoundRobin", "LeastRequest")
+    },
+    ("ClientSideWeightedRoundRobin", "metric_names_for_computing_utilization"): (
+        "the utilisations, `named_metrics.<key>`, `utilization.<key>`"
+    ),
+    ("RingHash", "minimum_ring_size"): "up to 65536",
+    ("RingHash", "hash_balance_factor"): "without `consistent_hashing_lb_config`",
+    ("RingHash", "use_hostname_for_hashing"): "without `consistent_hashing_lb_config`",
+    ("Maglev", "table_size"): "up to 131071",
     ("HttpProtocolOptions of an upstream", "http_filters"): "the upstream codec alone",
     ("HttpProtocolOptions of an upstream", "explicit_http_config"): "HTTP/1.1 and HTTP/2",
     ("HttpProtocolOptions of an upstream", "auto_config"): "HTTP/1.1 is spoken",

@@ -7,7 +7,18 @@ from urllib.parse import urlsplit
 
 from meshlib.admin.status import ClusterStatus, cluster_status
 from meshlib.errors import ConfigError, MeshError
-from meshlib.model.cluster import UNLIMITED, Cluster, EdsDiscovery, LbPolicy, Maglev, RingHash
+from meshlib.model.cluster import UNLIMITED, Cluster, EdsDiscovery
+from meshlib.model.lb_policy import (
+    ClientSideWeightedRoundRobin,
+    CustomPolicy,
+    LbPolicy,
+    LeastRequest,
+    Maglev,
+    PickFirst,
+    RandomSubsetting,
+    RingHash,
+    RoundRobin,
+)
 from meshlib.model.request import Headers, RequestHead
 from meshlib.model.retry import RetryPolicy
 from meshlib.model.route import FaultPolicy, Route, RouteAction, RouteConfiguration, VirtualHost
@@ -257,11 +268,27 @@ def _policy_words(policy: LbPolicy) -> str:
     name = type(policy).__name__
     match policy:
         case RingHash():
-            return f"{name}, {policy.min_size} points or more by {policy.function.value}"
+            found = f"{name}, {policy.min_size} points or more by {policy.function.value}"
         case Maglev():
-            return f"{name}, {policy.table_size} slots"
+            found = f"{name}, {policy.table_size} slots"
+        case LeastRequest():
+            found = f"{name}, {'all' if policy.full_scan else policy.choice_count} looked at"
+        case ClientSideWeightedRoundRobin():
+            found = f"{name}, load reports {'out of band' if policy.out_of_band else 'with answers'}"
+        case PickFirst(shuffle=True):
+            found = f"{name}, shuffled"
+        case CustomPolicy():
+            found = f"{name} {policy.name}"
+        case RandomSubsetting():
+            found = f"{name}, {policy.size} of each {'locality' if policy.per_locality else 'priority'}"
+            return f"{found}: {_policy_words(policy.child)}"
         case _:
-            return name
+            found = name
+    if isinstance(policy, RingHash | Maglev) and policy.balance_factor is not None:
+        found += f", loads bounded at {policy.balance_factor} %"
+    if isinstance(policy, RoundRobin | LeastRequest | ClientSideWeightedRoundRobin) and policy.slow_start is not None:
+        found += f", slow start over {policy.slow_start.window_s:g} s"
+    return found
 
 
 def _outlier_words(cluster: Cluster) -> str:

@@ -4,13 +4,19 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import assert_never
 
+from meshlib.balancing.bounded_load import BoundedLoadPicker
+from meshlib.balancing.client_side_weights import ClientSideWeightedPicker
+from meshlib.balancing.custom import custom_picker, make_custom
 from meshlib.balancing.endpoint_state import EndpointState
 from meshlib.balancing.hash_weights import flat_shares, locality_shares
 from meshlib.balancing.host_sets import PriorityHosts, host_sets
 from meshlib.balancing.least_request import least_request
 from meshlib.balancing.locality import LocalityPicker, LocalityShare, effective_weights
 from meshlib.balancing.maglev import MaglevPicker
-from meshlib.balancing.picker import EmptyPicker, HostPicker, Picker
+from meshlib.balancing.memory import PolicyMemory
+from meshlib.balancing.peak_ewma import PeakEwmaPicker
+from meshlib.balancing.pick_first import PickFirstPicker, shuffled
+from meshlib.balancing.picker import DelegatingPicker, EmptyPicker, HostPicker, Picker
 from meshlib.balancing.priority import (
     HashPriorityPicker,
     PriorityHealth,
@@ -22,7 +28,18 @@ from meshlib.balancing.random_choice import RandomPicker
 from meshlib.balancing.ring_hash import RingHashPicker
 from meshlib.balancing.round_robin import round_robin
 from meshlib.balancing.subset import SubsetPicker
-from meshlib.model.cluster import LeastRequest, Maglev, Random, RingHash, RoundRobin
+from meshlib.model.lb_policy import (
+    ClientSideWeightedRoundRobin,
+    CustomPolicy,
+    LeastRequest,
+    Maglev,
+    PeakEwma,
+    PickFirst,
+    Random,
+    RandomSubsetting,
+    RingHash,
+    RoundRobin,
+)
 from meshlib.model.snapshot import ClusterConfig
 from meshlib.ports import Pause, no_pause
 
@@ -30,26 +47,38 @@ __all__ = ["build_picker", "cluster_health"]
 
 _NOBODY = EmptyPicker()
 
+TurnPolicy = RoundRobin | LeastRequest | Random | ClientSideWeightedRoundRobin | PickFirst | PeakEwma | CustomPolicy
+"""Policies that choose among a list of hosts, which priorities, health and localities have left."""
 
-def _host_picker(policy: RoundRobin | LeastRequest | Random, states: Sequence[EndpointState]) -> HostPicker:
+
+def _host_picker(policy: TurnPolicy, states: Sequence[EndpointState], memory: PolicyMemory) -> HostPicker:
     if not states:
         return _NOBODY
     match policy:
-        case RoundRobin():
-            return round_robin(states)
-        case LeastRequest(choice_count=choice_count, active_request_bias=bias):
-            return least_request(states, choice_count, bias)
+        case RoundRobin(slow_start=slow_start):
+            return round_robin(states, slow_start=slow_start, memory=memory)
+        case LeastRequest(choice_count=count, active_request_bias=bias, slow_start=slow_start, full_scan=full_scan):
+            return least_request(states, count, bias, full_scan=full_scan, slow_start=slow_start, memory=memory)
         case Random():
             return RandomPicker(states)
+        case ClientSideWeightedRoundRobin():
+            return ClientSideWeightedPicker(states, policy, memory)
+        case PickFirst(shuffle=shuffle):
+            return PickFirstPicker(shuffled(states, memory.seed) if shuffle else states, memory)
+        case PeakEwma():
+            return PeakEwmaPicker(states, policy, memory)
+        case CustomPolicy():
+            return custom_picker(states, memory.custom(policy, make_custom), memory)
         case _:
             assert_never(policy)
 
 
 def _source(
     config: ClusterConfig,
-    policy: RoundRobin | LeastRequest | Random,
+    policy: TurnPolicy,
     priority: PriorityHosts,
     is_eligible: Callable[[EndpointState], bool],
+    memory: PolicyMemory,
     *,
     locality_weighted: bool,
 ) -> HostPicker:
@@ -62,38 +91,64 @@ def _source(
         ]
         weights = effective_weights(shares, config.assignment.overprovisioning_factor)
         if any(weights):
-            return LocalityPicker([_host_picker(policy, chosen) for chosen in eligible], weights)
+            children = [_host_picker(policy, chosen, memory) for chosen in eligible]
+            return _delegating(LocalityPicker(children, weights), children)
         # All localities without weight: the step is skipped and the hosts are used flat.
-    return _host_picker(policy, tuple(filter(is_eligible, priority.states)))
+    return _host_picker(policy, tuple(filter(is_eligible, priority.states)), memory)
 
 
-def cluster_health(config: ClusterConfig, states: Mapping[str, EndpointState]) -> list[PriorityHealth]:
-    """Return how the priorities of a cluster are, for the aggregate clusters that it is a leaf of."""
+def _delegating(parent: LocalityPicker | PriorityPicker, children: Sequence[HostPicker]) -> HostPicker:
+    """Return the parent, or what has a child make the whole pick when that has its own way of picking."""
+    uses_hash = any(child.uses_hash for child in children)
+    if uses_hash or any(isinstance(child, PickFirstPicker | DelegatingPicker) for child in children):
+        return DelegatingPicker(parent.draw, uses_hash=uses_hash)
+    return parent
+
+
+def cluster_health(config: ClusterConfig, states: Mapping[str, EndpointState], seed: int = 0) -> list[PriorityHealth]:
+    """Return how the priorities of a cluster are, for the aggregate clusters that it is a leaf of.
+
+    Args:
+        seed: The leaf's own, by which it may use a part of its endpoints only.
+    """
     factor = config.assignment.overprovisioning_factor
-    return [replace(priority.health, overprovisioning_factor=factor) for priority in host_sets(config, states)]
+    return [replace(priority.health, overprovisioning_factor=factor) for priority in host_sets(config, states, seed)]
 
 
-def build_picker(config: ClusterConfig, states: Mapping[str, EndpointState], *, pause: Pause = no_pause) -> Picker:
+def build_picker(
+    config: ClusterConfig,
+    states: Mapping[str, EndpointState],
+    *,
+    memory: PolicyMemory | None = None,
+    pause: Pause = no_pause,
+) -> Picker:
     """Make the picker of a cluster: priorities, panic, localities, health, and the policy inside.
 
     Args:
         states: By address; endpoints without a state are left out.
+        memory: The cluster's; None: a new one.
         pause: Called between the steps.
     """
-    priorities = host_sets(config, states)
+    shared = PolicyMemory() if memory is None else memory
+    priorities = host_sets(config, states, shared.seed)
     pause()
     subsets = config.cluster.subsets
     if subsets is None:
-        return _picker(config, priorities, pause, locality_weighted=config.cluster.locality_weighted)
+        return _picker(config, priorities, shared, pause, locality_weighted=config.cluster.locality_weighted)
     # Without the option, the localities of a subset have no weights.
     weighted = config.cluster.locality_weighted and subsets.locality_weight_aware
     return SubsetPicker(
-        subsets, priorities, lambda chosen: _picker(config, chosen, pause, locality_weighted=weighted), pause
+        subsets, priorities, lambda chosen: _picker(config, chosen, shared, pause, locality_weighted=weighted), pause
     )
 
 
 def _picker(
-    config: ClusterConfig, priorities: Sequence[PriorityHosts], pause: Pause, *, locality_weighted: bool
+    config: ClusterConfig,
+    priorities: Sequence[PriorityHosts],
+    memory: PolicyMemory,
+    pause: Pause,
+    *,
+    locality_weighted: bool,
 ) -> Picker:
     """Make the picker over the hosts of a cluster, or over some of them."""
     health = [priority.health for priority in priorities]
@@ -103,21 +158,25 @@ def _picker(
         overprovisioning_factor=config.assignment.overprovisioning_factor,
         panic_threshold=int(config.cluster.panic_threshold_percent),
     )
-    if isinstance(config.cluster.lb_policy, RingHash | Maglev):
-        return _by_hash(config.cluster.lb_policy, priorities, load, locality_weighted=locality_weighted)
-    return _by_turns(config, config.cluster.lb_policy, priorities, load, locality_weighted=locality_weighted)
+    policy = config.cluster.lb_policy
+    while isinstance(policy, RandomSubsetting):
+        policy = policy.child
+    if isinstance(policy, RingHash | Maglev):
+        return _by_hash(policy, priorities, load, memory, locality_weighted=locality_weighted)
+    return _by_turns(config, policy, priorities, load, memory, locality_weighted=locality_weighted)
 
 
 def _by_turns(
     config: ClusterConfig,
-    policy: RoundRobin | LeastRequest | Random,
+    policy: TurnPolicy,
     priorities: Sequence[PriorityHosts],
     load: PriorityLoad,
+    memory: PolicyMemory,
     *,
     locality_weighted: bool,
 ) -> Picker:
     def source(priority: PriorityHosts, is_eligible: Callable[[EndpointState], bool]) -> HostPicker:
-        return _source(config, policy, priority, is_eligible, locality_weighted=locality_weighted)
+        return _source(config, policy, priority, is_eligible, memory, locality_weighted=locality_weighted)
 
     sources: list[tuple[int, HostPicker]] = []
     for priority, healthy, degraded, panicking in zip(
@@ -125,7 +184,7 @@ def _by_turns(
     ):
         if panicking:
             if healthy + degraded:
-                sources.append((healthy + degraded, _host_picker(policy, priority.states)))
+                sources.append((healthy + degraded, _host_picker(policy, priority.states, memory)))
             continue
         if healthy:
             sources.append((healthy, source(priority, lambda state: state.is_healthy)))
@@ -137,11 +196,16 @@ def _by_turns(
         case [(_, only)]:
             return only
         case _:
-            return PriorityPicker(sources)
+            return _delegating(PriorityPicker(sources), [source for _, source in sources])
 
 
 def _by_hash(
-    policy: RingHash | Maglev, priorities: Sequence[PriorityHosts], load: PriorityLoad, *, locality_weighted: bool
+    policy: RingHash | Maglev,
+    priorities: Sequence[PriorityHosts],
+    load: PriorityLoad,
+    memory: PolicyMemory,
+    *,
+    locality_weighted: bool,
 ) -> Picker:
     """Make the picker of a policy that hashes: one ring or table per priority that gets load.
 
@@ -157,6 +221,7 @@ def _by_hash(
                     made[number] = _hash_picker(
                         policy,
                         priorities[number],
+                        memory,
                         is_panicking=load.is_panicking[number],
                         locality_weighted=locality_weighted,
                     )
@@ -171,7 +236,12 @@ def _by_hash(
 
 
 def _hash_picker(
-    policy: RingHash | Maglev, priority: PriorityHosts, *, is_panicking: bool, locality_weighted: bool
+    policy: RingHash | Maglev,
+    priority: PriorityHosts,
+    memory: PolicyMemory,
+    *,
+    is_panicking: bool,
+    locality_weighted: bool,
 ) -> HostPicker:
     def chosen(states: Sequence[EndpointState]) -> Sequence[EndpointState]:
         return states if is_panicking else tuple(state for state in states if state.is_healthy)
@@ -184,4 +254,7 @@ def _hash_picker(
         shares = flat_shares(chosen(priority.states))
     if not shares:
         return _NOBODY
-    return RingHashPicker(shares, policy) if isinstance(policy, RingHash) else MaglevPicker(shares, policy)
+    hashing = RingHashPicker(shares, policy) if isinstance(policy, RingHash) else MaglevPicker(shares, policy)
+    if policy.balance_factor is None:
+        return hashing
+    return BoundedLoadPicker(hashing, shares, policy.balance_factor, memory)

@@ -1,8 +1,14 @@
 """What is remembered about an endpoint while configurations come and go."""
 
-from typing import Protocol
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Protocol
 
 from meshlib.model.endpoint import Endpoint, HealthStatus
+
+if TYPE_CHECKING:
+    from meshlib.balancing.peak_ewma import Latency
+    from meshlib.balancing.pick_first import Unreachable
+    from meshlib.balancing.reported_weight import ReportedWeight
 
 __all__ = ["EndpointState", "LoadCount"]
 
@@ -18,6 +24,8 @@ class LoadCount(Protocol):
 
     def end(self, *, is_success: bool) -> None: ...
 
+    def add_metrics(self, metrics: Mapping[str, float]) -> None: ...
+
 
 class EndpointState:
     """The lasting side of one endpoint of one cluster; its identity is the address.
@@ -31,9 +39,29 @@ class EndpointState:
         is_ejected: Outlier detection took it out; written by the cluster only.
         active: Attempts in flight; guarded by the cluster's lock.
         load: None: nobody wants to know. Guarded by the cluster's lock.
+        healthy_since: When it first was healthy, or became so again by a health check; None: not yet. For slow start.
+
+    What policies know of it, each one immutable value that is replaced by one assignment:
+
+    Attributes:
+        reported: By its own load reports.
+        latency: As requests have seen it.
+        unreachable: It could not be connected to, and should be left alone for a while.
+        is_selected: It is the one that pick first chose.
     """
 
-    __slots__ = ("active", "address", "endpoint", "is_ejected", "load")
+    __slots__ = (
+        "active",
+        "address",
+        "endpoint",
+        "healthy_since",
+        "is_ejected",
+        "is_selected",
+        "latency",
+        "load",
+        "reported",
+        "unreachable",
+    )
 
     def __init__(self, endpoint: Endpoint) -> None:
         self.address = endpoint.address
@@ -41,6 +69,11 @@ class EndpointState:
         self.is_ejected = False
         self.active = 0
         self.load: LoadCount | None = None
+        self.healthy_since: float | None = None
+        self.reported: ReportedWeight | None = None
+        self.latency: Latency | None = None
+        self.unreachable: Unreachable | None = None
+        self.is_selected = False
 
     @property
     def is_healthy(self) -> bool:

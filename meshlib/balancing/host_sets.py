@@ -1,15 +1,19 @@
 """The hosts of a cluster, sorted into priorities and localities."""
 
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 
 from meshlib.balancing.endpoint_state import EndpointState
 from meshlib.balancing.priority import PriorityHealth
+from meshlib.balancing.subsetting import random_subset
 from meshlib.model.cluster import StaticDiscovery
-from meshlib.model.endpoint import Locality
+from meshlib.model.endpoint import HealthStatus, Locality
+from meshlib.model.lb_policy import RandomSubsetting
 from meshlib.model.snapshot import ClusterConfig
 
 __all__ = ["LocalityHosts", "PriorityHosts", "host_sets"]
+
+_OUT = frozenset({HealthStatus.UNHEALTHY, HealthStatus.TIMEOUT, HealthStatus.DRAINING})
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,8 +54,12 @@ class PriorityHosts:
         )
 
 
-def host_sets(config: ClusterConfig, states: Mapping[str, EndpointState]) -> list[PriorityHosts]:
-    """Sort the hosts into priorities. A repeated address counts once, except in a STATIC cluster (as in Envoy)."""
+def host_sets(config: ClusterConfig, states: Mapping[str, EndpointState], seed: int = 0) -> list[PriorityHosts]:
+    """Sort the hosts into priorities. A repeated address counts once, except in a STATIC cluster (as in Envoy).
+
+    Args:
+        seed: Decides which part of them this client uses, where the policy is random subsetting.
+    """
     keep_repeats = isinstance(config.cluster.discovery, StaticDiscovery)
     seen: set[str] = set()
     grouped: dict[int, list[LocalityHosts]] = {}
@@ -66,4 +74,28 @@ def host_sets(config: ClusterConfig, states: Mapping[str, EndpointState]) -> lis
         entry = LocalityHosts(group.locality, group.weight or 0, tuple(hosts), len(hosts))
         grouped.setdefault(group.priority, []).append(entry)
     # A gap in the numbers is a priority without hosts.
-    return [PriorityHosts.of(tuple(grouped.get(number, ()))) for number in range(max(grouped, default=-1) + 1)]
+    priorities = [PriorityHosts.of(tuple(grouped.get(number, ()))) for number in range(max(grouped, default=-1) + 1)]
+    policy = config.cluster.lb_policy
+    while isinstance(policy, RandomSubsetting):
+        priorities = [_part(priority, policy, seed) for priority in priorities]
+        policy = policy.child
+    return priorities
+
+
+def _part(priority: PriorityHosts, policy: RandomSubsetting, seed: int) -> PriorityHosts:
+    """Leave the hosts that this client uses, of those that EDS lets it use: gRPC does not get to see the others."""
+
+    def chosen(states: Sequence[EndpointState]) -> tuple[EndpointState, ...]:
+        usable = [state for state in states if state.endpoint.health not in _OUT]
+        return random_subset(usable or states, policy.size, seed)
+
+    if policy.per_locality:
+        kept = frozenset(state for locality in priority.localities for state in chosen(locality.states))
+    else:
+        kept = frozenset(chosen(priority.states))
+    return PriorityHosts.of(
+        tuple(
+            replace(locality, states=tuple(state for state in locality.states if state in kept))
+            for locality in priority.localities
+        )
+    )

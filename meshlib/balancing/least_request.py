@@ -1,4 +1,4 @@
-"""Least request: of a few drawn endpoints the one with the fewest requests in flight.
+"""Least request: of a few drawn endpoints, or of all, the one with the fewest requests in flight.
 
 With equal weights that is the power of two choices. With unequal ones Envoy takes turns by weight instead, each weight
 being divided by the requests in flight (plus one) when its endpoint is put back into the order.
@@ -6,14 +6,17 @@ being divided by the requests in flight (plus one) when its endpoint is put back
 Source: Envoy, "Weighted least request".
 """
 
-from collections.abc import Sequence
-from heapq import heapify, heapreplace
+from collections.abc import Callable, Sequence
 
 from meshlib.balancing.endpoint_state import EndpointState
+from meshlib.balancing.live_weights import LiveWeightPicker
+from meshlib.balancing.memory import PolicyMemory
 from meshlib.balancing.picker import HostPicker
-from meshlib.ports import Lock, Rng
+from meshlib.balancing.slow_start import with_slow_start
+from meshlib.model.lb_policy import SlowStart
+from meshlib.ports import Rng
 
-__all__ = ["LeastRequestPicker", "WeightedLeastRequestPicker", "least_request"]
+__all__ = ["FullScanPicker", "LeastRequestPicker", "WeightedLeastRequestPicker", "least_request"]
 
 
 class LeastRequestPicker(HostPicker):
@@ -36,46 +39,56 @@ class LeastRequestPicker(HostPicker):
         return best
 
 
-class WeightedLeastRequestPicker(HostPicker):
-    """Unequal weights: earliest deadline first with `weight / (active + 1) ** active_request_bias`.
+class FullScanPicker(HostPicker):
+    """Equal weights: the least of all, of several by chance."""
 
-    The order depends on the load, so it cannot be worked out before; the lock guards one step of the heap.
-    """
+    __slots__ = ("_states",)
 
-    __slots__ = ("_bias", "_heap", "_is_started", "_lock", "_states", "_step")
-
-    def __init__(self, states: Sequence[EndpointState], active_request_bias: float = 1.0) -> None:
+    def __init__(self, states: Sequence[EndpointState]) -> None:
         self._states = tuple(states)
-        self._bias = active_request_bias
-        # (deadline, order of insertion, index)
-        self._heap = [(self._period(state), index, index) for index, state in enumerate(self._states)]
-        heapify(self._heap)
-        self._step = len(self._heap)
-        self._is_started = False
-        self._lock = Lock()
-
-    def _period(self, state: EndpointState) -> float:
-        load = state.active + 1
-        return float((load if self._bias == 1.0 else load**self._bias) / state.endpoint.weight)
-
-    def _advance(self) -> EndpointState:
-        deadline, _, index = self._heap[0]
-        state = self._states[index]
-        self._step += 1
-        heapreplace(self._heap, (deadline + self._period(state), self._step, index))
-        return state
 
     def choose(self, rng: Rng) -> EndpointState:
-        with self._lock:
-            if not self._is_started:
-                self._is_started = True
-                for _ in range(int(rng.random() * min(2 * len(self._states), 256))):
-                    self._advance()
-            return self._advance()
+        # Read once: counts may change meanwhile, and somebody must be the least.
+        counts = [state.active for state in self._states]
+        least = min(counts)
+        found = [index for index, count in enumerate(counts) if count == least]
+        return self._states[found[0] if len(found) == 1 else found[int(rng.random() * len(found))]]
 
 
-def least_request(states: Sequence[EndpointState], choice_count: int, active_request_bias: float) -> HostPicker:
+def _by_load(active_request_bias: float) -> Callable[[EndpointState], float]:
+    def weight(state: EndpointState) -> float:
+        load = state.active + 1
+        return float(state.endpoint.weight / (load if active_request_bias == 1.0 else load**active_request_bias))
+
+    return weight
+
+
+class WeightedLeastRequestPicker(LiveWeightPicker):
+    """Unequal weights: earliest deadline first with `weight / (active + 1) ** active_request_bias`."""
+
+    __slots__ = ()
+
+    def __init__(self, states: Sequence[EndpointState], active_request_bias: float = 1.0) -> None:
+        super().__init__(states, _by_load(active_request_bias))
+
+
+def least_request(
+    states: Sequence[EndpointState],
+    choice_count: int,
+    active_request_bias: float,
+    *,
+    full_scan: bool = False,
+    slow_start: SlowStart | None = None,
+    memory: PolicyMemory | None = None,
+) -> HostPicker:
     """Make the picker for a list that is not empty."""
-    if len({state.endpoint.weight for state in states}) == 1:
-        return LeastRequestPicker(states, choice_count)
-    return WeightedLeastRequestPicker(states, active_request_bias)
+    settled: HostPicker
+    if len({state.endpoint.weight for state in states}) > 1:
+        settled = WeightedLeastRequestPicker(states, active_request_bias)
+    elif full_scan:
+        settled = FullScanPicker(states)
+    else:
+        settled = LeastRequestPicker(states, choice_count)
+    if slow_start is None or memory is None:
+        return settled
+    return with_slow_start(slow_start, states, memory, _by_load(active_request_bias), settled)

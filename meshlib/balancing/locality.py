@@ -57,5 +57,9 @@ class LocalityPicker(HostPicker):
         self._children = tuple(children)
         self._schedule = weighted_schedule(weights)
 
+    def draw(self, rng: Rng) -> HostPicker:
+        """Return the picker of the locality whose turn it is."""
+        return self._children[self._schedule.next(rng)]
+
     def choose(self, rng: Rng) -> EndpointState | None:
         return self._children[self._schedule.next(rng)].choose(rng)

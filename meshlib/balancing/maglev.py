@@ -60,8 +60,12 @@ class MaglevPicker(HostPicker):
             for step in range(1, attempts + 1):
                 if state not in avoid:
                     break
-                state = self._states[self._table[(hash_ ^ (_ALL - step)) % self._size]]
+                state = self.nth(hash_, step)
         return state
+
+    def nth(self, hash_: int, number: int) -> EndpointState:
+        """Return the host of another slot for each number; 0: that of the hash itself."""
+        return self._states[self._table[(hash_ ^ (_ALL - number) if number else hash_) % self._size]]
 
 
 @lru_cache(maxsize=32)

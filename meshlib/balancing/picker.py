@@ -1,13 +1,13 @@
 """What a picker is, and what those that choose among hosts have in common."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Protocol
 
 from meshlib.balancing.endpoint_state import EndpointState
 from meshlib.model.subset import MatchCriteria
 from meshlib.ports import Rng
 
-__all__ = ["EmptyPicker", "HostPicker", "Picker"]
+__all__ = ["DelegatingPicker", "EmptyPicker", "HostPicker", "Picker"]
 
 
 class Picker(Protocol):
@@ -50,7 +50,7 @@ class HostPicker:
 
     __slots__ = ()
 
-    uses_hash = False
+    uses_hash: bool = False
     has_subsets = False
 
     def within(self, criteria: MatchCriteria | None) -> Picker:
@@ -71,6 +71,25 @@ class HostPicker:
                 state = self.choose(rng)
                 attempts -= 1
         return state
+
+
+class DelegatingPicker(HostPicker):
+    """Has the child that is drawn make the whole pick, for policies with a `pick` of their own."""
+
+    __slots__ = ("_draw", "uses_hash")
+
+    def __init__(self, draw: Callable[[Rng], HostPicker], *, uses_hash: bool) -> None:
+        self._draw = draw
+        self.uses_hash = uses_hash
+
+    def choose(self, rng: Rng) -> EndpointState | None:
+        return self._draw(rng).choose(rng)
+
+    def pick(
+        self, hash_: int | None, rng: Rng, avoid: Sequence[EndpointState] = (), attempts: int = 1
+    ) -> EndpointState | None:
+        """As `Picker.pick`."""
+        return self._draw(rng).pick(hash_, rng, avoid, attempts)
 
 
 class EmptyPicker(HostPicker):

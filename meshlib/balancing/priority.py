@@ -114,6 +114,10 @@ class PriorityPicker(HostPicker):
         """
         self._table: tuple[HostPicker, ...] = tuple(source for load, source in sources for _ in range(load))
 
+    def draw(self, rng: Rng) -> HostPicker:
+        """Return a source by load."""
+        return self._table[int(rng.random() * 100)]
+
     def choose(self, rng: Rng) -> EndpointState | None:
         # A source without hosts gives None: there is no falling through to the next priority.
         return self._table[int(rng.random() * 100)].choose(rng)

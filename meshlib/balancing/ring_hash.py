@@ -51,17 +51,24 @@ class RingHashPicker(HostPicker):
         self, hash_: int | None, rng: Rng, avoid: Sequence[EndpointState] = (), attempts: int = 1
     ) -> EndpointState:
         """As `Picker.pick`; pick n looks n points further on the ring."""
-        index = bisect_left(self._points, rng.getrandbits(64) if hash_ is None else hash_)
-        size = self._size
-        if index == size:
+        if hash_ is None:
+            hash_ = rng.getrandbits(64)
+        index = bisect_left(self._points, hash_)
+        if index == self._size:
             index = 0
         state = self._states[self._owners[index]]
         if avoid:
             for step in range(1, attempts + 1):
                 if state not in avoid:
                     break
-                state = self._states[self._owners[(index + step) % size]]
+                state = self.nth(hash_, step)
         return state
+
+    def nth(self, hash_: int, number: int) -> EndpointState:
+        """Return the host so many points further; 0: that of the hash itself."""
+        index = bisect_left(self._points, hash_)
+        start = 0 if index == self._size else index
+        return self._states[self._owners[(start + number) % self._size]]
 
 
 @lru_cache(maxsize=32)

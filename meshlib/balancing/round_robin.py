@@ -7,8 +7,11 @@ from collections.abc import Sequence
 from itertools import count
 
 from meshlib.balancing.endpoint_state import EndpointState
+from meshlib.balancing.memory import PolicyMemory
 from meshlib.balancing.picker import HostPicker
 from meshlib.balancing.schedule import weighted_schedule
+from meshlib.balancing.slow_start import with_slow_start
+from meshlib.model.lb_policy import SlowStart
 from meshlib.ports import Rng
 
 __all__ = ["RoundRobinPicker", "WeightedRoundRobinPicker", "round_robin"]
@@ -44,8 +47,16 @@ class WeightedRoundRobinPicker(HostPicker):
         return self._states[self._schedule.next(rng)]
 
 
-def round_robin(states: Sequence[EndpointState]) -> HostPicker:
+def _weight(state: EndpointState) -> float:
+    return state.endpoint.weight
+
+
+def round_robin(
+    states: Sequence[EndpointState], *, slow_start: SlowStart | None = None, memory: PolicyMemory | None = None
+) -> HostPicker:
     """Make the picker for a list that is not empty."""
-    if len({state.endpoint.weight for state in states}) == 1:
-        return RoundRobinPicker(states)
-    return WeightedRoundRobinPicker(states)
+    is_equal = len({state.endpoint.weight for state in states}) == 1
+    settled = RoundRobinPicker(states) if is_equal else WeightedRoundRobinPicker(states)
+    if slow_start is None or memory is None:
+        return settled
+    return with_slow_start(slow_start, states, memory, _weight, settled)

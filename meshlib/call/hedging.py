@@ -213,6 +213,9 @@ class HedgedSteps(CallEndings):
         return step
 
     def _record(self, flight: Flight, outcome: Outcome, now: float) -> HostEjected | None:
+        learner = flight.cluster.learner
+        if learner is not None:
+            learner.finished(flight.state, outcome, now - flight.began_at, now, is_grpc=self.head.is_grpc)
         if self.head.is_grpc and isinstance(outcome, Response) and outcome.grpc_status is None:
             return None  # its status is counted at its end
         if flight.is_recorded and isinstance(outcome, Failure) and outcome.kind is FailureKind.TIMEOUT:

@@ -1,5 +1,6 @@
 """The machine of one call; `meshlib.call` says what it is for."""
 
+from collections.abc import Iterable
 from dataclasses import replace
 
 from meshlib.balancing.endpoint_state import EndpointState
@@ -17,7 +18,7 @@ from meshlib.call.replies import NO_HOST, OVERFLOW, drop_reply, no_cluster_reply
 from meshlib.call.report import attempt_finished
 from meshlib.call.steps import Attempt, Sleep, Step
 from meshlib.events import HostEjected
-from meshlib.model.cluster import Maglev, RingHash
+from meshlib.model.lb_policy import Maglev, RandomSubsetting, RingHash
 from meshlib.model.outcome import Failure, FailureKind, LocalReply, Outcome, Response
 from meshlib.routing.fault import decide_fault
 from meshlib.routing.hash_policy import CookieMaker, cluster_hash
@@ -105,6 +106,9 @@ class Call(HedgedSteps):
                 self._is_unrecorded = True
             elif not self._is_idle_timeout(outcome):
                 ejected = cluster.record(state, outcome, now, self._rng)
+        learner = cluster.learner
+        if learner is not None:
+            learner.finished(state, outcome, now - began_at, now, is_grpc=self.head.is_grpc)
         if self._has_retry:
             # "The slot is held through backoff and the retried attempt, until the next retry decision."
             self._drop_permit()
@@ -133,6 +137,18 @@ class Call(HedgedSteps):
             duration_s = now - began_at
             hook(attempt_finished(self, state.endpoint, number, outcome, duration_s, will_retry=wait_s is not None))
         return step
+
+    @property
+    def wants_trailers(self) -> bool:
+        """Whether `trailers` is to be called with what comes after a response, or with it but not in the outcome."""
+        cluster = self.cluster
+        return cluster is not None and cluster.learner is not None and cluster.learner.wants_reports
+
+    def trailers(self, metadata: Iterable[tuple[str, str | bytes]], now: float) -> None:
+        """Learn from trailers what the service says about its load; before `close`."""
+        held, cluster = self._held, self.cluster
+        if held is not None and cluster is not None and cluster.learner is not None:
+            cluster.learner.trailers(held, metadata, now, is_grpc=self.head.is_grpc)
 
     def commit(self) -> None:
         """From now on the body cannot be sent again: a stream outgrew what is kept of it."""
@@ -256,6 +272,7 @@ class Call(HedgedSteps):
         if deadline is not None and now >= deadline:
             return self._expired(now)
         retry, picker = self._plan.retry, cluster.picker
+        cluster.memory.now = now
         if picker.has_subsets:
             picker = picker.within(match.criteria)
         hash_ = self._hash_for(match, cluster) if picker.uses_hash else None
@@ -315,6 +332,8 @@ class Call(HedgedSteps):
     def _hash_for(self, match: RouteMatch, cluster: ClusterState) -> int | None:
         """Return the request's hash, the same for all attempts: by the policies of the route, or else the cluster's."""
         policy = cluster.config.cluster.lb_policy
+        while isinstance(policy, RandomSubsetting):
+            policy = policy.child
         if isinstance(policy, RingHash | Maglev) and policy.hash_policies:
             return cluster_hash(policy.hash_policies)(self._out, None)
         if not self._is_hashed:

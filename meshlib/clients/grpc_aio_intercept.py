@@ -143,6 +143,8 @@ class AioInterceptors:
                     is_over = not is_stream or first is grpc.aio.EOF
                     flow.finished(OK if is_over else STARTED, clock())
                     if is_over:
+                        if flow.call.wants_trailers:
+                            flow.call.trailers(await call.trailing_metadata() or (), clock())
                         flow.close(clock(), 0)
                     elif replay is not None:
                         replay.commit()

@@ -305,8 +305,12 @@ class AioRpc:
             callback(self)
 
     def _give_back(self, code: grpc.StatusCode) -> None:
-        if self._flow is not None:
-            self._flow.close(self._invoker.clock(), code.value[0])
+        flow, native = self._flow, self._native
+        if flow is not None:
+            now = self._invoker.clock()
+            if native is not None and native.done():
+                flow.learn(lambda: _now(native.trailing_metadata()), now)
+            flow.close(now, code.value[0])
         self._release_channel()
         if self._replay is not None:
             self._replay.close()

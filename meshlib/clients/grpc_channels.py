@@ -25,6 +25,7 @@ from meshlib.clients.source import MeshSource
 from meshlib.errors import IdentityError
 from meshlib.model.secret import ClientTls
 from meshlib.ports import Lock
+from meshlib.runtime.dial import dial_target
 from meshlib.runtime.relay import RelayRoute, TlsRelay
 from meshlib.runtime.tls import client_context
 from meshlib.view import ClusterState, View
@@ -279,18 +280,6 @@ def _is_outdated(channel: EndpointChannel[Any], view: View) -> bool:
 def _context(tls: ClientTls, view: View) -> ssl.SSLContext:
     """Return the context for an endpoint; gRPC speaks h2, whatever other protocols the configuration names."""
     return client_context(replace(tls, alpn=("h2",)) if tls.alpn else tls, view.secrets, default_alpn=("h2",))
-
-
-def dial_target(address: str) -> str:
-    """Return what a channel dials for an endpoint's address; IP addresses bypass the resolver."""
-    if address.startswith("unix:"):
-        return address
-    host = address.rpartition(":")[0]
-    if host.startswith("["):
-        return f"ipv6:{address}"
-    if host.replace(".", "").isdigit():
-        return f"ipv4:{address}"
-    return f"dns:///{address}"
 
 
 class MeshChannels:

@@ -6,6 +6,8 @@ core wait for one endpoint only. Drops, limits and missing routes are final all 
 """
 
 import contextlib
+from collections.abc import Callable
+from typing import Any
 
 from meshlib.call import Attempt, Done, Sleep, Step
 from meshlib.clients.grpc_errors import CallInfo, Refusal, refusal_of_failure, refusal_of_reply
@@ -103,6 +105,15 @@ class Flow:
         """The request cannot be sent again."""
         self._is_committed = True
         self.call.commit()
+
+    def learn(self, trailers: Callable[[], Any], now: float) -> None:
+        """Learn what the service says about its load, if anybody wants to know; after `finished`, before `close`.
+
+        Args:
+            trailers: Returns the trailing metadata of an attempt that has ended.
+        """
+        if self.call.wants_trailers:
+            self.call.trailers(trailers() or (), now)
 
     def close(self, now: float, grpc_status: int | None = None) -> None:
         """Give back what the call holds; idempotent."""

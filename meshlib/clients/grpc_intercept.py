@@ -183,8 +183,10 @@ class _Interceptor(
                         call.add_done_callback(partial(_record, invoker, flow, step, now))
                         return call
                     if call.code() is grpc.StatusCode.OK:
-                        flow.finished(OK, clock())
-                        flow.close(clock(), 0)
+                        now = clock()
+                        flow.finished(OK, now)
+                        flow.learn(call.trailing_metadata, now)
+                        flow.close(now, 0)
                         return call
                     outcome = invoker.outcome_of(call, _NO_CHANNEL, step, now)
                     if replay is not None and replay.is_committed:
@@ -211,6 +213,8 @@ def _record(invoker: _InterceptInvoker, flow: Flow, attempt: Attempt, began_at: 
     outcome = OK if is_ok else invoker.outcome_of(call, _NO_CHANNEL, attempt, began_at)
     now = invoker.clock()
     flow.finished(outcome, now)
+    if is_ok:
+        flow.learn(call.trailing_metadata, now)
     flow.close(now, code.value[0])
 
 

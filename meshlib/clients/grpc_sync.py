@@ -267,6 +267,7 @@ class _Multicallable:
                     else:
                         now = clock()
                         flow.finished(OK, now)
+                        flow.learn(call.trailing_metadata, now)
                         flow.close(now, 0)
                         return response, call
                     finally:

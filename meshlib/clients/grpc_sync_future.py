@@ -118,6 +118,7 @@ class MeshFuture(grpc.Call, AnyFuture):
         if native.code() is grpc.StatusCode.OK:
             now = invoker.clock()
             flow.finished(OK, now)
+            flow.learn(native.trailing_metadata, now)
             flow.close(now, 0)
             self._settle(response=native.result())
             return

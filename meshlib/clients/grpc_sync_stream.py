@@ -60,9 +60,15 @@ class _Lease:
             was_over, self._is_over = self._is_over, True
             return not was_over
 
-    def end(self, status: grpc.StatusCode) -> None:
-        """Give everything back; idempotent."""
+    def end(self, status: grpc.StatusCode, native: Any = None) -> None:
+        """Give everything back; idempotent.
+
+        Args:
+            native: gRPC's call, when it has ended by itself.
+        """
         if self.take():
+            if native is not None:
+                self.flow.learn(native.trailing_metadata, self.invoker.clock())
             self.flow.close(self.invoker.clock(), status.value[0])
             self.release()
             for callback in self.callbacks:
@@ -84,7 +90,7 @@ class _Lease:
         """gRPC says that an attempt has ended; before the first message that is the reader's business."""
         if self.is_committed:
             found = native()
-            self.end(grpc.StatusCode.CANCELLED if found is None else found.code())
+            self.end(grpc.StatusCode.CANCELLED if found is None else found.code(), found)
 
 
 class MeshStream(grpc.Call):
@@ -143,7 +149,7 @@ class MeshStream(grpc.Call):
         try:
             return next(self._native)
         except StopIteration:
-            lease.end(grpc.StatusCode.OK)
+            lease.end(grpc.StatusCode.OK, self._native)
             raise
         except grpc.RpcError as error:
             code = error.code()
@@ -223,7 +229,7 @@ class MeshStream(grpc.Call):
             flow.finished(OK, invoker.clock())
             self._is_drained = True
             lease.is_committed = True
-            lease.end(grpc.StatusCode.OK)
+            lease.end(grpc.StatusCode.OK, native)
             return None
         except grpc.RpcError as error:
             if self._cancelled.is_set():

@@ -2,10 +2,23 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from enum import Enum
 
 from meshlib.model.endpoint import NO_METADATA, ClusterLoadAssignment, HealthStatus
-from meshlib.model.route import HashPolicy
+from meshlib.model.lb_policy import (
+    ClientSideWeightedRoundRobin,
+    CustomPolicy,
+    LbPolicy,
+    LeastRequest,
+    Maglev,
+    PeakEwma,
+    PickFirst,
+    Random,
+    RandomSubsetting,
+    RingHash,
+    RingHashFunction,
+    RoundRobin,
+    SlowStart,
+)
 from meshlib.model.secret import ClientTls
 from meshlib.model.subset import SubsetConfig
 
@@ -13,7 +26,9 @@ __all__ = [
     "AggregateDiscovery",
     "AuthorityNames",
     "CircuitBreakers",
+    "ClientSideWeightedRoundRobin",
     "Cluster",
+    "CustomPolicy",
     "DnsDiscovery",
     "EdsDiscovery",
     "LbPolicy",
@@ -21,10 +36,14 @@ __all__ = [
     "LoadReports",
     "Maglev",
     "OutlierDetection",
+    "PeakEwma",
+    "PickFirst",
     "Random",
+    "RandomSubsetting",
     "RingHash",
     "RingHashFunction",
     "RoundRobin",
+    "SlowStart",
     "StaticDiscovery",
     "TransportSocketMatch",
 ]
@@ -62,66 +81,6 @@ class DnsDiscovery:
 @dataclass(frozen=True, slots=True)
 class AggregateDiscovery:
     clusters: tuple[str, ...]
-
-
-@dataclass(frozen=True, slots=True)
-class RoundRobin:
-    pass
-
-
-@dataclass(frozen=True, slots=True)
-class LeastRequest:
-    """Attributes:
-    choice_count: Endpoints drawn; Envoy's default is 2.
-    active_request_bias: Exponent for weighted endpoints; Envoy's default is 1.0.
-    """
-
-    choice_count: int = 2
-    active_request_bias: float = 1.0
-
-
-@dataclass(frozen=True, slots=True)
-class Random:
-    pass
-
-
-class RingHashFunction(Enum):
-    """How the points of a ring are made. Requests are hashed with XXH64 whatever the ring says."""
-
-    XX_HASH = "XXH64"
-    MURMUR_HASH_2 = "Murmur2"
-
-
-@dataclass(frozen=True, slots=True)
-class RingHash:
-    """Attributes:
-    min_size: Points of the whole ring, from 1 on; Envoy's and gRPC's default is 1024.
-    max_size: Not below `min_size`; Envoy's and gRPC's default is 8 Mi.
-    uses_hostname: Endpoints without a `hash_key` of their own are known by their hostname instead of their address.
-    hash_policies: Count instead of the route's; empty: the route's count.
-    """
-
-    min_size: int = 1024
-    max_size: int = 8 * 1024 * 1024
-    function: RingHashFunction = RingHashFunction.XX_HASH
-    uses_hostname: bool = False
-    hash_policies: tuple[HashPolicy, ...] = ()
-
-
-@dataclass(frozen=True, slots=True)
-class Maglev:
-    """Attributes:
-    table_size: A prime; Envoy's default is 65537.
-    uses_hostname: As with `RingHash`.
-    hash_policies: As with `RingHash`.
-    """
-
-    table_size: int = 65537
-    uses_hostname: bool = False
-    hash_policies: tuple[HashPolicy, ...] = ()
-
-
-LbPolicy = RoundRobin | LeastRequest | Random | RingHash | Maglev
 
 
 @dataclass(frozen=True, slots=True)

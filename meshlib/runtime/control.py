@@ -24,12 +24,14 @@ from meshlib.runtime.certificates import describe
 from meshlib.runtime.dns import DnsLookups, Lookup, look_up
 from meshlib.runtime.load_reports import LoadReporter, OpenLoadStream
 from meshlib.runtime.load_stream import LoadStream
+from meshlib.runtime.orca_reports import OrcaListener
 from meshlib.runtime.pauses import TurnTaking
 from meshlib.runtime.scheduler import Scheduler, Timer
 from meshlib.runtime.separate_streams import SeparateStreams
 from meshlib.runtime.server_link import ConnectionStatus, OpenStream, ServerLink
 from meshlib.runtime.server_links import ServerLinks
 from meshlib.runtime.state_store import StateError, StateStore
+from meshlib.view import View
 from meshlib.xds.bootstrap import Bootstrap, ServerConfig
 from meshlib.xds.cache import CacheShare, Entry, ResourceCache
 from meshlib.xds.delta import new_machine
@@ -54,6 +56,10 @@ MAX_NAME: Final = 1024
 RESUME_AFTER_S: Final = 0.5
 """After a fork the parent waits this long before it opens the stream again: more forks may follow."""
 PARK_TIMEOUT_S: Final = 5.0
+
+
+def _no_view() -> View:
+    return View(Snapshot(), {}, {})
 
 
 class Owner(Protocol):
@@ -97,11 +103,13 @@ class ControlPlane:
         lookup: Lookup = look_up,
         loads: Callable[[], Iterable[ClusterLoad]] = tuple,
         open_load_stream: OpenLoadStream | None = None,
+        view: Callable[[], View] = _no_view,
     ) -> None:
         """Make a control plane that is not running. No I/O.
 
         Args:
             loads: Returns what is counted for load reports now. Called on the control thread.
+            view: Returns the view in use. Called on the control thread.
         """
         # Fixed at creation.
         self._bootstrap = bootstrap
@@ -114,6 +122,7 @@ class ControlPlane:
         self._open_stream: OpenStream = open_stream or self._open_ads
         self._lookup = lookup
         self._loads = loads
+        self._view = view
         self._pause = TurnTaking()
         self._open_load_stream: OpenLoadStream = open_load_stream or self._open_beside
         # Guarded by the lock.
@@ -163,6 +172,7 @@ class ControlPlane:
             loads=self._loads,
             open_stream=self._open_load_stream,
         )
+        self._orca = OrcaListener(self._view, scheduler=self._scheduler, clock=self._clock, rng=self._rng)
         self._lookups = DnsLookups(self._lookup, self._scheduler.post)
         self._names: dict[str, _Name] = {}
         self._is_stopping = False
@@ -322,6 +332,7 @@ class ControlPlane:
 
     def _park(self, parked: threading.Event) -> None:
         self._reporter.close()
+        self._orca.close()
         self._links.disconnect()
         self._has_parked = True
         parked.set()
@@ -358,6 +369,7 @@ class ControlPlane:
     def _stop(self) -> None:
         self._is_stopping = True
         self._reporter.close()
+        self._orca.close()
         self._links.disconnect()
         self._save()
         done, self._done = self._done, []
@@ -385,6 +397,7 @@ class ControlPlane:
     def _tick(self) -> None:
         self._scheduler.later(TICK_S, self._tick)
         self._owner.tick(self._clock())
+        self._orca.step()
 
     def _drop_absent(self) -> None:
         """Unsubscribe from targets that did not exist a minute ago and do not now; a next use asks again."""
@@ -471,6 +484,7 @@ class ControlPlane:
             self._report_certificates(previous, resolution.snapshot)
             self._save_soon()
         self._reporter.step()
+        self._orca.step()
         self._owner.changed()
 
     def _report_certificates(self, previous: Snapshot, snapshot: Snapshot) -> None:

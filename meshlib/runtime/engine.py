@@ -108,7 +108,8 @@ class MeshEngine:
             if self._needs_rebuild:
                 # After a fork: the states in the old view belong to calls and locks of another process.
                 now = self.clock()
-                self._view = build_view(self._view.snapshot, None, now=now, wall_offset_s=clocks.wall() - now)
+                offset_s = clocks.wall() - now
+                self._view = build_view(self._view.snapshot, None, now=now, wall_offset_s=offset_s, rng=self.rng)
                 self._needs_rebuild = False
             control = self._control
             if control is None:
@@ -260,7 +261,9 @@ class MeshEngine:
     def publish(self, snapshot: Snapshot) -> None:
         """Take a snapshot into use. Called by the control thread."""
         now = self.clock()
-        self._view = build_view(snapshot, self._view, now=now, wall_offset_s=clocks.wall() - now, pause=self._pause)
+        self._view = build_view(
+            snapshot, self._view, now=now, wall_offset_s=clocks.wall() - now, rng=self.rng, pause=self._pause
+        )
 
     def tick(self, now: float) -> None:
         """Do periodic work. Called by the control thread."""
@@ -412,6 +415,7 @@ class MeshEngine:
             store=store,
             open_stream=self._open_stream,
             loads=lambda: self._view.loads,
+            view=lambda: self._view,
         )
 
 

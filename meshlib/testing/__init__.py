@@ -1,6 +1,7 @@
 """Fakes for tests of services that use meshlib: a clock that is moved by hand, chance with a seed, a mesh whose
 configuration is written in the test."""
 
+from meshlib.testing.balancing import lb_endpoints, pick_many
 from meshlib.testing.builders import any_path, assignment, cluster, merge, service, split, target
 from meshlib.testing.clock import FakeClock, Timer
 from meshlib.testing.rng import FixedRng, SeededRng
@@ -15,8 +16,10 @@ __all__ = [
     "any_path",
     "assignment",
     "cluster",
+    "lb_endpoints",
     "merge",
     "mesh_source",
+    "pick_many",
     "service",
     "split",
     "target",

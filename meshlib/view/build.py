@@ -27,7 +27,7 @@ class View:
         snapshot: What the view was made of.
     """
 
-    __slots__ = ("clusters", "inbound", "number", "secrets", "snapshot", "targets")
+    __slots__ = ("_reporting", "clusters", "inbound", "number", "secrets", "snapshot", "targets")
 
     def __init__(
         self,
@@ -41,6 +41,13 @@ class View:
         self.clusters = clusters
         self.inbound: Mapping[str, InboundConfig | ConfigFault] = snapshot.inbound
         self.secrets: Mapping[str, Secret] = snapshot.secrets
+        self._reporting = tuple(
+            (state, period_s)
+            for state in clusters.values()
+            if isinstance(state, ClusterState)
+            and state.learner is not None
+            and (period_s := state.learner.reporting_period_s) is not None
+        )
 
     def __repr__(self) -> str:
         return f"View({self.number}, {len(self.targets)} targets, {len(self.clusters)} clusters)"
@@ -50,6 +57,11 @@ class View:
         """What is counted for load reports."""
         states = self.clusters.values()
         return tuple(state.load for state in states if isinstance(state, ClusterState) and state.load is not None)
+
+    @property
+    def reporting(self) -> tuple[tuple[ClusterState, float], ...]:
+        """The clusters whose endpoints are to report their load out of band, and how often, in seconds."""
+        return self._reporting
 
     def sweep(self, now: float, rng: Rng) -> tuple[Event, ...]:
         """Do the periodic work that is due. Cheap; ask about once a second.
@@ -66,7 +78,11 @@ class View:
 
 
 def _build_cluster(
-    config: ClusterConfig | ConfigFault, previous: ClusterState | ConfigFault | None, now: float, pause: Pause
+    config: ClusterConfig | ConfigFault,
+    previous: ClusterState | ConfigFault | None,
+    now: float,
+    rng: Rng | None,
+    pause: Pause,
 ) -> ClusterState | ConfigFault:
     if isinstance(config, ConfigFault):
         return config
@@ -74,11 +90,12 @@ def _build_cluster(
     if isinstance(previous, ClusterState) and previous.is_aggregate is is_aggregate:
         previous.update(config, now, pause)
         return previous
-    return AggregateState(config, now) if is_aggregate else ClusterState(config, now)
+    seed = 0 if rng is None else rng.getrandbits(64)
+    return AggregateState(config, now, seed) if is_aggregate else ClusterState(config, now, seed)
 
 
 def _build_clusters(
-    snapshot: Snapshot, previous: View, now: float, pause: Pause
+    snapshot: Snapshot, previous: View, now: float, rng: Rng | None, pause: Pause
 ) -> Mapping[str, ClusterState | ConfigFault]:
     """Make or bring up to date the states of all clusters; the same mapping when it holds the same objects."""
     before, states = previous.snapshot.clusters, previous.clusters
@@ -89,7 +106,7 @@ def _build_clusters(
         state = states.get(name)
         if state is None or before.get(name) is not config:
             pause()
-            state = _build_cluster(config, state, now, pause)
+            state = _build_cluster(config, state, now, rng, pause)
         clusters[name] = state
     _link_leaves(clusters)
     # The same objects: targets that have not changed can stay as they are.
@@ -126,7 +143,13 @@ def _build_target(
 
 
 def build_view(
-    snapshot: Snapshot, previous: View | None, *, now: float, wall_offset_s: float = 0.0, pause: Pause = no_pause
+    snapshot: Snapshot,
+    previous: View | None,
+    *,
+    now: float,
+    wall_offset_s: float = 0.0,
+    rng: Rng | None = None,
+    pause: Pause = no_pause,
 ) -> View:
     """Make the view of a snapshot, taking over from the view before what has not changed.
 
@@ -134,11 +157,12 @@ def build_view(
         previous: The view in use, or None for the first.
         now: Monotonic seconds.
         wall_offset_s: What has to be added to monotonic seconds to get those since the epoch.
+        rng: Gives each new cluster its seed; None: 0, so that policies by which clients differ choose the same.
         pause: Called now and then while there is much to do.
     """
     if previous is None:
         previous = View(Snapshot(), {}, {})
-    clusters = _build_clusters(snapshot, previous, now, pause)
+    clusters = _build_clusters(snapshot, previous, now, rng, pause)
     if clusters is previous.clusters and snapshot.targets is previous.snapshot.targets:
         return View(snapshot, previous.targets, clusters)
     targets: Mapping[str, TargetView | ConfigFault] = MappingProxyType(

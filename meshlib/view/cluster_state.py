@@ -8,6 +8,7 @@ from typing import Final
 from meshlib.balancing.aggregate import LeafTable, leaf_loads
 from meshlib.balancing.build import build_picker, cluster_health
 from meshlib.balancing.endpoint_state import EndpointState
+from meshlib.balancing.memory import PolicyMemory
 from meshlib.balancing.picker import Picker
 from meshlib.events import Event, HostEjected, HostUnejected
 from meshlib.model.cluster import AuthorityNames, DnsDiscovery, EdsDiscovery
@@ -20,6 +21,7 @@ from meshlib.ports import Lock, Pause, Rng, no_pause
 from meshlib.resilience.circuit_breaker import CircuitBreaker
 from meshlib.resilience.classify import failure_code, http_code
 from meshlib.resilience.outlier import Ejection, OutlierDetector, Unejection
+from meshlib.view.learning import Learner, make_learner
 from meshlib.xds.load_report import ClusterLoad
 
 __all__ = ["AggregateState", "ClusterState"]
@@ -49,6 +51,8 @@ class ClusterState:
         outlier: None: the cluster has no outlier detection.
         drops: Shares of requests that EDS asks to drop.
         load: What is counted for the management server; None: it does not want to know.
+        memory: What the pickers have in common. Fixed at creation.
+        learner: Who learns from how attempts end, for the policy or for load reports; None: nobody.
     """
 
     __slots__ = (
@@ -60,7 +64,9 @@ class ClusterState:
         "config",
         "drops",
         "high_breaker",
+        "learner",
         "load",
+        "memory",
         "name",
         "outlier",
         "picker",
@@ -71,7 +77,13 @@ class ClusterState:
     picker: Picker
     is_aggregate = False
 
-    def __init__(self, config: ClusterConfig, now: float) -> None:
+    def __init__(self, config: ClusterConfig, now: float, seed: int = 0) -> None:
+        """Make the state of a cluster that is new.
+
+        Args:
+            now: Monotonic seconds.
+            seed: 64 bits of this client's own, for policies by which clients differ.
+        """
         self.name = config.cluster.name
         # Guards the counts of both breakers and of the endpoints, the ejection flags, and which picker is the newest.
         self._lock = Lock()
@@ -80,6 +92,8 @@ class ClusterState:
         self.high_breaker = CircuitBreaker(config.cluster.high_priority_circuit_breakers, self._lock)
         self.outlier: OutlierDetector | None = None
         self.load: ClusterLoad | None = None
+        self.memory = PolicyMemory(now, seed, self._in_flight)
+        self.learner: Learner | None = None
         self.states: Mapping[str, EndpointState] = {}
         self._configure(config, now)
 
@@ -93,6 +107,7 @@ class ClusterState:
 
     def _configure(self, config: ClusterConfig, now: float, pause: Pause = no_pause) -> None:
         cluster, old = config.cluster, self.states
+        self.memory.now = now
         states: dict[str, EndpointState] = {}
         for locality in config.assignment.localities:
             for index, endpoint in enumerate(locality.endpoints):
@@ -106,6 +121,8 @@ class ClusterState:
                     state = EndpointState(endpoint)
                 elif state.endpoint is not endpoint:
                     state.endpoint = endpoint
+                if state.healthy_since is None and state.is_healthy:
+                    state.healthy_since = now
                 states[address] = state
         self.breaker.limits = cluster.circuit_breakers
         self.high_breaker.limits = cluster.high_priority_circuit_breakers
@@ -135,8 +152,12 @@ class ClusterState:
         self._tls: dict[str, ClientTls | None] = {}
         # The second value is what was made of the first, which it keeps so that its id stays taken.
         self._named: dict[tuple[int, str], tuple[ClientTls, ClientTls]] = {}
+        self.learner = make_learner(cluster.lb_policy, self.memory, self._lock, load)
         pause()
         self._rebuild(pause)
+
+    def _in_flight(self) -> int:
+        return self.breaker.active + self.high_breaker.active
 
     def _load_of(self, config: ClusterConfig, now: float) -> ClusterLoad | None:
         """Return what counts for a configuration: as before, unless what is reported under has changed."""
@@ -180,7 +201,7 @@ class ClusterState:
         """Make the picker anew, outside the lock; whoever sees the newest state last has its picker stay."""
         while True:
             generation = self._generation
-            picker = build_picker(self.config, self.states, pause=pause)
+            picker = build_picker(self.config, self.states, memory=self.memory, pause=pause)
             with self._lock:
                 if generation == self._generation:
                     self.picker = picker
@@ -322,6 +343,7 @@ class ClusterState:
 
     def sweep(self, now: float, rng: Rng) -> tuple[Event, ...]:
         """Do the periodic work of outlier detection when it is due."""
+        self.memory.now = now
         outlier = self.outlier
         changes = () if outlier is None else outlier.sweep(now, rng)
         if not changes:
@@ -349,11 +371,11 @@ class AggregateState(ClusterState):
 
     is_aggregate = True
 
-    def __init__(self, config: ClusterConfig, now: float) -> None:
+    def __init__(self, config: ClusterConfig, now: float, seed: int = 0) -> None:
         self.leaves: tuple[ClusterState, ...] = ()
         # The table, and what it was made of: the leaves' pickers, which are new whenever anything of their hosts is.
         self._made: tuple[tuple[Picker, ...], LeafTable] = ((), LeafTable(()))
-        super().__init__(config, now)
+        super().__init__(config, now, seed)
 
     def choose(self, rng: Rng) -> ClusterState:
         """Return the leaf for one attempt; the cluster itself, which has no endpoints, when there is none."""
@@ -363,7 +385,7 @@ class AggregateState(ClusterState):
         pickers = tuple([leaf.picker for leaf in leaves])
         made, table = self._made
         if made != pickers:
-            health = [cluster_health(leaf.config, leaf.states) for leaf in leaves]
+            health = [cluster_health(leaf.config, leaf.states, leaf.memory.seed) for leaf in leaves]
             threshold = int(self.config.cluster.panic_threshold_percent)
             table = LeafTable(leaf_loads(health, panic_threshold=threshold))
             self._made = (pickers, table)

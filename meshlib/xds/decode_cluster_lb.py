@@ -3,36 +3,19 @@
 from dataclasses import dataclass, replace
 from typing import Any, Final
 
-from meshlib.model.cluster import LbPolicy, LeastRequest, Random, RoundRobin
 from meshlib.model.endpoint import HealthStatus
+from meshlib.model.lb_policy import LbPolicy, Random, RoundRobin
 from meshlib.model.subset import SubsetConfig
-from meshlib.xds.decode_common import any_type, cover, join, unpack, wrapped
-from meshlib.xds.decode_hashing_lb import (
-    HASHING_TYPES,
-    check_hostname_hashing,
-    hashing_extension,
-    maglev_policy,
-    ring_hash_policy,
-)
+from meshlib.xds.decode_common import cover, join
+from meshlib.xds.decode_hashing_lb import common_hashing, maglev_policy, ring_hash_policy
+from meshlib.xds.decode_lb_list import check_zone_aware, least_request, policy_of_list, slow_start
 from meshlib.xds.decode_matcher import percent
-from meshlib.xds.decode_subset import SUBSET_TYPE, subset_config
+from meshlib.xds.decode_subset import subset_config
 from meshlib.xds.problems import Problems
 
 __all__ = ["Balancing", "decode_balancing", "override_statuses"]
 
-_POLICIES: Final = "envoy.extensions.load_balancing_policies."
-ROUND_ROBIN_TYPE: Final = f"{_POLICIES}round_robin.v3.RoundRobin"
-LEAST_REQUEST_TYPE: Final = f"{_POLICIES}least_request.v3.LeastRequest"
-RANDOM_TYPE: Final = f"{_POLICIES}random.v3.Random"
-WRR_LOCALITY_TYPE: Final = f"{_POLICIES}wrr_locality.v3.WrrLocality"
-
-NESTING_TYPES: Final = frozenset({WRR_LOCALITY_TYPE, SUBSET_TYPE})
-_TYPES: Final = HASHING_TYPES | NESTING_TYPES | {ROUND_ROBIN_TYPE, LEAST_REQUEST_TYPE, RANDOM_TYPE}
-
 STRICT_DNS: Final = 1
-
-MAX_DEPTH: Final = 16
-"""gRPC's limit for policies inside of policies."""
 
 _COMMON_HARMLESS: Final = frozenset(
     {
@@ -66,14 +49,15 @@ def decode_balancing(message: Any, path: str, problems: Problems, *, is_aggregat
     used = {"healthy_panic_threshold", "locality_weighted_lb_config", "zone_aware_lb_config"}
     used |= {"consistent_hashing_lb_config", "override_host_status"}
     cover(common, place, problems, used=frozenset(used), harmless=_COMMON_HARMLESS)
-    _check_zone_aware(common, place, problems)
+    check_zone_aware(common, place, problems)
     subsets = _subsets(message, path, problems)
     if common.consistent_hashing_lb_config.use_hostname_for_hashing and message.type != STRICT_DNS:
         # Envoy's rule for this field; the extensions' own is free.
         named = join(place, "consistent_hashing_lb_config.use_hostname_for_hashing")
         problems.error(named, "is only for clusters of type STRICT_DNS")
     if message.HasField("load_balancing_policy"):
-        result = _extensions(message.load_balancing_policy, join(path, "load_balancing_policy"), problems, 0)
+        listed = policy_of_list(message.load_balancing_policy, join(path, "load_balancing_policy"), problems)
+        result = Balancing(listed.policy, listed.locality_weighted, subsets=listed.subsets)
         if config := message.WhichOneof("lb_config"):
             problems.unused(join(path, config))
         if common.HasField("consistent_hashing_lb_config"):
@@ -122,22 +106,20 @@ def _enum_policy(message: Any, path: str, problems: Problems) -> LbPolicy:
     match message.lb_policy:
         case 0:  # ROUND_ROBIN
             wanted = "round_robin_lb_config"
-            _check_slow_start(message.round_robin_lb_config, join(path, wanted), problems)
+            policy = RoundRobin(slow_start(message.round_robin_lb_config, join(path, wanted), problems))
         case 1:  # LEAST_REQUEST
             wanted = "least_request_lb_config"
-            policy = _least_request(message.least_request_lb_config, join(path, wanted), problems)
+            policy = least_request(message.least_request_lb_config, join(path, wanted), problems)
         case 2:  # RING_HASH
             wanted = "ring_hash_lb_config"
-            uses_hostname = check_hostname_hashing(message.common_lb_config, path, problems)
-            policy = ring_hash_policy(
-                message.ring_hash_lb_config, join(path, wanted), problems, uses_hostname=uses_hostname
-            )
+            hashing = common_hashing(message.common_lb_config, path, problems)
+            policy = ring_hash_policy(message.ring_hash_lb_config, join(path, wanted), problems, hashing)
         case 3:  # RANDOM
             policy = Random()
         case 5:  # MAGLEV
             wanted = "maglev_lb_config"
-            uses_hostname = check_hostname_hashing(message.common_lb_config, path, problems)
-            policy = maglev_policy(message.maglev_lb_config, join(path, wanted), problems, uses_hostname=uses_hostname)
+            hashing = common_hashing(message.common_lb_config, path, problems)
+            policy = maglev_policy(message.maglev_lb_config, join(path, wanted), problems, hashing)
         case 7:  # LOAD_BALANCING_POLICY_CONFIG
             problems.error(join(path, "load_balancing_policy"), "is required with LOAD_BALANCING_POLICY_CONFIG")
         case _:
@@ -147,94 +129,3 @@ def _enum_policy(message: Any, path: str, problems: Problems) -> LbPolicy:
     if message.lb_policy not in (2, 5) and message.common_lb_config.HasField("consistent_hashing_lb_config"):
         problems.unused(join(path, "common_lb_config.consistent_hashing_lb_config"))
     return policy
-
-
-def _extensions(message: Any, path: str, problems: Problems, depth: int) -> Balancing:
-    """Take the first policy of a list that meshlib has, as Envoy and gRPC (A52) do."""
-    unknown = []
-    for index, item in enumerate(message.policies):
-        packed = item.typed_extension_config.typed_config
-        place = f"{join(path, 'policies')}[{index}].typed_extension_config.typed_config"
-        kind = any_type(packed)
-        if kind not in _TYPES:
-            unknown.append(kind or item.typed_extension_config.name or "(none)")
-            continue
-        config = unpack(packed, place, problems)
-        if config is None:
-            return Balancing(RoundRobin())
-        if kind in NESTING_TYPES:
-            if depth >= MAX_DEPTH:
-                problems.error(place, f"policies are nested more than {MAX_DEPTH} deep")
-                return Balancing(RoundRobin())
-            if kind == SUBSET_TYPE:
-                return _subset_extension(config, place, problems, depth)
-            inner = _extensions(
-                config.endpoint_picking_policy, join(place, "endpoint_picking_policy"), problems, depth + 1
-            )
-            return replace(inner, locality_weighted=True)
-        if kind in HASHING_TYPES:
-            hashing = hashing_extension(config, place, problems)
-            return Balancing(hashing, config.HasField("locality_weighted_lb_config"))
-        return _extension(kind, config, place, problems)
-    problems.error(path, f"no supported policy among: {', '.join(unknown) or '(empty list)'}")
-    return Balancing(RoundRobin())
-
-
-def _subset_extension(config: Any, path: str, problems: Problems, depth: int) -> Balancing:
-    subsets = subset_config(config, path, problems)
-    inner = _extensions(config.subset_lb_policy, join(path, "subset_lb_policy"), problems, depth + 1)
-    if inner.subsets is not None:
-        problems.error(join(path, "subset_lb_policy"), "subsets inside of subsets are not supported")
-    return replace(inner, subsets=subsets)
-
-
-def _extension(kind: str, config: Any, path: str, problems: Problems) -> Balancing:
-    weighted = config.locality_lb_config.HasField("locality_weighted_lb_config")
-    _check_zone_aware(config.locality_lb_config, join(path, "locality_lb_config"), problems)
-    if kind == RANDOM_TYPE:
-        cover(config, path, problems, used=frozenset({"locality_lb_config"}), harmless=frozenset())
-        return Balancing(Random(), weighted)
-    if kind == ROUND_ROBIN_TYPE:
-        cover(config, path, problems, used=frozenset({"locality_lb_config", "slow_start_config"}), harmless=frozenset())
-        _check_slow_start(config, path, problems)
-        return Balancing(RoundRobin(), weighted)
-    if config.enable_full_scan.value or config.selection_method:
-        problems.error(path, "a full scan is not supported (only N_CHOICES)")
-    return Balancing(_least_request(config, path, problems), weighted)
-
-
-def _least_request(message: Any, path: str, problems: Problems) -> LeastRequest:
-    """Decode the enum's LeastRequestLbConfig or the extension's LeastRequest."""
-    used = {"choice_count", "active_request_bias", "slow_start_config"}
-    used |= {"locality_lb_config", "enable_full_scan", "selection_method"}
-    cover(message, path, problems, used=frozenset(used), harmless=frozenset())
-    _check_slow_start(message, path, problems)
-    choices = wrapped(message, "choice_count")
-    bias = 1.0
-    if message.HasField("active_request_bias"):
-        bias = message.active_request_bias.default_value
-        if not 0 <= bias < float("inf"):
-            problems.error(join(path, "active_request_bias.default_value"), "must be at least 0")
-            bias = 1.0
-        if message.active_request_bias.runtime_key:
-            problems.unused(join(path, "active_request_bias.runtime_key"))
-    return LeastRequest(2 if choices is None else choices, bias)
-
-
-def _check_slow_start(message: Any, path: str, problems: Problems) -> None:
-    config = message.slow_start_config
-    if config.slow_start_window.seconds or config.slow_start_window.nanos:
-        problems.error(join(path, "slow_start_config"), "is not supported")
-    elif message.HasField("slow_start_config"):
-        problems.unused(join(path, "slow_start_config"))
-
-
-def _check_zone_aware(message: Any, path: str, problems: Problems) -> None:
-    """Zone aware routing needs the hosts of our own cluster, which a client does not have: Envoy leaves it off then."""
-    if not message.HasField("zone_aware_lb_config"):
-        return
-    place = join(path, "zone_aware_lb_config")
-    if message.zone_aware_lb_config.fail_traffic_on_panic:
-        problems.error(join(place, "fail_traffic_on_panic"), "is not supported")
-    else:
-        problems.unused(place)

@@ -25,6 +25,7 @@ __all__ = [
     "freeze",
     "inline_data",
     "is_discovered_by_ads",
+    "is_typed_struct",
     "join",
     "metadata",
     "struct",
@@ -113,6 +114,11 @@ def any_type(packed: Any) -> str:
         except (DecodeError, KeyError):
             return name
     return name
+
+
+def is_typed_struct(packed: Any) -> bool:
+    """Whether an `Any` holds JSON that stands for a message."""
+    return packed.type_url.rpartition("/")[2] in _TYPED_STRUCTS
 
 
 def unpack(packed: Any, path: str, problems: Problems) -> Any:

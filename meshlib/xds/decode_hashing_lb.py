@@ -1,14 +1,15 @@
 """Ring hash and Maglev: the cluster's own fields and the extensions."""
 
+from dataclasses import dataclass, replace
 from typing import Any, Final
 
-from meshlib.model.cluster import Maglev, RingHash, RingHashFunction
+from meshlib.model.lb_policy import Maglev, RingHash, RingHashFunction
 from meshlib.model.route import HashPolicy
 from meshlib.xds.decode_common import cover, join, wrapped
 from meshlib.xds.decode_hash_policy import hash_policies
 from meshlib.xds.problems import Problems
 
-__all__ = ["HASHING_TYPES", "check_hostname_hashing", "hashing_extension", "maglev_policy", "ring_hash_policy"]
+__all__ = ["HASHING_TYPES", "Hashing", "common_hashing", "hashing_extension", "maglev_policy", "ring_hash_policy"]
 
 RING_HASH_TYPE: Final = "envoy.extensions.load_balancing_policies.ring_hash.v3.RingHash"
 MAGLEV_TYPE: Final = "envoy.extensions.load_balancing_policies.maglev.v3.Maglev"
@@ -32,20 +33,29 @@ _COMMON_USED: Final = frozenset({"consistent_hashing_lb_config", "locality_weigh
 _HASHING_USED: Final = frozenset({"use_hostname_for_hashing", "hash_balance_factor", "hash_policy"})
 
 
-def ring_hash_policy(message: Any, path: str, problems: Problems, *, uses_hostname: bool) -> RingHash:
+@dataclass(frozen=True, slots=True)
+class Hashing:
+    """What a ConsistentHashingLbConfig says."""
+
+    uses_hostname: bool = False
+    hash_policies: tuple[HashPolicy, ...] = ()
+    balance_factor: int | None = None
+
+
+def ring_hash_policy(message: Any, path: str, problems: Problems, hashing: Hashing) -> RingHash:
     """Decode a Cluster.RingHashLbConfig, which may be absent."""
     cover(message, path, problems, used=_RING_USED, harmless=frozenset())
-    return _ring(message, path, problems, _LEGACY_FUNCTIONS, uses_hostname, ())
+    return _ring(message, path, problems, _LEGACY_FUNCTIONS, hashing)
 
 
-def maglev_policy(message: Any, path: str, problems: Problems, *, uses_hostname: bool) -> Maglev:
+def maglev_policy(message: Any, path: str, problems: Problems, hashing: Hashing) -> Maglev:
     """Decode a Cluster.MaglevLbConfig, which may be absent."""
     cover(message, path, problems, used=frozenset({"table_size"}), harmless=frozenset())
-    return _maglev(message, path, problems, uses_hostname, ())
+    return _maglev(message, path, problems, hashing)
 
 
-def check_hostname_hashing(common: Any, path: str, problems: Problems) -> bool:
-    """Decode `common_lb_config.consistent_hashing_lb_config`: whether hosts are known by their names."""
+def common_hashing(common: Any, path: str, problems: Problems) -> Hashing:
+    """Decode `common_lb_config.consistent_hashing_lb_config`."""
     place = join(path, "common_lb_config.consistent_hashing_lb_config")
     return _hashing(common.consistent_hashing_lb_config, place, problems)
 
@@ -53,34 +63,31 @@ def check_hostname_hashing(common: Any, path: str, problems: Problems) -> bool:
 def hashing_extension(message: Any, path: str, problems: Problems) -> RingHash | Maglev:
     """Decode the extension RingHash or Maglev, but for its locality weights."""
     place = join(path, "consistent_hashing_lb_config")
-    hashing = message.consistent_hashing_lb_config
-    policies: tuple[HashPolicy, ...] = ()
     is_ring = message.DESCRIPTOR.full_name == RING_HASH_TYPE
     used = _RING_USED | {"use_hostname_for_hashing", "hash_balance_factor"} if is_ring else frozenset({"table_size"})
     cover(message, path, problems, used=_COMMON_USED | used, harmless=frozenset())
-    uses_hostname = _hashing(hashing, place, problems)
+    hashing = _hashing(message.consistent_hashing_lb_config, place, problems)
     if message.HasField("consistent_hashing_lb_config"):
-        policies = hash_policies(hashing.hash_policy, join(place, "hash_policy"), problems)
+        policies = hash_policies(message.consistent_hashing_lb_config.hash_policy, join(place, "hash_policy"), problems)
         if any(policy.made is not None for policy in policies):
             problems.error(join(place, "hash_policy"), "cookies that are made up (ttl) are not supported here")
+        hashing = replace(hashing, hash_policies=policies)
     elif is_ring:
         # The deprecated fields count only without the newer message.
-        uses_hostname = message.use_hostname_for_hashing
-        _check_balance_factor(message, path, problems)
+        hashing = Hashing(message.use_hostname_for_hashing, (), _balance_factor(message))
     if is_ring:
-        return _ring(message, path, problems, _FUNCTIONS, uses_hostname, policies)
-    return _maglev(message, path, problems, uses_hostname, policies)
+        return _ring(message, path, problems, _FUNCTIONS, hashing)
+    return _maglev(message, path, problems, hashing)
 
 
-def _hashing(message: Any, path: str, problems: Problems) -> bool:
+def _hashing(message: Any, path: str, problems: Problems) -> Hashing:
     cover(message, path, problems, used=_HASHING_USED, harmless=frozenset())
-    _check_balance_factor(message, path, problems)
-    return bool(message.use_hostname_for_hashing)
+    return Hashing(message.use_hostname_for_hashing, (), _balance_factor(message))
 
 
-def _check_balance_factor(message: Any, path: str, problems: Problems) -> None:
-    if message.HasField("hash_balance_factor") and message.hash_balance_factor.value:
-        problems.error(join(path, "hash_balance_factor"), "is not supported (bounded loads)")
+def _balance_factor(message: Any) -> int | None:
+    """Return the per cent of a fair share; None: no bound. That it is at least 100 is a rule of the proto."""
+    return wrapped(message, "hash_balance_factor") or None
 
 
 def _ring(
@@ -88,8 +95,7 @@ def _ring(
     path: str,
     problems: Problems,
     functions: dict[int, RingHashFunction],
-    uses_hostname: bool,
-    policies: tuple[HashPolicy, ...],
+    hashing: Hashing,
 ) -> RingHash:
     function = functions.get(message.hash_function)
     if function is None:
@@ -102,12 +108,10 @@ def _ring(
         problems.error(join(path, "minimum_ring_size"), f"must be from 1 to {MAX_MIN_RING_SIZE} here, is {least}")
     elif least > most:
         problems.error(join(path, "maximum_ring_size"), f"is {most}, less than minimum_ring_size, {least}")
-    return RingHash(least, most, function, uses_hostname, policies)
+    return RingHash(least, most, function, hashing.uses_hostname, hashing.hash_policies, hashing.balance_factor)
 
 
-def _maglev(
-    message: Any, path: str, problems: Problems, uses_hostname: bool, policies: tuple[HashPolicy, ...]
-) -> Maglev:
+def _maglev(message: Any, path: str, problems: Problems, hashing: Hashing) -> Maglev:
     size = wrapped(message, "table_size")
     size = DEFAULT_TABLE_SIZE if size is None else size
     place = join(path, "table_size")
@@ -115,4 +119,4 @@ def _maglev(
         problems.error(place, f"must be from 2 to {MAX_TABLE_SIZE} here, is {size}")
     elif any(size % factor == 0 for factor in range(2, int(size**0.5) + 1)):
         problems.error(place, f"must be a prime number, is {size}")
-    return Maglev(size, uses_hostname, policies)
+    return Maglev(size, hashing.uses_hostname, hashing.hash_policies, hashing.balance_factor)

@@ -29,6 +29,8 @@ MIN_INTERVAL_S: Final = 1.0
 """C-core's floor: a server that asks for less would have us report all the time."""
 UTILIZATIONS: Final = ("cpu_utilization", "mem_utilization", "application_utilization")
 NAMED: Final = "named_metrics."
+MAX_METRICS: Final = 1000
+"""Names per locality and report: services that make up names must not have us grow."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -110,6 +112,8 @@ class LocalityLoad:
         """Count what an answer reported, by the names that go into the report."""
         for name, value in metrics.items():
             before = self.metrics.get(name, _NO_METRIC)
+            if before is _NO_METRIC and len(self.metrics) >= MAX_METRICS:
+                continue
             self.metrics[name] = MetricSum(before.count + 1, before.total + value)
 
 

@@ -154,7 +154,9 @@ def play(page: Page, text: str) -> int:
 
 
 @pytest.mark.timeout(180)
-@pytest.mark.parametrize("name", ["tutorial/first-mesh.md", "how-to/observe.md", "how-to/functions.md"])
+@pytest.mark.parametrize(
+    "name", ["tutorial/first-mesh.md", "how-to/observe.md", "how-to/functions.md", "how-to/own-policy.md"]
+)
 def test_page_works_as_written(page: Page, name: str) -> None:
     assert play(page, (ROOT / "docs" / name).read_text()) > 0
 

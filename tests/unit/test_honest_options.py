@@ -18,6 +18,7 @@ ROOT = Path(meshlib.__file__).parent
 MODULES = (
     "route",
     "cluster",
+    "lb_policy",
     "listener",
     "retry",
     "endpoint",

@@ -63,8 +63,15 @@ def test_an_eds_cluster_with_a_service_name(decode_cluster):
             "lb_subset_config.subset_selectors[0].fallback_keys_subset",
         ),
         (
-            {"round_robin_lb_config": {"slow_start_config": {"slow_start_window": "5s"}}},
-            "round_robin_lb_config.slow_start_config",
+            {
+                "round_robin_lb_config": {
+                    "slow_start_config": {
+                        "slow_start_window": "5s",
+                        "aggression": {"default_value": 0, "runtime_key": "k"},
+                    }
+                }
+            },
+            "round_robin_lb_config.slow_start_config.aggression.default_value",
         ),
         (
             {"lb_policy": "LEAST_REQUEST", "least_request_lb_config": {"choice_count": 1}},
@@ -198,7 +205,7 @@ LOCALITY = {"locality_lb_config": {"locality_weighted_lb_config": {}}}
         ([("round_robin.v3.RoundRobin", LOCALITY)], RoundRobin(), True),
         ([("random.v3.Random", {})], Random(), False),
         ([("least_request.v3.LeastRequest", {"choice_count": 3})], LeastRequest(3), False),
-        ([("pick_first.v3.PickFirst", {}), ("random.v3.Random", LOCALITY)], Random(), True),
+        ([("cluster_provided.v3.ClusterProvided", {}), ("random.v3.Random", LOCALITY)], Random(), True),
     ],
 )
 def test_the_first_policy_that_we_have_is_taken(decode_cluster, policies, entries, policy, weighted):
@@ -207,8 +214,7 @@ def test_the_first_policy_that_we_have_is_taken(decode_cluster, policies, entrie
 
 
 def test_wrr_locality_weighs_localities_and_takes_its_inner_policy(decode_cluster, policies):
-    weighted_endpoints = ("client_side_weighted_round_robin.v3.ClientSideWeightedRoundRobin", {})
-    inner = policies(weighted_endpoints, ("round_robin.v3.RoundRobin", {}))
+    inner = policies(("cluster_provided.v3.ClusterProvided", {}), ("round_robin.v3.RoundRobin", {}))
     outer = policies(("wrr_locality.v3.WrrLocality", {"endpoint_picking_policy": inner}))
     found = value_of(decode_cluster(load_balancing_policy=outer))
     assert (found.lb_policy, found.locality_weighted) == (RoundRobin(), True)
@@ -216,9 +222,11 @@ def test_wrr_locality_weighs_localities_and_takes_its_inner_policy(decode_cluste
 
 def test_a_list_without_a_policy_that_we_have_is_refused(decode_cluster, policies):
     decoded = decode_cluster(
-        load_balancing_policy=policies(("cluster_provided.v3.ClusterProvided", {}), ("pick_first.v3.PickFirst", {}))
+        load_balancing_policy=policies(
+            ("cluster_provided.v3.ClusterProvided", {}), ("override_host.v3.OverrideHost", {})
+        )
     )
-    expected = f"load_balancing_policy: no supported policy among: {POLICIES}cluster_provided.v3.ClusterProvided, {POLICIES}pick_first.v3.PickFirst"
+    expected = f"load_balancing_policy: no supported policy among: {POLICIES}cluster_provided.v3.ClusterProvided, {POLICIES}override_host.v3.OverrideHost"
     assert decoded.errors == (expected,)
     assert paths_of(decode_cluster(load_balancing_policy={})) == ["load_balancing_policy"]
 
@@ -226,10 +234,10 @@ def test_a_list_without_a_policy_that_we_have_is_refused(decode_cluster, policie
 @pytest.mark.parametrize(
     "entry",
     [
-        ("least_request.v3.LeastRequest", {"enable_full_scan": True}),
-        ("least_request.v3.LeastRequest", {"selection_method": "FULL_SCAN"}),
         ("least_request.v3.LeastRequest", {"active_request_bias": {"default_value": -1, "runtime_key": "k"}}),
-        ("round_robin.v3.RoundRobin", {"slow_start_config": {"slow_start_window": "1s"}}),
+        ("round_robin.v3.RoundRobin", {"slow_start_config": {"slow_start_window": "-1s"}}),
+        ("round_robin.v3.RoundRobin", {"slow_start_config": {"min_weight_percent": {"value": 101}}}),
+        ("random_subsetting.v3.RandomSubsetting", {"subset_size": 0, "child_policy": {}}),
     ],
 )
 def test_policies_that_cannot_be_honoured_are_refused(decode_cluster, policies, entry):

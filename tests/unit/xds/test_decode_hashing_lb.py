@@ -103,7 +103,7 @@ RING, TABLE = "ring_hash_lb_config", "maglev_lb_config"
         ("MAGLEV", {TABLE: {"table_size": 131101}}, f"{TABLE}.table_size"),
         (
             "MAGLEV",
-            {"common_lb_config": {"consistent_hashing_lb_config": {"hash_balance_factor": 150}}},
+            {"common_lb_config": {"consistent_hashing_lb_config": {"hash_balance_factor": 99}}},
             "common_lb_config.consistent_hashing_lb_config.hash_balance_factor",
         ),
     ],
