@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     )
     from meshlib.model.endpoint import Endpoint
     from meshlib.model.load_report import LoadReport
+    from meshlib.model.retry import RetryBudget
     from meshlib.runtime.context import (
         ContextExecutor,
         InboundContext,
@@ -51,6 +52,7 @@ __all__ = [
     "MeshError",
     "ResourceError",
     "ResponseCache",
+    "RetryBudget",
     "RoutingError",
     "UnavailableError",
     "carry",
@@ -69,6 +71,7 @@ _HOMES = {
     **dict.fromkeys(
         ("LbEndpoint", "LbPolicy", "LbRequest", "LbResult", "register_lb_policy"), "meshlib.model.custom_policy"
     ),
+    "RetryBudget": "meshlib.model.retry",
     **dict.fromkeys(("ContextExecutor", "InboundContext", "carry", "current_request"), "meshlib.runtime.context"),
     **dict.fromkeys((name for name in __all__ if name.endswith(("Error", "Exceeded"))), "meshlib.errors"),
 }

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, Final, Self
 
 from meshlib.admin.metrics import StandardMetrics
 from meshlib.errors import BootstrapError
+from meshlib.model.retry import DEFAULT_SAFETY, RetryBudget
 from meshlib.ports import Clock, Rng
 from meshlib.runtime import clock as clocks
 from meshlib.runtime.engine import FIRST_USE_TIMEOUT_S, MeshEngine, read_text
@@ -58,6 +59,8 @@ class Mesh(MeshEngine):
         *,
         state_dir: "str | os.PathLike[str] | None" = None,
         guard_unsafe: bool = True,
+        retry_budget: RetryBudget | None = DEFAULT_SAFETY.budget,
+        one_retry_layer: bool = True,
         hand_on: Iterable[str] = (),
         first_use_timeout_s: float = FIRST_USE_TIMEOUT_S,
         clock: Clock = clocks.monotonic,
@@ -73,6 +76,10 @@ class Mesh(MeshEngine):
             state_dir: Where the last good configuration is kept, private keys included; empty: nowhere. None:
                 `MESHLIB_STATE_DIR`, else `meshlib` in the user's cache directory.
             guard_unsafe: False also repeats requests that may have been processed and are not idempotent.
+            retry_budget: How many retries and hedges this process may make to each cluster, beyond what the policies and
+                circuit breakers say; None: as many as those allow.
+            one_retry_layer: Retries carry the header `x-meshlib-attempt`, and calls made while serving a request that is
+                itself a retry are only repeated when they reached nobody. False: neither.
             hand_on: Request headers, beside those of traces and `priority`, that go on as they came to the calls made
                 while serving the request: `("x-end-user",)`. `x-forwarded-client-cert` is the caller's identity as its
                 certificate proved it (`URI=spiffe://...`), whatever the caller wrote there.
@@ -89,6 +96,8 @@ class Mesh(MeshEngine):
             bootstrap,
             state_dir=state_dir,
             guard_unsafe=guard_unsafe,
+            retry_budget=retry_budget,
+            one_retry_layer=one_retry_layer,
             hand_on=hand_on,
             first_use_timeout_s=first_use_timeout_s,
             clock=clock,

@@ -3,7 +3,7 @@
 from dataclasses import replace
 
 from meshlib.balancing.endpoint_state import EndpointState
-from meshlib.call.facts import CallFacts
+from meshlib.call.facts import CallFacts, counted
 from meshlib.call.replies import OVERFLOW
 from meshlib.call.report import attempt_finished, call_finished
 from meshlib.call.steps import Attempt, Done, Step
@@ -81,8 +81,10 @@ class CallEndings(CallFacts):
         "_is_good",
         "_is_hashed",
         "_is_hedged",
+        "_is_repeated",
         "_is_timeout_retry",
         "_is_unrecorded",
+        "_one_layer",
         "_out",
         "_patience_s",
         "_per_try_s",
@@ -104,6 +106,7 @@ class CallEndings(CallFacts):
     _breaker: CircuitBreaker
     _hash: int | None
     _is_hashed: bool
+    _one_layer: bool
     _per_try_s: float | None
     _idle_try_s: float | None
     _timeout_at: float | None
@@ -124,6 +127,7 @@ class CallEndings(CallFacts):
         replayable: bool = True,
         guard_unsafe: bool = True,
         can_hedge: bool = False,
+        is_repeated: bool = False,
         hook: Hook | None = None,
     ) -> None:
         """Make a call; nothing happens before `start`.
@@ -133,6 +137,7 @@ class CallEndings(CallFacts):
             replayable: The body can be sent again.
             guard_unsafe: Repeat what may have been processed only when that does no harm.
             can_hedge: The shell can run attempts beside each other. If not, no attempt is hedged.
+            is_repeated: It is made for a request that is itself a retry: whoever made that repeats it.
             hook: Gets the events; called without locks held.
         """
         CallFacts.__init__(self, target, head, None if timeout_s is None else now + timeout_s)
@@ -142,6 +147,7 @@ class CallEndings(CallFacts):
         self._replayable = replayable
         self._guard_unsafe = guard_unsafe
         self._can_hedge = can_hedge
+        self._is_repeated = is_repeated
         self._is_hedged = False
         self._flights: list[Flight] = []
         self._patience_s: float | None = None
@@ -261,7 +267,7 @@ class CallEndings(CallFacts):
         if self._hook is not None:
             duration_s = now - self._attempt_at
             self._hook(attempt_finished(self, endpoint, len(self._tried), outcome, duration_s, will_retry=False))
-        return self._local(OVERFLOW)
+        return self._local(OVERFLOW, len(self._tried))
 
     def _add_flag(self, flag: str) -> None:
         self.flag = f"{self.flag},{flag}" if self.flag else flag
@@ -295,11 +301,17 @@ class CallEndings(CallFacts):
             self._land_all(now)
         return self._finish(Failure(FailureKind.TIMEOUT, self._was_sent), self._timeout_flag())
 
-    def _local(self, reply: LocalReply) -> Step:
-        """Answer for the mesh. The route's mutations concern its own answers too, as in Envoy."""
+    def _local(self, reply: LocalReply, attempts: int = 0) -> Step:
+        """Answer for the mesh. The route's mutations concern its own answers too, as in Envoy.
+
+        Args:
+            attempts: So far, if the response is to say so; 0: there was none.
+        """
         if self.match is not None:
             headers = Headers(reply.headers)
             changed = self.match.response_headers(headers, self.head)
+            if attempts and self.match.include_attempt_count_in_response:
+                changed = counted(changed, attempts)
             if changed is not headers:
                 reply = replace(reply, headers=changed.items)
         return self._finish(reply, reply.flag)
@@ -308,7 +320,8 @@ class CallEndings(CallFacts):
         """There can be no further attempt; any that are in flight go on."""
         if self._flights:
             raise NoFurther
-        return self._local(reply)
+        # An attempt that finds no host, or no room, counts as one.
+        return self._local(reply, len(self._tried) + 1)
 
     def _finish(self, result: Response | Failure | LocalReply, flag: str = "") -> Done:
         if flag:

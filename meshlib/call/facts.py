@@ -11,7 +11,7 @@ from meshlib.routing.session import SessionMark
 from meshlib.routing.table import RouteMatch
 from meshlib.view import ClusterState, TargetView
 
-__all__ = ["CallFacts"]
+__all__ = ["CallFacts", "counted"]
 
 
 class CallFacts:
@@ -108,6 +108,8 @@ class CallFacts:
         if self._cookies:
             headers = Headers((*headers.items, *(("set-cookie", cookie) for cookie in self._cookies)))
         headers = self.match.response_headers(headers, self.head)
+        if self.match.include_attempt_count_in_response:
+            headers = counted(headers, len(self._tried))
         return self.session_headers(headers) if self._has_session else headers
 
     def session_headers(self, headers: Headers) -> Headers:
@@ -128,3 +130,9 @@ class CallFacts:
             cause: Becomes `__cause__`; None: what the transport raised, if it did.
         """
         return call_error(self, message, cause)
+
+
+def counted(headers: Headers, attempts: int) -> Headers:
+    """Return response headers with the number of attempts in place of any that a server wrote."""
+    kept = (item for item in headers.items if item[0] != "x-envoy-attempt-count")
+    return Headers((*kept, ("x-envoy-attempt-count", str(attempts))))

@@ -155,7 +155,7 @@ class HedgedSteps(CallEndings):
         return Wait(wait_s)
 
     def _may_hedge(self) -> bool:
-        if not self._replayable:
+        if not self._replayable or (self._is_repeated and self._one_layer):
             return False
         assert self.match is not None
         return not self._guard_unsafe or is_safe_to_hedge(self.head, self.match)
@@ -194,7 +194,7 @@ class HedgedSteps(CallEndings):
         if self._flights or self._state == WAITING:
             return self._wait_on(now)
         self._drop_permit()
-        step = self._local(OVERFLOW)
+        step = self._local(OVERFLOW, len(self._tried))
         assert not isinstance(step, Sleep)
         return step
 

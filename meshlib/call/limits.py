@@ -11,7 +11,7 @@ from meshlib.resilience.deadline import (
     per_try_timeout_s,
     stream_duration_s,
 )
-from meshlib.resilience.retry import RETRY_HEADERS
+from meshlib.resilience.retry import ATTEMPT_HEADER, RETRY_HEADERS
 from meshlib.routing.headers import with_headers
 from meshlib.view import RoutePlan
 
@@ -26,7 +26,8 @@ __all__ = [
 
 _EXPECTED = "x-envoy-expected-rq-timeout-ms"
 _COUNT = "x-envoy-attempt-count"
-_REPLACED = RETRY_HEADERS | {_EXPECTED}
+_TIMEOUT_RETRY = "x-envoy-is-timeout-retry"
+_REPLACED = RETRY_HEADERS | {_EXPECTED, ATTEMPT_HEADER}
 _REPLACED_WITH_COUNT = _REPLACED | {_COUNT}
 
 
@@ -49,8 +50,8 @@ class AskedLimits:
 
 def has_control_headers(headers: Headers) -> bool:
     """Whether a request asks for anything that concerns its times and retries. Quick: most don't."""
-    for name, _ in headers.items:  # noqa: SIM110 - any() with a generator takes three times as long
-        if name[:8] == "x-envoy-" or name == "grpc-timeout":
+    for name, _ in headers.items:
+        if (name[:2] == "x-" and (name[:8] == "x-envoy-" or name == ATTEMPT_HEADER)) or name == "grpc-timeout":
             return True
     return False
 
@@ -97,7 +98,14 @@ def without_retry_headers(head: RequestHead, *, counts_attempts: bool) -> Reques
 
 
 def written_head(
-    head: RequestHead, number: int, counts_attempts: bool, expected_s: float | None, left_s: float | None
+    head: RequestHead,
+    number: int,
+    counts_attempts: bool,
+    expected_s: float | None,
+    left_s: float | None,
+    *,
+    is_marked: bool = False,
+    is_timeout_retry: bool | None = None,
 ) -> RequestHead:
     """Return the head of one attempt, with what concerns its number and the time left; itself if that is nothing.
 
@@ -106,10 +114,16 @@ def written_head(
         counts_attempts: `x-envoy-attempt-count` is sent (the virtual host's `include_request_attempt_count`).
         expected_s: How long this attempt may take; None: no limit, then `x-envoy-expected-rq-timeout-ms` is not sent.
         left_s: Until the call's deadline, for a `grpc-timeout` that the caller wrote itself; None: not to be touched.
+        is_marked: The callee is to know that this is a retry (`x-meshlib-attempt`, unless its number is sent anyway).
+        is_timeout_retry: Value of `x-envoy-is-timeout-retry`; None: it is not sent.
     """
     items = head.headers.items
     if counts_attempts:
         items = (*items, (_COUNT, str(number)))
+    elif is_marked:
+        items = (*items, (ATTEMPT_HEADER, str(number)))
+    if is_timeout_retry is not None:
+        items = (*items, (_TIMEOUT_RETRY, "true" if is_timeout_retry else "false"))
     if not head.is_grpc:
         if expected_s is not None:
             items = (*items, (_EXPECTED, str(round(expected_s * 1000) or 1)))

@@ -13,7 +13,7 @@ from meshlib.call.limits import (
     without_timeout_headers,
     written_head,
 )
-from meshlib.call.repeat import GRPC_MAX_ATTEMPTS, backoff_s, grpc_pushback_s, is_safe_to_repeat
+from meshlib.call.repeat import GRPC_MAX_ATTEMPTS, backoff_s, grpc_pushback_s, is_safe_to_repeat, was_not_processed
 from meshlib.call.replies import NO_HOST, OVERFLOW, drop_reply, no_cluster_reply
 from meshlib.call.report import attempt_finished
 from meshlib.call.steps import Attempt, Sleep, Step
@@ -205,6 +205,7 @@ class Call(HedgedSteps):
         retries = rules.num_retries
         self._retries_left = min(retries, GRPC_MAX_ATTEMPTS - 1) if head.is_grpc else retries
         self._is_hashed = False
+        self._one_layer = cluster.safety.one_layer
         self._breaker = cluster.high_breaker if action.high_priority else cluster.breaker
 
         # "The global timeout starts when the request is complete and an attempt exists": not during an injected delay.
@@ -317,7 +318,15 @@ class Call(HedgedSteps):
         # Only a request that brought a grpc-timeout has it looked for again.
         left_s = deadline - now if self._is_asking and deadline is not None else None
         number = len(tried)
-        head = written_head(out, number, match.include_attempt_count, expected_s, left_s)
+        head = written_head(
+            out,
+            number,
+            match.include_attempt_count,
+            expected_s,
+            left_s,
+            is_marked=number > 1 and cluster.safety.one_layer,
+            is_timeout_retry=self._is_timeout_retry if number > 1 and match.include_timeout_retry else None,
+        )
         attempt = Attempt(number, cluster, endpoint, tls, timeout_s, head)
         return self._launched(attempt, now) if self._is_hedged else attempt
 
@@ -366,6 +375,8 @@ class Call(HedgedSteps):
             self._was_sent = True
         if not self._replayable and self._was_sent:
             return None
+        if self._is_repeated and self._one_layer and not was_not_processed(outcome):
+            return None
         assert self.match is not None
         if self._guard_unsafe and not is_safe_to_repeat(outcome, self.head, self.match, rules):
             return None
@@ -403,7 +414,10 @@ class Call(HedgedSteps):
         return backoff_s(self._backoffs, self._plan.retry, self._rng, is_grpc=self.head.is_grpc)
 
     def _take_budget(self, now: float) -> bool:
-        return True
+        """Take what another attempt costs of the process's own budget."""
+        cluster = self.cluster
+        assert cluster is not None
+        return cluster.account is None or cluster.account.try_take(cluster.attempts, now)
 
     def _wait(self, wait_s: float, now: float) -> Step:
         if self._ends_at is not None and wait_s > self._ends_at - now:

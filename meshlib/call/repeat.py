@@ -9,7 +9,14 @@ from meshlib.resilience.deadline import parse_ms
 from meshlib.resilience.retry import RetryRules
 from meshlib.routing.table import RouteMatch
 
-__all__ = ["GRPC_MAX_ATTEMPTS", "backoff_s", "grpc_pushback_s", "is_safe_to_hedge", "is_safe_to_repeat"]
+__all__ = [
+    "GRPC_MAX_ATTEMPTS",
+    "backoff_s",
+    "grpc_pushback_s",
+    "is_safe_to_hedge",
+    "is_safe_to_repeat",
+    "was_not_processed",
+]
 
 GRPC_MAX_ATTEMPTS = 5
 """gRPC's cap on attempts, whatever the policy says (A6, A44)."""
@@ -27,11 +34,16 @@ def is_safe_to_repeat(outcome: Outcome, head: RequestHead, match: RouteMatch, ru
     it is meant: an idempotent method, an `Idempotency-Key`, or route metadata `meshlib: {retry_non_idempotent: true}`.
     A gRPC policy names status codes for a service whose methods are known to its author, so naming one is the sign.
     """
-    if isinstance(outcome, Failure) and (not outcome.request_sent or outcome.kind is FailureKind.REFUSED_STREAM):
-        return True  # The application surely never saw this attempt.
+    if was_not_processed(outcome):
+        return True
     if head.is_grpc:
         return rules.wants_grpc_code(outcome)
     return _is_idempotent(head, match)
+
+
+def was_not_processed(outcome: Outcome) -> bool:
+    """Whether the application surely never saw the attempt."""
+    return isinstance(outcome, Failure) and (not outcome.request_sent or outcome.kind is FailureKind.REFUSED_STREAM)
 
 
 def is_safe_to_hedge(head: RequestHead, match: RouteMatch) -> bool:

@@ -69,6 +69,7 @@ def begin_call(
     inbound = current_request()
     if inbound is not None and inbound.handed_on:
         head = with_handed_on(head, inbound.handed_on)
+    is_repeated = inbound is not None and inbound.attempt > 1
     if mesh.tracing.is_idle():
         return Call(
             target,
@@ -79,9 +80,19 @@ def begin_call(
             replayable=replayable,
             guard_unsafe=mesh.guard_unsafe,
             can_hedge=can_hedge,
+            is_repeated=is_repeated,
             hook=mesh.emit,
         )
-    return TracedCall(mesh, target, head, now=now, timeout_s=timeout_s, replayable=replayable, can_hedge=can_hedge)
+    return TracedCall(
+        mesh,
+        target,
+        head,
+        now=now,
+        timeout_s=timeout_s,
+        replayable=replayable,
+        can_hedge=can_hedge,
+        is_repeated=is_repeated,
+    )
 
 
 def attempt_scope(call: Call) -> AbstractContextManager[None]:
@@ -104,6 +115,7 @@ class TracedCall(Call):
         timeout_s: float | None,
         replayable: bool = True,
         can_hedge: bool = False,
+        is_repeated: bool = False,
     ) -> None:
         """As `begin_call`."""
         Call.__init__(
@@ -116,6 +128,7 @@ class TracedCall(Call):
             replayable=replayable,
             guard_unsafe=mesh.guard_unsafe,
             can_hedge=can_hedge,
+            is_repeated=is_repeated,
             hook=mesh.emit,
         )
         self._trace: _Trace | None = None

@@ -4,7 +4,7 @@ from dataclasses import dataclass
 
 from meshlib.model.matcher import Fraction, HeaderMatcher
 
-__all__ = ["HedgePolicy", "RetryPolicy"]
+__all__ = ["DEFAULT_SAFETY", "HedgePolicy", "RetryBudget", "RetryPolicy", "Safety"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,3 +51,46 @@ class HedgePolicy:
     on_per_try_timeout: bool = False
     initial_requests: int = 1
     additional_chance: Fraction = NEVER
+
+
+@dataclass(frozen=True, slots=True)
+class RetryBudget:
+    """How many retries and hedges one process may make to one cluster, on top of what the policies and limits say.
+
+    A failing service is asked `percent` more often than it is called, not several times as often. The defaults are those
+    of finagle and linkerd.
+
+    Attributes:
+        percent: Retries that calls earn: 20 means that five calls pay for one. Not negative.
+        min_per_s: Retries a second that need not be earned, so that a client with few calls can retry. Not negative.
+        window_s: What was earned longer ago does not count. Above 0.
+    """
+
+    percent: float = 20.0
+    min_per_s: float = 10.0
+    window_s: float = 10.0
+
+    def __post_init__(self) -> None:
+        """Check the numbers.
+
+        Raises:
+            ValueError: One is out of range.
+        """
+        if not (self.percent >= 0 and self.min_per_s >= 0 and self.window_s > 0):
+            raise ValueError(f"{self}: percent and min_per_s must not be negative, window_s must be above 0")
+
+
+@dataclass(frozen=True, slots=True)
+class Safety:
+    """What a process does beyond the policies so that retries do no harm.
+
+    Attributes:
+        budget: Per cluster; None: none.
+        one_layer: Retries are marked with a header, and calls made while serving a marked request are not repeated.
+    """
+
+    budget: RetryBudget | None = RetryBudget()
+    one_layer: bool = True
+
+
+DEFAULT_SAFETY = Safety()

@@ -290,6 +290,8 @@ class VirtualHost:
     fault: FaultPolicy | None = None
     session: SessionPolicy | None = None
     include_attempt_count: bool = False
+    include_attempt_count_in_response: bool = False
+    include_timeout_retry: bool = False
 
 
 @dataclass(frozen=True, slots=True)

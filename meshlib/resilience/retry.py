@@ -15,7 +15,7 @@ from meshlib.model.request import Headers, RequestHead
 from meshlib.model.retry import RetryPolicy
 from meshlib.resilience.classify import grpc_code
 
-__all__ = ["RETRY_HEADERS", "RetryOn", "RetryRules", "parse_retry_on"]
+__all__ = ["ATTEMPT_HEADER", "RETRY_HEADERS", "RetryOn", "RetryRules", "parse_retry_on"]
 
 
 class RetryOn(IntFlag):
@@ -77,6 +77,10 @@ _ANY_RESET = _SERVER_ERROR | _GATEWAY_ERROR | RetryOn.RESET.value
 _GRPC = sum(_BY_GRPC_STATUS.values())
 _NO_CONNECTION = frozenset({FailureKind.CONNECT, FailureKind.IDENTITY})
 _GATEWAY_CODES = frozenset({502, 503, 504})
+
+ATTEMPT_HEADER = "x-meshlib-attempt"
+"""On retries: the number of the attempt, where the virtual host has no `x-envoy-attempt-count` sent. C-core takes gRPC's
+own `grpc-previous-rpc-attempts` off a request."""
 
 RETRY_HEADERS = frozenset(
     {

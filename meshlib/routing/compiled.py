@@ -78,6 +78,8 @@ class RouteMatch:
     fault: FaultPolicy | None = None
     metadata: Mapping[str, Mapping[str, object]] = field(default_factory=lambda: NO_METADATA, repr=False)
     include_attempt_count: bool = False
+    include_attempt_count_in_response: bool = False
+    include_timeout_retry: bool = False
     mirrors: tuple[MirrorPolicy, ...] = ()
     makes_cookies: bool = False
     criteria: MatchCriteria | None = None
@@ -264,6 +266,8 @@ class _Builder:
             fault=self.fault(None if weight is None else weight.fault),
             metadata=self.route.metadata,
             include_attempt_count=self.host.include_attempt_count,
+            include_attempt_count_in_response=self.host.include_attempt_count_in_response,
+            include_timeout_retry=self.host.include_timeout_retry,
             makes_cookies=any(policy.made is not None for policy in action.hash_policies),
             session=self.session(None if weight is None else weight.session),
             criteria=_criteria(action.metadata_match, None if weight is None else weight.metadata_match),

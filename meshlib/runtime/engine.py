@@ -12,6 +12,7 @@ from opentelemetry.trace import TracerProvider
 from meshlib.errors import BootstrapError, DeadlineExceeded, MeshError, RoutingError, UnavailableError
 from meshlib.events import Event, Hook
 from meshlib.model.request import RequestHead
+from meshlib.model.retry import DEFAULT_SAFETY, RetryBudget, Safety
 from meshlib.model.snapshot import ConfigFault, Snapshot
 from meshlib.ports import Clock, Rng
 from meshlib.runtime import clock as clocks
@@ -53,6 +54,8 @@ class MeshEngine:
         *,
         state_dir: "str | os.PathLike[str] | None" = None,
         guard_unsafe: bool = True,
+        retry_budget: RetryBudget | None = DEFAULT_SAFETY.budget,
+        one_retry_layer: bool = True,
         hand_on: Iterable[str] = (),
         first_use_timeout_s: float = FIRST_USE_TIMEOUT_S,
         clock: Clock = clocks.monotonic,
@@ -67,6 +70,7 @@ class MeshEngine:
         self.handed_on = HANDED_ON | names_to_hand_on(hand_on)
         self.is_disabled = os.environ.get("MESHLIB_DISABLE", "") == "1"
         self.tracing = Tracing(tracer_provider)
+        self._safety = Safety(retry_budget, one_retry_layer)
         self._first_use_timeout_s = first_use_timeout_s
         self._pause = TurnTaking()
         self._state_dir = _state_directory(state_dir)
@@ -109,7 +113,9 @@ class MeshEngine:
                 # After a fork: the states in the old view belong to calls and locks of another process.
                 now = self.clock()
                 offset_s = clocks.wall() - now
-                self._view = build_view(self._view.snapshot, None, now=now, wall_offset_s=offset_s, rng=self.rng)
+                self._view = build_view(
+                    self._view.snapshot, None, now=now, wall_offset_s=offset_s, rng=self.rng, safety=self._safety
+                )
                 self._needs_rebuild = False
             control = self._control
             if control is None:
@@ -262,7 +268,13 @@ class MeshEngine:
         """Take a snapshot into use. Called by the control thread."""
         now = self.clock()
         self._view = build_view(
-            snapshot, self._view, now=now, wall_offset_s=clocks.wall() - now, rng=self.rng, pause=self._pause
+            snapshot,
+            self._view,
+            now=now,
+            wall_offset_s=clocks.wall() - now,
+            rng=self.rng,
+            pause=self._pause,
+            safety=self._safety,
         )
 
     def tick(self, now: float) -> None:

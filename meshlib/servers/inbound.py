@@ -55,7 +55,7 @@ MAX_LOCAL = 256
 
 TEXT = (("content-type", "text/plain"),)
 EXPECTED_TIMEOUT_HEADER = "x-envoy-expected-rq-timeout-ms"
-ATTEMPT_HEADER = "x-envoy-attempt-count"
+ATTEMPT_HEADERS = ("x-envoy-attempt-count", "x-meshlib-attempt")
 PREVIOUS_HEADER = "grpc-previous-rpc-attempts"  # gRPC's own clients (A6)
 
 
@@ -346,12 +346,11 @@ class Inbound:
             and expected.isdigit()
         ):
             deadline = now + int(expected[:12]) / 1000
-        if (count := headers.get(ATTEMPT_HEADER)) is not None and count.isascii() and count.isdigit():
-            attempt = max(1, int(count[:6]))
-        elif (
-            head.is_grpc and (count := headers.get(PREVIOUS_HEADER)) is not None and count.isascii() and count.isdigit()
-        ):
-            attempt = 1 + int(count[:6])
+        for name in ATTEMPT_HEADERS:
+            if (count := headers.get(name)) is not None and count.isascii() and count.isdigit():
+                attempt = max(attempt, int(count[:6]))
+        if head.is_grpc and (count := headers.get(PREVIOUS_HEADER)) is not None and count.isascii() and count.isdigit():
+            attempt = max(attempt, 1 + int(count[:6]))
         handed = handed_on(headers, names=self.mesh.handed_on, but=trace_fields(), principal=peer.spiffe_id)
         urgency = DEFAULT_URGENCY if not handed else urgency_of(headers.get(PRIORITY))
         return InboundContext(deadline, peer.spiffe_id, attempt, urgency, handed)

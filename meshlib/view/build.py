@@ -5,6 +5,7 @@ from types import MappingProxyType
 
 from meshlib.events import Event
 from meshlib.model.cluster import AggregateDiscovery
+from meshlib.model.retry import DEFAULT_SAFETY, Safety
 from meshlib.model.secret import Secret
 from meshlib.model.snapshot import ClusterConfig, ConfigFault, InboundConfig, Snapshot, TargetConfig
 from meshlib.ports import Pause, Rng, no_pause
@@ -83,6 +84,7 @@ def _build_cluster(
     now: float,
     rng: Rng | None,
     pause: Pause,
+    safety: Safety,
 ) -> ClusterState | ConfigFault:
     if isinstance(config, ConfigFault):
         return config
@@ -91,11 +93,12 @@ def _build_cluster(
         previous.update(config, now, pause)
         return previous
     seed = 0 if rng is None else rng.getrandbits(64)
-    return AggregateState(config, now, seed) if is_aggregate else ClusterState(config, now, seed)
+    made = AggregateState if is_aggregate else ClusterState
+    return made(config, now, seed, safety)
 
 
 def _build_clusters(
-    snapshot: Snapshot, previous: View, now: float, rng: Rng | None, pause: Pause
+    snapshot: Snapshot, previous: View, now: float, rng: Rng | None, pause: Pause, safety: Safety
 ) -> Mapping[str, ClusterState | ConfigFault]:
     """Make or bring up to date the states of all clusters; the same mapping when it holds the same objects."""
     before, states = previous.snapshot.clusters, previous.clusters
@@ -106,7 +109,7 @@ def _build_clusters(
         state = states.get(name)
         if state is None or before.get(name) is not config:
             pause()
-            state = _build_cluster(config, state, now, rng, pause)
+            state = _build_cluster(config, state, now, rng, pause, safety)
         clusters[name] = state
     _link_leaves(clusters)
     # The same objects: targets that have not changed can stay as they are.
@@ -150,6 +153,7 @@ def build_view(
     wall_offset_s: float = 0.0,
     rng: Rng | None = None,
     pause: Pause = no_pause,
+    safety: Safety = DEFAULT_SAFETY,
 ) -> View:
     """Make the view of a snapshot, taking over from the view before what has not changed.
 
@@ -159,10 +163,11 @@ def build_view(
         wall_offset_s: What has to be added to monotonic seconds to get those since the epoch.
         rng: Gives each new cluster its seed; None: 0, so that policies by which clients differ choose the same.
         pause: Called now and then while there is much to do.
+        safety: Of clusters that are new; those that stay keep theirs.
     """
     if previous is None:
         previous = View(Snapshot(), {}, {})
-    clusters = _build_clusters(snapshot, previous, now, rng, pause)
+    clusters = _build_clusters(snapshot, previous, now, rng, pause, safety)
     if clusters is previous.clusters and snapshot.targets is previous.snapshot.targets:
         return View(snapshot, previous.targets, clusters)
     targets: Mapping[str, TargetView | ConfigFault] = MappingProxyType(

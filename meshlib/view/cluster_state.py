@@ -15,9 +15,11 @@ from meshlib.model.cluster import AuthorityNames, DnsDiscovery, EdsDiscovery
 from meshlib.model.endpoint import Endpoint, HealthStatus, Locality
 from meshlib.model.outcome import Outcome, Response
 from meshlib.model.request import RequestHead
+from meshlib.model.retry import DEFAULT_SAFETY, Safety
 from meshlib.model.secret import ClientTls, SniSource
 from meshlib.model.snapshot import ClusterConfig
 from meshlib.ports import Lock, Pause, Rng, no_pause
+from meshlib.resilience.budget import RetryAccount
 from meshlib.resilience.circuit_breaker import CircuitBreaker
 from meshlib.resilience.classify import failure_code, http_code
 from meshlib.resilience.outlier import Ejection, OutlierDetector, Unejection
@@ -50,6 +52,9 @@ class ClusterState:
         high_breaker: Of routes with high priority.
         outlier: None: the cluster has no outlier detection.
         drops: Shares of requests that EDS asks to drop.
+        safety: Of the process; fixed at creation.
+        attempts: So far; guarded by the lock.
+        account: What retries may still be made by the process's own budget; None: it has none.
         load: What is counted for the management server; None: it does not want to know.
         memory: What the pickers have in common. Fixed at creation.
         learner: Who learns from how attempts end, for the policy or for load reports; None: nobody.
@@ -60,6 +65,8 @@ class ClusterState:
         "_lock",
         "_named",
         "_tls",
+        "account",
+        "attempts",
         "breaker",
         "config",
         "drops",
@@ -70,6 +77,7 @@ class ClusterState:
         "name",
         "outlier",
         "picker",
+        "safety",
         "states",
     )
 
@@ -77,7 +85,7 @@ class ClusterState:
     picker: Picker
     is_aggregate = False
 
-    def __init__(self, config: ClusterConfig, now: float, seed: int = 0) -> None:
+    def __init__(self, config: ClusterConfig, now: float, seed: int = 0, safety: Safety = DEFAULT_SAFETY) -> None:
         """Make the state of a cluster that is new.
 
         Args:
@@ -85,6 +93,9 @@ class ClusterState:
             seed: 64 bits of this client's own, for policies by which clients differ.
         """
         self.name = config.cluster.name
+        self.safety = safety
+        self.account = None if safety.budget is None else RetryAccount(safety.budget, now)
+        self.attempts = 0
         # Guards the counts of both breakers and of the endpoints, the ejection flags, and which picker is the newest.
         self._lock = Lock()
         self._generation = 0
@@ -285,6 +296,7 @@ class ClusterState:
         with self._lock:
             if breaker.active < breaker.limits.max_requests:
                 breaker.active += 1
+                self.attempts += 1
                 state.active += 1
                 if state.load is not None:
                     state.load.begin()
@@ -371,11 +383,11 @@ class AggregateState(ClusterState):
 
     is_aggregate = True
 
-    def __init__(self, config: ClusterConfig, now: float, seed: int = 0) -> None:
+    def __init__(self, config: ClusterConfig, now: float, seed: int = 0, safety: Safety = DEFAULT_SAFETY) -> None:
         self.leaves: tuple[ClusterState, ...] = ()
         # The table, and what it was made of: the leaves' pickers, which are new whenever anything of their hosts is.
         self._made: tuple[tuple[Picker, ...], LeafTable] = ((), LeafTable(()))
-        super().__init__(config, now, seed)
+        super().__init__(config, now, seed, safety)
 
     def choose(self, rng: Rng) -> ClusterState:
         """Return the leaf for one attempt; the cluster itself, which has no endpoints, when there is none."""

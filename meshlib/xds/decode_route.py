@@ -54,6 +54,8 @@ _HOST_USED: Final = MUTATION_FIELDS | {
     "retry_policy",
     "request_mirror_policies",
     "include_request_attempt_count",
+    "include_attempt_count_in_response",
+    "include_is_timeout_retry_header",
     "typed_per_filter_config",
     "hedge_policy",
     "metadata",
@@ -63,8 +65,6 @@ _HOST_HARMLESS: Final = frozenset(
         "virtual_clusters",  # statistics
         "rate_limits",  # without the filter, which is refused, they have no effect
         "cors",
-        "include_attempt_count_in_response",
-        "include_is_timeout_retry_header",
         "per_request_buffer_limit_bytes",
         "request_body_buffer_limit",
     }
@@ -183,6 +183,8 @@ def _virtual_host(
         fault=fault_override(message.typed_per_filter_config, join(path, "typed_per_filter_config"), problems),
         session=session_override(message.typed_per_filter_config, join(path, "typed_per_filter_config"), problems),
         include_attempt_count=message.include_request_attempt_count,
+        include_attempt_count_in_response=message.include_attempt_count_in_response,
+        include_timeout_retry=message.include_is_timeout_retry_header,
     )
 
 

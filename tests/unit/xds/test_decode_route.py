@@ -352,7 +352,6 @@ def test_harmless_fields_are_reported(decode_host):
         "validate_clusters",
         "internal_only_headers",
         "virtual_hosts[0].cors",
-        "virtual_hosts[0].include_attempt_count_in_response",
         "virtual_hosts[0].hedge_policy.initial_requests: "
         "counts only with route metadata meshlib: {hedge_initial_requests: true}",
     }
