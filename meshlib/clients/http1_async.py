@@ -1,7 +1,7 @@
 """As `meshlib.clients.http1_sync`, for an event loop."""
 
 import logging
-from collections.abc import AsyncIterator
+from collections.abc import AsyncGenerator, AsyncIterator
 from typing import Any, Final, cast
 
 import httpcore
@@ -157,7 +157,24 @@ class AsyncHttp1Connection:
 
     async def _send_pieces(self, request: Http1Request, stream: AsyncSocketStream) -> None:
         left = request.length
-        async for piece in cast(AsyncIterator[bytes], request.stream):
+        made = aiter(cast(AsyncIterator[bytes], request.stream))
+        try:
+            left = await self._send_each(request, stream, made, left)
+        except BaseException:
+            # The generator of the application ends here and not when it is collected, which trio complains of.
+            if isinstance(made, AsyncGenerator):
+                await made.aclose()
+            raise
+        if left is None:
+            await self._write(request, stream, b"0\r\n\r\n")
+        elif left:
+            raise too_little()
+        self._is_sent = True
+
+    async def _send_each(
+        self, request: Http1Request, stream: AsyncSocketStream, made: AsyncIterator[bytes], left: int | None
+    ) -> int | None:
+        async for piece in made:
             if left is None:
                 if piece:
                     await self._write(request, stream, framed(piece))
@@ -167,11 +184,7 @@ class AsyncHttp1Connection:
                 raise too_much()
             if piece:
                 await self._write(request, stream, piece)
-        if left is None:
-            await self._write(request, stream, b"0\r\n\r\n")
-        elif left:
-            raise too_little()
-        self._is_sent = True
+        return left
 
     async def _write(self, request: Http1Request, stream: AsyncSocketStream, data: bytes) -> None:
         timeouts = request.timeouts
