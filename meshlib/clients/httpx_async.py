@@ -248,12 +248,16 @@ class _Exchange:
         raw, self._raw = self._raw, None
         try:
             if raw is not None:
-                if is_small(raw) and self._timeouts is not None:
-                    self._timeouts.rush(DISCARD_S)
-                    with contextlib.suppress(*BROKEN):
-                        async for _ in cast(httpx.AsyncByteStream, raw.stream):
-                            pass
-                await cast(httpx.AsyncByteStream, raw.stream).aclose()
+                stream = cast(httpx.AsyncByteStream, raw.stream)
+                try:
+                    if is_small(raw) and self._timeouts is not None:
+                        self._timeouts.rush(DISCARD_S)
+                        with contextlib.suppress(*BROKEN):
+                            async for _ in stream:
+                                pass
+                finally:
+                    with anyio.CancelScope(shield=True):
+                        await stream.aclose()
         finally:
             await self._release()
 

@@ -273,12 +273,15 @@ class _Exchange:
         raw, self._raw = self._raw, None
         try:
             if raw is not None:
-                if is_small(raw) and self._timeouts is not None:
-                    self._timeouts.rush(DISCARD_S)
-                    with contextlib.suppress(*BROKEN):
-                        for _ in cast(httpx.SyncByteStream, raw.stream):
-                            pass
-                cast(httpx.SyncByteStream, raw.stream).close()
+                stream = cast(httpx.SyncByteStream, raw.stream)
+                try:
+                    if is_small(raw) and self._timeouts is not None:
+                        self._timeouts.rush(DISCARD_S)
+                        with contextlib.suppress(*BROKEN):
+                            for _ in stream:
+                                pass
+                finally:
+                    stream.close()
         finally:
             self._release()
 
