@@ -15,6 +15,7 @@ from meshlib.ports import Rng
 from meshlib.resilience.circuit_breaker import CircuitBreaker
 from meshlib.resilience.classify import failure_flag
 from meshlib.resilience.retry import RetryRules
+from meshlib.routing.format import Scene
 from meshlib.view import RoutePlan, TargetView
 
 __all__ = ["CLOSED", "DELAYED", "DONE", "NEW", "RUNNING", "WAITING", "CallEndings", "Flight", "NoFurther"]
@@ -85,7 +86,6 @@ class CallEndings(CallFacts):
         "_is_timeout_retry",
         "_is_unrecorded",
         "_one_layer",
-        "_out",
         "_patience_s",
         "_per_try_s",
         "_plan",
@@ -102,7 +102,6 @@ class CallEndings(CallFacts):
 
     _plan: RoutePlan
     _rules: RetryRules
-    _out: RequestHead
     _breaker: CircuitBreaker
     _hash: int | None
     _is_hashed: bool
@@ -307,13 +306,17 @@ class CallEndings(CallFacts):
         Args:
             attempts: So far, if the response is to say so; 0: there was none.
         """
-        if self.match is not None:
-            headers = Headers(reply.headers)
-            changed = self.match.response_headers(headers, self.head)
-            if attempts and self.match.include_attempt_count_in_response:
-                changed = counted(changed, attempts)
-            if changed is not headers:
-                reply = replace(reply, headers=changed.items)
+        match = self.match
+        if match is not None:
+            headers = before = Headers(reply.headers)
+            if match.changes_responses:
+                flag = ",".join(part for part in (self.flag, reply.flag) if part)
+                about = Scene(self._out, None, 0, flag, reply.details, self.endpoint, self.attempts)
+                headers = match.response_headers(headers, self._out, about)
+            if attempts and match.include_attempt_count_in_response:
+                headers = counted(headers, attempts)
+            if headers is not before:
+                reply = replace(reply, headers=headers.items)
         return self._finish(reply, reply.flag)
 
     def _unable(self, reply: LocalReply) -> Step:

@@ -7,6 +7,7 @@ from meshlib.model.endpoint import Endpoint
 from meshlib.model.outcome import Failure, LocalReply, Response
 from meshlib.model.request import Headers, RequestHead
 from meshlib.model.secret import ClientTls
+from meshlib.routing.format import Scene
 from meshlib.routing.session import SessionMark
 from meshlib.routing.table import RouteMatch
 from meshlib.view import ClusterState, TargetView
@@ -33,6 +34,7 @@ class CallFacts:
         "_cookies",
         "_has_session",
         "_mark",
+        "_out",
         "_tls",
         "_tried",
         "cluster",
@@ -47,6 +49,8 @@ class CallFacts:
     def __init__(self, target: TargetView, head: RequestHead, deadline: float | None) -> None:
         self.target = target
         self.head = head
+        # The head that goes out: the route may change it.
+        self._out = head
         self.match: RouteMatch | None = None
         self.cluster: ClusterState | None = None
         self.result: Response | Failure | LocalReply | None = None
@@ -107,7 +111,10 @@ class CallFacts:
             return headers
         if self._cookies:
             headers = Headers((*headers.items, *(("set-cookie", cookie) for cookie in self._cookies)))
-        headers = self.match.response_headers(headers, self.head)
+        if self.match.changes_responses:
+            status = self.result.status if isinstance(self.result, Response) else 0
+            about = Scene(self._out, None, status, self.flag, "via_upstream", self.endpoint, self.attempts)
+            headers = self.match.response_headers(headers, self._out, about)
         if self.match.include_attempt_count_in_response:
             headers = counted(headers, len(self._tried))
         return self.session_headers(headers) if self._has_session else headers

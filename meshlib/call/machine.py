@@ -183,6 +183,8 @@ class Call(HedgedSteps):
         head, action = self.head, match.action
         cluster = self.target.clusters.get(match.cluster)
         if not isinstance(cluster, ClusterState):
+            if cluster is None:
+                return self._finish(match.cluster_not_found(head), "NC")
             return self._local(no_cluster_reply(head, match.cluster, action.cluster_not_found_status, cluster))
         if cluster.is_aggregate:
             cluster = cluster.choose(self._rng)

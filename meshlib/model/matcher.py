@@ -8,6 +8,7 @@ __all__ = [
     "HeaderMatcher",
     "PathKind",
     "PathMatcher",
+    "ProxyCondition",
     "QueryMatcher",
     "RangeMatcher",
     "StringKind",
@@ -95,3 +96,18 @@ class Fraction:
     numerator: int
     denominator: int = 100
     runtime_key: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class ProxyCondition:
+    """A condition on what only a proxy has: its peer's certificate, dynamic metadata, filter state.
+
+    A client has no peer and no filter that sets metadata, so it always meets the same: what Envoy meets then.
+
+    Attributes:
+        text: The condition in words.
+        holds: For every request of a client.
+    """
+
+    text: str
+    holds: bool

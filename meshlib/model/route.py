@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 from enum import Enum
 
 from meshlib.model.endpoint import NO_METADATA
-from meshlib.model.matcher import Fraction, HeaderMatcher, PathMatcher, QueryMatcher
+from meshlib.model.matcher import Fraction, HeaderMatcher, PathMatcher, ProxyCondition, QueryMatcher, StringMatcher
 from meshlib.model.retry import HedgePolicy, RetryPolicy
 from meshlib.model.session import MadeCookie, SessionPolicy
 from meshlib.model.subset import MatchCriteria
@@ -20,6 +20,7 @@ __all__ = [
     "FaultPolicy",
     "HashPolicy",
     "HeaderAdd",
+    "HeaderChange",
     "HeaderMutation",
     "MadeCookie",
     "MirrorPolicy",
@@ -108,6 +109,21 @@ NO_MUTATION = HeaderMutation()
 
 
 @dataclass(frozen=True, slots=True)
+class HeaderChange:
+    """One step of a list of changes, each of which sees what the ones before left.
+
+    Attributes:
+        remove: Name of a header to remove; empty: none.
+        remove_if: Headers whose names it fits are removed; None: none.
+        add: What is added; None: nothing.
+    """
+
+    remove: str = ""
+    remove_if: StringMatcher | None = None
+    add: HeaderAdd | None = None
+
+
+@dataclass(frozen=True, slots=True)
 class SingleCluster:
     name: str
 
@@ -122,6 +138,8 @@ class ClusterHeader:
 @dataclass(frozen=True, slots=True)
 class ClusterWeight:
     """Attributes:
+    name: Empty: a request header names the cluster.
+    cluster_header: That header.
     fault: Overrides the route's; None: the route's.
     metadata_match: Is merged over the route's, and wins; None: the route's.
     session: Overrides the route's; None: the route's.
@@ -129,6 +147,7 @@ class ClusterWeight:
 
     name: str
     weight: int
+    cluster_header: str = ""
     mutation: HeaderMutation = NO_MUTATION
     host_rewrite: str = ""
     fault: FaultPolicy | None = None
@@ -181,12 +200,19 @@ class HashPolicy:
 @dataclass(frozen=True, slots=True)
 class MirrorPolicy:
     """Attributes:
+    cluster: Empty: a request header names the cluster; without that header there is no copy.
+    cluster_header: That header.
     keeps_host: The copy names the same host; else `-shadow` is added to it (Envoy's default).
+    host_rewrite: The copy's host; empty: as above.
+    changes: What happens to the copy's headers, in order.
     """
 
     cluster: str
     share: Fraction
     keeps_host: bool = False
+    cluster_header: str = ""
+    host_rewrite: str = ""
+    changes: tuple[HeaderChange, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -200,6 +226,10 @@ class RouteAction:
         hash_policies: In order.
         high_priority: The circuit breaker set is the high priority one.
         metadata_match: In clusters with subsets: which endpoints; None: any, as the cluster's fallback says.
+        template_rewrite: A URI template whose variables are those of the route's path template (`path_rewrite_policy`).
+        path_format: A substitution format that makes the new path (`path_rewrite`).
+        host_rewrite_regex: Makes the host of the path without query (`host_rewrite_path_regex`).
+        host_format: A substitution format that makes the host (`host_rewrite`).
     """
 
     cluster: SingleCluster | WeightedClusters | ClusterHeader
@@ -212,8 +242,12 @@ class RouteAction:
     grpc_timeout_header_offset_s: float = 0.0
     prefix_rewrite: str = ""
     regex_rewrite: RegexRewrite | None = None
+    template_rewrite: str = ""
+    path_format: str = ""
     host_rewrite_literal: str = ""
     host_rewrite_header: str = ""
+    host_rewrite_regex: RegexRewrite | None = None
+    host_format: str = ""
     auto_host_rewrite: bool = False
     append_x_forwarded_host: bool = False
     hash_policies: tuple[HashPolicy, ...] = ()
@@ -260,6 +294,7 @@ class RouteMatcher:
     query: tuple[QueryMatcher, ...] = ()
     grpc: bool = False
     fraction: Fraction | None = None
+    proxy: tuple[ProxyCondition, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -281,6 +316,10 @@ class Route:
 
 @dataclass(frozen=True, slots=True)
 class VirtualHost:
+    """Attributes:
+    requires_tls: Requests over plain http are sent to https (`require_tls: ALL`).
+    """
+
     name: str
     domains: tuple[str, ...]
     routes: tuple[Route, ...]
@@ -292,6 +331,7 @@ class VirtualHost:
     include_attempt_count: bool = False
     include_attempt_count_in_response: bool = False
     include_timeout_retry: bool = False
+    requires_tls: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -299,6 +339,8 @@ class RouteConfiguration:
     """Attributes:
     most_specific_mutations_win: Order of the levels of header mutations (Envoy's flag of that name).
         has_more_hosts: Virtual hosts that are not here are asked for when a request names them (VHDS).
+    host_header: The request header that stands for the authority when the virtual host is looked for; empty: none.
+    ignores_path_parameters: `;...` of each path segment does not count when paths are matched.
     """
 
     name: str
@@ -306,6 +348,8 @@ class RouteConfiguration:
     mutation: HeaderMutation = NO_MUTATION
     most_specific_mutations_win: bool = False
     ignore_port_in_host: bool = False
+    host_header: str = ""
+    ignores_path_parameters: bool = False
     fault: FaultPolicy | None = None
     session: SessionPolicy | None = None
     has_more_hosts: bool = False

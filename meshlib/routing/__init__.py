@@ -5,7 +5,6 @@ that the route says about the request, or with a `LocalReply`. Faults and mirror
 """
 
 from meshlib.routing.fault import NO_FAULT, FaultDecision, decide_fault
-from meshlib.routing.format import check_format
 from meshlib.routing.replies import cluster_not_found
 from meshlib.routing.rewrite import check_regex_rewrite
 from meshlib.routing.table import InboundTable, RouteMatch, RouteTable, RouteTrace
@@ -20,7 +19,6 @@ __all__ = [
     "RouteTable",
     "RouteTrace",
     "Verdict",
-    "check_format",
     "check_regex_rewrite",
     "cluster_not_found",
     "decide_fault",

@@ -31,7 +31,7 @@ from meshlib.model.route import (
 )
 from meshlib.model.session import SessionPolicy
 from meshlib.model.subset import MatchCriteria
-from meshlib.routing.format import Facts
+from meshlib.routing.format import Facts, Scene
 from meshlib.routing.hash_policy import CookieMaker, Hash, compile_hash
 from meshlib.routing.headers import Mutator, order_levels, request_mutator, response_mutator
 from meshlib.routing.matchers import (
@@ -41,6 +41,7 @@ from meshlib.routing.matchers import (
     describe_query,
     in_fraction,
     is_grpc_request,
+    path_of,
 )
 from meshlib.routing.mirror import pick_mirrors
 from meshlib.routing.redirect import compile_direct_response, compile_redirect
@@ -48,7 +49,7 @@ from meshlib.routing.replies import TEXT, cluster_not_found, finish_headers, unu
 from meshlib.routing.rewrite import compile_rewrite, rewrite_host
 from meshlib.routing.session import Session, as_session
 
-__all__ = ["CompiledRoute", "Condition", "RouteMatch", "compile_route"]
+__all__ = ["CompiledRoute", "Condition", "RouteMatch", "cluster_headers", "compile_route", "named_clusters"]
 
 Answer = Callable[[RequestHead, int], "RouteMatch | LocalReply"]
 UINT64 = 2**64 - 1
@@ -104,25 +105,35 @@ class RouteMatch:
             return head
         return rewrite_host(head, endpoint.hostname, append_forwarded=self.action.append_x_forwarded_host)
 
-    def response_headers(self, headers: Headers, head: RequestHead | None = None) -> Headers:
+    @property
+    def changes_responses(self) -> bool:
+        """The route changes response headers, so that it is worth working out what the values may speak of."""
+        return self._response is not None
+
+    def response_headers(
+        self, headers: Headers, head: RequestHead | None = None, about: Scene | None = None
+    ) -> Headers:
         """Return response headers after the route's mutations; they concern local replies as well.
 
         Args:
             head: The request as sent, which `%REQ(...)%` in a value reads; None: it renders as nothing.
+            about: What else values may speak of.
         """
-        return headers if self._response is None else self._response.apply(headers, head)
+        return headers if self._response is None else self._response.apply(headers, head, about)
 
-    def local_reply(self, reply: LocalReply, head: RequestHead) -> LocalReply:
+    def local_reply(self, reply: LocalReply, head: RequestHead, about: Scene | None = None) -> LocalReply:
         """Return a local reply with the route's response header mutations; Envoy applies them to those too.
 
         Args:
             head: The request as sent, or as it would have been.
+            about: What else values may speak of; None: what the reply says.
         """
         if self._response is None:
             return reply
+        about = about or Scene(head, flag=reply.flag, details=reply.details)
         # The default content type is what is left when nobody sets one: a mutation does not meet it.
         own = Headers(entry for entry in reply.headers if entry != TEXT)
-        headers = self._response.apply(own, head)
+        headers = self._response.apply(own, head, about)
         return replace(reply, headers=finish_headers(headers, b"" if head.is_grpc else reply.body))
 
     def cluster_not_found(self, head: RequestHead) -> LocalReply:
@@ -131,8 +142,9 @@ class RouteMatch:
         if self._response is None:
             return reply
         # A cluster that does not exist has no name in %UPSTREAM_CLUSTER% either.
-        mutator = response_mutator(self._levels, Facts(self.route_name))
-        return replace(reply, headers=finish_headers(mutator.apply(Headers(), head), b""))
+        mutator = response_mutator(self._levels, Facts(self.route_name, metadata=self.metadata))
+        about = Scene(head, flag=reply.flag, details=reply.details)
+        return replace(reply, headers=finish_headers(mutator.apply(Headers(), head, about), b""))
 
     def hash(self, head: RequestHead, maker: CookieMaker | None = None) -> int | None:
         """Return the request's hash by the route's hash policies, or None.
@@ -149,11 +161,13 @@ class Condition:
     """Attributes:
     text: What it asks for.
     header: Whose value says why it fails; empty: none.
+    is_path: It is the route's condition on the path.
     """
 
     test: HeadTest
     text: str
     header: str = ""
+    is_path: bool = False
 
 
 class CompiledRoute:
@@ -181,7 +195,8 @@ class CompiledRoute:
         is_random: bool,
     ) -> None:
         self.route = route
-        self.path = compile_path(route.match.path)
+        # A condition in `details` stands for a path that has to be looked at with its parameters.
+        self.path = always_on if details and details[0].is_path else compile_path(route.match.path)
         self.details = details
         self.fraction: Fraction | None = route.match.fraction
         has_conditions = bool(details) or self.fraction is not None
@@ -201,9 +216,27 @@ class CompiledRoute:
         return self.fraction is None or in_fraction(self.fraction, stream_id)
 
 
-def _conditions(route: Route) -> tuple[Condition, ...]:
+def always(head: RequestHead) -> bool:
+    """Hold for every request."""
+    return True
+
+
+def never(head: RequestHead) -> bool:
+    """Hold for no request."""
+    return False
+
+
+def always_on(path: str) -> bool:
+    """Hold for every path."""
+    return True
+
+
+def _conditions(route: Route, *, strips_parameters: bool) -> tuple[Condition, ...]:
     match = route.match
     found: list[Condition] = []
+    if strips_parameters and match.path.kind is PathKind.TEMPLATE:
+        fits = compile_path(match.path)  # Templates see the parameters all the same, as in Envoy.
+        found.append(Condition(lambda head: fits(path_of(head.path)), describe_path(match.path), ":path", is_path=True))
     if match.path.kind is PathKind.CONNECT:
         found.append(Condition(lambda head: head.method == "CONNECT", describe_path(match.path)))
     for header in match.headers:
@@ -212,6 +245,8 @@ def _conditions(route: Route) -> tuple[Condition, ...]:
         found.append(Condition(compile_query(query), describe_query(query)))
     if match.grpc:
         found.append(Condition(is_grpc_request, "a gRPC request", "content-type"))
+    for condition in match.proxy:
+        found.append(Condition(always if condition.holds else never, condition.text))
     return tuple(found)
 
 
@@ -245,6 +280,14 @@ class _Builder:
         levels = (weight, self.route.session, self.host.session, self.routes.session, self.listener.session)
         return as_session(next((policy for policy in levels if policy is not None), None))
 
+    def facts(self, cluster: str | None = "", header: str = "") -> Facts:
+        """Return what formats may speak of.
+
+        Args:
+            cluster: None: `header` names it.
+        """
+        return Facts(self.route.name, cluster, header, self.route.metadata)
+
     def response(self, facts: Facts, weight: HeaderMutation | None = None) -> Mutator:
         return response_mutator(self._levels(weight), facts)
 
@@ -255,6 +298,7 @@ class _Builder:
         request = request_mutator(self._levels(None), facts)
         first = None if mutation is None else request_mutator([mutation], facts)
         weight_host = "" if weight is None else weight.host_rewrite
+        rewrite = compile_rewrite(action, self.route.match.path, request, first, weight_host, facts)
         response = self.response(facts, mutation)
         return RouteMatch(
             cluster=cluster,
@@ -272,7 +316,7 @@ class _Builder:
             session=self.session(None if weight is None else weight.session),
             criteria=_criteria(action.metadata_match, None if weight is None else weight.metadata_match),
             _levels=self._levels(mutation),
-            _rewrite=compile_rewrite(action, self.route.match.path, request, first, weight_host),
+            _rewrite=rewrite,
             _response=response or None,
             _hash=compile_hash(action.hash_policies) if action.hash_policies else None,
         )
@@ -289,23 +333,34 @@ def _with_mirrors(action: RouteAction, answer: Answer) -> Answer:
 
     def mirrored(head: RequestHead, stream_id: int) -> RouteMatch | LocalReply:
         found = answer(head, stream_id)
-        mirrors = pick_mirrors(action.mirrors, stream_id)
+        mirrors = pick_mirrors(action.mirrors, stream_id, head)
         return replace(found, mirrors=mirrors) if mirrors and isinstance(found, RouteMatch) else found
 
     return mirrored
 
 
-def _by_header(build: _Builder, action: RouteAction, header: str) -> Answer:
+def _by_header(build: _Builder, action: RouteAction, header: str, weight: ClusterWeight | None = None) -> Answer:
     """The cluster is named by a request header; without one the route still counts as matched."""
-    template = build.forward(action, "", Facts(build.route.name, None, header))
+    template = build.forward(action, "", build.facts(None, header), weight)
 
     def answer(head: RequestHead, stream_id: int) -> RouteMatch | LocalReply:
         values = head.values(header)
-        if values and values[0]:
-            return replace(template, cluster=values[0])
-        return template.cluster_not_found(head)
+        # Without a name there is no such cluster, which is found out when all that comes before has been done.
+        return replace(template, cluster=values[0]) if values and values[0] else template
 
     return answer
+
+
+def _weighted_entry(
+    build: _Builder, action: RouteAction, entry: ClusterWeight, siblings: dict[str, RouteMatch]
+) -> RouteMatch | Answer:
+    if entry.cluster_header:
+        return _by_header(build, action, entry.cluster_header, entry)
+    match = build.forward(action, entry.name, build.facts(entry.name), entry)
+    if match.session is not None:
+        match = replace(match, siblings=siblings)
+    siblings.setdefault(entry.name, match)
+    return match
 
 
 def _weighted(build: _Builder, action: RouteAction, weighted: WeightedClusters) -> Answer:
@@ -314,20 +369,17 @@ def _weighted(build: _Builder, action: RouteAction, weighted: WeightedClusters) 
     if not entries:
         raise ValueError("the weights of weighted_clusters add up to 0")
     siblings: dict[str, RouteMatch] = {}
-    matches = []
-    for entry in entries:
-        match = build.forward(action, entry.name, Facts(build.route.name, entry.name), entry)
-        matches.append(match if match.session is None else replace(match, siblings=siblings))
-        siblings.setdefault(entry.name, matches[-1])
+    answers = [_weighted_entry(build, action, entry, siblings) for entry in entries]
     ends = list(accumulate(entry.weight for entry in entries))
     total = ends[-1]
     header = weighted.header_name.lower()
     hash_ = compile_hash(action.hash_policies) if weighted.use_hash_policy else None
 
-    def by_chance(head: RequestHead, stream_id: int) -> RouteMatch:
-        return matches[bisect_right(ends, stream_id % total)]
+    def by_chance(head: RequestHead, stream_id: int) -> RouteMatch | LocalReply:
+        chosen = answers[bisect_right(ends, stream_id % total)]
+        return chosen if isinstance(chosen, RouteMatch) else chosen(head, stream_id)
 
-    def by_request(head: RequestHead, stream_id: int) -> RouteMatch:
+    def by_request(head: RequestHead, stream_id: int) -> RouteMatch | LocalReply:
         number: int | None = None
         if header:
             values = head.values(header)
@@ -342,8 +394,7 @@ def _weighted(build: _Builder, action: RouteAction, weighted: WeightedClusters) 
 
 def _local(build: _Builder, action: Redirect | DirectResponse | NonForwarding) -> Answer:
     """The route answers by itself."""
-    facts = Facts(build.route.name)
-    mutator = build.response(facts)
+    mutator = build.response(build.facts())
     match action:
         case Redirect():
             redirect = compile_redirect(action, build.route.match.path, mutator)
@@ -355,11 +406,43 @@ def _local(build: _Builder, action: Redirect | DirectResponse | NonForwarding) -
 
             def nowhere(head: RequestHead, stream_id: int) -> LocalReply:
                 reply = unusable_action(head, flag="NC", status=503, details="cluster_not_found")
-                return replace(reply, headers=finish_headers(mutator.apply(Headers(), head), reply.body))
+                about = Scene(head, flag=reply.flag, details=reply.details)
+                return replace(reply, headers=finish_headers(mutator.apply(Headers(), head, about), reply.body))
 
             return nowhere
         case _:
             assert_never(action)
+
+
+def cluster_headers(action: RouteAction) -> tuple[str, ...]:
+    """Return the request headers that name clusters to which a route can lead, mirrors included; in lower case."""
+    found = [mirror.cluster_header for mirror in action.mirrors]
+    match action.cluster:
+        case ClusterHeader(header=header):
+            found.append(header)
+        case WeightedClusters(clusters=clusters):
+            found += [entry.cluster_header for entry in clusters if entry.weight > 0]
+        case SingleCluster():
+            pass
+    return tuple(name.lower() for name in found if name)
+
+
+def named_clusters(action: RouteAction) -> tuple[str, ...]:
+    """Return the clusters that a route itself names, mirrors last."""
+    found: list[str] = []
+    match action.cluster:
+        case SingleCluster(name=name):
+            found.append(name)
+        case WeightedClusters(clusters=clusters):
+            found += [entry.name for entry in clusters if entry.weight > 0]
+        case ClusterHeader():
+            pass
+    found += [mirror.cluster for mirror in action.mirrors]
+    return tuple(name for name in found if name)
+
+
+def _label(entry: ClusterWeight) -> str:
+    return entry.name or f"(header {entry.cluster_header})"
 
 
 def compile_route(
@@ -382,7 +465,7 @@ def compile_route(
         target = action.cluster
         match target:
             case SingleCluster(name=name):
-                only = build.forward(action, name, Facts(route.name, name))
+                only = build.forward(action, name, build.facts(name))
                 fixed = None if action.mirrors else only
                 answer = lambda head, stream_id: only  # noqa: E731 - the others are functions made elsewhere
                 clusters = ((name, 1),)
@@ -390,11 +473,12 @@ def compile_route(
                 answer = _by_header(build, action, header.lower())
             case WeightedClusters():
                 answer = _weighted(build, action, target)
-                clusters = tuple((entry.name, entry.weight) for entry in target.clusters if entry.weight > 0)
+                clusters = tuple((_label(entry), entry.weight) for entry in target.clusters if entry.weight > 0)
                 is_random = True
             case _:
                 assert_never(target)
         if action.mirrors:
             answer = _with_mirrors(action, answer)
             is_random = True
-    return CompiledRoute(route, _conditions(route), answer, fixed, clusters, is_random=is_random)
+    conditions = _conditions(route, strips_parameters=routes.ignores_path_parameters)
+    return CompiledRoute(route, conditions, answer, fixed, clusters, is_random=is_random)

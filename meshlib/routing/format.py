@@ -1,37 +1,66 @@
-"""Substitution formats of header values: `%REQ(x-user)%`, `%ROUTE_NAME%`, `%%`.
+"""Renders substitution formats of header values, hosts and paths: `%REQ(x-user)%`, `%ROUTE_NAME%`, `%%`.
 
-Supported are the commands that have a meaning in a client before an endpoint is chosen. Any other command is an error
-when the configuration is compiled; `check_format` lets the decoder say so with the field's path.
+What may be written is decided in `meshlib.substitution`. Nothing in a client sets dynamic metadata or filter state, so
+these render as what is absent, as they do in an Envoy without a filter that sets them.
 
-Source: Envoy `SubstitutionFormatParser`.
+Source: Envoy `SubstitutionFormatParser` and its formatters.
 """
 
+import json
 import re
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
+from typing import Final
 from urllib.parse import unquote
 
+from meshlib.model.endpoint import NO_METADATA, Endpoint
 from meshlib.model.request import Headers, RequestHead
+from meshlib.substitution import Command, header_names, parse_format, path_options
 
-__all__ = ["COMMANDS", "Facts", "Formatter", "check_format", "compile_format"]
+__all__ = ["Facts", "Formatter", "Scene", "compile_format"]
 
-Formatter = Callable[[RequestHead | None, Headers | None], str]
-"""Renders a value for a request head and, on the way back, response headers. What is absent renders as nothing."""
+_CONTROL: Final = re.compile(r"[\x00-\x08\x0a-\x1f\x7f]")
+_VISIBLE: Final = re.compile(r"%(2[1-9A-Fa-f]|[3-6][0-9A-Fa-f]|7[0-9A-Ea-e])")
+"""What `%QUERY_PARAMS(DECODED)%` decodes: neither blanks nor control characters."""
+_LONG_FLAGS: Final = {
+    "DC": "DownstreamConnectionTermination", "DI": "DelayInjected", "DO": "DropOverLoad", "FI": "FaultInjected",
+    "NC": "NoClusterFound", "NR": "NoRouteFound", "RL": "RateLimited", "SI": "StreamIdleTimeout",
+    "UC": "UpstreamConnectionTermination", "UDO": "UnconditionalDropOverload", "UF": "UpstreamConnectionFailure",
+    "UH": "NoHealthyUpstream", "UMSDR": "UpstreamMaxStreamDurationReached", "UO": "UpstreamOverflow",
+    "UPE": "UpstreamProtocolError", "UR": "UpstreamRemoteReset", "URX": "UpstreamRetryLimitExceeded",
+    "UT": "UpstreamRequestTimeout",
+}  # fmt: skip
 
-COMMANDS = (
-    "PROTOCOL",
-    "QUERY_PARAM",
-    "REQ",
-    "REQUEST_HEADER",
-    "RESP",
-    "RESPONSE_HEADER",
-    "ROUTE_NAME",
-    "UPSTREAM_CLUSTER",
-    "UPSTREAM_CLUSTER_RAW",
-)
-_COMMAND = re.compile(r"%(?P<name>[A-Z0-9_]+)(?:\((?P<args>[^)]*)\))?(?::(?P<length>[0-9]+))?%")
-_CONTROL = re.compile(r"[\x00-\x08\x0a-\x1f\x7f]")
-_WITHOUT_ARGUMENT = frozenset({"PROTOCOL", "ROUTE_NAME", "UPSTREAM_CLUSTER", "UPSTREAM_CLUSTER_RAW"})
+
+@dataclass(slots=True)
+class Scene:
+    """What a value may speak of: a request, and what is known of its answer so far. Treat it as frozen.
+
+    Attributes:
+        head: None: its headers render as nothing.
+        response: None: there is none yet.
+        status: As `%RESPONSE_CODE%` has it: 0 for answers of the mesh itself.
+        flag: Response flags, or empty.
+        endpoint: Of the attempt that was answered.
+        attempts: 0 before the first.
+    """
+
+    head: RequestHead | None
+    response: Headers | None = None
+    status: int = 0
+    flag: str = ""
+    details: str = ""
+    endpoint: Endpoint | None = None
+    attempts: int = 0
+
+    def with_response(self, head: RequestHead | None, response: Headers) -> "Scene":
+        """Return the same with another head and other response headers."""
+        return replace(self, head=head, response=response)
+
+
+Formatter = Callable[[Scene], str]
+_Reader = Callable[[Scene], str | None]
+"""None: what it reads is absent."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,85 +70,191 @@ class Facts:
     Attributes:
         cluster: None: the request names it (`cluster_header`).
         cluster_header: That header.
+        metadata: filter_metadata of the route.
     """
 
     route_name: str = ""
     cluster: str | None = ""
     cluster_header: str = ""
+    metadata: Mapping[str, Mapping[str, object]] = field(default_factory=lambda: NO_METADATA, hash=False)
 
 
-def _names(name: str, args: str | None) -> tuple[str, str]:
-    """Split `X?ALT` of a header command."""
-    main, _, alternative = (args or "").partition("?")
-    if not main:
-        raise ValueError(f"%{name}% needs a header name in parentheses")
-    return main.lower(), alternative.lower()
-
-
-def _header_of_request(main: str, alternative: str) -> Formatter:
-    def render(head: RequestHead | None, response: Headers | None) -> str:
+def _header_of_request(main: str, alternative: str = "") -> _Reader:
+    def read(scene: Scene) -> str | None:
+        head = scene.head
         if head is None:
-            return ""
-        values = head.values(main) or (head.values(alternative) if alternative else ())
-        return values[0] if values else ""
+            return None
+        values = (head.values(main) if main else ()) or (head.values(alternative) if alternative else ())
+        return values[0] if values else None
 
-    return render
+    return read
 
 
-def _header_of_response(main: str, alternative: str) -> Formatter:
-    def render(head: RequestHead | None, response: Headers | None) -> str:
+def _header_of_response(main: str, alternative: str) -> _Reader:
+    def read(scene: Scene) -> str | None:
+        response = scene.response
         if response is None:
-            return ""
+            return None
         values = response.all(main) or (response.all(alternative) if alternative else ())
-        return values[0] if values else ""
+        return values[0] if values else None
 
-    return render
+    return read
 
 
-def _query_parameter(name: str) -> Formatter:
+def _query_parameter(name: str) -> _Reader:
     """Unlike conditions on queries, this command reads names and values decoded.
 
     A value with control characters renders as nothing: `%0d%0a` in a query must not become the end of a header.
     """
 
-    def render(head: RequestHead | None, response: Headers | None) -> str:
-        if head is None:
-            return ""
-        for pair in head.path.partition("?")[2].split("&"):
+    def read(scene: Scene) -> str | None:
+        if scene.head is None:
+            return None
+        for pair in scene.head.path.partition("?")[2].split("&"):
             key, _, value = pair.partition("=")
             if unquote(key, "latin-1") == name:
                 decoded = unquote(value, "latin-1")
-                return "" if _CONTROL.search(decoded) else decoded
-        return ""
+                return None if _CONTROL.search(decoded) else decoded
+        return None
 
-    return render
+    return read
 
 
-def _compile_command(name: str, args: str | None, facts: Facts) -> str | Formatter:
-    if name in _WITHOUT_ARGUMENT and args is not None:
-        raise ValueError(f"%{name}% takes no argument")
-    match name:
+def _query(argument: str) -> _Reader:
+    def read(scene: Scene) -> str | None:
+        query = "" if scene.head is None else scene.head.path.partition("?")[2]
+        if argument == "DECODED":
+            query = _VISIBLE.sub(lambda found: chr(int(found[1], 16)), query)
+        return query or None
+
+    return read
+
+
+def _path(argument: str) -> _Reader:
+    with_query, which = path_options(argument)
+
+    def read(scene: Scene) -> str | None:
+        head = scene.head
+        if head is None:
+            return None
+        path = head.headers.get("x-envoy-original-path") if which != "PATH" else None
+        if path is None:
+            if which == "ORIG":
+                return None
+            path = head.path
+        return path if with_query else path.partition("?")[0]
+
+    return read
+
+
+def _render_value(value: object) -> str | None:
+    """Text of a metadata value, as Envoy writes it: strings bare, everything else as JSON."""
+    if value is None or isinstance(value, str):
+        return value
+    return json.dumps(_plain(value), separators=(",", ":"), sort_keys=True, ensure_ascii=False)
+
+
+def _plain(value: object) -> object:
+    if isinstance(value, Mapping):
+        return {key: _plain(inner) for key, inner in value.items()}
+    if isinstance(value, tuple):
+        return [_plain(inner) for inner in value]
+    if isinstance(value, float) and value.is_integer() and abs(value) < 1e15:
+        return int(value)
+    return value
+
+
+def _look_up(metadata: Mapping[str, Mapping[str, object]], keys: list[str]) -> str | None:
+    found: object = metadata
+    for key in keys:
+        if not isinstance(found, Mapping) or key not in found:
+            return None
+        found = found[key]
+    return _render_value(found)
+
+
+def _endpoint_metadata(keys: list[str]) -> _Reader:
+    return lambda scene: None if scene.endpoint is None else _look_up(scene.endpoint.metadata, keys)
+
+
+def _of_endpoint(name: str) -> _Reader:
+    def read(scene: Scene) -> str | None:
+        endpoint = scene.endpoint
+        if endpoint is None:
+            return None
+        host, _, port = endpoint.address.rpartition(":")
+        match name:
+            case "UPSTREAM_REMOTE_ADDRESS_WITHOUT_PORT":
+                return host.strip("[]")
+            case "UPSTREAM_REMOTE_PORT":
+                return port
+            case "UPSTREAM_HOST_NAME":
+                return endpoint.hostname or endpoint.address
+            case "UPSTREAM_HOST_NAME_WITHOUT_PORT":
+                return endpoint.hostname.partition(":")[0] or host
+            case _:
+                return endpoint.address
+
+    return read
+
+
+def _long_flags(scene: Scene) -> str:
+    return ",".join(_LONG_FLAGS.get(flag, flag) for flag in scene.flag.split(",")) if scene.flag else "-"
+
+
+def _protocol(scene: Scene) -> str:
+    # There is no connection from our caller: what counts is what the call is.
+    return "HTTP/2" if scene.head is not None and scene.head.is_grpc else "HTTP/1.1"
+
+
+def _compile_command(command: Command, facts: Facts) -> str | _Reader | None:
+    """Return the text if it is the same for every request, None if it is always absent, else what reads it."""
+    argument = command.argument
+    match command.name:
         case "REQ" | "REQUEST_HEADER":
-            return _header_of_request(*_names(name, args))
+            return _header_of_request(*header_names(argument))
         case "RESP" | "RESPONSE_HEADER":
-            return _header_of_response(*_names(name, args))
+            return _header_of_response(*header_names(argument))
         case "ROUTE_NAME":
-            return facts.route_name
+            return facts.route_name or None
         case "UPSTREAM_CLUSTER" | "UPSTREAM_CLUSTER_RAW":
-            return facts.cluster if facts.cluster is not None else _header_of_request(facts.cluster_header, "")
+            return (facts.cluster or None) if facts.cluster is not None else _header_of_request(facts.cluster_header)
         case "PROTOCOL":
-            # There is no connection from our caller: what counts is what the call is.
-            return lambda head, response: "HTTP/2" if head is not None and head.is_grpc else "HTTP/1.1"
+            return _protocol
         case "QUERY_PARAM":
-            if not args:
-                raise ValueError("%QUERY_PARAM% needs a name in parentheses")
-            return _query_parameter(args)
-        case _:
-            raise ValueError(f"%{name}% is not supported (supported: {', '.join(COMMANDS)})")
+            return _query_parameter(argument)
+        case "QUERY_PARAMS":
+            return _query(argument)
+        case "PATH":
+            return _path(argument)
+        case "METADATA":
+            source, _, keys = argument.partition(":")
+            if source == "UPSTREAM_HOST":
+                return _endpoint_metadata(keys.split(":"))
+            return _look_up(facts.metadata, keys.split(":")) if source == "ROUTE" else None
+        case "UPSTREAM_METADATA":
+            return _endpoint_metadata(argument.split(":"))
+        case "RESPONSE_CODE":
+            return lambda scene: str(scene.status)
+        case "RESPONSE_CODE_DETAILS":
+            return lambda scene: scene.details or None
+        case "RESPONSE_FLAGS":
+            return lambda scene: scene.flag or "-"
+        case "RESPONSE_FLAGS_LONG":
+            return _long_flags
+        case "UPSTREAM_REQUEST_ATTEMPT_COUNT":
+            return lambda scene: str(scene.attempts)
+        case "DYNAMIC_METADATA" | "FILTER_STATE" | "TRAILER" | "RESPONSE_TRAILER":
+            return None
+        case name:
+            return _of_endpoint(name)
 
 
-def compile_format(text: str, facts: Facts) -> str | Formatter:
+def compile_format(text: str, facts: Facts, *, absent: str = "") -> str | Formatter:
     """Compile a format.
+
+    Args:
+        absent: What stands for a value that is not there.
 
     Returns:
         The text itself when it is the same for every request, else a function.
@@ -128,40 +263,28 @@ def compile_format(text: str, facts: Facts) -> str | Formatter:
         ValueError: An unknown command or bad syntax; the text says which.
     """
     parts: list[str | Formatter] = []
-    position = 0
-    while (percent := text.find("%", position)) >= 0:
-        parts.append(text[position:percent])
-        if text.startswith("%%", percent):
-            parts.append("%")
-            position = percent + 2
+    for piece in parse_format(text):
+        if isinstance(piece, str):
+            parts.append(piece)
             continue
-        command = _COMMAND.match(text, percent)
-        if command is None:
-            raise ValueError(f"bad substitution format at {text[percent:]!r}")
-        position = command.end()
-        part = _compile_command(command["name"], command["args"], facts)
-        if command["length"] is not None:
-            part = _cut(part, int(command["length"]))
-        parts.append(part)
-    parts.append(text[position:])
+        found = _compile_command(piece, facts)
+        if found is None:
+            parts.append(absent)
+        elif isinstance(found, str):
+            parts.append(found[: piece.length])
+        else:
+            parts.append(_finished(found, piece.length, absent))
     if all(isinstance(part, str) for part in parts):
         return "".join(part for part in parts if isinstance(part, str))
     kept = tuple(part for part in parts if part)
     if len(kept) == 1 and not isinstance(kept[0], str):
         return kept[0]
-    return lambda head, response: "".join(part if isinstance(part, str) else part(head, response) for part in kept)
+    return lambda scene: "".join(part if isinstance(part, str) else part(scene) for part in kept)
 
 
-def _cut(part: str | Formatter, length: int) -> str | Formatter:
-    if isinstance(part, str):
-        return part[:length]
-    return lambda head, response: part(head, response)[:length]
+def _finished(read: _Reader, length: int | None, absent: str) -> Formatter:
+    def render(scene: Scene) -> str:
+        value = read(scene)
+        return absent if value is None else value[:length]
 
-
-def check_format(text: str) -> str | None:
-    """Return what is wrong with a format, or None when it can be compiled."""
-    try:
-        compile_format(text, Facts())
-    except ValueError as error:
-        return str(error)
-    return None
+    return render

@@ -11,9 +11,11 @@ from collections.abc import Sequence
 from meshlib.matching import INLINE_REQUEST_HEADERS, INLINE_RESPONSE_HEADERS
 from meshlib.model.request import Headers, RequestHead
 from meshlib.model.route import AppendAction, HeaderAdd, HeaderMutation
-from meshlib.routing.format import Facts, Formatter, compile_format
+from meshlib.routing.format import Facts, Formatter, Scene, compile_format
 
 __all__ = [
+    "Entries",
+    "HeaderLevel",
     "Mutator",
     "append_entry",
     "order_levels",
@@ -24,6 +26,7 @@ __all__ = [
 ]
 
 Entries = list[tuple[str, str]]
+_NO_SCENE = Scene(None)
 
 
 def with_headers(head: RequestHead, headers: Headers) -> RequestHead:
@@ -48,8 +51,12 @@ def append_entry(entries: Entries, name: str, value: str, inline: frozenset[str]
     entries.append((name, value))
 
 
-class _Level:
-    """One level, compiled."""
+class HeaderLevel:
+    """What one level removes and adds, compiled.
+
+    Attributes:
+        is_dynamic: A value depends on the request or the response.
+    """
 
     __slots__ = ("adds", "is_dynamic", "remove")
 
@@ -60,54 +67,13 @@ class _Level:
         )
         self.is_dynamic = any(not isinstance(add[1], str) for add in self.adds)
 
-
-class Mutator:
-    """The mutations of all levels in one direction. Not changed after creation."""
-
-    __slots__ = ("_inline", "_is_response", "_levels")
-
-    def __init__(
-        self, levels: Sequence[tuple[Sequence[str], Sequence[HeaderAdd]]], facts: Facts, *, is_response: bool
-    ) -> None:
-        """Compile levels in the order in which they run.
-
-        Raises:
-            ValueError: A value's format is not understood.
-        """
-        self._levels = tuple(_Level(remove, adds, facts) for remove, adds in levels if remove or adds)
-        self._is_response = is_response
-        self._inline = INLINE_RESPONSE_HEADERS if is_response else INLINE_REQUEST_HEADERS
-
-    def __bool__(self) -> bool:
-        return bool(self._levels)
-
-    def apply(self, headers: Headers, head: RequestHead | None) -> Headers:
-        """Return the changed headers.
-
-        Args:
-            headers: Of the request (then also in `head`), or of the response.
-            head: The request, for `%REQ(...)%`; None: its headers render as nothing.
-        """
-        entries: Entries = list(headers.items)
-        for level in self._levels:
-            if level.remove:
-                entries = [entry for entry in entries if entry[0] not in level.remove]
-            self._add(level, entries, head)
-        return Headers(entries)
-
-    def _add(self, level: _Level, entries: Entries, head: RequestHead | None) -> None:
-        response: Headers | None = None
-        if level.is_dynamic:
-            now = Headers(entries)
-            if self._is_response:
-                response = now
-            elif head is not None:
-                head = with_headers(head, now)
+    def add(self, entries: Entries, scene: Scene, inline: frozenset[str]) -> None:
+        """Add to entries in place: all values are rendered first, then overwrites take effect, then additions."""
         present = {name for name, _ in entries}
         overwrites: Entries = []
         appends: Entries = []
-        for name, template, action, keep_empty in level.adds:
-            value = template if isinstance(template, str) else template(head, response)
+        for name, template, action, keep_empty in self.adds:
+            value = template if isinstance(template, str) else template(scene)
             if not value and not keep_empty:
                 continue
             match action:
@@ -124,7 +90,51 @@ class Mutator:
         for name, value in overwrites:
             set_entry(entries, name, value)
         for name, value in appends:
-            append_entry(entries, name, value, self._inline)
+            append_entry(entries, name, value, inline)
+
+
+class Mutator:
+    """The mutations of all levels in one direction. Not changed after creation."""
+
+    __slots__ = ("_inline", "_is_response", "_levels")
+
+    def __init__(
+        self, levels: Sequence[tuple[Sequence[str], Sequence[HeaderAdd]]], facts: Facts, *, is_response: bool
+    ) -> None:
+        """Compile levels in the order in which they run.
+
+        Raises:
+            ValueError: A value's format is not understood.
+        """
+        self._levels = tuple(HeaderLevel(remove, adds, facts) for remove, adds in levels if remove or adds)
+        self._is_response = is_response
+        self._inline = INLINE_RESPONSE_HEADERS if is_response else INLINE_REQUEST_HEADERS
+
+    def __bool__(self) -> bool:
+        return bool(self._levels)
+
+    def apply(self, headers: Headers, head: RequestHead | None, about: Scene | None = None) -> Headers:
+        """Return the changed headers.
+
+        Args:
+            headers: Of the request (then also in `head`), or of the response.
+            head: The request, for `%REQ(...)%`; None: its headers render as nothing.
+            about: What else is known, of a response.
+        """
+        entries: Entries = list(headers.items)
+        for level in self._levels:
+            if level.remove:
+                entries = [entry for entry in entries if entry[0] not in level.remove]
+            if level.adds:
+                scene = self._scene(entries, head, about) if level.is_dynamic else _NO_SCENE
+                level.add(entries, scene, self._inline)
+        return Headers(entries)
+
+    def _scene(self, entries: Entries, head: RequestHead | None, about: Scene | None) -> Scene:
+        now = Headers(entries)
+        if self._is_response:
+            return Scene(head, now) if about is None else about.with_response(head, now)
+        return Scene(None if head is None else with_headers(head, now), attempts=1)
 
 
 def order_levels(

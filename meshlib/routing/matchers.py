@@ -5,7 +5,7 @@ from collections.abc import Callable
 from meshlib.matching import HeadTest, StringTest, ascii_lower, compile_regex, compile_string, describe_string
 from meshlib.model.matcher import Fraction, PathKind, PathMatcher, QueryMatcher
 from meshlib.model.request import RequestHead
-from meshlib.routing.path_template import compile_template
+from meshlib.path_template import compile_template
 
 __all__ = [
     "compile_path",
@@ -16,6 +16,7 @@ __all__ = [
     "is_grpc_request",
     "path_of",
     "query_value",
+    "without_parameters",
 ]
 
 
@@ -26,6 +27,13 @@ def path_of(path: str) -> str:
     if "#" in path:
         path = path[: path.index("#")]
     return path
+
+
+def without_parameters(path: str) -> str:
+    """Return a path without the parameters of its segments: `/p;a=1/X;b` is `/p/X` (Envoy 1.40 and newer)."""
+    if ";" not in path:
+        return path
+    return "/".join(segment.partition(";")[0] for segment in path.split("/"))
 
 
 def compile_path(matcher: PathMatcher) -> Callable[[str], bool]:

@@ -9,11 +9,12 @@ from meshlib.model.matcher import PathMatcher
 from meshlib.model.outcome import LocalReply
 from meshlib.model.request import Headers, RequestHead
 from meshlib.model.route import DirectResponse, Redirect
+from meshlib.routing.format import Scene
 from meshlib.routing.headers import Mutator
 from meshlib.routing.replies import finish_headers, unusable_action
 from meshlib.routing.rewrite import compile_path_rewrite, with_path
 
-__all__ = ["compile_direct_response", "compile_location", "compile_redirect"]
+__all__ = ["compile_direct_response", "compile_location", "compile_redirect", "https_redirect"]
 
 Answer = Callable[[RequestHead], LocalReply]
 DETAILS = "direct_response"
@@ -61,7 +62,7 @@ def compile_location(redirect: Redirect, matcher: PathMatcher) -> Callable[[Requ
 
 
 def _reply(head: RequestHead, status: int, headers: list[tuple[str, str]], body: bytes, mutator: Mutator) -> LocalReply:
-    changed = mutator.apply(Headers(headers), head) if mutator else Headers(headers)
+    changed = mutator.apply(Headers(headers), head, Scene(head, details=DETAILS)) if mutator else Headers(headers)
     finished = finish_headers(changed, body)
     if head.method == "HEAD" and body:
         return LocalReply(status, "", DETAILS, b"", (*finished, ("content-length", str(len(body)))))
@@ -90,6 +91,12 @@ def compile_redirect(redirect: Redirect, matcher: PathMatcher, mutator: Mutator)
         return _reply(head, redirect.status, headers, b"", mutator)
 
     return answer
+
+
+def https_redirect(head: RequestHead) -> LocalReply:
+    """Send a request to the same place over TLS (a virtual host's `require_tls`)."""
+    location = f"https://{head.authority}{head.path}"
+    return LocalReply(301, "", DETAILS, b"", (("location", location),))
 
 
 def compile_direct_response(response: DirectResponse, mutator: Mutator) -> Answer:

@@ -8,10 +8,12 @@ else and leaves no trace; a host that the route itself rewrites is kept in `x-en
 from collections.abc import Callable
 from typing import Any
 
-from meshlib.matching import INLINE_REQUEST_HEADERS, to_bytes, wire_regex
+from meshlib.matching import INLINE_REQUEST_HEADERS, ascii_lower, to_bytes, wire_regex
 from meshlib.model.matcher import PathKind, PathMatcher
 from meshlib.model.request import Headers, RequestHead
 from meshlib.model.route import RegexRewrite, RouteAction
+from meshlib.path_template import compile_template_rewrite
+from meshlib.routing.format import Facts, Formatter, Scene, compile_format
 from meshlib.routing.headers import Mutator, append_entry, set_entry
 from meshlib.routing.matchers import path_of
 
@@ -104,9 +106,11 @@ def compile_path_rewrite(prefix: str, regex: RegexRewrite | None, matcher: PathM
         ValueError: The regex or the substitution is not valid.
     """
     if prefix:
-        if matcher.kind in (PathKind.PREFIX, PathKind.SEPARATED_PREFIX):
-            length = len(matcher.value)
-            return lambda path: prefix + path[length:]
+        if matcher.kind in (PathKind.PREFIX, PathKind.SEPARATED_PREFIX, PathKind.PATH):
+            matched = ascii_lower(matcher.value)
+            length = len(matched)
+            # It does not start so when only a path without its parameters does.
+            return lambda path: prefix + path[length:] if ascii_lower(path[:length]) == matched else ""
         return lambda path: prefix + path[len(path_of(path)) :]
     if regex is not None:
         replace = compile_regex_rewrite(regex)
@@ -151,8 +155,57 @@ def rewrite_host(head: RequestHead, host: str, *, append_forwarded: bool = False
     return RequestHead(head.method, host, head.path, Headers(entries), scheme=head.scheme, is_grpc=head.is_grpc)
 
 
+def _compile_format(text: str, facts: Facts, absent: str) -> Formatter | None:
+    compiled = compile_format(text, facts, absent=absent)
+    if isinstance(compiled, str):
+        return (lambda scene: compiled) if compiled else None
+    return compiled
+
+
+def _compile_host(action: RouteAction, facts: Facts) -> Callable[[RequestHead], str] | None:
+    """Compile the route's own host rewrite, `auto_host_rewrite` apart; an empty answer changes nothing."""
+    if action.host_rewrite_literal:
+        return lambda head: action.host_rewrite_literal
+    if action.host_rewrite_header:
+        name = action.host_rewrite_header.lower()
+        return lambda head: head.headers.get(name) or ""
+    if action.host_rewrite_regex is not None:
+        replace = compile_regex_rewrite(action.host_rewrite_regex)
+        return lambda head: replace(path_of(head.path))
+    render = _compile_format(action.host_format, facts, "-")
+    return None if render is None else lambda head: render(Scene(head, attempts=1))
+
+
+def _compile_new_path(action: RouteAction, matcher: PathMatcher, facts: Facts) -> Callable[[RequestHead], str] | None:
+    """Compile the route's path rewrite; of several ways at most one is given (decoded so)."""
+    if action.template_rewrite:
+        fill = compile_template_rewrite(matcher.value, action.template_rewrite)
+
+        def by_template(head: RequestHead) -> str:
+            plain = path_of(head.path)
+            filled = fill(plain)
+            return filled + head.path[len(plain) :] if filled else ""
+
+        return by_template
+    render = _compile_format(action.path_format, facts, "")
+    if render is not None:
+
+        def by_format(head: RequestHead) -> str:
+            rendered = render(Scene(head, attempts=1))
+            return rendered + head.path[len(path_of(head.path)) :] if rendered else ""
+
+        return by_format
+    new_path = compile_path_rewrite(action.prefix_rewrite, action.regex_rewrite, matcher)
+    return None if new_path is None else lambda head: new_path(head.path)
+
+
 def compile_rewrite(
-    action: RouteAction, matcher: PathMatcher, mutator: Mutator, weight: Mutator | None = None, weight_host: str = ""
+    action: RouteAction,
+    matcher: PathMatcher,
+    mutator: Mutator,
+    weight: Mutator | None = None,
+    weight_host: str = "",
+    facts: Facts | None = None,
 ) -> Callable[[RequestHead], RequestHead] | None:
     """Compile everything that a route does to a request, or None when it does nothing.
 
@@ -160,35 +213,34 @@ def compile_rewrite(
         mutator: Of route, virtual host and route configuration.
         weight: Of the chosen weighted cluster; runs before everything else.
         weight_host: Its `host_rewrite_literal`, which the levels above see already.
+        facts: What formats may speak of.
 
     Raises:
-        ValueError: The regex or the substitution is not valid.
+        ValueError: A regex, substitution, template or format is not valid.
     """
-    new_path = compile_path_rewrite(action.prefix_rewrite, action.regex_rewrite, matcher)
-    literal, from_header = action.host_rewrite_literal, action.host_rewrite_header.lower()
+    facts = facts or Facts()
+    new_path = _compile_new_path(action, matcher, facts)
+    new_host = _compile_host(action, facts)
     append_forwarded = action.append_x_forwarded_host
-    if not (mutator or weight or new_path or literal or from_header or weight_host):
+    if not (mutator or weight or new_path or new_host or weight_host):
         return None
 
     def rewrite(head: RequestHead) -> RequestHead:
-        headers, authority, path = head.headers, head.authority, head.path
+        headers, authority, path, scheme, is_grpc = head.headers, head.authority, head.path, head.scheme, head.is_grpc
         if weight:
             headers = weight.apply(headers, head)
         authority = weight_host or authority
+        seen = RequestHead(head.method, authority, path, headers, scheme=scheme, is_grpc=is_grpc)
         if mutator:
-            seen = RequestHead(head.method, authority, path, headers, scheme=head.scheme, is_grpc=head.is_grpc)
             headers = mutator.apply(headers, seen)
-        host = literal or ((headers.get(from_header) or "") if from_header else "")
-        rewritten = new_path(path) if new_path is not None else ""
-        if host or rewritten:
+            seen = RequestHead(head.method, authority, path, headers, scheme=scheme, is_grpc=is_grpc)
+        host = new_host(seen) if new_host is not None else ""
+        if host:
             entries = list(headers.items)
-            if host:
-                _set_host(entries, authority, append_forwarded=append_forwarded)
-                authority = host
-            if rewritten:
-                set_entry(entries, "x-envoy-original-path", path)
-                path = rewritten
-            headers = Headers(entries)
-        return RequestHead(head.method, authority, path, headers, scheme=head.scheme, is_grpc=head.is_grpc)
+            _set_host(entries, authority, append_forwarded=append_forwarded)
+            authority, headers = host, Headers(entries)
+            seen = RequestHead(head.method, authority, path, headers, scheme=scheme, is_grpc=is_grpc)
+        rewritten = new_path(seen) if new_path is not None else ""
+        return with_path(seen, rewritten) if rewritten else seen
 
     return rewrite

@@ -153,7 +153,7 @@ class ScopeTable:
             reason = f"no scope has the key {'|'.join(key)}" if name is None else f"scope {name} has no routes yet"
         else:
             reason = table.message
-        return replace(trace_routes(head, self.name, None, (), domains=()), reason=reason)
+        return replace(trace_routes(head, "", self.name, None, (), domains=()), reason=reason)
 
 
 def _fault_reply(head: RequestHead, fault: ConfigFault) -> LocalReply:

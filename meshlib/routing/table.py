@@ -7,16 +7,17 @@ path alone, and what it answers exists already.
 Source: Envoy `RouteMatcher`, `VirtualHostImpl::getRouteFromEntries`; for gRPC calls gRFC A28.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from meshlib.model.listener import ClientListener
 from meshlib.model.outcome import LocalReply
 from meshlib.model.request import RequestHead
-from meshlib.model.route import ClusterHeader, NonForwarding, RouteAction, RouteConfiguration, VirtualHost
+from meshlib.model.route import NonForwarding, RouteAction, RouteConfiguration, VirtualHost
 from meshlib.model.snapshot import Demand, DemandKind
 from meshlib.ports import Rng
-from meshlib.routing.compiled import CompiledRoute, RouteMatch, compile_route
-from meshlib.routing.matchers import path_of
+from meshlib.routing.compiled import CompiledRoute, RouteMatch, cluster_headers, compile_route, named_clusters
+from meshlib.routing.matchers import path_of, without_parameters
+from meshlib.routing.redirect import https_redirect
 from meshlib.routing.replies import no_route, no_virtual_host
 from meshlib.routing.trace import RouteTrace, trace_routes
 from meshlib.routing.virtual_host import DomainIndex
@@ -33,6 +34,11 @@ class _Host:
     host: VirtualHost
     routes: tuple[CompiledRoute, ...]
     needs_random: bool
+    requires_tls: bool
+
+    def needs_https(self, head: RequestHead) -> bool:
+        """Whether the request has to come again over TLS; gRPC knows no such answer."""
+        return self.requires_tls and head.scheme != "https" and not head.is_grpc
 
 
 class RouteTable:
@@ -43,7 +49,16 @@ class RouteTable:
         has_demands: `demands` may return something.
     """
 
-    __slots__ = ("_are_clusters_lazy", "_exact", "_has_more_hosts", "_index", "has_demands", "name")
+    __slots__ = (
+        "_are_clusters_lazy",
+        "_exact",
+        "_has_more_hosts",
+        "_host_header",
+        "_index",
+        "_strips_parameters",
+        "has_demands",
+        "name",
+    )
 
     def __init__(self, listener: ClientListener, routes: RouteConfiguration) -> None:
         """Compile a route configuration.
@@ -64,14 +79,18 @@ class RouteTable:
                 except ValueError as error:
                     where = f"virtual host {host.name!r}, route {number}" + (f" {route.name!r}" if route.name else "")
                     raise ValueError(f"{routes.name}: {where}: {error}") from error
-            entry = _Host(host, tuple(compiled), any(route.needs_random for route in compiled))
+            is_random = any(route.needs_random for route in compiled)
+            entry = _Host(host, tuple(compiled), is_random, host.requires_tls)
             hosts.append((host.domains, entry))
         self._index = DomainIndex(hosts, ignore_port=routes.ignore_port_in_host)
-        self._exact = self._index.exact
+        self._host_header = routes.host_header
+        self._strips_parameters = routes.ignores_path_parameters
+        # Requests whose host is found elsewhere than in their authority find nothing here, and then look further.
+        self._exact = {} if routes.host_header else self._index.exact
         self._has_more_hosts = routes.has_more_hosts
         self._are_clusters_lazy = listener.on_demand_timeout_s is not None
         self.has_demands = self._has_more_hosts or any(
-            self._are_clusters_lazy or isinstance(route.action.cluster, ClusterHeader)
+            self._are_clusters_lazy or cluster_headers(route.action)
             for host in routes.virtual_hosts
             for route in host.routes
             if isinstance(route.action, RouteAction)
@@ -93,12 +112,14 @@ class RouteTable:
         """
         host = self._exact.get(head.authority)
         if host is None:
-            host = self._index.find(head.authority)
+            host = self._host_of(head)
             if host is None:
                 return no_virtual_host(head, self.name)
+        if host.requires_tls and host.needs_https(head):
+            return https_redirect(head)
         # One number per request: shares of routes, weights and mirrors all read it (as Envoy's stream id).
         stream_id = rng.getrandbits(64) if host.needs_random else 0
-        path = path_of(head.path)
+        path = self._path_of(head) if self._strips_parameters else path_of(head.path)
         for route in host.routes:
             if route.path(path) and (route.conditions is None or route.holds(head, stream_id)):
                 fixed = route.fixed
@@ -110,33 +131,58 @@ class RouteTable:
 
         Where shares of requests decide, it is what any of the routes and clusters would need.
         """
-        host = self._index.find(head.authority)
+        host = self._host_of(head)
         if host is None:
             return ((DemandKind.VIRTUAL_HOST, head.authority.lower()),) if self._has_more_hosts else ()
         found: dict[Demand, None] = {}
-        path = path_of(head.path)
+        path = self._path_of(head)
         for route in host.routes:
             if not route.path(path) or not all(test(head) for test in route.conditions or ()):
                 continue
             action = route.route.action
             if isinstance(action, RouteAction):
-                if isinstance(action.cluster, ClusterHeader):
-                    names = head.values(action.cluster.header)[:1]
+                for header in cluster_headers(action):
+                    names = head.values(header)[:1]
                     found.update(((DemandKind.CLUSTER, name), None) for name in names if name)
                 if self._are_clusters_lazy:
-                    found.update(((DemandKind.CLUSTER, name), None) for name, _ in route.clusters)
-                    found.update(((DemandKind.CLUSTER, mirror.cluster), None) for mirror in action.mirrors)
+                    found.update(((DemandKind.CLUSTER, name), None) for name in named_clusters(action))
             if route.fraction is None:
                 break
         return tuple(found)
 
+    def _path_of(self, head: RequestHead) -> str:
+        """Return what path conditions look at."""
+        path = path_of(head.path)
+        return without_parameters(path) if self._strips_parameters else path
+
+    def _host_of(self, head: RequestHead) -> _Host | None:
+        name = self._name_of(head)
+        return None if name is None else self._index.find(name)
+
+    def _name_of(self, head: RequestHead) -> str | None:
+        """Return what is looked for among the domains; None: the header that stands for the authority is missing.
+
+        gRPC has no such header: its calls are known by their authority.
+        """
+        if not self._host_header or head.is_grpc:
+            return head.authority
+        values = head.values(self._host_header)
+        if values:
+            return values[0]
+        return None if self._index.only_any is None else ""
+
     def trace(self, head: RequestHead) -> RouteTrace:
         """Say which virtual host and route a request meets, and why not the others; for people, not for requests."""
-        found = self._index.explain(head.authority)
+        name = self._name_of(head)
+        found = None if name is None else self._index.explain(name)
         if found is None:
-            return trace_routes(head, self.name, None, (), domains=self._index.domains)
+            return trace_routes(head, "", self.name, None, (), domains=self._index.domains)
         entry = found.value
-        return trace_routes(head, self.name, entry.host.name, entry.routes, domain=found.domain, domain_kind=found.kind)
+        routes = () if entry.needs_https(head) else entry.routes
+        trace = trace_routes(
+            head, self._path_of(head), self.name, entry.host.name, routes, domain=found.domain, domain_kind=found.kind
+        )
+        return trace if routes else replace(trace, reason=f"{trace.reason}; it sends plain http to https")
 
 
 class InboundTable:
@@ -150,6 +196,12 @@ class InboundTable:
         Raises:
             ValueError: As for `RouteTable`.
         """
+        for host in routes.virtual_hosts:
+            for route in host.routes:
+                if route.match.proxy:
+                    # Said of a client's requests; of a server's it would have to be worked out for each.
+                    texts = ", ".join(condition.text for condition in route.match.proxy)
+                    raise ValueError(f"{routes.name}: virtual host {host.name!r}: a server cannot tell: {texts}")
         self._table = RouteTable(ClientListener(routes.name, routes), routes)
 
     def check(self, head: RequestHead, rng: Rng) -> LocalReply | None:
@@ -158,11 +210,13 @@ class InboundTable:
         Source: gRFC A36: only `non_forwarding_action` is of use in a server.
         """
         table = self._table
-        entry = table._index.find(head.authority)
+        entry = table._host_of(head)
         if entry is None:
             return no_virtual_host(head, table.name)
+        if entry.needs_https(head):
+            return https_redirect(head)
         stream_id = rng.getrandbits(64) if entry.needs_random else 0
-        path = path_of(head.path)
+        path = table._path_of(head)
         for route in entry.routes:
             if route.path(path) and (route.conditions is None or route.holds(head, stream_id)):
                 if isinstance(route.route.action, NonForwarding):

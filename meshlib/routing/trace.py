@@ -7,7 +7,7 @@ from enum import Enum
 from meshlib.model.request import RequestHead
 from meshlib.model.route import ClusterHeader, DirectResponse, NonForwarding, Redirect, RouteAction
 from meshlib.routing.compiled import CompiledRoute
-from meshlib.routing.matchers import describe_path, path_of
+from meshlib.routing.matchers import describe_path
 
 __all__ = ["RouteStep", "RouteTrace", "Verdict", "trace_routes"]
 
@@ -133,6 +133,7 @@ def _step(route: CompiledRoute, number: int, head: RequestHead, path: str, *, re
 
 def trace_routes(
     head: RequestHead,
+    path: str,
     name: str,
     virtual_host: str | None,
     routes: Sequence[CompiledRoute],
@@ -144,6 +145,7 @@ def trace_routes(
     """Walk the routes as a request would, and keep the reasons.
 
     Args:
+        path: What path conditions look at.
         virtual_host: None: no domain fits.
         domain_kind: As `DomainMatch.kind`.
         domains: What there would have been, for the case that none fits.
@@ -154,7 +156,6 @@ def trace_routes(
         return RouteTrace(name, None, "", reason)
     how = {"exact": "exactly", "suffix": "as a suffix wildcard", "prefix": "as a prefix wildcard", "any": "as any host"}
     reason = f'virtual host {virtual_host}: its domain "{domain}" matches "{head.authority}" {how[domain_kind]}'
-    path = path_of(head.path)
     steps: list[RouteStep] = []
     reached = True
     for number, route in enumerate(routes):

@@ -82,6 +82,11 @@ class DomainIndex(Generic[T]):
         self.domains = tuple(domains)
         self.exact: dict[str, T] = {} if ignore_port else {text: value for text, (_, value) in exact.items()}
 
+    @property
+    def only_any(self) -> T | None:
+        """What `*` leads to, if there is no other domain: then an authority is not even needed."""
+        return self._any if not (self._exact or self._suffixes or self._prefixes) else None
+
     def find(self, authority: str) -> T | None:
         """Return what the authority leads to, or None."""
         found = self.explain(authority)

@@ -1,7 +1,6 @@
 """Conditions on strings, headers, queries, paths and shares of requests."""
 
 import math
-import re
 from dataclasses import replace
 from functools import lru_cache
 from typing import Any, Final
@@ -18,6 +17,7 @@ from meshlib.model.matcher import (
     StringMatcher,
 )
 from meshlib.model.route import RegexRewrite
+from meshlib.path_template import parse_template
 from meshlib.xds.decode_common import cover, join, unpack_extension
 from meshlib.xds.problems import Problems
 
@@ -47,9 +47,6 @@ _STRING_KINDS: Final = {
     "contains": StringKind.CONTAINS,
 }
 _DEPRECATED_KINDS: Final = {f"{name}_match": kind for name, kind in _STRING_KINDS.items()}
-_TEMPLATE_TOKEN: Final = re.compile(
-    r"\{(?P<name>[A-Za-z][A-Za-z0-9_]*)(?:=(?P<pattern>[^{}]*))?\}|(?P<glob>\*\*?)|[^{}*]+"
-)
 _TEMPLATE_TYPE: Final = "envoy.extensions.path.match.uri_template.v3.UriTemplateMatchConfig"
 _PATH_KINDS: Final = {
     "prefix": PathKind.PREFIX,
@@ -196,8 +193,10 @@ def path_matcher(message: Any, path: str, problems: Problems) -> PathMatcher:
             if config.DESCRIPTOR.full_name != _TEMPLATE_TYPE:
                 problems.error(place, f"{config.DESCRIPTOR.full_name} is not supported")
                 return PathMatcher(PathKind.PREFIX, "")
-            if fault := _template_fault(config.path_template):
-                problems.error(join(place, "typed_config.path_template"), fault)
+            try:
+                parse_template(config.path_template)
+            except ValueError as error:
+                problems.error(join(place, "typed_config.path_template"), str(error))
             return PathMatcher(PathKind.TEMPLATE, config.path_template)
         case _:
             problems.error(join(path, "path_specifier"), "is required")
@@ -222,29 +221,3 @@ def runtime_fraction(message: Any, path: str, problems: Problems) -> Fraction:
 def percent(message: Any) -> float:
     """Return a Percent, 0-100; what is not a number has been refused by its constraints."""
     return float(message.value) if math.isfinite(message.value) else 0.0
-
-
-def _template_fault(template: str) -> str:
-    """Return why a URI template cannot be used, or the empty string.
-
-    It consists of literals, `*` (one segment), `**` (the rest, so it comes last), `{name}` and `{name=pattern}`.
-    """
-    if not template.startswith("/"):
-        return "must start with /"
-    names: set[str] = set()
-    position = 0
-    while position < len(template):
-        token = _TEMPLATE_TOKEN.match(template, position)
-        if token is None:
-            return f"cannot be read from {template[position:]!r}"
-        position = token.end()
-        name, glob = token["name"], token["glob"] or token["pattern"] or ""
-        if name is not None:
-            if name in names:
-                return f"has the variable {name!r} twice"
-            names.add(name)
-            if token["pattern"] == "":
-                return f"has an empty pattern for {name!r}"
-        if "**" in glob and (position < len(template) or not glob.endswith("**") or glob.count("*") > 2):
-            return "has something after **"
-    return ""

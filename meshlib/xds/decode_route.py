@@ -1,9 +1,11 @@
 """Route configurations (RDS, and inline in listeners): virtual hosts and routes."""
 
-from dataclasses import replace
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
 from typing import Any, Final
 
 from meshlib.matching import ascii_lower
+from meshlib.model.matcher import PathKind
 from meshlib.model.route import (
     DirectResponse,
     MirrorPolicy,
@@ -19,8 +21,9 @@ from meshlib.xds.decode_common import cover, inline_data, is_discovered_by_ads, 
 from meshlib.xds.decode_fault import fault_override
 from meshlib.xds.decode_headers import MUTATION_FIELDS, header_mutation
 from meshlib.xds.decode_matcher import header_matchers, path_matcher, query_matcher, regex_rewrite, runtime_fraction
+from meshlib.xds.decode_proxy_match import proxy_conditions
 from meshlib.xds.decode_retry import hedge_policy, retry_policy
-from meshlib.xds.decode_route_action import mirror_policies, route_action
+from meshlib.xds.decode_route_action import check_template_rewrite, cluster_plugins, mirror_policies, route_action
 from meshlib.xds.decode_session import session_override
 from meshlib.xds.problems import Problems
 
@@ -37,6 +40,9 @@ _CONFIGURATION_USED: Final = MUTATION_FIELDS | {
     "request_mirror_policies",
     "ignore_port_in_host_matching",
     "vhds",
+    "vhost_header",
+    "cluster_specifier_plugins",
+    "ignore_path_parameters_in_path_matching",
     "typed_per_filter_config",
     "metadata",  # describes; it decides nothing
 }
@@ -44,7 +50,6 @@ _CONFIGURATION_HARMLESS: Final = frozenset(
     {
         "internal_only_headers",  # guards against headers from outside; here the caller is the application itself
         "validate_clusters",  # a cluster that is missing is found when the closure is built
-        "cluster_specifier_plugins",  # a route that refers to one is refused
     }
 )
 _HOST_USED: Final = MUTATION_FIELDS | {
@@ -58,6 +63,7 @@ _HOST_USED: Final = MUTATION_FIELDS | {
     "include_is_timeout_retry_header",
     "typed_per_filter_config",
     "hedge_policy",
+    "require_tls",
     "metadata",
 }
 _HOST_HARMLESS: Final = frozenset(
@@ -95,9 +101,29 @@ _MATCH_USED: Final = frozenset(
         "headers",
         "query_parameters",
         "grpc",
+        "tls_context",
+        "dynamic_metadata",
+        "filter_state",
     }
 )
+_EXTERNAL_ONLY: Final = 1
+_TLS_FOR_ALL: Final = 2
 _REDIRECT_STATUS: Final = {0: 301, 1: 302, 2: 303, 3: 307, 4: 308}
+
+
+@dataclass(frozen=True, slots=True)
+class _Above:
+    """What the levels above a route say about it.
+
+    Attributes:
+        mirrors: Of the nearest level that has some.
+        max_body: Bytes that a direct response may have.
+        plugins: Cluster specifier plugins by name.
+    """
+
+    mirrors: tuple[MirrorPolicy, ...]
+    max_body: int
+    plugins: Mapping[str, str]
 
 
 def decode_route_configuration(message: Any, path: str, problems: Problems) -> RouteConfiguration:
@@ -110,8 +136,10 @@ def decode_route_configuration(message: Any, path: str, problems: Problems) -> R
     mirrors = mirror_policies(message.request_mirror_policies, join(path, "request_mirror_policies"), problems)
     has_limit = message.HasField("max_direct_response_body_size_bytes")
     max_body = message.max_direct_response_body_size_bytes.value if has_limit else DEFAULT_MAX_BODY_BYTES
+    plugins = cluster_plugins(message.cluster_specifier_plugins, join(path, "cluster_specifier_plugins"), problems)
+    above = _Above(mirrors, max_body, plugins)
     hosts = tuple(
-        _virtual_host(host, f"{join(path, 'virtual_hosts')}[{index}]", problems, mirrors, max_body)
+        _virtual_host(host, f"{join(path, 'virtual_hosts')}[{index}]", problems, above)
         for index, host in enumerate(message.virtual_hosts)
     )
     _check_domains(hosts, join(path, "virtual_hosts"), problems)
@@ -123,6 +151,8 @@ def decode_route_configuration(message: Any, path: str, problems: Problems) -> R
         mutation=header_mutation(message, path, problems),
         most_specific_mutations_win=message.most_specific_header_mutations_wins,
         ignore_port_in_host=message.ignore_port_in_host_matching,
+        host_header=message.vhost_header.lower(),
+        ignores_path_parameters=message.ignore_path_parameters_in_path_matching,
         fault=fault_override(message.typed_per_filter_config, join(path, "typed_per_filter_config"), problems),
         session=session_override(message.typed_per_filter_config, join(path, "typed_per_filter_config"), problems),
         has_more_hosts=message.HasField("vhds"),
@@ -131,7 +161,7 @@ def decode_route_configuration(message: Any, path: str, problems: Problems) -> R
 
 def decode_virtual_host(message: Any, path: str, problems: Problems) -> VirtualHost:
     """Decode a VirtualHost that is a resource of its own (VHDS)."""
-    host = _virtual_host(message, path, problems, (), DEFAULT_MAX_BODY_BYTES)
+    host = _virtual_host(message, path, problems, _Above((), DEFAULT_MAX_BODY_BYTES, {}))
     _check_domains((host,), path, problems)
     return host
 
@@ -158,15 +188,15 @@ def _check_domains(hosts: tuple[VirtualHost, ...], path: str, problems: Problems
                 problems.error(place, f"{domain!r} is a domain of virtual_hosts[{first}] already")
 
 
-def _virtual_host(
-    message: Any, path: str, problems: Problems, mirrors: tuple[MirrorPolicy, ...], max_body: int
-) -> VirtualHost:
-    used = _HOST_USED | {"require_tls"} if not message.require_tls else _HOST_USED
-    cover(message, path, problems, used=used, harmless=_HOST_HARMLESS)
+def _virtual_host(message: Any, path: str, problems: Problems, above: _Above) -> VirtualHost:
+    cover(message, path, problems, used=_HOST_USED, harmless=_HOST_HARMLESS)
+    if message.require_tls == _EXTERNAL_ONLY:
+        problems.unused(join(path, "require_tls"), "is about requests from outside; a client's are its own")
     own = mirror_policies(message.request_mirror_policies, join(path, "request_mirror_policies"), problems)
+    if own:
+        above = replace(above, mirrors=own)
     routes = tuple(
-        _route(route, f"{join(path, 'routes')}[{index}]", problems, own or mirrors, max_body)
-        for index, route in enumerate(message.routes)
+        _route(route, f"{join(path, 'routes')}[{index}]", problems, above) for index, route in enumerate(message.routes)
     )
     retry = hedge = None
     if message.HasField("retry_policy"):
@@ -185,18 +215,24 @@ def _virtual_host(
         include_attempt_count=message.include_request_attempt_count,
         include_attempt_count_in_response=message.include_attempt_count_in_response,
         include_timeout_retry=message.include_is_timeout_retry_header,
+        requires_tls=message.require_tls == _TLS_FOR_ALL,
     )
 
 
-def _route(message: Any, path: str, problems: Problems, mirrors: tuple[MirrorPolicy, ...], max_body: int) -> Route:
+def _route(message: Any, path: str, problems: Problems, above: _Above) -> Route:
     cover(message, path, problems, used=_ROUTE_USED, harmless=_ROUTE_HARMLESS)
-    action = _action(message, path, problems, mirrors, max_body)
+    action = _action(message, path, problems, above)
+    match = _match(message.match, join(path, "match"), problems)
+    if isinstance(action, RouteAction) and action.template_rewrite:
+        check_template_rewrite(action, match.path, join(path, "route.path_rewrite_policy"), problems)
+    if isinstance(action, Redirect) and action.prefix_rewrite and match.path.kind is PathKind.TEMPLATE:
+        problems.error(join(path, "redirect.prefix_rewrite"), "cannot be given together with path_match_policy")
     filters = join(path, "typed_per_filter_config")
     fault = fault_override(message.typed_per_filter_config, filters, problems)
     if fault is not None and not isinstance(action, RouteAction):
         problems.unused(filters, "a route that answers by itself injects no fault")
     return Route(
-        match=_match(message.match, join(path, "match"), problems),
+        match=match,
         action=action,
         name=message.name,
         mutation=header_mutation(message, path, problems),
@@ -223,23 +259,24 @@ def _match(message: Any, path: str, problems: Problems) -> RouteMatcher:
         ),
         grpc=message.HasField("grpc"),
         fraction=share,
+        proxy=proxy_conditions(message, path, problems),
     )
 
 
 def _action(
-    message: Any, path: str, problems: Problems, mirrors: tuple[MirrorPolicy, ...], max_body: int
+    message: Any, path: str, problems: Problems, above: _Above
 ) -> RouteAction | Redirect | DirectResponse | NonForwarding:
     kind = message.WhichOneof("action")
     match kind:
         case "route":
-            action = route_action(message.route, join(path, kind), problems)
-            if mirrors and not action.mirrors:
-                action = replace(action, mirrors=mirrors)
+            action = route_action(message.route, join(path, kind), problems, above.plugins)
+            if above.mirrors and not action.mirrors:
+                action = replace(action, mirrors=above.mirrors)
             return action
         case "redirect":
             return _redirect(message.redirect, join(path, kind), problems)
         case "direct_response":
-            return _direct_response(message.direct_response, join(path, kind), problems, max_body)
+            return _direct_response(message.direct_response, join(path, kind), problems, above.max_body)
         case _:
             # An action that is missing or not supported has been reported by the constraints and the coverage.
             return NonForwarding()

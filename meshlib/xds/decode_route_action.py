@@ -1,8 +1,9 @@
 """What a route does with a request that it forwards: cluster choice, timeouts, rewrites, hashing, mirroring."""
 
+from collections.abc import Mapping
 from typing import Any, Final
 
-from meshlib.model.matcher import Fraction
+from meshlib.model.matcher import Fraction, PathKind, PathMatcher
 from meshlib.model.route import (
     ClusterHeader,
     ClusterWeight,
@@ -11,17 +12,19 @@ from meshlib.model.route import (
     SingleCluster,
     WeightedClusters,
 )
-from meshlib.xds.decode_common import cover, duration, join, wrapped
+from meshlib.path_template import compile_template_rewrite
+from meshlib.substitution import check_format
+from meshlib.xds.decode_common import any_type, cover, duration, join, unpack_extension, wrapped
 from meshlib.xds.decode_fault import fault_override
 from meshlib.xds.decode_hash_policy import hash_policies
-from meshlib.xds.decode_headers import MUTATION_FIELDS, header_mutation
+from meshlib.xds.decode_headers import MUTATION_FIELDS, header_changes, header_mutation
 from meshlib.xds.decode_matcher import regex_rewrite, runtime_fraction
 from meshlib.xds.decode_retry import hedge_policy, retry_policy
 from meshlib.xds.decode_session import session_override
 from meshlib.xds.decode_subset import match_criteria
 from meshlib.xds.problems import Problems
 
-__all__ = ["mirror_policies", "route_action"]
+__all__ = ["check_template_rewrite", "cluster_plugins", "mirror_policies", "route_action"]
 
 MAX_WEIGHT_SUM: Final = 2**32 - 1
 
@@ -29,12 +32,18 @@ _USED: Final = frozenset(
     {
         "cluster",
         "cluster_header",
+        "cluster_specifier_plugin",
+        "inline_cluster_specifier_plugin",
         "weighted_clusters",
         "cluster_not_found_response_code",
         "prefix_rewrite",
         "regex_rewrite",
+        "path_rewrite_policy",
+        "path_rewrite",
         "host_rewrite_literal",
         "host_rewrite_header",
+        "host_rewrite_path_regex",
+        "host_rewrite",
         "auto_host_rewrite",
         "append_x_forwarded_host",
         "timeout",
@@ -63,21 +72,59 @@ _HARMLESS: Final = frozenset(
 )
 _WEIGHT_USED: Final = MUTATION_FIELDS | {
     "name",
+    "cluster_header",
     "weight",
     "typed_per_filter_config",
     "host_rewrite_literal",
     "metadata_match",
 }
+_MIRROR_USED: Final = frozenset(
+    {
+        "cluster",
+        "cluster_header",
+        "runtime_fraction",
+        "disable_shadow_host_suffix_append",
+        "host_rewrite_literal",
+        "request_headers_mutations",
+    }
+)
+_TEMPLATE_REWRITE_TYPE: Final = "envoy.extensions.path.rewrite.uri_template.v3.UriTemplateRewriteConfig"
 _NOT_FOUND_STATUS: Final = {0: 503, 1: 404, 2: 500}
 
 
-def route_action(message: Any, path: str, problems: Problems) -> RouteAction:
-    """Decode a RouteAction."""
+def cluster_plugins(messages: Any, path: str, problems: Problems) -> Mapping[str, str]:
+    """Return why each cluster specifier plugin of a route configuration cannot be used, by its name.
+
+    There is none that can: gRPC's route look-up service asks a server for each call's cluster, the others run code in a
+    proxy. One that is optional may stand there; requests that meet a route of it are answered, as in Envoy, with `NC`.
+    """
+    found = {}
+    for index, message in enumerate(messages):
+        extension = message.extension
+        kind = any_type(extension.typed_config) or "(no type)"
+        if extension.name in found:
+            problems.error(f"{path}[{index}].extension.name", f"{extension.name!r} is the name of an earlier plugin")
+        found[extension.name] = kind
+        if not message.is_optional:
+            problems.error(f"{path}[{index}]", f"cluster specifier plugin {extension.name!r} ({kind}) is not supported")
+        else:
+            problems.unused(f"{path}[{index}]", f"{kind} is not supported and optional")
+    return found
+
+
+def route_action(message: Any, path: str, problems: Problems, plugins: Mapping[str, str]) -> RouteAction:
+    """Decode a RouteAction.
+
+    Args:
+        message: The message.
+        path: Its field path.
+        problems: Takes the errors.
+        plugins: As `cluster_plugins` returns them.
+    """
     cover(message, path, problems, used=_USED, harmless=_HARMLESS)
     _check_legacy_grpc_timeout(message, path, problems)
-    if message.prefix_rewrite and message.HasField("regex_rewrite"):
-        problems.error(join(path, "regex_rewrite"), "cannot be given together with prefix_rewrite")
-    cluster = _cluster(message, path, problems)
+    _check_path_rewrites(message, path, problems)
+    cluster = _cluster(message, path, problems, plugins)
     hashing = hash_policies(message.hash_policy, join(path, "hash_policy"), problems)
     limits = message.max_stream_duration
     limits_path = join(path, "max_stream_duration")
@@ -88,6 +135,9 @@ def route_action(message: Any, path: str, problems: Problems) -> RouteAction:
         hedge = hedge_policy(message.hedge_policy, join(path, "hedge_policy"), problems)
     if message.HasField("regex_rewrite"):
         rewrite = regex_rewrite(message.regex_rewrite, join(path, "regex_rewrite"), problems)
+    host_regex = None
+    if message.HasField("host_rewrite_path_regex"):
+        host_regex = regex_rewrite(message.host_rewrite_path_regex, join(path, "host_rewrite_path_regex"), problems)
     stream_s = duration(limits, "max_stream_duration", limits_path, problems)
     return RouteAction(
         cluster=cluster,
@@ -101,8 +151,12 @@ def route_action(message: Any, path: str, problems: Problems) -> RouteAction:
         grpc_timeout_header_offset_s=duration(limits, "grpc_timeout_header_offset", limits_path, problems) or 0.0,
         prefix_rewrite=message.prefix_rewrite,
         regex_rewrite=rewrite,
+        template_rewrite=_template_rewrite(message, path, problems),
+        path_format=_format(message.path_rewrite, join(path, "path_rewrite"), problems),
         host_rewrite_literal=message.host_rewrite_literal,
         host_rewrite_header=message.host_rewrite_header.lower(),
+        host_rewrite_regex=host_regex,
+        host_format=_format(message.host_rewrite, join(path, "host_rewrite"), problems),
         auto_host_rewrite=bool(wrapped(message, "auto_host_rewrite")),
         append_x_forwarded_host=message.append_x_forwarded_host,
         hash_policies=hashing,
@@ -113,20 +167,63 @@ def route_action(message: Any, path: str, problems: Problems) -> RouteAction:
     )
 
 
+def _check_path_rewrites(message: Any, path: str, problems: Problems) -> None:
+    given = [name for name in ("prefix_rewrite", "path_rewrite") if getattr(message, name)]
+    given += [name for name in ("regex_rewrite", "path_rewrite_policy") if message.HasField(name)]
+    for name in given[1:]:
+        problems.error(join(path, name), f"cannot be given together with {given[0]}")
+
+
+def _format(text: str, path: str, problems: Problems) -> str:
+    if fault := check_format(text):
+        problems.error(path, fault)
+    return text
+
+
+def _template_rewrite(message: Any, path: str, problems: Problems) -> str:
+    if not message.HasField("path_rewrite_policy"):
+        return ""
+    place = join(path, "path_rewrite_policy")
+    config = unpack_extension(message.path_rewrite_policy, place, problems)
+    if config is None:
+        return ""
+    if config.DESCRIPTOR.full_name != _TEMPLATE_REWRITE_TYPE:
+        problems.error(place, f"{config.DESCRIPTOR.full_name} is not supported")
+        return ""
+    return str(config.path_template_rewrite)
+
+
+def check_template_rewrite(action: RouteAction, path_matcher: PathMatcher, path: str, problems: Problems) -> None:
+    """Check a `path_rewrite_policy` against the route's path template, which it needs."""
+    if path_matcher.kind is not PathKind.TEMPLATE:
+        problems.error(path, "needs a path_match_policy with a template")
+        return
+    try:
+        compile_template_rewrite(path_matcher.value, action.template_rewrite)
+    except ValueError as error:
+        problems.error(path, str(error))
+
+
 def mirror_policies(messages: Any, path: str, problems: Problems) -> tuple[MirrorPolicy, ...]:
     """Decode a repeated RequestMirrorPolicy field."""
     return tuple(_mirror(message, f"{path}[{index}]", problems) for index, message in enumerate(messages))
 
 
 def _mirror(message: Any, path: str, problems: Problems) -> MirrorPolicy:
-    used = frozenset({"cluster", "runtime_fraction", "disable_shadow_host_suffix_append"})
-    cover(message, path, problems, used=used, harmless=frozenset({"trace_sampled"}))
-    if not message.cluster:
-        problems.error(join(path, "cluster"), "must not be empty")
+    cover(message, path, problems, used=_MIRROR_USED, harmless=frozenset({"trace_sampled"}))
+    if bool(message.cluster) == bool(message.cluster_header):
+        problems.error(join(path, "cluster"), "exactly one of cluster, cluster_header is required")
     share = Fraction(100)
     if message.HasField("runtime_fraction"):
         share = runtime_fraction(message.runtime_fraction, join(path, "runtime_fraction"), problems)
-    return MirrorPolicy(message.cluster, share, keeps_host=message.disable_shadow_host_suffix_append)
+    return MirrorPolicy(
+        message.cluster,
+        share,
+        keeps_host=message.disable_shadow_host_suffix_append,
+        cluster_header=message.cluster_header.lower(),
+        host_rewrite=message.host_rewrite_literal,
+        changes=header_changes(message.request_headers_mutations, join(path, "request_headers_mutations"), problems),
+    )
 
 
 def _check_legacy_grpc_timeout(message: Any, path: str, problems: Problems) -> None:
@@ -154,8 +251,19 @@ def _check_legacy_grpc_timeout(message: Any, path: str, problems: Problems) -> N
         problems.unused(place)
 
 
-def _cluster(message: Any, path: str, problems: Problems) -> SingleCluster | WeightedClusters | ClusterHeader:
+def _cluster(
+    message: Any, path: str, problems: Problems, plugins: Mapping[str, str]
+) -> SingleCluster | WeightedClusters | ClusterHeader:
     match message.WhichOneof("cluster_specifier"):
+        case "cluster_specifier_plugin":
+            name = message.cluster_specifier_plugin
+            if name not in plugins:
+                problems.error(join(path, "cluster_specifier_plugin"), f"there is no plugin {name!r}")
+            return SingleCluster("")
+        case "inline_cluster_specifier_plugin":
+            place = join(path, "inline_cluster_specifier_plugin")
+            cluster_plugins([message.inline_cluster_specifier_plugin], place, problems)
+            return SingleCluster("")
         case "cluster_header":
             return ClusterHeader(message.cluster_header.lower())
         case "weighted_clusters":
@@ -187,13 +295,14 @@ def _weighted(message: Any, path: str, action: Any, problems: Problems) -> Weigh
 
 def _cluster_weight(message: Any, path: str, problems: Problems) -> ClusterWeight:
     cover(message, path, problems, used=_WEIGHT_USED, harmless=frozenset())
-    if not message.name:
-        problems.error(join(path, "name"), "must not be empty")
+    if bool(message.name) == bool(message.cluster_header):
+        problems.error(join(path, "name"), "exactly one of name, cluster_header is required")
     if not message.HasField("weight"):
         problems.error(join(path, "weight"), "is required")
     return ClusterWeight(
         name=message.name,
         weight=message.weight.value,
+        cluster_header=message.cluster_header.lower(),
         mutation=header_mutation(message, path, problems),
         host_rewrite=message.host_rewrite_literal,
         fault=fault_override(message.typed_per_filter_config, join(path, "typed_per_filter_config"), problems),

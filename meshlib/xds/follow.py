@@ -97,6 +97,7 @@ def clusters_of(routes: RouteConfiguration) -> frozenset[str]:
                 case ClusterHeader():
                     pass
             names.update(mirror.cluster for mirror in action.mirrors)
+    names.discard("")  # where a header names the cluster
     return frozenset(names)
 
 

@@ -7,9 +7,9 @@ from hypothesis import strategies as st
 
 from meshlib.model.listener import ClientListener
 from meshlib.protos import from_dict
-from meshlib.routing.format import COMMANDS, check_format
+from meshlib.routing.format import Facts, compile_format
 from meshlib.routing.table import RouteTable
-from meshlib.xds import decode_headers
+from meshlib.substitution import COMMANDS, check_format
 from meshlib.xds.decode import decode_resource
 from meshlib.xds.resources import RDS
 
@@ -29,14 +29,15 @@ REGEXES = st.lists(st.sampled_from(["a", ".", "*", "(", ")", "[", "]", "\\", "{9
 SUBSTITUTIONS = st.lists(st.sampled_from(["\\", "0", "1", "9", "a"]), max_size=4).map("".join)
 
 
-def test_the_decoder_knows_the_commands_that_the_router_renders():
-    assert frozenset(COMMANDS) == decode_headers.COMMANDS
-
-
 @settings(max_examples=400)
 @given(FORMATS)
-def test_decoder_and_router_agree_on_formats(text):
-    assert bool(decode_headers.format_fault(text)) == (check_format(text) is not None)
+def test_what_may_be_written_can_be_rendered(text):
+    try:
+        compile_format(text, Facts())
+    except ValueError:
+        assert check_format(text)
+    else:
+        assert not check_format(text)
 
 
 @st.composite

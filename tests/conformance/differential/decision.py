@@ -1,5 +1,6 @@
 """What was decided about a request, in words that both sides share."""
 
+import re
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -61,6 +62,11 @@ class Refusal:
     """The configuration is not taken; reasons are for people, and differ."""
 
     reason: str
+
+    @property
+    def kind(self) -> str:
+        """The reason without places and values, to tell one from another."""
+        return re.sub(r"\[\d+\]|'[^']*'|\"[^\"]*\"", "", self.reason)[:100]
 
 
 Outcome = list[Decision] | Refusal

@@ -15,6 +15,7 @@ from differential.generate import TYPE, Json, Request
 
 UPSTREAM_HEADERS = (("x-up", "1"), ("x-set", "up"), ("content-type", "application/json"))
 ENDPOINT_HOSTNAME = "endpoint.host"
+ENDPOINT_ADDRESS = "127.0.0.1:1"
 _MANAGER = "envoy.extensions.filters.network.http_connection_manager.v3.HttpConnectionManager"
 _FIELDS = {
     "case": "%REQ(X-CASE)%",
@@ -78,7 +79,9 @@ class EnvoySide:
             return self._counters() != before
 
         poll(changed, "Envoy to read the routes", every_s=_SOON_S)
-        return None if self._counters()[0] > before[0] else Refusal(self._envoy.tail(3))
+        if self._counters()[0] > before[0]:
+            return None
+        return Refusal(self._envoy.tail(12).rpartition("rejected: ")[2].strip())
 
     def _counters(self) -> tuple[int, int]:
         """Return how many configurations it has taken, and how many refused."""
@@ -107,8 +110,14 @@ class EnvoySide:
             connection.putheader("content-length", "0")
         connection.endheaders()
         response = connection.getresponse()
-        headers = [(name.lower(), value) for name, value in response.getheaders()]
+        headers = [(name.lower(), self._without_ports(value)) for name, value in response.getheaders()]
         return {"case": case, "status": response.status, "headers": headers, "body": response.read().decode()}
+
+    def _without_ports(self, text: str) -> str:
+        """Return a text in which the upstreams stand at an address that both sides know."""
+        for upstream in self._upstreams.values():
+            text = text.replace(f"{LOOPBACK}:{upstream.port}", ENDPOINT_ADDRESS)
+        return text
 
     def _logged(self, cases: set[str]) -> dict[str, dict[str, Any]]:
         """Return the lines of the access log for some requests."""

@@ -37,16 +37,32 @@ AUTHORITIES = (
     "other", "[::1]:80", "[::1]",
 )  # fmt: skip
 PATHS = (
-    "/", "/a", "/a/b", "/a/b/c", "/ab", "/A/b", "/a/", "/v1/x", "/v1/x/y", "/x;p=1/y", "/a%2Fb", "//a", "/v2", "/a.b",
+    "/", "/a", "/a/b", "/a/b/c", "/ab", "/A/b", "/a/", "/v1/x", "/v1/x/y", "/x;p=1/y", "/a%2Fb", "//a", "/v2", "/a.b", "/a;x=1/b", "/a/b;c",
 )  # fmt: skip
 QUERIES = ("", "", "", "?q=a", "?q", "?q=", "?q=a&q=b", "?r=b&q=1", "?%71=a", "?", "?q=a=b", "?r")
 HEADERS = ("x-1", "x-2", "accept", "user-agent", "cookie", "x-set")
 VALUES = ("a", "b", "ab", "A", "a,b", "1", "-3", "v1", "", "+5", "a b")
 REGEXES = ("a.*", "[ab]+", "a|b", "v[0-9]", ".*,.*", "A?a", ".*", "")
+TEMPLATES = (
+    "/{p}",
+    "/a/{p}",
+    "/{p}/{q=**}",
+    "/v1/*/{p}",
+    "/{p=a/*}",
+    "/**/{p=b}",
+    "/{p}%2F{q}",
+    "/a*",
+    "/{p}.b",
+    "/**",
+)
+TEMPLATE_REWRITES = ("/n/{p}", "/{p}/{p}", "/n", "/{q}", "n", "/n/{p}-x")
 PATH_REGEXES = ("/a.*", "/[a-z]", "/v[0-9]/(.*)", ".*", "/a/(b)/?(c?)", "/(a|v1)/.+")
 FORMATS = (
     "a", "b", "%REQ(x-1)%", "%REQ(x-9?x-2)%", "%REQ(:path)%", "%REQ(:authority)%", "50%%", "%REQ(x-1):1%", "",
-    "%REQ(x-9)%", "%UPSTREAM_CLUSTER%", "%REQ(x-set)%-y", "%ROUTE_NAME%",
+    "%REQ(x-9)%", "%UPSTREAM_CLUSTER%", "%REQ(x-set)%-y", "%ROUTE_NAME%", "%PATH(NQ)%", "%QUERY_PARAM(q)%",
+    "%QUERY_PARAMS%", "%RESPONSE_CODE%%RESPONSE_FLAGS%", "%RESPONSE_CODE_DETAILS%", "%UPSTREAM_REQUEST_ATTEMPT_COUNT%",
+    "%METADATA(ROUTE:ns:k)%", "%METADATA(ROUTE:ns)%", "%DYNAMIC_METADATA(a:b)%", "%UPSTREAM_HOST_NAME%", "%UPSTREAM_HOST%", "%REQ(?x-1)%",
+    "%RESP(x-up)%", "%PATH(WQ:ORIG)%", "%TRAILER(x)%",
 )  # fmt: skip
 
 
@@ -69,6 +85,11 @@ class Request:
 
     def to_json(self) -> Json:
         return {"method": self.method, "path": self.path, "authority": self.authority, "headers": list(self.headers)}
+
+
+def _template(kind: str, **fields: str) -> Json:
+    name = f"envoy.extensions.path.{kind}.uri_template.v3.UriTemplate{kind.capitalize()}Config"
+    return {"name": "template", "typed_config": {"@type": TYPE + name, **fields}}
 
 
 class Generator:
@@ -109,6 +130,12 @@ class Generator:
             result["most_specific_header_mutations_wins"] = True
         if self._maybe(0.3):
             result["ignore_port_in_host_matching"] = True
+        if self._maybe(0.1):
+            result["ignore_path_parameters_in_path_matching"] = True
+        if not self._for_grpc and self._maybe(0.1):
+            result["vhost_header"] = "x-host"
+        if not self._for_grpc and self._maybe(0.1):
+            self._pick(hosts)["require_tls"] = self._pick(("ALL", "EXTERNAL_ONLY"))
         if self._maybe(0.05):
             self._spoil(result)
         return result
@@ -137,7 +164,15 @@ class Generator:
                 route["request_headers_to_add"] = [{"header": {"key": "x-1", "value": "%REQ(x-1"}}]
 
     def _route(self, name: str) -> Json:
-        result: Json = {"name": name, "match": self._match(), **self._action(), **self._mutations(0.3)}
+        match = self._match()
+        result: Json = {
+            "name": name,
+            "match": match,
+            **self._action("path_match_policy" in match),
+            **self._mutations(0.3),
+        }
+        if self._maybe(0.3):
+            result["metadata"] = {"filter_metadata": {"ns": {"k": self._pick(("v", 1.5, True, [1, "a"], {"b": None}))}}}
         # Faults of other routes: see DIFFERENCES.md.
         action = result.get("route", {})
         if (action.get("cluster") in CLUSTERS or "weighted_clusters" in action) and self._maybe(0.2):
@@ -151,11 +186,13 @@ class Generator:
             result = {"prefix": self._pick(("/", "/a", "/a/", "/A", "/v1", "/x", ""))}
         elif kind < 0.6:
             result = {"path": self._pick(PATHS)}
-        elif kind < 0.75:
+        elif kind < 0.72:
             result = {"path_separated_prefix": self._pick(("/a", "/A", "/v1/x"))}
+        elif kind < 0.82:
+            result = {"path_match_policy": _template("match", path_template=self._pick(TEMPLATES))}
         else:
             result = {"safe_regex": {"regex": self._pick(PATH_REGEXES)}}
-        if "safe_regex" not in result and self._maybe(0.2):
+        if not result.keys() & {"safe_regex", "path_match_policy"} and self._maybe(0.2):
             result["case_sensitive"] = False
         if self._maybe(0.35):
             result["headers"] = self._some(self._header, 1, 1, 2)
@@ -165,7 +202,19 @@ class Generator:
             result["grpc"] = {}
         if self._maybe(0.08):
             result["runtime_fraction"] = {"default_value": {"numerator": self._pick((0, 100))}}
+        if self._maybe(0.08):
+            result |= self._proxy_condition()
         return result
+
+    def _proxy_condition(self) -> Json:
+        """What a caller in the same process never fulfils, or always."""
+        if self._maybe(0.4):
+            return {"tls_context": {"presented": self._pick((True, False))}}
+        if self._maybe(0.3):
+            return {"filter_state": [{"key": "k", "string_match": {"prefix": "v"}}]}
+        value = self._pick(({"null_match": {}}, {"present_match": True}, {"string_match": {"exact": "v"}}))
+        invert = {"invert": True} if self._maybe(0.5) else {}
+        return {"dynamic_metadata": [{"filter": "f", "path": [{"key": "k"}], "value": value, **invert}]}
 
     def _string(self) -> Json:
         kind = self._pick(("exact", "prefix", "suffix", "contains", "safe_regex"))
@@ -199,7 +248,7 @@ class Generator:
             result["present_match"] = self._pick((True, False))
         return result
 
-    def _action(self) -> Json:
+    def _action(self, has_template: bool) -> Json:
         kind = self._random.random()
         if kind < 0.12:
             return {"redirect": self._redirect()}
@@ -210,27 +259,37 @@ class Generator:
         if kind < 0.28:
             result["cluster_header"] = "x-cluster"
         elif kind < 0.5:
+            by_header = [self._weight("", (50,))] if self._maybe(0.2) else []
             result["weighted_clusters"] = {
-                "clusters": [self._weight("a", (0, 1, 30)), self._weight("b", (1, 70))],
+                "clusters": [self._weight("a", (0, 1, 30)), *by_header, self._weight("b", (1, 70))],
                 "header_name": WEIGHT_HEADER,
             }
         else:
             result["cluster"] = self._pick((*CLUSTERS, *CLUSTERS, MISSING_CLUSTER))
         if self._maybe(0.1):
             result["cluster_not_found_response_code"] = self._pick(("NOT_FOUND", "INTERNAL_SERVER_ERROR"))
-        result |= self._rewrite() | self._host_rewrite()
+        result |= self._rewrite(has_template) | self._host_rewrite()
         return {"route": result}
 
     def _weight(self, name: str, weights: Sequence[int]) -> Json:
         host = {"host_rewrite_literal": "weighted.host"} if self._maybe(0.3) else {}
-        return {"name": name, "weight": self._pick(weights), **self._mutations(0.2), **host}
+        who = {"name": name} if name else {"cluster_header": "x-cluster"}
+        return {**who, "weight": self._pick(weights), **self._mutations(0.2), **host}
 
-    def _rewrite(self) -> Json:
+    def _rewrite(self, has_template: bool) -> Json:
         kind = self._random.random()
+        if has_template and kind < 0.4:
+            return {"path_rewrite_policy": _template("rewrite", path_template_rewrite=self._pick(TEMPLATE_REWRITES))}
         if kind < 0.25:
             return {"prefix_rewrite": self._pick(("/", "/new", "/n/", "x"))}
         if kind < 0.4:
             return {"regex_rewrite": self._regex_rewrite()}
+        if kind < 0.5:
+            return {
+                "path_rewrite": self._pick(
+                    ("/n%PATH(NQ)%", "/%REQ(x-weight):1%", "%REQ(x-host)%", "/n", "/%ROUTE_NAME%")
+                )
+            }
         return {}
 
     def _regex_rewrite(self) -> Json:
@@ -246,6 +305,10 @@ class Generator:
             result["host_rewrite_header"] = self._pick(("x-1", "x-set", "x-2"))
         elif kind < 0.5:
             result["auto_host_rewrite"] = True
+        elif kind < 0.6:
+            result["host_rewrite"] = self._pick(("%REQ(x-1)%.host", "h%RESPONSE_CODE%", "%REQ(x-set)%", "%ROUTE_NAME%"))
+        elif kind < 0.7:
+            result["host_rewrite_path_regex"] = self._regex_rewrite()
         if result and self._maybe(0.3):
             result["append_x_forwarded_host"] = True
         return result
@@ -314,6 +377,8 @@ class Generator:
                 headers.append((name, self._pick(VALUES)))
         if self._maybe(0.5):
             headers.append(("x-cluster", self._pick((*CLUSTERS, "", MISSING_CLUSTER))))
+        if self._maybe(0.5):
+            headers.append(("x-host", self._pick(AUTHORITIES) if self._maybe(0.3) else "shop"))
         if is_grpc:
             headers.append(("content-type", self._pick(("application/grpc", "application/grpc+proto"))))
         elif self._maybe(0.2):

@@ -4,7 +4,7 @@ import random
 from collections.abc import Iterable, Sequence
 
 from differential.decision import Decision, Outcome, Refusal, comparable
-from differential.envoy_side import ENDPOINT_HOSTNAME, UPSTREAM_HEADERS
+from differential.envoy_side import ENDPOINT_ADDRESS, ENDPOINT_HOSTNAME, UPSTREAM_HEADERS
 from differential.generate import CLUSTERS, Json, Request
 from meshlib.matching import INLINE_REQUEST_HEADERS
 from meshlib.model.endpoint import Endpoint
@@ -14,6 +14,7 @@ from meshlib.model.request import Headers, RequestHead
 from meshlib.model.route import RouteConfiguration
 from meshlib.protos import from_dict
 from meshlib.routing import RouteMatch, RouteTable, decide_fault
+from meshlib.routing.format import Scene
 from meshlib.xds.decode import decode_resource
 from meshlib.xds.resources import RDS
 
@@ -50,9 +51,10 @@ def _decide(table: RouteTable, request: Request) -> Decision:
 
 
 def _forwarded(match: RouteMatch, head: RequestHead) -> Decision:
-    endpoint = Endpoint("127.0.0.1:1", hostname=ENDPOINT_HOSTNAME if match.cluster == "a" else "")
+    endpoint = Endpoint(ENDPOINT_ADDRESS, hostname=ENDPOINT_HOSTNAME if match.cluster == "a" else "")
     sent = match.rewrite_for(match.rewrite(head), endpoint)
-    answered = match.response_headers(Headers(UPSTREAM_HEADERS), sent)
+    about = Scene(sent, status=200, details="via_upstream", endpoint=endpoint, attempts=1)
+    answered = match.response_headers(Headers(UPSTREAM_HEADERS), sent, about)
     return Decision(
         status=200,
         route=match.route_name,

@@ -1,16 +1,22 @@
 import pytest
 
+from meshlib.model.endpoint import Endpoint
 from meshlib.model.request import Headers, RequestHead
-from meshlib.routing.format import Facts, check_format, compile_format
+from meshlib.routing.format import Facts, Scene, compile_format
+from meshlib.substitution import check_format
 
-FACTS = Facts(route_name="r", cluster="c")
+FACTS = Facts(
+    route_name="r", cluster="c", metadata={"ns": {"k": "v", "o": {"q": 1.5, "p": 3.0}, "l": (1.0, "a"), "n": None}}
+)
 HEAD = RequestHead("GET", "svc", "/a?q=1&%72=b%20c", Headers((("x-a", "abc"), ("x-a", "second"))))
 RESPONSE = Headers((("x-up", "1"),))
+ENDPOINT = Endpoint("127.0.0.1:80", hostname="a.example", metadata={"ns": {"zone": "z1"}})
+SCENE = Scene(HEAD, RESPONSE, 200, "URX,UF", "via_upstream", ENDPOINT, 2)
 
 
 def render(text: str, facts: Facts = FACTS) -> str:
     compiled = compile_format(text, facts)
-    return compiled if isinstance(compiled, str) else compiled(HEAD, RESPONSE)
+    return compiled if isinstance(compiled, str) else compiled(SCENE)
 
 
 @pytest.mark.parametrize(
@@ -31,7 +37,19 @@ def render(text: str, facts: Facts = FACTS) -> str:
         ("%QUERY_PARAM(q)%", "1"),
         ("%QUERY_PARAM(r)%", "b c"),
         ("%QUERY_PARAM(none)%", ""),
-        ("%ROUTE_NAME:0%", ""),
+        ("%QUERY_PARAM(q):0%", ""),
+        ("%QUERY_PARAMS% %QUERY_PARAMS(DECODED)%", "q=1&%72=b%20c q=1&r=b%20c"),
+        ("%PATH% %PATH(NQ)%%PATH(WQ:ORIG)%", "/a?q=1&%72=b%20c /a"),
+        ("%METADATA(ROUTE:ns:k)%%METADATA(ROUTE:ns:o:q)%%METADATA(ROUTE:ns:n)%%METADATA(ROUTE:x)%", "v1.5"),
+        ("%METADATA(ROUTE:ns:o)%%METADATA(ROUTE:ns:l)%", '{"p":3,"q":1.5}[1,"a"]'),
+        ("%METADATA(UPSTREAM_HOST:ns:zone)%%UPSTREAM_METADATA(ns:zone)%%METADATA(DYNAMIC:a:b)%", "z1z1"),
+        ("%RESPONSE_CODE% %RESPONSE_CODE_DETAILS% %RESPONSE_FLAGS%", "200 via_upstream URX,UF"),
+        ("%RESPONSE_FLAGS_LONG%", "UpstreamRetryLimitExceeded,UpstreamConnectionFailure"),
+        ("%UPSTREAM_HOST% %UPSTREAM_HOST_NAME% %UPSTREAM_REMOTE_PORT%", "127.0.0.1:80 a.example 80"),
+        ("%UPSTREAM_REMOTE_ADDRESS_WITHOUT_PORT%", "127.0.0.1"),
+        ("%UPSTREAM_REQUEST_ATTEMPT_COUNT%", "2"),
+        ("%DYNAMIC_METADATA(a:b)%%FILTER_STATE(a)%%TRAILER(x)%", ""),
+        ("%REQ(?x-a)%", "abc"),
     ],
 )
 def test_format(text: str, expected: str) -> None:
@@ -46,7 +64,7 @@ def test_constant_format_is_text() -> None:
 def test_query_cannot_bring_the_end_of_a_header(value: str) -> None:
     compiled = compile_format("%QUERY_PARAM(q)%", FACTS)
     assert not isinstance(compiled, str)
-    assert compiled(RequestHead("GET", "svc", f"/a?q={value}", Headers(())), None) == ""
+    assert compiled(Scene(RequestHead("GET", "svc", f"/a?q={value}", Headers(())))) == ""
 
 
 def test_cluster_named_by_a_header_is_read_from_the_request() -> None:
@@ -56,7 +74,7 @@ def test_cluster_named_by_a_header_is_read_from_the_request() -> None:
 def test_values_that_are_not_there_render_as_nothing() -> None:
     compiled = compile_format("%REQ(x-a)%%RESP(x-up)%%QUERY_PARAM(q)%-", FACTS)
     assert not isinstance(compiled, str)
-    assert compiled(None, None) == "-"
+    assert compiled(Scene(None)) == "-"
 
 
 @pytest.mark.parametrize(
@@ -67,8 +85,17 @@ def test_values_that_are_not_there_render_as_nothing() -> None:
         "%REQ%",
         "%REQ()%",
         "%NO_SUCH%",
-        "%UPSTREAM_HOST%",
+        "%START_TIME%",
+        "%ENVIRONMENT(HOME)%",
+        "%ROUTE_NAME:3%",
         "%ROUTE_NAME(x)%",
+        "%REQ(a b)%",
+        "%REQ(a?b?c)%",
+        "%PATH(X)%",
+        "%METADATA(CLUSTER:a:b)%",
+        "%FILTER_STATE(a:FIELD)%",
+        "%UPSTREAM_METADATA(a:b):2%",
+        "%QUERY_PARAMS(RAW)%",
         "%req(x)%",
         "%QUERY_PARAM%",
     ],
@@ -78,8 +105,14 @@ def test_bad_format_is_named(text: str) -> None:
 
 
 def test_good_format_has_no_complaint() -> None:
-    assert check_format("%REQ(x?y):3% %%") is None
+    assert check_format("%REQ(x?y):3% %%") == ""
 
 
 def test_complaint_names_the_command() -> None:
-    assert "%UPSTREAM_HOST% is not supported" in (check_format("a %UPSTREAM_HOST%") or "")
+    assert "%START_TIME% is not supported" in check_format("a %START_TIME%")
+
+
+def test_what_is_absent_has_a_sign_of_its_own_in_hosts() -> None:
+    compiled = compile_format("%REQ(x-no)%.%METADATA(ROUTE:x)%", FACTS, absent="-")
+    assert not isinstance(compiled, str)
+    assert compiled(SCENE) == "-.-"

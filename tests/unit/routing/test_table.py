@@ -232,7 +232,10 @@ def test_missing_cluster_header_is_no_cluster(headers: tuple[tuple[str, str], ..
     action = RouteAction(ClusterHeader("x-cluster"), cluster_not_found_status=404)
     routes = table(Route(ANY, action, name="r", mutation=mutation))
     expected = LocalReply(404, "NC", "cluster_not_found", b"", (("x-r", "r"),))
-    assert routes.match(request("/", *headers), Bits(0)) == expected
+    found = routes.match(request("/", *headers), Bits(0))
+    assert isinstance(found, RouteMatch)
+    assert found.cluster == ""
+    assert found.cluster_not_found(request("/", *headers)) == expected
 
 
 def test_redirect_and_direct_response_are_answers() -> None:

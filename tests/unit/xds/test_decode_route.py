@@ -74,7 +74,7 @@ def test_path_templates(decode_route, packed):
         return decode_route(match={"path_match_policy": {"name": "t", "typed_config": config}})
 
     assert route_of(decode("/v1/{id}/**")).match.path == PathMatcher(PathKind.TEMPLATE, "/v1/{id}/**")
-    for template in ("v1", "/{a}/{a}", "/{", "/}", "/**/a", "/{a=}", "/{1a}", "/***", "/{a=**}/b"):
+    for template in ("v1", "/{a}/{a}", "/{", "/}", "/**/*", "/{a=}", "/{1a}", "/{a=***}", "/{a=**}/{b}"):
         path = f"{ROUTE}.match.path_match_policy.typed_config.path_template: "
         assert [error[: len(path)] for error in errors_of(decode(template))] == [path], template
 
@@ -87,12 +87,11 @@ def test_path_templates(decode_route, packed):
         ({"safe_regex": {"regex": "a" * 70_000}}, "safe_regex.regex"),
         ({"safe_regex": {"regex": "((a{100}){100}){10}"}}, "safe_regex.regex"),
         ({"path_separated_prefix": "/a/"}, "path_separated_prefix"),
-        ({"prefix": "/", "tls_context": {"presented": True}}, "tls_context"),
         (
-            {"prefix": "/", "dynamic_metadata": [{"filter": "f", "path": [{"key": "k"}], "value": {"null_match": {}}}]},
-            "dynamic_metadata",
+            {"prefix": "/", "dynamic_metadata": [{"filter": "f", "path": [{"key": "k"}]}]},
+            "dynamic_metadata[0].value",
         ),
-        ({"prefix": "/", "filter_state": [{"key": "k", "string_match": {"exact": "v"}}]}, "filter_state"),
+        ({"prefix": "/", "filter_state": [{"key": "", "string_match": {"exact": "v"}}]}, "filter_state[0].key"),
         ({"prefix": "/", "runtime_fraction": {}}, "runtime_fraction.default_value"),
         ({"prefix": "/", "headers": [{"name": ""}]}, "headers[0].name"),
         ({"prefix": "/", "headers": [{"name": "a", "string_match": {}}]}, "headers[0].string_match.match_pattern"),
@@ -316,10 +315,7 @@ def test_mirror_policies_come_from_the_nearest_level(decode):
 
 @pytest.mark.parametrize(
     ("config", "path"),
-    [
-        ({"vhost_header": "x"}, "vhost_header"),
-        ({"ignore_path_parameters_in_path_matching": True}, "ignore_path_parameters_in_path_matching"),
-    ],
+    [],
 )
 def test_configurations_that_cannot_be_honoured_are_refused(decode_host, config, path):
     assert errors_of(decode_host(config)) == (f"{path}: is not supported",)
@@ -328,7 +324,6 @@ def test_configurations_that_cannot_be_honoured_are_refused(decode_host, config,
 @pytest.mark.parametrize(
     "fields",
     [
-        {"require_tls": "ALL"},
         {"matcher": {}},
         {"retry_policy_typed_config": {"@type": "type.googleapis.com/google.protobuf.Struct", "value": {}}},
     ],
@@ -378,3 +373,65 @@ def test_a_fault_on_a_route_that_answers_by_itself_is_reported_as_unused(decode)
     decoded = decode("RDS", {"name": "rc", "virtual_hosts": [{"name": "vh", "domains": ["*"], "routes": [route]}]})
     assert decoded.errors == ()
     assert decoded.unused == (f"{ROUTE}.typed_per_filter_config: a route that answers by itself injects no fault",)
+
+
+@pytest.mark.parametrize(
+    ("fields", "expected"),
+    [
+        ({"tls_context": {"presented": True}}, [False]),
+        ({"tls_context": {"presented": False, "validated": False}}, [True, True]),
+        ({"tls_context": {}}, []),
+        ({"dynamic_metadata": [{"filter": "f", "path": [{"key": "k"}], "value": {"null_match": {}}}]}, [False]),
+        (
+            {
+                "dynamic_metadata": [
+                    {"filter": "f", "path": [{"key": "k"}], "value": {"present_match": True}, "invert": True}
+                ]
+            },
+            [True],
+        ),
+        ({"filter_state": [{"key": "k", "string_match": {"exact": "v"}}]}, [False]),
+    ],
+)
+def test_conditions_on_what_only_a_proxy_has(decode_route, fields, expected):
+    """Envoy 1.40 answers so when there is no certificate, metadata or state."""
+    conditions = route_of(decode_route(match={"prefix": "/", **fields})).match.proxy
+    assert [condition.holds for condition in conditions] == expected
+
+
+def test_what_configurations_and_hosts_say_about_matching(decode_host):
+    config = {"vhost_header": "X-Host", "ignore_path_parameters_in_path_matching": True}
+    decoded = decode_host(config, require_tls="ALL")
+    assert decoded.errors == ()
+    assert (decoded.value.host_header, decoded.value.ignores_path_parameters) == ("x-host", True)
+    assert decoded.value.virtual_hosts[0].requires_tls
+    external = decode_host(require_tls="EXTERNAL_ONLY")
+    assert (external.errors, external.value.virtual_hosts[0].requires_tls) == ((), False)
+    assert external.unused[0].startswith("virtual_hosts[0].require_tls")
+
+
+def test_plugins_that_choose_clusters_are_refused_by_name_and_type(decode_host):
+    def plugins(**fields):
+        kind = "type.googleapis.com/grpc.lookup.v1.RouteLookupClusterSpecifier"
+        config = {"@type": "type.googleapis.com/xds.type.v3.TypedStruct", "type_url": kind}
+        return {"cluster_specifier_plugins": [{"extension": {"name": "rls", "typed_config": config}, **fields}]}
+
+    (error,) = errors_of(decode_host(plugins()))
+    assert "'rls' (grpc.lookup.v1.RouteLookupClusterSpecifier) is not supported" in error
+    assert decode_host(plugins(is_optional=True)).errors == ()
+
+
+def test_rewrites_by_template_need_a_template(decode_route, packed):
+    kind = "envoy.extensions.path.rewrite.uri_template.v3.UriTemplateRewriteConfig"
+
+    def decode(rewrite, match):
+        config = packed(kind, path_template_rewrite=rewrite)
+        action = {"cluster": "c", "path_rewrite_policy": {"name": "t", "typed_config": config}}
+        return decode_route(action, match=match)
+
+    config = packed("envoy.extensions.path.match.uri_template.v3.UriTemplateMatchConfig", path_template="/v/{x}")
+    template = {"path_match_policy": {"name": "t", "typed_config": config}}
+    assert route_of(decode("/n/{x}", template)).action.template_rewrite == "/n/{x}"
+    path = f"{ROUTE}.route.path_rewrite_policy"
+    for rewrite, match in (("/n/{y}", template), ("n", template), ("/n", {"prefix": "/"})):
+        assert [error.partition(": ")[0] for error in errors_of(decode(rewrite, match))] == [path]
