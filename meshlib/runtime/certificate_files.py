@@ -9,7 +9,8 @@ from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat,
 from meshlib.errors import ConfigError
 from meshlib.model.secret import Secret, TlsCertificate, TrustedCa
 from meshlib.xds.bootstrap import FileWatcherConfig
-from meshlib.xds.dependencies import provider_secret_names
+from meshlib.xds.follow import provider_secret_names
+from meshlib.xds.spiffe_bundles import parse_bundle_map
 
 __all__ = ["read_provider"]
 
@@ -25,8 +26,6 @@ def read_provider(instance: str, config: FileWatcherConfig, previous: Mapping[st
     Raises:
         ConfigError: A file cannot be read or used; whoever asks keeps what there was.
     """
-    if config.spiffe_bundle_map_file:
-        raise ConfigError(f"certificate provider {instance!r}: spiffe_bundle_map_file is not supported")
     certificate_name, roots_name = provider_secret_names(instance)
     found: dict[str, Secret] = {}
     if config.certificate_file:
@@ -34,7 +33,16 @@ def read_provider(instance: str, config: FileWatcherConfig, previous: Mapping[st
         pair = TlsCertificate(chain, _read(instance, config.private_key_file))
         _check_pair(instance, config, pair)
         found[certificate_name] = Secret(certificate_name, pair)
-    if config.ca_certificate_file:
+    if config.spiffe_bundle_map_file:
+        # "If set, takes precedence over ca_certificate_file" (A87).
+        try:
+            bundles = parse_bundle_map(_read(instance, config.spiffe_bundle_map_file))
+        except ValueError as error:
+            raise ConfigError(
+                f"certificate provider {instance!r}: {config.spiffe_bundle_map_file} is not a SPIFFE bundle map: {error}"
+            ) from error
+        found[roots_name] = Secret(roots_name, TrustedCa(b"", bundles=bundles))
+    elif config.ca_certificate_file:
         roots = _read(instance, config.ca_certificate_file)
         try:
             x509.load_pem_x509_certificates(roots)

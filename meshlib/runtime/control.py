@@ -13,13 +13,12 @@ from functools import partial
 from types import MappingProxyType
 from typing import Final, Protocol, TypeVar
 
-from meshlib.errors import ConfigError
 from meshlib.events import CertificateRotated, Hook
-from meshlib.model.secret import Secret, TlsCertificate
+from meshlib.model.secret import TlsCertificate
 from meshlib.model.snapshot import ConfigFault, Demand, DemandKind, Snapshot, TargetConfig
 from meshlib.ports import Clock, Rng, WallClock
 from meshlib.runtime.ads import AdsStream, Stream, StreamEvents
-from meshlib.runtime.certificate_files import read_provider
+from meshlib.runtime.certificate_sources import CertificateSources
 from meshlib.runtime.certificates import describe
 from meshlib.runtime.dns import DnsLookups, Lookup, look_up
 from meshlib.runtime.load_reports import LoadReporter, OpenLoadStream
@@ -141,7 +140,9 @@ class ControlPlane:
         self._closure = Closure()
         self._has_loaded = False
         self._answers: dict[str, DnsAnswer] = {}
-        self._provider_secrets: dict[str, Secret] = {}
+        self._sources = CertificateSources(
+            bootstrap.certificate_providers, rng=rng, changed=self._on_sources, problem=self._problem
+        )
         self._scheduler = Scheduler(clock)
         self._links = ServerLinks(bootstrap, self._cache, self._make_link)
         self._reset_thread_state()
@@ -334,12 +335,14 @@ class ControlPlane:
         self._reporter.close()
         self._orca.close()
         self._links.disconnect()
+        self._sources.disconnect()
         self._has_parked = True
         parked.set()
         self._unpark.wait()
         self._has_parked = False
         if not self._is_stopping:
             self._links.connect(RESUME_AFTER_S)
+            self._sources.resume()
 
     # The control thread.
 
@@ -360,7 +363,7 @@ class ControlPlane:
         if not self._has_loaded:
             self._has_loaded = True
             self._load()
-        self._read_providers()
+        self._sources.begin(self._scheduler)
         self._scheduler.later(TICK_S, self._tick)
         self._scheduler.later(ABSENT_S, self._drop_absent)
         self._is_dirty = True
@@ -371,6 +374,7 @@ class ControlPlane:
         self._reporter.close()
         self._orca.close()
         self._links.disconnect()
+        self._sources.disconnect()
         self._save()
         done, self._done = self._done, []
         for release in done:
@@ -463,10 +467,11 @@ class ControlPlane:
             self._targets,
             self._inbound,
             self._answers,
-            self._provider_secrets,
+            self._sources.secrets,
             self._bootstrap.node.id,
             self._demands_now(),
             self._bootstrap.runtime,
+            pending_providers=self._sources.pending,
         )
         snapshot = self.snapshot
         while True:
@@ -528,23 +533,8 @@ class ControlPlane:
 
     # Files.
 
-    def _read_providers(self) -> None:
-        for instance in self._bootstrap.certificate_providers:
-            self._read_provider(instance)
-
-    def _read_provider(self, instance: str) -> None:
-        config = self._bootstrap.certificate_providers[instance]
-        self._scheduler.later(config.refresh_interval_s, partial(self._read_provider, instance))
-        place = f"certificate provider {instance}"
-        try:
-            found = read_provider(instance, config, self._provider_secrets)
-        except ConfigError as error:
-            self._problem(place, str(error))
-            return
-        self._problem(place, "")
-        if any(self._provider_secrets.get(name) is not secret for name, secret in found.items()):
-            self._provider_secrets.update(found)
-            self._is_dirty = True
+    def _on_sources(self) -> None:
+        self._is_dirty = True
 
     def _load(self) -> None:
         if self._store is None:

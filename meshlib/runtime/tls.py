@@ -19,6 +19,7 @@ from meshlib.model.secret import ClientTls, Secret, SecretRef, ServerTls, TlsCer
 from meshlib.ports import Lock, WallClock
 from meshlib.runtime.clock import wall as system_wall
 from meshlib.runtime.tls_context import MeshContext, load_identity, load_trust, peer_identity
+from meshlib.xds.follow import provider_secret_names
 
 __all__ = [
     "PeerNames",
@@ -273,14 +274,21 @@ def _name_of(ref: SecretRef | None) -> str:
     return ref.sds_name or ref.provider or "inline"
 
 
-def _secret(ref: SecretRef, secrets: Mapping[str, Secret]) -> TlsCertificate | TrustedCa:
+def _secret(ref: SecretRef, secrets: Mapping[str, Secret], kind: int) -> TlsCertificate | TrustedCa:
+    """Return what a reference leads to.
+
+    Args:
+        kind: With a provider instance: 0 its certificate, 1 its roots.
+    """
     if ref.inline is not None:
         return ref.inline
     if ref.provider:
-        raise IdentityError(
-            "certificate provider instances of the bootstrap are not supported here; use SDS or inline certificates",
-            resource=ref.provider,
-        )
+        secret = secrets.get(provider_secret_names(ref.provider)[kind])
+        if secret is None:
+            what = ("certificate", "trust bundle")[kind]
+            text = f"certificate provider {ref.provider!r} of the bootstrap does not exist, or has no {what} yet"
+            raise IdentityError(text, resource=ref.provider)
+        return secret.value
     secret = secrets.get(ref.sds_name)
     if secret is None:
         raise IdentityError("the secret has not arrived", resource=ref.sds_name)
@@ -288,14 +296,14 @@ def _secret(ref: SecretRef, secrets: Mapping[str, Secret]) -> TlsCertificate | T
 
 
 def _certificate(ref: SecretRef, secrets: Mapping[str, Secret]) -> TlsCertificate:
-    value = _secret(ref, secrets)
+    value = _secret(ref, secrets, 0)
     if not isinstance(value, TlsCertificate):
         raise IdentityError("the secret is a trust bundle, not a certificate", resource=_name_of(ref))
     return value
 
 
 def _trust(ref: SecretRef, secrets: Mapping[str, Secret]) -> TrustedCa:
-    value = _secret(ref, secrets)
+    value = _secret(ref, secrets, 1)
     if not isinstance(value, TrustedCa):
         raise IdentityError("the secret is a certificate, not a trust bundle", resource=_name_of(ref))
     return value

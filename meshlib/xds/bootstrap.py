@@ -37,8 +37,10 @@ __all__ = [
     "InsecureCreds",
     "JwtTokenFile",
     "NodeConfig",
+    "ProviderConfig",
     "ServerConfig",
     "TlsCreds",
+    "WorkloadApiConfig",
     "load_bootstrap",
     "parse_bootstrap",
 ]
@@ -151,6 +153,22 @@ class FileWatcherConfig:
 
 
 @dataclass(frozen=True, slots=True)
+class WorkloadApiConfig:
+    """A certificate provider that asks a SPIFFE Workload API (ours: other gRPC clients do not know this plugin).
+
+    Attributes:
+        socket: `unix:///path`; empty: the environment's `SPIFFE_ENDPOINT_SOCKET`.
+        spiffe_id: Which of several identities to use; empty: the first, which is the default one.
+    """
+
+    socket: str = ""
+    spiffe_id: str = ""
+
+
+ProviderConfig = FileWatcherConfig | WorkloadApiConfig
+
+
+@dataclass(frozen=True, slots=True)
 class AllowedGrpcService:
     """Credentials for a side channel that the management server may name (A102)."""
 
@@ -210,7 +228,7 @@ class Bootstrap:
     authorities: Mapping[str, AuthorityConfig] = field(default_factory=lambda: MappingProxyType({}), hash=False)
     client_default_listener_resource_name_template: str = "%s"
     server_listener_resource_name_template: str | None = None
-    certificate_providers: Mapping[str, FileWatcherConfig] = field(
+    certificate_providers: Mapping[str, ProviderConfig] = field(
         default_factory=lambda: MappingProxyType({}), hash=False
     )
     allowed_grpc_services: Mapping[str, AllowedGrpcService] = field(
@@ -379,21 +397,38 @@ def _authorities(root: JsonPlace, servers: tuple[ServerConfig, ...]) -> Mapping[
     return MappingProxyType(result)
 
 
-def _providers(root: JsonPlace) -> Mapping[str, FileWatcherConfig]:
-    result = {}
+def _providers(root: JsonPlace) -> Mapping[str, ProviderConfig]:
+    result: dict[str, ProviderConfig] = {}
     for name, place in root.object("certificate_providers").members():
-        plugin = place.string("plugin_name")
-        if plugin != "file_watcher":
-            place.fail(f"unknown plugin {plugin!r} (known: file_watcher)" if plugin else "is required", "plugin_name")
-        config = place.object("config")
-        certificate, key = _key_pair(config)
-        roots = config.string("ca_certificate_file")
-        # gRFC A87 has the first name, C-core reads the second.
-        bundles = config.string("spiffe_trust_bundle_map_file") or config.string("spiffe_bundle_map_file")
-        if not (certificate or roots or bundles):
-            config.fail("at least one of certificate_file and ca_certificate_file is required")
-        result[name] = FileWatcherConfig(certificate, key, roots, bundles, _refresh(config))
+        plugin, config = place.string("plugin_name"), place.object("config")
+        match plugin:
+            case "file_watcher":
+                result[name] = _file_watcher(config)
+            case "spiffe_workload_api":
+                result[name] = _workload_api(config)
+            case _:
+                known = "known: file_watcher, spiffe_workload_api"
+                place.fail(f"unknown plugin {plugin!r} ({known})" if plugin else "is required", "plugin_name")
     return MappingProxyType(result)
+
+
+def _file_watcher(config: JsonPlace) -> FileWatcherConfig:
+    certificate, key = _key_pair(config)
+    roots = config.string("ca_certificate_file")
+    # gRFC A87 has the first name, C-core reads the second.
+    bundles = config.string("spiffe_trust_bundle_map_file") or config.string("spiffe_bundle_map_file")
+    if not (certificate or roots or bundles):
+        config.fail("at least one of certificate_file and ca_certificate_file is required")
+    return FileWatcherConfig(certificate, key, roots, bundles, _refresh(config))
+
+
+def _workload_api(config: JsonPlace) -> WorkloadApiConfig:
+    socket, spiffe_id = config.string("endpoint_socket"), config.string("spiffe_id")
+    if socket and not socket.startswith("unix:"):
+        config.fail("must be unix:///path", "endpoint_socket")
+    if spiffe_id and not spiffe_id.startswith("spiffe://"):
+        config.fail("must start with spiffe://", "spiffe_id")
+    return WorkloadApiConfig(socket, spiffe_id)
 
 
 def _allowed(root: JsonPlace) -> Mapping[str, AllowedGrpcService]:

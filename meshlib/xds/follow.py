@@ -61,6 +61,7 @@ class Facts:
         inbound: Names of server listeners wanted.
         dns: By host name; absent: not resolved yet.
         provider_secrets: Of certificate providers, by `provider:<instance>:certificate` or `...:ca`.
+        pending_providers: Certificate providers that have not answered at all yet, and may still.
         node_id: Ends every error text, so that a user can name the client to whoever runs the server.
         demands: What requests asked for, by target.
         runtime: Layers of runtime values, each over the ones before it: static ones, or names of RTDS resources.
@@ -74,6 +75,7 @@ class Facts:
     node_id: str = ""
     demands: Mapping[str, frozenset[Demand]] = field(default_factory=dict)
     runtime: tuple[RuntimeLayer | str, ...] = ()
+    pending_providers: frozenset[str] = frozenset()
 
 
 def provider_secret_names(instance: str) -> tuple[str, str]:
@@ -341,6 +343,8 @@ class ClusterFollower:
             return
         if reference.provider:
             self.scope.needs.update((SECRET, name) for name in provider_secret_names(reference.provider))
+            if reference.provider in self._facts.pending_providers:
+                yield f"certificate provider {reference.provider}"
         if reference.sds_name:
             self.scope.needs.add((SECRET, reference.sds_name))
             if self._need(SDS, reference.sds_name) is None:

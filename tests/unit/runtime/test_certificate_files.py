@@ -1,14 +1,15 @@
 """Certificate providers: files as secrets, pairs that match, errors that name the file and show no key."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import trustme
+from peers.authority import Authority, bundle_map
 
 from meshlib.errors import ConfigError
 from meshlib.model.secret import TlsCertificate, TrustedCa
 from meshlib.runtime.certificate_files import read_provider
-from meshlib.runtime.certificates import describe
 from meshlib.xds.bootstrap import FileWatcherConfig
 
 
@@ -61,15 +62,34 @@ def test_a_missing_file_and_broken_roots_are_named(tmp_path: Path, authority: tr
         read_provider("default", config, {})
 
 
-def test_bundle_maps_are_refused_by_name() -> None:
-    with pytest.raises(ConfigError, match="spiffe_bundle_map_file is not supported"):
-        read_provider("default", FileWatcherConfig(spiffe_bundle_map_file="/x"), {})
+def test_a_bundle_map_counts_instead_of_the_roots(tmp_path: Path, authority: trustme.CA) -> None:
+    roots = {name: Authority(name) for name in ("a.example", "b.example")}
+    path = tmp_path / "bundles.json"
+    path.write_text(bundle_map({name: [one] for name, one in roots.items()}))
+    config = replace(write(tmp_path, authority), spiffe_bundle_map_file=str(path))
+    found = read_provider("default", config, {})["provider:default:ca"].value
+    assert TrustedCa(b"", bundles=tuple(one.bundle(name) for name, one in roots.items())) == found
 
 
-def test_a_certificate_says_how_long_it_is_good(authority: trustme.CA) -> None:
-    leaf = authority.issue_cert("spiffe.test")
-    facts = describe(leaf.cert_chain_pems[0].bytes())
-    assert facts is not None
-    assert facts.starts_at < facts.expires_at
-    assert facts.spiffe_id == ""
-    assert describe(b"nothing") is None
+@pytest.mark.parametrize(
+    ("text", "reason"),
+    [
+        ("", "not JSON"),
+        ("[" * 100_000, "not JSON"),
+        ("[]", "trust_domains"),
+        ('{"trust_domains": {"A": {}}}', "'A'"),
+        ('{"trust_domains": {"a": {}, "a": {}}}', "twice"),
+        ('{"trust_domains": {"a": []}}', "'a'"),
+        ('{"trust_domains": {"a": {"keys": 1}}}', "keys"),
+        ('{"trust_domains": {"a": {"keys": [1]}}}', r"keys\[0\]"),
+        ('{"trust_domains": {"a": {"keys": [{"use": "x509-svid", "kty": "OKP"}]}}}', "kty"),
+        ('{"trust_domains": {"a": {"keys": [{"use": "x509-svid", "kty": "EC"}]}}}', "x5c"),
+        ('{"trust_domains": {"a": {"keys": [{"use": "x509-svid", "kty": "EC", "x5c": ["", ""]}]}}}', "exactly one"),
+        ('{"trust_domains": {"a": {"keys": [{"use": "x509-svid", "kty": "EC", "x5c": ["AAAA"]}]}}}', "base64 DER"),
+    ],
+)
+def test_bundle_maps_that_cannot_be_used_say_where(tmp_path: Path, text: str, reason: str) -> None:
+    path = tmp_path / "bundles.json"
+    path.write_text(text)
+    with pytest.raises(ConfigError, match=f"(?s)bundles.json.*{reason}"):
+        read_provider("default", FileWatcherConfig(spiffe_bundle_map_file=str(path)), {})
