@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 from opentelemetry import metrics
 from opentelemetry.metrics import CallbackOptions, Meter, Observation
 
+from meshlib.admin.certificates import CERTIFICATE_EXPIRY, CERTIFICATE_EXPIRY_HELP, CERTIFICATE_LABELS
 from meshlib.admin.metrics import LABELS
 
 if TYPE_CHECKING:
@@ -60,6 +61,14 @@ def export_metrics(mesh: "Mesh", *, meter: Meter | None = None) -> None:
 
         return observe
 
+    def expiries(options: CallbackOptions) -> Iterable[Observation]:
+        return [
+            Observation(one.expires_at, {label: getattr(one, label) for label in CERTIFICATE_LABELS})
+            for one in mesh.certificates()
+            if one.expires_at is not None
+        ]
+
+    meter.create_observable_gauge(CERTIFICATE_EXPIRY, [expiries], "s", CERTIFICATE_EXPIRY_HELP)
     meter.create_observable_counter(
         "istio_requests_total", [requests], "{request}", "Requests by source and destination."
     )

@@ -8,9 +8,10 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
 from prometheus_client import CollectorRegistry, start_http_server
-from prometheus_client.core import CounterMetricFamily, HistogramMetricFamily, Metric
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily, Metric
 from prometheus_client.registry import Collector
 
+from meshlib.admin.certificates import CERTIFICATE_EXPIRY, CERTIFICATE_EXPIRY_HELP, CERTIFICATE_LABELS
 from meshlib.admin.metrics import LABELS, StandardMetrics
 
 if TYPE_CHECKING:
@@ -23,6 +24,7 @@ class MeshCollector(Collector):
     """Hands the metrics of a mesh to a Prometheus registry."""
 
     def __init__(self, mesh: "Mesh") -> None:
+        self._mesh = mesh
         self._metrics: StandardMetrics = mesh.metrics
 
     def collect(self) -> Iterator[Metric]:
@@ -55,6 +57,11 @@ class MeshCollector(Collector):
         for (cluster, outcome), number in self._metrics.mirrored().items():
             mirrored.add_metric((cluster, outcome), number)
         yield mirrored
+        expiry = GaugeMetricFamily(CERTIFICATE_EXPIRY, CERTIFICATE_EXPIRY_HELP, labels=CERTIFICATE_LABELS)
+        for certificate in self._mesh.certificates():
+            if certificate.expires_at is not None:
+                expiry.add_metric([getattr(certificate, label) for label in CERTIFICATE_LABELS], certificate.expires_at)
+        yield expiry
 
 
 class MetricsServer:

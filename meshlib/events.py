@@ -12,6 +12,7 @@ from meshlib.model.endpoint import Endpoint
 __all__ = [
     "AttemptFinished",
     "CallFinished",
+    "CertificateExpiring",
     "CertificateRotated",
     "ControlPlaneConnected",
     "ControlPlaneLost",
@@ -182,6 +183,26 @@ class CertificateRotated:
     expires_at: float
 
 
+@dataclass(frozen=True, slots=True)
+class CertificateExpiring:
+    """A certificate in use, or the longest-lived root of a bundle, has not been replaced in time.
+
+    Fires once when a third of its lifetime is left, and once when it has expired.
+
+    Attributes:
+        kind: `certificate` or `roots`.
+        spiffe_id: Empty: it has none.
+        expires_at: Seconds since the epoch.
+        left_s: Seconds left; negative: it has expired, and is not used any more.
+    """
+
+    name: str
+    kind: str
+    spiffe_id: str
+    expires_at: float
+    left_s: float
+
+
 Event = (
     AttemptFinished
     | CallFinished
@@ -193,6 +214,7 @@ Event = (
     | ResourceRejected
     | ControlPlaneConnected
     | ControlPlaneLost
+    | CertificateExpiring
     | CertificateRotated
 )
 Hook = Callable[[Event], None]

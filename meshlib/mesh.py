@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     import httpx
     from opentelemetry.trace import TracerProvider
 
+    from meshlib.admin.certificates import CertificateStatus
     from meshlib.admin.explain import Explanation
     from meshlib.admin.status import MeshStatus, ResourceStatus
     from meshlib.clients.function import Decorator
@@ -390,6 +391,12 @@ class Mesh(MeshEngine):
         from meshlib.admin.status import mesh_status
 
         return mesh_status(self, self._control)
+
+    def certificates(self) -> "tuple[CertificateStatus, ...]":
+        """Return the certificates and roots in use: names, issuer, source, and how long they are good. No secrets."""
+        from meshlib.admin.certificates import certificate_statuses
+
+        return certificate_statuses(self, self._control)
 
     def dump(self) -> "tuple[ResourceStatus, ...]":
         """Return every resource with its state, version, error and age. No secrets."""

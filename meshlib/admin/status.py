@@ -4,11 +4,9 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any, Protocol
 
-from meshlib.model.secret import Secret, TlsCertificate, TrustedCa
+from meshlib.admin.certificates import CertificateStatus, certificate_statuses
 from meshlib.model.snapshot import ConfigFault, InboundConfig
 from meshlib.ports import Clock
-from meshlib.runtime.certificates import describe
-from meshlib.runtime.clock import wall
 from meshlib.runtime.control import ControlPlane
 from meshlib.view import ClusterState, View
 from meshlib.xds.cache import Entry
@@ -71,19 +69,6 @@ class TargetStatus:
     state: str
     note: str = ""
     waits_for: tuple[str, ...] = ()
-
-
-@dataclass(frozen=True, slots=True)
-class CertificateStatus:
-    """Attributes:
-    kind: `certificate` or `roots`.
-    expires_in_s: Of the certificate; negative: it has expired. None for roots.
-    """
-
-    name: str
-    kind: str
-    spiffe_id: str = ""
-    expires_in_s: float | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -165,7 +150,7 @@ class MeshStatus:
                     f"{endpoint.active} in flight"
                 )
         for certificate in self.certificates:
-            lines.append(f"{certificate.kind} {certificate.name}{_expiry(certificate)}")
+            lines.append(str(certificate))
         return "\n".join(lines)
 
 
@@ -197,7 +182,7 @@ def mesh_status(mesh: Source, control: ControlPlane | None) -> MeshStatus:
         view.number,
         _targets(view, control),
         tuple(cluster_status(name, cluster) for name, cluster in sorted(view.clusters.items())),
-        tuple(_certificate(secret) for _, secret in sorted(view.secrets.items())),
+        certificate_statuses(mesh, control),
         control.problems,
     )
 
@@ -260,17 +245,6 @@ def _is_mtls(found: object) -> bool:
     return tls is not None and tls.require_client_certificate
 
 
-def _certificate(secret: Secret) -> CertificateStatus:
-    match secret.value:
-        case TlsCertificate(chain_pem=chain):
-            facts = describe(chain)
-            if facts is None:
-                return CertificateStatus(secret.name, "certificate")
-            return CertificateStatus(secret.name, "certificate", facts.spiffe_id, facts.expires_at - wall())
-        case TrustedCa():
-            return CertificateStatus(secret.name, "roots")
-
-
 def _resource(entry: Entry, now: float) -> ResourceStatus:
     return ResourceStatus(
         short_name(entry.type_url),
@@ -288,13 +262,3 @@ def _resource(entry: Entry, now: float) -> ResourceStatus:
 
 def _dash(note: str) -> str:
     return f" - {note}" if note else ""
-
-
-def _expiry(certificate: CertificateStatus) -> str:
-    identity = f" ({certificate.spiffe_id})" if certificate.spiffe_id else ""
-    seconds = certificate.expires_in_s
-    if seconds is None:
-        return identity
-    return (
-        f"{identity}: {'expired ' if seconds < 0 else 'expires in '}{abs(seconds):.0f} s{' ago' if seconds < 0 else ''}"
-    )

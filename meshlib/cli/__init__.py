@@ -2,6 +2,7 @@
 
 import json
 import sys
+from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -84,6 +85,28 @@ def dump(
         if service:
             mesh.wait_ready(*service, timeout_s=timeout_s)
         print(json.dumps(client_status_dict(mesh), indent=2) if as_json else client_status_text(mesh))
+
+
+@app.command()
+def cert(
+    file: Annotated[list[Path] | None, typer.Argument(help="PEM files or SPIFFE bundle maps.")] = None,
+    service: Annotated[
+        list[str] | None, typer.Option("--service", help="Look up a service first; may be given several times.")
+    ] = None,
+    csds: Annotated[str, typer.Option("--csds", help="HOST:PORT of a running process that serves CSDS.")] = "",
+    within_s: Annotated[
+        float | None, typer.Option("--expires-within", help="Exit with 1 if one ends within this many seconds.")
+    ] = None,
+    timeout_s: TimeoutOption = 5.0,
+    as_json: JsonOption = False,
+) -> None:
+    """Show certificates: identity, names, issuer, expiry, source and age. Of files, a running process, or a mesh of its own."""
+    from meshlib.cli.cert import certificates, expiring, shown
+
+    found = certificates(file, service, csds, timeout_s)
+    print(shown(found, as_json=as_json))
+    if within_s is not None and expiring(found, within_s):
+        raise typer.Exit(1)
 
 
 def _authority(url: str) -> str:

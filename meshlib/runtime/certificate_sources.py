@@ -6,7 +6,7 @@ from typing import Final
 
 from meshlib.errors import ConfigError
 from meshlib.model.secret import Secret
-from meshlib.ports import Rng
+from meshlib.ports import Clock, Rng
 from meshlib.runtime.certificate_files import read_provider
 from meshlib.runtime.scheduler import Scheduler
 from meshlib.runtime.workload_api import WorkloadApi, check_library
@@ -21,10 +21,11 @@ PATIENCE_S: Final = 5.0
 
 
 class CertificateSources:
-    """Belongs to the control thread; `secrets` and `pending` are replaced and not changed.
+    """Belongs to the control thread; `secrets`, `since` and `pending` are replaced and not changed.
 
     Attributes:
         secrets: By name, see `provider_secret_names`. What cannot be read any more stays as it was.
+        since: When each came, in monotonic seconds.
         pending: Instances that have not said anything, good or bad.
     """
 
@@ -32,6 +33,7 @@ class CertificateSources:
         self,
         providers: Mapping[str, ProviderConfig],
         *,
+        clock: Clock,
         rng: Rng,
         changed: Callable[[], None],
         problem: Callable[[str, str], None],
@@ -48,11 +50,13 @@ class CertificateSources:
             if isinstance(config, WorkloadApiConfig):
                 check_library(instance)
         self._providers = providers
+        self._clock = clock
         self._rng = rng
         self._changed = changed
         self._problem = problem
         self._streams: list[WorkloadApi] = []
         self.secrets: Mapping[str, Secret] = {}
+        self.since: Mapping[str, float] = {}
         self.pending: frozenset[str] = frozenset()
 
     def begin(self, scheduler: Scheduler) -> None:
@@ -111,6 +115,7 @@ class CertificateSources:
         before = self.secrets
         new = {secret.name: secret for secret in found if before.get(secret.name) != secret}
         if new:
+            self.since = {**self.since, **dict.fromkeys(new, self._clock())}
             self.secrets = {**before, **new}
             self._changed()
         self._settled(instance)

@@ -13,13 +13,12 @@ from functools import partial
 from types import MappingProxyType
 from typing import Final, Protocol, TypeVar
 
-from meshlib.events import CertificateRotated, Hook
-from meshlib.model.secret import TlsCertificate
+from meshlib.events import Event, Hook
 from meshlib.model.snapshot import ConfigFault, Demand, DemandKind, Snapshot, TargetConfig
 from meshlib.ports import Clock, Rng, WallClock
 from meshlib.runtime.ads import AdsStream, Stream, StreamEvents
 from meshlib.runtime.certificate_sources import CertificateSources
-from meshlib.runtime.certificates import describe
+from meshlib.runtime.certificates import CertificateWatch
 from meshlib.runtime.dns import DnsLookups, Lookup, look_up
 from meshlib.runtime.load_reports import LoadReporter, OpenLoadStream
 from meshlib.runtime.load_stream import LoadStream
@@ -35,6 +34,7 @@ from meshlib.xds.bootstrap import Bootstrap, ServerConfig
 from meshlib.xds.cache import CacheShare, Entry, ResourceCache
 from meshlib.xds.delta import new_machine
 from meshlib.xds.dependencies import Closure, DnsAnswer, Facts
+from meshlib.xds.encode_secret import provided_entry
 from meshlib.xds.load_report import ClusterLoad
 from meshlib.xds.names import is_collection, virtual_host_name
 from meshlib.xds.resources import VHDS
@@ -141,8 +141,13 @@ class ControlPlane:
         self._has_loaded = False
         self._answers: dict[str, DnsAnswer] = {}
         self._sources = CertificateSources(
-            bootstrap.certificate_providers, rng=rng, changed=self._on_sources, problem=self._problem
+            bootstrap.certificate_providers,
+            clock=clock,
+            rng=rng,
+            changed=self._on_sources,
+            problem=self._problem,
         )
+        self._certificates = CertificateWatch()
         self._scheduler = Scheduler(clock)
         self._links = ServerLinks(bootstrap, self._cache, self._make_link)
         self._reset_thread_state()
@@ -273,6 +278,11 @@ class ControlPlane:
         self._scheduler.post(partial(self._on_change, None))
 
     @property
+    def certificates_since(self) -> Mapping[tuple[str, str], float]:
+        """When each certificate or bundle in use came, in monotonic seconds, by name and kind."""
+        return self._certificates.since
+
+    @property
     def targets(self) -> frozenset[str]:
         """Names of all client listeners subscribed to."""
         return self._targets
@@ -287,8 +297,14 @@ class ControlPlane:
         return self._bootstrap.node.id
 
     def entries(self, timeout_s: float = 2.0) -> tuple[Entry, ...]:
-        """Return copies of all cache entries; an empty tuple when the control thread does not get to it in time."""
-        return self._ask(lambda: tuple(copy(entry) for entry in self._cache.entries()), timeout_s) or ()
+        """Return copies of all cache entries, and what certificate providers brought as secrets without keys; an empty
+        tuple when the control thread does not get to it in time."""
+        return self._ask(self._entries, timeout_s) or ()
+
+    def _entries(self) -> tuple[Entry, ...]:
+        since = self._sources.since
+        provided = tuple(provided_entry(secret, since[name]) for name, secret in self._sources.secrets.items())
+        return tuple(copy(entry) for entry in self._cache.entries()) + provided
 
     def _ask(self, look: Callable[[], T], timeout_s: float) -> T | None:
         if not self.is_running or threading.current_thread() is self._thread:
@@ -402,6 +418,11 @@ class ControlPlane:
         self._scheduler.later(TICK_S, self._tick)
         self._owner.tick(self._clock())
         self._orca.step()
+        self._emit_all(self._certificates.sweep(self._clock(), self._wall_clock()))
+
+    def _emit_all(self, events: Iterable[Event]) -> None:
+        for event in events:
+            self._emit(event)
 
     def _drop_absent(self) -> None:
         """Unsubscribe from targets that did not exist a minute ago and do not now; a next use asks again."""
@@ -486,20 +507,11 @@ class ControlPlane:
         previous, self.snapshot = self.snapshot, resolution.snapshot
         if resolution.snapshot is not previous:
             self._owner.publish(resolution.snapshot)
-            self._report_certificates(previous, resolution.snapshot)
+            self._emit_all(self._certificates.update(resolution.snapshot, self._clock()))
             self._save_soon()
         self._reporter.step()
         self._orca.step()
         self._owner.changed()
-
-    def _report_certificates(self, previous: Snapshot, snapshot: Snapshot) -> None:
-        for name, secret in snapshot.secrets.items():
-            before = previous.secrets.get(name)
-            if before is None or before is secret or not isinstance(secret.value, TlsCertificate):
-                continue
-            facts = describe(secret.value.chain_pem)
-            if facts is not None and before.value != secret.value:
-                self._emit(CertificateRotated(name, facts.spiffe_id, facts.expires_at))
 
     # Host names.
 

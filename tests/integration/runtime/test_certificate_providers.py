@@ -3,20 +3,28 @@
 import json
 import os
 import ssl
+import subprocess
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
+import grpc
 import httpx
 import pytest
+from opentelemetry.sdk.metrics import MeterProvider
+from opentelemetry.sdk.metrics.export import InMemoryMetricReader
 from peers.authority import Authority, Leaf, bundle_map
 from peers.recorder import Recorder
 from peers.workload_api import WorkloadApi
 
 from meshlib import Mesh
+from meshlib.admin import csds
 from meshlib.errors import ConfigError
+from meshlib.integrations import opentelemetry, prometheus
 from meshlib.model.secret import SecretRef, ServerTls
 from meshlib.runtime.tls import server_context
 from meshlib.xds.resources import CDS, EDS
@@ -244,3 +252,58 @@ def test_without_the_library_it_says_what_to_install(ads, connect, monkeypatch):
     monkeypatch.setattr("meshlib.runtime.workload_api.find_spec", lambda name: None)
     with pytest.raises(ConfigError, match=r"meshlib-xds\[spiffe\]"):
         connect({"plugin_name": "spiffe_workload_api"})
+
+
+def test_certificates_are_seen_from_everywhere(ads, put_cluster, connect, tmp_path):
+    """By the mesh itself, in both kinds of metrics, and by `meshctl cert` from another process over CSDS."""
+    own = Authority()
+    leaf = own.issue(ORDERS)
+    with WorkloadApi(tmp_path) as api, Recorder(serving(own.issue(CHECKOUT), own)) as server:
+        api.serve("a.example", leaf, {"a.example": [own]})
+        put_cluster(server.address, CHECKOUT)
+        mesh = connect({"plugin_name": "spiffe_workload_api", "config": {"endpoint_socket": api.address}})
+        mesh.wait_ready("checkout", timeout_s=20)
+        certificate, roots = mesh.certificates()[1], mesh.certificates()[0]
+        expires_at = leaf.certificate.not_valid_after_utc.timestamp()
+        assert ("provider p", ORDERS, expires_at) == (certificate.source, certificate.spiffe_id, certificate.expires_at)
+        assert (("a.example",), 1) == (roots.trust_domains, roots.certificates)
+        assert f"certificate provider:p:certificate: {ORDERS}" in str(mesh.status())
+
+        labels = {"name": certificate.name, "kind": "certificate", "source": "provider p", "spiffe_id": ORDERS}
+        name = "meshlib_certificate_expiry_timestamp_seconds"
+        scraped = {
+            (family.name, tuple(sorted(sample.labels.items()))): sample.value
+            for family in prometheus.MeshCollector(mesh).collect()
+            for sample in family.samples
+        }
+        assert expires_at == scraped[name, tuple(sorted(labels.items()))]
+        reader = InMemoryMetricReader()
+        provider = MeterProvider(metric_readers=[reader])
+        opentelemetry.export_metrics(mesh, meter=provider.get_meter("test"))
+        points = [
+            (dict(point.attributes), point.value)
+            for resource in reader.get_metrics_data().resource_metrics
+            for scope in resource.scope_metrics
+            for metric in scope.metrics
+            if metric.name == name
+            for point in metric.data.data_points
+        ]
+        provider.shutdown()
+        assert (labels, expires_at) in points
+
+        admin = grpc.server(ThreadPoolExecutor(2))
+        csds.add_to_server(mesh, admin)
+        port = admin.add_insecure_port("127.0.0.1:0")
+        admin.start()
+        try:
+            command = [sys.executable, "-m", "meshlib.cli", "cert", "--csds", f"127.0.0.1:{port}", "--json"]
+            done = subprocess.run(command, capture_output=True, text=True, timeout=60)
+        finally:
+            admin.stop(None).wait()
+    assert "" == done.stderr
+    found = {one["name"]: one for one in json.loads(done.stdout)}
+    told = found["provider:p:certificate"]
+    assert (ORDERS, "provider p", expires_at) == (told["spiffe_id"], told["source"], told["expires_at"])
+    assert told["age_s"] >= 0
+    assert ["a.example"] == found["provider:p:ca"]["trust_domains"]
+    assert "PRIVATE" not in done.stdout
