@@ -22,6 +22,7 @@ from meshlib.balancing.priority import (
     PriorityHealth,
     PriorityLoad,
     PriorityPicker,
+    load_without,
     priority_load,
 )
 from meshlib.balancing.random_choice import RandomPicker
@@ -43,7 +44,7 @@ from meshlib.model.lb_policy import (
 from meshlib.model.snapshot import ClusterConfig
 from meshlib.ports import Pause, no_pause
 
-__all__ = ["build_picker", "cluster_health"]
+__all__ = ["build_picker", "build_retry_picker", "cluster_health", "priorities_of"]
 
 _NOBODY = EmptyPicker()
 
@@ -132,14 +133,57 @@ def build_picker(
     shared = PolicyMemory() if memory is None else memory
     priorities = host_sets(config, states, shared.seed)
     pause()
+    return _whole(config, priorities, shared, pause, None)
+
+
+def build_retry_picker(
+    config: ClusterConfig, states: Mapping[str, EndpointState], memory: PolicyMemory, avoided: frozenset[int]
+) -> Picker | None:
+    """Make the picker for retries that avoid some priorities; None: the others can take nothing."""
+    priorities = host_sets(config, states, memory.seed)
+    if _load(config, [priority.health for priority in priorities], avoided) is None:
+        return None
+    return _whole(config, priorities, memory, no_pause, avoided)
+
+
+def priorities_of(
+    config: ClusterConfig, states: Mapping[str, EndpointState], chosen: Sequence[EndpointState], seed: int = 0
+) -> frozenset[int]:
+    """Return the priorities which some endpoints are of."""
+    priorities = host_sets(config, states, seed)
+    return frozenset(
+        number for number, priority in enumerate(priorities) if any(state in priority.states for state in chosen)
+    )
+
+
+def _whole(
+    config: ClusterConfig,
+    priorities: Sequence[PriorityHosts],
+    shared: PolicyMemory,
+    pause: Pause,
+    avoided: frozenset[int] | None,
+) -> Picker:
     subsets = config.cluster.subsets
     if subsets is None:
-        return _picker(config, priorities, shared, pause, locality_weighted=config.cluster.locality_weighted)
+        weighted = config.cluster.locality_weighted
+        return _picker(config, priorities, shared, pause, locality_weighted=weighted, avoided=avoided)
     # Without the option, the localities of a subset have no weights.
     weighted = config.cluster.locality_weighted and subsets.locality_weight_aware
     return SubsetPicker(
-        subsets, priorities, lambda chosen: _picker(config, chosen, shared, pause, locality_weighted=weighted), pause
+        subsets,
+        priorities,
+        lambda chosen: _picker(config, chosen, shared, pause, locality_weighted=weighted, avoided=avoided),
+        pause,
     )
+
+
+def _load(
+    config: ClusterConfig, health: Sequence[PriorityHealth], avoided: frozenset[int] | None
+) -> PriorityLoad | None:
+    factor, threshold = config.assignment.overprovisioning_factor, int(config.cluster.panic_threshold_percent)
+    if avoided is None:
+        return priority_load(health, overprovisioning_factor=factor, panic_threshold=threshold)
+    return load_without(health, avoided, overprovisioning_factor=factor, panic_threshold=threshold)
 
 
 def _picker(
@@ -149,15 +193,18 @@ def _picker(
     pause: Pause,
     *,
     locality_weighted: bool,
+    avoided: frozenset[int] | None,
 ) -> Picker:
-    """Make the picker over the hosts of a cluster, or over some of them."""
+    """Make the picker over the hosts of a cluster, or over some of them.
+
+    Args:
+        avoided: Priorities that a retry does not want; None: it is no such retry.
+    """
     health = [priority.health for priority in priorities]
     pause()
-    load = priority_load(
-        health,
-        overprovisioning_factor=config.assignment.overprovisioning_factor,
-        panic_threshold=int(config.cluster.panic_threshold_percent),
-    )
+    load = _load(config, health, avoided)
+    if load is None:
+        return _NOBODY
     policy = config.cluster.lb_policy
     while isinstance(policy, RandomSubsetting):
         policy = policy.child

@@ -14,7 +14,7 @@ from meshlib.balancing.endpoint_state import EndpointState
 from meshlib.balancing.picker import HostPicker
 from meshlib.ports import Rng
 
-__all__ = ["HashPriorityPicker", "PriorityHealth", "PriorityLoad", "PriorityPicker", "priority_load"]
+__all__ = ["HashPriorityPicker", "PriorityHealth", "PriorityLoad", "PriorityPicker", "load_without", "priority_load"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,6 +99,41 @@ def priority_load(
         else:
             degraded_load[next(index for index, value in enumerate(degraded) if value)] += left
     return PriorityLoad(tuple(healthy_load), tuple(degraded_load), panicking)
+
+
+def load_without(
+    priorities: Sequence[PriorityHealth],
+    avoided: frozenset[int],
+    *,
+    overprovisioning_factor: int = 140,
+    panic_threshold: int = 50,
+) -> PriorityLoad | None:
+    """Spread 100 per cent of load over the priorities that a retry does not avoid; None: they can take nothing.
+
+    All of it goes to healthy hosts, also what is there because of degraded ones.
+
+    Source: Envoy, `PreviousPrioritiesRetryPriority::adjustForAttemptedPriorities`.
+    """
+    factors = [
+        overprovisioning_factor if p.overprovisioning_factor is None else p.overprovisioning_factor for p in priorities
+    ]
+    available = [
+        0
+        if number in avoided
+        else _availability(p.healthy, p.count, factor) + _availability(p.degraded, p.count, factor)
+        for number, (p, factor) in enumerate(zip(priorities, factors, strict=True))
+    ]
+    total = min(100, sum(available))
+    if not total:
+        return None
+    usual = priority_load(priorities, overprovisioning_factor=overprovisioning_factor, panic_threshold=panic_threshold)
+    loads, left = [0] * len(priorities), 100
+    while left:  # what rounding leaves goes to the first ones
+        for number, value in enumerate(available):
+            share = min(left, value * 100 // total)
+            loads[number] += share
+            left -= share
+    return PriorityLoad(tuple(loads), (0,) * len(priorities), usual.is_panicking)
 
 
 class PriorityPicker(HostPicker):

@@ -4,8 +4,9 @@ from dataclasses import replace
 
 from meshlib.balancing.endpoint_state import EndpointState
 from meshlib.call.facts import CallFacts, counted
-from meshlib.call.replies import OVERFLOW
+from meshlib.call.replies import NO_CONTENT, OVERFLOW
 from meshlib.call.report import attempt_finished, call_finished
+from meshlib.call.retry_hosts import TriedPriorities
 from meshlib.call.steps import Attempt, Done, Step
 from meshlib.events import Hook, HostEjected
 from meshlib.model.endpoint import Endpoint
@@ -62,7 +63,6 @@ class CallEndings(CallFacts):
 
     __slots__ = (
         "_abort",
-        "_attempt_at",
         "_backoffs",
         "_began_at",
         "_breaker",
@@ -70,6 +70,7 @@ class CallEndings(CallFacts):
         "_ends_at",
         "_flights",
         "_guard_unsafe",
+        "_has_alternative",
         "_has_fault",
         "_has_retry",
         "_hash",
@@ -83,12 +84,14 @@ class CallEndings(CallFacts):
         "_is_hashed",
         "_is_hedged",
         "_is_repeated",
+        "_is_stream_next",
         "_is_timeout_retry",
         "_is_unrecorded",
         "_one_layer",
         "_patience_s",
         "_per_try_s",
         "_plan",
+        "_priorities",
         "_replayable",
         "_retries_left",
         "_rng",
@@ -111,7 +114,6 @@ class CallEndings(CallFacts):
     _timeout_at: float | None
     _timeout_s: float | None
     _retries_left: int
-    _attempt_at: float
     _ends_at: float | None
     _is_deadline_next: bool
 
@@ -151,8 +153,11 @@ class CallEndings(CallFacts):
         self._flights: list[Flight] = []
         self._patience_s: float | None = None
         self._initial_left = 0
+        self._has_alternative = False
+        self._is_stream_next = False
         self._wake_at: float | None = None
         self._is_timeout_retry = False
+        self._priorities: TriedPriorities | None = None
         self._state = NEW
         # When response headers must be there: the deadline, or before it the end of the route's idle timeout.
         self._ends_at = None
@@ -193,6 +198,8 @@ class CallEndings(CallFacts):
         if failure.kind is FailureKind.TIMEOUT:
             if self.deadline is not None and now >= self.deadline:
                 self._add_flag(self._deadline_flag())
+            elif (ends_at := self.body_deadline) is not None and now >= ends_at:
+                self._add_flag("UMSDR")
             elif is_idle:
                 self._add_flag("SI")
             return
@@ -272,8 +279,11 @@ class CallEndings(CallFacts):
         self.flag = f"{self.flag},{flag}" if self.flag else flag
 
     def _failure_flag(self, failure: Failure) -> str:
-        if failure.kind is FailureKind.TIMEOUT and self._is_deadline_next:
-            return self._timeout_flag()
+        if failure.kind is FailureKind.TIMEOUT:
+            if self._is_deadline_next:
+                return self._timeout_flag()
+            if self._is_stream_next:
+                return "UMSDR"
         return failure_flag(failure)
 
     def _is_idle_timeout(self, outcome: Outcome) -> bool:
@@ -329,6 +339,8 @@ class CallEndings(CallFacts):
     def _finish(self, result: Response | Failure | LocalReply, flag: str = "") -> Done:
         if flag:
             self._add_flag(flag)
+        if flag == "UT" and self._has_alternative and isinstance(result, Failure):
+            result = NO_CONTENT
         self._state = DONE
         self.result = result
         return Done(result, self.flag)

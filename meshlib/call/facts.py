@@ -31,10 +31,12 @@ class CallFacts:
     __slots__ = (
         "_answered",
         "_answered_at",
+        "_attempt_at",
         "_cookies",
         "_has_session",
         "_mark",
         "_out",
+        "_stream_try_s",
         "_tls",
         "_tried",
         "cluster",
@@ -59,6 +61,9 @@ class CallFacts:
         self._tried: list[EndpointState] = []
         # Whose attempt gave the result, where attempts ran beside each other; None: the last one's.
         self._answered: EndpointState | None = None
+        # When the attempt at hand began, and how long one may take, response body included.
+        self._attempt_at = 0.0
+        self._stream_try_s: float | None = None
         self._tls: ClientTls | None = None
         # Values of `set-cookie` for the caller, made because its request had no cookie to hash.
         self._cookies: list[str] = []
@@ -89,6 +94,14 @@ class CallFacts:
     def cluster_name(self) -> str:
         """The cluster that the route names; empty when there is no route."""
         return "" if self.match is None else self.match.cluster
+
+    @property
+    def body_deadline(self) -> float | None:
+        """When the response's body must be there, in monotonic seconds: the deadline, or the attempt's own before it."""
+        if self._stream_try_s is None:
+            return self.deadline
+        ends_at = self._attempt_at + self._stream_try_s
+        return ends_at if self.deadline is None else min(ends_at, self.deadline)
 
     @property
     def idle_s(self) -> float | None:

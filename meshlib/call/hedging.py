@@ -109,6 +109,7 @@ class HedgedSteps(CallEndings):
             asked: `x-envoy-hedge-on-per-try-timeout` of the request; None: absent.
         """
         policy = match.hedge
+        self._is_hedged, self._patience_s, self._initial_left = False, None, 0
         on_timeout = policy is not None and policy.on_per_try_timeout
         if asked is not None and asked.lower() in ("true", "false"):
             on_timeout = asked.lower() == "true"
@@ -175,6 +176,7 @@ class HedgedSteps(CallEndings):
         """The call ends with what this attempt has brought."""
         self._drop_permit()
         self._answered = flight.state
+        self._attempt_at = flight.began_at
         self._tls = flight.attempt.tls
         if isinstance(outcome, Failure):
             self._land(flight)

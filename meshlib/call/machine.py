@@ -4,6 +4,7 @@ from collections.abc import Iterable
 from dataclasses import replace
 
 from meshlib.balancing.endpoint_state import EndpointState
+from meshlib.balancing.picker import Picker
 from meshlib.call.endings import DELAYED, NEW, RUNNING, WAITING
 from meshlib.call.hedging import HedgedSteps
 from meshlib.call.limits import (
@@ -16,10 +17,14 @@ from meshlib.call.limits import (
 from meshlib.call.repeat import GRPC_MAX_ATTEMPTS, backoff_s, grpc_pushback_s, is_safe_to_repeat, was_not_processed
 from meshlib.call.replies import NO_HOST, OVERFLOW, drop_reply, no_cluster_reply
 from meshlib.call.report import attempt_finished
+from meshlib.call.retry_hosts import TriedPriorities, unwanted_hosts
 from meshlib.call.steps import Attempt, Sleep, Step
 from meshlib.events import HostEjected
 from meshlib.model.lb_policy import Maglev, RandomSubsetting, RingHash
 from meshlib.model.outcome import Failure, FailureKind, LocalReply, Outcome, Response
+from meshlib.model.request import Headers
+from meshlib.resilience.backoff import rate_limited_s
+from meshlib.resilience.deadline import parse_ms
 from meshlib.routing.fault import decide_fault
 from meshlib.routing.hash_policy import CookieMaker, cluster_hash
 from meshlib.routing.session import Session
@@ -50,15 +55,8 @@ class Call(HedgedSteps):
             return self._finish(found, found.flag)
         self.match = found
         plan = self._plan = self.target.plan(found.action, found.retry)
-        limits = plan.grpc if head.is_grpc else plan.http
-        if has_control_headers(head.headers):
-            self._is_asking = True
-            limits = self._asked_limits(plan)
-        self._timeout_s, self._per_try_s, stream_s = limits
-        self._idle_try_s = plan.idle_try_s
-        if found.hedge is not None or self._is_asking:
-            asked = head.headers.get("x-envoy-hedge-on-per-try-timeout") if self._is_asking else None
-            self._begin_hedging(found, asked)
+        self._is_asking = has_control_headers(head.headers)
+        stream_s = self._take_limits(found, plan)
         self._timeout_at = self.deadline
         if stream_s is not None and (self.deadline is None or self._began_at + stream_s < self.deadline):
             self.deadline = self._began_at + stream_s
@@ -189,6 +187,10 @@ class Call(HedgedSteps):
         if cluster.is_aggregate:
             cluster = cluster.choose(self._rng)
         self.cluster = cluster
+        options = cluster.config.cluster
+        if options.retry is not None and options.retry is not self._plan.retry:
+            self._plan = self.target.plan(action, options.retry)
+            self._take_limits(match, self._plan)
         for share, category in cluster.drops:
             if self._rng.random() < share:
                 if cluster.load is not None:
@@ -217,6 +219,10 @@ class Call(HedgedSteps):
                 self._timeout_at = ends_at
             if self.deadline is None or ends_at < self.deadline:
                 self.deadline = ends_at
+        if not head.is_grpc:
+            self._stream_try_s = options.max_stream_duration_s
+            if self._is_asking:
+                self._ask_more(head.headers)
         self._ends_at = self.deadline
         if action.idle_timeout_s and not head.is_grpc:
             idle_at = now + action.idle_timeout_s
@@ -238,6 +244,25 @@ class Call(HedgedSteps):
             else:
                 match = self.match = sibling
         return match
+
+    def _take_limits(self, match: RouteMatch, plan: RoutePlan) -> float | None:
+        """Take over the times of a plan, or what the request asks for; returns that of the whole exchange."""
+        limits = plan.grpc if self.head.is_grpc else plan.http
+        if self._is_asking:
+            limits = self._asked_limits(plan)
+        self._timeout_s, self._per_try_s, stream_s = limits
+        self._idle_try_s = plan.idle_try_s
+        if match.hedge is not None or self._is_asking:
+            asked = self.head.headers.get("x-envoy-hedge-on-per-try-timeout") if self._is_asking else None
+            self._begin_hedging(match, asked)
+        return stream_s
+
+    def _ask_more(self, headers: Headers) -> None:
+        """Read what else a request may ask for."""
+        stream_s = parse_ms(headers, "x-envoy-upstream-stream-duration-ms")
+        if stream_s is not None:
+            self._stream_try_s = stream_s or None
+        self._has_alternative = "x-envoy-upstream-rq-timeout-alt-response" in headers
 
     def _asked_limits(self, plan: RoutePlan) -> tuple[float | None, float | None, float | None]:
         """Return the limits of a request whose headers ask for some."""
@@ -275,6 +300,8 @@ class Call(HedgedSteps):
         if deadline is not None and now >= deadline:
             return self._expired(now)
         retry, picker = self._plan.retry, cluster.picker
+        if tried and retry is not None and retry.priority_update:
+            picker = self._other_priorities(cluster, retry.priority_update)
         cluster.memory.now = now
         if picker.has_subsets:
             picker = picker.within(match.criteria)
@@ -286,8 +313,9 @@ class Call(HedgedSteps):
                 return self._local(NO_HOST)
         if state is not None:
             pass
-        elif tried and retry is not None and retry.avoid_previous_hosts:
-            state = picker.pick(hash_, self._rng, tried, retry.host_selection_attempts)
+        elif tried and retry is not None and retry.chooses_hosts:
+            avoid = unwanted_hosts(retry, tried)
+            state = picker.pick(hash_, self._rng, avoid, retry.host_selection_attempts)
         else:
             state = picker.pick(hash_, self._rng)
         if state is None:
@@ -307,7 +335,10 @@ class Call(HedgedSteps):
         timeout_s = self._per_try_s
         if self._idle_try_s is not None and (timeout_s is None or self._idle_try_s < timeout_s):
             timeout_s = self._idle_try_s
-        self._is_deadline_next = False
+        self._is_deadline_next = self._is_stream_next = False
+        if self._stream_try_s is not None and (timeout_s is None or self._stream_try_s < timeout_s):
+            timeout_s = self._stream_try_s
+            self._is_stream_next = True
         if deadline is not None and (timeout_s is None or deadline - now < timeout_s):
             timeout_s = deadline - now
             self._is_deadline_next = True
@@ -331,6 +362,13 @@ class Call(HedgedSteps):
         )
         attempt = Attempt(number, cluster, endpoint, tls, timeout_s, head)
         return self._launched(attempt, now) if self._is_hedged else attempt
+
+    def _other_priorities(self, cluster: ClusterState, update_frequency: int) -> Picker:
+        """Return the picker of a retry which avoids the priorities that were tried."""
+        if self._priorities is None:
+            self._priorities = TriedPriorities()
+        self._priorities.add(self._tried[-1])
+        return self._priorities.picker(cluster, update_frequency)
 
     def _of_session(self, session: Session, cluster: ClusterState) -> tuple[EndpointState | None, bool]:
         """Return the endpoint that the request belongs to, and whether without it no other may be taken."""
@@ -386,7 +424,13 @@ class Call(HedgedSteps):
         if pushback_s is not None and pushback_s < 0:
             return None
         self._is_timeout_retry = isinstance(outcome, Failure) and outcome.kind is FailureKind.TIMEOUT
-        return self._permit_s(pushback_s, now)
+        wait_s = self._permit_s(pushback_s, now)
+        retry = self._plan.retry
+        if wait_s is not None and retry is not None and retry.reset_headers and isinstance(outcome, Response):
+            wall_now = now + self.target.wall_offset_s
+            limited_s = rate_limited_s(outcome.headers, retry.reset_headers, retry.max_reset_s, wall_now, self._rng)
+            return wait_s if limited_s is None else limited_s
+        return wait_s
 
     def _permit_s(self, pushback_s: float | None, now: float) -> float | None:
         """Take the permit of a retry.

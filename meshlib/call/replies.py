@@ -7,10 +7,13 @@ from meshlib.model.request import RequestHead
 from meshlib.model.snapshot import ConfigFault
 from meshlib.routing.replies import cluster_not_found
 
-__all__ = ["NO_HOST", "OVERFLOW", "drop_reply", "no_cluster_reply"]
+__all__ = ["NO_CONTENT", "NO_HOST", "OVERFLOW", "drop_reply", "no_cluster_reply"]
 
 _UNAVAILABLE = 14
 _TEXT = (("content-type", "text/plain"),)
+
+NO_CONTENT = LocalReply(204, "UT", "response_timeout")
+"""The time is over, and the request asked to be told so with a 204 (`x-envoy-upstream-rq-timeout-alt-response`)."""
 
 NO_HOST = LocalReply(503, "UH", "no_healthy_upstream", b"no healthy upstream", _TEXT, _UNAVAILABLE)
 """The picker found nobody."""

@@ -229,7 +229,7 @@ class _Exchange:
             await self._release()
             raise
         # A request that was streamed has had its own time: the call's began before it.
-        timeouts.begin_body(self._call.deadline if self._replayable else None, self._call.idle_s)
+        timeouts.begin_body(self._call.body_deadline if self._replayable else None, self._call.idle_s)
         self._raw = raw
         return response_of(raw)
 

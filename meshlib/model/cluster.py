@@ -19,6 +19,7 @@ from meshlib.model.lb_policy import (
     RoundRobin,
     SlowStart,
 )
+from meshlib.model.retry import RetryPolicy
 from meshlib.model.secret import ClientTls
 from meshlib.model.subset import SubsetConfig
 
@@ -182,6 +183,8 @@ class Cluster:
         http2: The endpoints are spoken to over HTTP/2.
         max_requests_per_connection: None: no limit.
         idle_timeout_s: None: Envoy's 1 h.
+        max_stream_duration_s: How long one attempt may take, response body included; None: no limit. Not for gRPC.
+        retry: Takes the place of the policies of routes and virtual hosts; None: those count.
         load_reports: None: nobody wants to know.
         override_statuses: Endpoints of stateful sessions are used while they are one of these; None: the resource does
             not say.
@@ -203,6 +206,8 @@ class Cluster:
     http2: bool = False
     max_requests_per_connection: int | None = None
     idle_timeout_s: float | None = None
+    max_stream_duration_s: float | None = None
+    retry: RetryPolicy | None = None
     load_reports: LoadReports | None = None
     subsets: SubsetConfig | None = None
     authority_names: AuthorityNames | None = None

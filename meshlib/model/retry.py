@@ -18,7 +18,13 @@ class RetryPolicy:
         per_try_idle_timeout_s: How long nothing may come of an attempt; None: no limit.
         base_interval_s: Upper bound of the first wait. Envoy's default is 25 ms.
         max_interval_s: Upper bound of every wait; None: ten times the base.
-        avoid_previous_hosts: `retry_host_predicate` previous_hosts is there.
+        reset_headers: Response headers that say when to come back: name in lower case, and whether it is a time of day
+            (seconds since the epoch) instead of seconds from now. The first that can be used decides the wait.
+        max_reset_s: Longer waits are not believed. Envoy's default is 300 s.
+        avoid_previous_hosts: `retry_host_predicate` previous_hosts is there; so with
+        avoid_canaries: omit_canary_hosts, and
+        avoid_metadata: omit_host_metadata, each with what all of a host's `envoy.lb` metadata must hold.
+        priority_update: `retry_priority` previous_priorities, its `update_frequency`; 0: it is not there.
         host_selection_attempts: `host_selection_retry_max_attempts`; Envoy's default is 1.
     """
 
@@ -31,8 +37,18 @@ class RetryPolicy:
     retriable_request_headers: tuple[HeaderMatcher, ...] = ()
     base_interval_s: float = 0.025
     max_interval_s: float | None = None
+    reset_headers: tuple[tuple[str, bool], ...] = ()
+    max_reset_s: float = 300.0
     avoid_previous_hosts: bool = False
+    avoid_canaries: bool = False
+    avoid_metadata: tuple[tuple[tuple[str, object], ...], ...] = ()
+    priority_update: int = 0
     host_selection_attempts: int = 1
+
+    @property
+    def chooses_hosts(self) -> bool:
+        """A retry is not to go to any host."""
+        return self.avoid_previous_hosts or self.avoid_canaries or bool(self.avoid_metadata)
 
 
 NEVER = Fraction(0)

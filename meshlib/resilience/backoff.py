@@ -3,9 +3,12 @@
 HTTP as Envoy: full jitter, in whole milliseconds. gRPC as gRFC A6: exponential with 20 % jitter either way.
 """
 
+from collections.abc import Sequence
+
+from meshlib.model.request import Headers
 from meshlib.ports import Rng
 
-__all__ = ["full_jitter_s", "grpc_jitter_s"]
+__all__ = ["full_jitter_s", "grpc_jitter_s", "rate_limited_s"]
 
 
 def _window_s(retry: int, base_s: float, max_s: float | None) -> float:
@@ -35,3 +38,27 @@ def grpc_jitter_s(retry: int, base_s: float, max_s: float | None, rng: Rng) -> f
     Source: gRFC A6 with its 2023 change of the jitter; fields as in A44.
     """
     return _window_s(retry, base_s, max_s) * (0.8 + 0.4 * rng.random())
+
+
+def rate_limited_s(
+    headers: Headers, reset_headers: Sequence[tuple[str, bool]], max_s: float, wall_now: float, rng: Rng
+) -> float | None:
+    """Return how long a server asks to wait in its response, with up to half as much on top; None: it does not say.
+
+    Args:
+        reset_headers: Name, and whether it holds a time of day instead of seconds; the first that can be used counts.
+        max_s: Longer waits are not believed.
+        wall_now: Seconds since the epoch.
+
+    Source: Envoy, `RetryStateImpl::parseRateLimitedResetInterval`, `JitteredLowerBoundBackOffStrategy`.
+    """
+    for name, is_time in reset_headers:
+        text = (headers.get(name) or "").strip()
+        if not (text.isascii() and text.isdigit()) or len(text) > 18:
+            continue
+        interval_ms = int(text) * 1000
+        if is_time:
+            interval_ms -= int(wall_now * 1000)
+        if 1 < interval_ms <= max_s * 1000:
+            return (interval_ms + int(rng.random() * (interval_ms // 2))) / 1000
+    return None

@@ -25,6 +25,9 @@ TIMEOUT_HEADERS = frozenset(
     {
         "x-envoy-upstream-rq-timeout-ms",
         "x-envoy-upstream-rq-per-try-timeout-ms",
+        "x-envoy-upstream-rq-timeout-alt-response",
+        "x-envoy-upstream-stream-duration-ms",
+        "x-envoy-upstream-alt-stat-name",
     }
 )
 """Request headers that are read here and not sent on."""

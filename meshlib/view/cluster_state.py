@@ -6,7 +6,7 @@ from ipaddress import ip_address
 from typing import Final
 
 from meshlib.balancing.aggregate import LeafTable, leaf_loads
-from meshlib.balancing.build import build_picker, cluster_health
+from meshlib.balancing.build import build_picker, build_retry_picker, cluster_health, priorities_of
 from meshlib.balancing.endpoint_state import EndpointState
 from meshlib.balancing.memory import PolicyMemory
 from meshlib.balancing.picker import Picker
@@ -64,6 +64,7 @@ class ClusterState:
         "_generation",
         "_lock",
         "_named",
+        "_retry_pickers",
         "_tls",
         "account",
         "attempts",
@@ -106,6 +107,7 @@ class ClusterState:
         self.memory = PolicyMemory(now, seed, self._in_flight)
         self.learner: Learner | None = None
         self.states: Mapping[str, EndpointState] = {}
+        self._retry_pickers: tuple[Picker | None, dict[frozenset[int], Picker | None]] = (None, {})
         self._configure(config, now)
 
     def __repr__(self) -> str:
@@ -217,6 +219,19 @@ class ClusterState:
                 if generation == self._generation:
                     self.picker = picker
                     return
+
+    def priorities_of(self, states: Sequence[EndpointState]) -> frozenset[int]:
+        """Return the priorities which some endpoints are of."""
+        return priorities_of(self.config, self.states, states, self.memory.seed)
+
+    def picker_without(self, avoided: frozenset[int]) -> Picker | None:
+        """Return the picker for retries that avoid some priorities; None: the others can take nothing."""
+        origin, made = self._retry_pickers
+        if origin is not self.picker:
+            origin, made = self._retry_pickers = (self.picker, {})
+        if avoided not in made:
+            made[avoided] = build_retry_picker(self.config, self.states, self.memory, avoided)
+        return made[avoided]
 
     def tls_for(self, endpoint: Endpoint) -> ClientTls | None:
         """Return how to reach an endpoint; None: plaintext.

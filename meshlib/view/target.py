@@ -1,6 +1,7 @@
 """One target: its routes, and what the options of each come to."""
 
 from collections.abc import Mapping
+from typing import Final
 
 from meshlib.model.discovery import ScopedRoutes
 from meshlib.model.request import RequestHead
@@ -15,6 +16,10 @@ from meshlib.routing.table import RouteTable
 from meshlib.view.cluster_state import ClusterState
 
 __all__ = ["ActiveFaults", "RoutePlan", "TargetView"]
+
+
+MAX_PLANS: Final = 16384
+"""Of one target; more than it has routes only when policies of clusters have changed many times."""
 
 
 class RoutePlan:
@@ -161,6 +166,8 @@ class TargetView:
         key = (id(action), id(retry))
         plan = self._plans.get(key)
         if plan is None:
+            if len(self._plans) >= MAX_PLANS:
+                self._plans.clear()  # clusters with policies of their own, which have changed many times
             plan = self._plans[key] = RoutePlan(action, retry, self.max_stream_duration_s)
         return plan
 

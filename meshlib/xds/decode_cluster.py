@@ -182,6 +182,8 @@ def decode_cluster(message: Any, path: str, problems: Problems) -> Cluster:
         http2=protocol.http2,
         max_requests_per_connection=protocol.max_requests_per_connection,
         idle_timeout_s=protocol.idle_timeout_s,
+        max_stream_duration_s=protocol.max_stream_duration_s,
+        retry=protocol.retry,
         load_reports=_load_reports(message, path, problems),
         subsets=balancing.subsets,
         authority_names=_authority_names(protocol.authority_names, tls, matches, path, problems),

@@ -1,10 +1,12 @@
 """Which HTTP a cluster speaks and how long its connections live."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Final
 
 from meshlib.model.cluster import AuthorityNames
+from meshlib.model.retry import RetryPolicy
 from meshlib.xds.decode_common import any_type, cover, duration, join, unpack, wrapped
+from meshlib.xds.decode_retry import retry_policy
 from meshlib.xds.problems import Problems
 
 __all__ = ["HTTP_OPTIONS_KEY", "HTTP_OPTIONS_TYPE", "Protocol", "decode_protocol"]
@@ -21,6 +23,7 @@ _OPTIONS_USED: Final = frozenset(
         "use_downstream_protocol_config",
         "auto_config",
         "http_filters",
+        "retry_policy",
     }
 )
 _OPTIONS_HARMLESS: Final = frozenset({"header_validation_config"})
@@ -40,6 +43,8 @@ class Protocol:
     max_requests_per_connection: int | None = None
     idle_timeout_s: float | None = None
     authority_names: AuthorityNames | None = None
+    max_stream_duration_s: float | None = None
+    retry: RetryPolicy | None = None
 
 
 def decode_protocol(message: Any, path: str, problems: Problems, *, has_tls: bool) -> Protocol:
@@ -53,7 +58,12 @@ def decode_protocol(message: Any, path: str, problems: Problems, *, has_tls: boo
         names = _authority_names(message, path, problems, has_tls)
         protocol = _common(message, path, problems)
         limit = protocol.max_requests_per_connection or legacy_limit
-        return Protocol(message.HasField("http2_protocol_options"), limit, protocol.idle_timeout_s, names)
+        return replace(
+            protocol,
+            http2=message.HasField("http2_protocol_options"),
+            max_requests_per_connection=limit,
+            authority_names=names,
+        )
     for name in ("http2_protocol_options", "common_http_protocol_options", "upstream_http_protocol_options"):
         if message.HasField(name):
             problems.unused(join(path, name), f"{HTTP_OPTIONS_TYPE} replaces it")
@@ -71,7 +81,16 @@ def decode_protocol(message: Any, path: str, problems: Problems, *, has_tls: boo
             problems.error(f"{place}.http_filters[{index}]", f"filter {item.name!r} is not supported")
     protocol = _common(options, place, problems)
     limit = protocol.max_requests_per_connection or legacy_limit
-    return Protocol(_is_http2(options, place, problems), limit, protocol.idle_timeout_s, names)
+    retry = None
+    if options.HasField("retry_policy"):
+        retry = retry_policy(options.retry_policy, join(place, "retry_policy"), problems)
+    return replace(
+        protocol,
+        http2=_is_http2(options, place, problems),
+        max_requests_per_connection=limit,
+        authority_names=names,
+        retry=retry,
+    )
 
 
 def _is_http2(options: Any, path: str, problems: Problems) -> bool:
@@ -90,12 +109,13 @@ def _is_http2(options: Any, path: str, problems: Problems) -> bool:
 
 def _common(owner: Any, path: str, problems: Problems) -> Protocol:
     common, place = owner.common_http_protocol_options, join(path, "common_http_protocol_options")
-    used = frozenset({"idle_timeout", "max_requests_per_connection"})
+    used = frozenset({"idle_timeout", "max_requests_per_connection", "max_stream_duration"})
     cover(common, place, problems, used=used, harmless=_COMMON_HARMLESS)
     return Protocol(
         # Zero means no limit.
         max_requests_per_connection=wrapped(common, "max_requests_per_connection") or None,
         idle_timeout_s=duration(common, "idle_timeout", place, problems),
+        max_stream_duration_s=duration(common, "max_stream_duration", place, problems) or None,
     )
 
 

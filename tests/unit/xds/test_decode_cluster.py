@@ -14,6 +14,7 @@ from meshlib.model.cluster import (
     RoundRobin,
     StaticDiscovery,
 )
+from meshlib.model.retry import RetryPolicy
 
 HTTP_OPTIONS = "envoy.extensions.upstreams.http.v3.HttpProtocolOptions"
 POLICIES = "envoy.extensions.load_balancing_policies."
@@ -347,11 +348,8 @@ def test_deprecated_protocol_options(decode_cluster):
     "options",
     [
         {"explicit_http_config": {"http3_protocol_options": {}}},
-        {"explicit_http_config": {"http_protocol_options": {}}, "retry_policy": {"retry_on": "5xx"}},
-        {
-            "explicit_http_config": {"http_protocol_options": {}},
-            "common_http_protocol_options": {"max_stream_duration": "1s"},
-        },
+        {"explicit_http_config": {"http_protocol_options": {}}, "hash_policy": [{"header": {"header_name": "a"}}]},
+        {"explicit_http_config": {"http_protocol_options": {}}, "retry_policy": {"retry_back_off": {}}},
         {"explicit_http_config": {"http_protocol_options": {}}, "http_filters": [{"name": "x"}]},
         {},
     ],
@@ -359,6 +357,18 @@ def test_deprecated_protocol_options(decode_cluster):
 def test_protocol_options_that_cannot_be_honoured_are_refused(decode_cluster, packed, options):
     decoded = decode_cluster(typed_extension_protocol_options={HTTP_OPTIONS: packed(HTTP_OPTIONS, **options)})
     assert decoded.value is None
+
+
+def test_retries_and_stream_duration_of_a_cluster(decode_cluster, packed):
+    options = packed(
+        HTTP_OPTIONS,
+        explicit_http_config={"http_protocol_options": {}},
+        retry_policy={"retry_on": "5xx", "num_retries": 3},
+        common_http_protocol_options={"max_stream_duration": "1.5s"},
+    )
+    found = value_of(decode_cluster(typed_extension_protocol_options={HTTP_OPTIONS: options}))
+    assert found.retry == RetryPolicy(frozenset({"5xx"}), 3)
+    assert found.max_stream_duration_s == 1.5
 
 
 def test_names_from_the_request_matter_only_with_tls(decode_cluster, packed):

@@ -1,7 +1,7 @@
 import pytest
 
 from meshlib.model.matcher import Fraction, HeaderMatcher
-from meshlib.model.retry import RetryPolicy
+from meshlib.model.retry import HedgePolicy, RetryPolicy
 from meshlib.model.route import (
     ClusterHeader,
     ClusterWeight,
@@ -148,7 +148,7 @@ def test_legacy_grpc_timeouts_that_change_nothing_are_accepted(decode_route, fie
         ),
         ({"retry_policy": {"retry_priority": {"name": "p"}}}, "retry_policy.retry_priority"),
         (
-            {"retry_policy": {"retry_host_predicate": [{"name": "envoy.retry_host_predicates.omit_canary_hosts"}]}},
+            {"retry_policy": {"retry_host_predicate": [{"name": "envoy.retry_host_predicates.made_up"}]}},
             "retry_policy.retry_host_predicate[0]",
         ),
         ({"retry_policy": {"retry_back_off": {}}}, "retry_policy.retry_back_off.base_interval"),
@@ -158,8 +158,8 @@ def test_legacy_grpc_timeouts_that_change_nothing_are_accepted(decode_route, fie
             "retry_policy.retry_back_off.max_interval",
         ),
         (
-            {"retry_policy": {"rate_limited_retry_back_off": {"reset_headers": [{"name": "a"}]}}},
-            "retry_policy.rate_limited_retry_back_off",
+            {"retry_policy": {"rate_limited_retry_back_off": {"reset_headers": []}}},
+            "retry_policy.rate_limited_retry_back_off.reset_headers",
         ),
         (
             {"retry_policy": {"retriable_headers": [{"name": "a", "safe_regex_match": {"regex": "("}}]}},
@@ -243,6 +243,45 @@ def test_retry_policies(decode_route, packed):
         avoid_previous_hosts=True,
         host_selection_attempts=5,
     )
+
+
+def test_where_and_when_retries_go(decode_route, packed):
+    canaries = packed("envoy.extensions.retry.host.omit_canary_hosts.v3.OmitCanaryHostsPredicate")
+    labels = {"filter_metadata": {"envoy.lb": {"v": "1", "zone": "a"}}}
+    metadata = packed("envoy.extensions.retry.host.omit_host_metadata.v3.OmitHostMetadataConfig", metadata_match=labels)
+    priorities = packed(
+        "envoy.extensions.retry.priority.previous_priorities.v3.PreviousPrioritiesConfig", update_frequency=2
+    )
+    resets = [{"name": "Retry-After", "format": "SECONDS"}, {"name": "x-reset", "format": "UNIX_TIMESTAMP"}]
+    policy = {
+        "per_try_idle_timeout": "0.5s",
+        "rate_limited_retry_back_off": {"reset_headers": resets, "max_interval": "20s"},
+        "retry_host_predicate": [{"name": "c", "typed_config": canaries}, {"name": "m", "typed_config": metadata}],
+        "retry_priority": {"name": "p", "typed_config": priorities},
+    }
+    assert action_of(decode_route({"retry_policy": policy})).retry == RetryPolicy(
+        frozenset(),
+        per_try_idle_timeout_s=0.5,
+        reset_headers=(("retry-after", False), ("x-reset", True)),
+        max_reset_s=20.0,
+        avoid_canaries=True,
+        avoid_metadata=((("v", "1"), ("zone", "a")),),
+        priority_update=2,
+    )
+
+
+def test_hedge_policies(decode_route):
+    policy = {
+        "hedge_on_per_try_timeout": True,
+        "initial_requests": 2,
+        "additional_request_chance": {"numerator": 5, "denominator": "TEN_THOUSAND"},
+    }
+    decoded = decode_route({"hedge_policy": policy})
+    assert action_of(decoded).hedge == HedgePolicy(True, 2, Fraction(5, 10_000))
+    assert [path.rpartition(".")[2] for path in (text.partition(":")[0] for text in decoded.unused)] == [
+        "initial_requests",
+        "additional_request_chance",
+    ]
 
 
 def test_an_empty_retry_policy_has_envoys_defaults_and_hides_nothing(decode_route):

@@ -1,0 +1,226 @@
+"""Where retries go, when, and what else of section 3 and 4 a call obeys."""
+
+from collections.abc import Callable
+from dataclasses import replace
+from types import MappingProxyType
+from typing import Any
+
+import pytest
+
+from meshlib.call import Attempt, Call, Done, Sleep, Step
+from meshlib.model.cluster import Cluster, EdsDiscovery
+from meshlib.model.endpoint import ClusterLoadAssignment, Endpoint, Locality, LocalityEndpoints
+from meshlib.model.outcome import Failure, FailureKind, LocalReply, Response
+from meshlib.model.request import Headers
+from meshlib.model.retry import HedgePolicy, RetryPolicy
+from meshlib.model.route import RouteAction, SingleCluster
+from meshlib.model.snapshot import ClusterConfig, Snapshot
+from meshlib.testing import SeededRng, service
+
+MakeDriver = Callable[..., Any]
+BUSY, OK = Response(503), Response(200)
+LATE = Failure(FailureKind.TIMEOUT, True)
+
+
+def policy(**changes: Any) -> RetryPolicy:
+    return RetryPolicy(frozenset({"5xx"}), **{"num_retries": 4, **changes})
+
+
+def endpoint(address: str, **labels: Any) -> Endpoint:
+    return Endpoint(address, metadata={"envoy.lb": MappingProxyType(labels)})
+
+
+def places(call: Call, outcome: Any = BUSY) -> list[str]:
+    """Return the endpoints of a call whose every attempt ends in the same way."""
+    step: Step = call.start(1000.0)
+    while not isinstance(step, Done):
+        step = call.slept(1000.0) if isinstance(step, Sleep) else call.finished(outcome, 1000.0)
+    call.close(1000.0)
+    return list(call.endpoints)
+
+
+def test_retries_leave_canaries_alone(driver: MakeDriver) -> None:
+    retry = policy(avoid_canaries=True, host_selection_attempts=20)
+    hosts = [endpoint("h:1", canary=True), endpoint("h:2"), endpoint("h:3", canary="yes")]
+    found = places(driver(service("a", *hosts, retry=retry), rng=SeededRng(1)).call())
+    assert "h:1" not in found[1:]
+    assert {"h:2", "h:3"} >= set(found[1:])
+
+
+def test_first_attempt_may_go_to_a_canary(driver: MakeDriver) -> None:
+    retry = policy(avoid_canaries=True, num_retries=1)
+    assert places(driver(service("a", endpoint("h:1", canary=True), retry=retry)).call()) == ["h:1", "h:1"]
+
+
+@pytest.mark.parametrize(
+    ("wanted", "left"),
+    [
+        ((("v", "1"),), {"h:2", "h:3"}),
+        ((("v", "1"), ("zone", "a")), {"h:2", "h:3"}),
+        ((("v", "1"), ("zone", "b")), {"h:1", "h:2", "h:3"}),
+        ((("v", "2"),), {"h:1", "h:3"}),
+    ],
+)
+def test_retries_leave_hosts_with_metadata_alone(driver: MakeDriver, wanted: Any, left: set[str]) -> None:
+    retry = policy(avoid_metadata=(wanted,), host_selection_attempts=30, num_retries=20)
+    hosts = [endpoint("h:1", v="1", zone="a"), endpoint("h:2", v="2"), Endpoint("h:3")]
+    assert set(places(driver(service("a", *hosts, retry=retry), rng=SeededRng(2)).call())[1:]) == left
+
+
+def priorities(*counts: int, retry: RetryPolicy) -> Snapshot:
+    """A cluster with so many healthy hosts per priority; the hosts of priority n are `n:1`, `n:2`, ..."""
+    groups = tuple(
+        LocalityEndpoints(
+            Locality(str(number)),
+            tuple(Endpoint(f"{number}:{host + 1}") for host in range(count)),
+            priority=number,
+            weight=1,
+        )
+        for number, count in enumerate(counts)
+    )
+    snapshot = service("a", retry=retry)
+    config = snapshot.clusters["a"]
+    assert isinstance(config, ClusterConfig)
+    return replace(snapshot, clusters={"a": replace(config, assignment=ClusterLoadAssignment("a", groups))})
+
+
+def test_retries_go_to_priorities_that_were_not_tried(driver: MakeDriver) -> None:
+    d = driver(priorities(2, 2, 2, retry=policy(priority_update=1)))
+    assert [place[0] for place in places(d.call())] == ["0", "1", "2", "0", "1"]
+
+
+def test_priorities_are_looked_at_now_and_then(driver: MakeDriver) -> None:
+    d = driver(priorities(2, 2, retry=policy(priority_update=2)))
+    assert [place[0] for place in places(d.call())] == ["0", "0", "1", "1", "0"]
+
+
+def test_one_priority_alone_is_tried_again(driver: MakeDriver) -> None:
+    d = driver(priorities(2, retry=policy(priority_update=1)))
+    assert [place[0] for place in places(d.call())] == ["0"] * 5
+
+
+def waits(driver: Any, retry: RetryPolicy, *headers: tuple[str, str]) -> float:
+    d = driver(service("a", "h:1", retry=retry))
+    d.target.wall_offset_s = 1_700_000_000.0 - 1000.0
+    call = d.call()
+    call.start(1000.0)
+    step = call.finished(Response(503, Headers(headers)), 1000.0)
+    return step.seconds if isinstance(step, Sleep) else 0.0
+
+
+@pytest.mark.parametrize(
+    ("headers", "wait_s"),
+    [
+        ([("retry-after", "2")], 2.0),
+        ([("retry-after", " 3 ")], 3.0),
+        ([("retry-after", "soon"), ("x-reset", "1700000005")], 5.0),
+        ([("x-reset", "1699999999")], 0.0),
+        ([("retry-after", "11")], 0.0),  # longer than is believed: the least of the exponential wait
+        ([("retry-after", "11"), ("x-reset", "1700000004")], 4.0),
+        ([("retry-after", "0")], 0.0),
+        ([], 0.0),
+    ],
+)
+def test_servers_say_when_to_come_back(driver: MakeDriver, headers: Any, wait_s: float) -> None:
+    retry = policy(reset_headers=(("retry-after", False), ("x-reset", True)), max_reset_s=10.0)
+    assert waits(driver, retry, *headers) == pytest.approx(wait_s)
+
+
+def test_wait_that_a_server_asks_for_is_spread(driver: MakeDriver) -> None:
+    retry = policy(reset_headers=(("retry-after", False),))
+    found = set()
+    for seed in range(30):
+        d = driver(service("a", "h:1", retry=retry), rng=SeededRng(seed))
+        call = d.call()
+        call.start(1000.0)
+        step = call.finished(Response(503, Headers([("retry-after", "1")])), 1000.0)
+        assert isinstance(step, Sleep)
+        found.add(step.seconds)
+    assert 1.0 <= min(found) < 1.1
+    assert 1.4 < max(found) < 1.5
+
+
+def test_idle_time_of_an_attempt(driver: MakeDriver) -> None:
+    retry = policy(per_try_timeout_s=2.0, per_try_idle_timeout_s=0.5)
+    call = driver(service("a", "h:1", retry=retry)).call()
+    step = call.start(1000.0)
+    assert isinstance(step, Attempt)
+    assert (step.timeout_s, step.head.headers.get("x-envoy-expected-rq-timeout-ms")) == (0.5, "2000")
+    assert isinstance(call.finished(LATE, 1000.5), Attempt | Sleep)
+
+
+def test_idle_time_is_no_time_to_hedge(driver: MakeDriver) -> None:
+    retry = policy(per_try_timeout_s=1.0, per_try_idle_timeout_s=3.0)
+    action = RouteAction(SingleCluster(""), retry=retry, hedge=HedgePolicy(True))
+    call = driver(service("a", "h:1", action=action)).call(can_hedge=True)
+    step = call.start(1000.0)
+    assert isinstance(step, Attempt)
+    assert (step.is_raced, step.timeout_s) == (True, 3.0)
+
+
+def test_policy_of_the_cluster_comes_before_the_routes(driver: MakeDriver) -> None:
+    own = RetryPolicy(frozenset({"retriable-4xx"}), 1, per_try_timeout_s=0.7)
+    snapshot = service("a", "h:1", retry=policy(), template=Cluster("", EdsDiscovery(""), retry=own))
+    call = driver(snapshot).call()
+    step = call.start(1000.0)
+    assert isinstance(step, Attempt)
+    assert step.timeout_s == 0.7
+    assert isinstance(call.finished(BUSY, 1000.0), Done)
+    assert len(places(driver(snapshot).call(), Response(409))) == 2
+
+
+def limited(**changes: Any) -> Cluster:
+    return Cluster("", EdsDiscovery(""), **changes)
+
+
+def test_stream_duration_of_the_cluster_ends_an_attempt(driver: MakeDriver) -> None:
+    snapshot = service("a", "h:1", retry=policy(num_retries=1), template=limited(max_stream_duration_s=0.5))
+    call = driver(snapshot).call()
+    step = call.start(1000.0)
+    assert isinstance(step, Attempt)
+    assert step.timeout_s == 0.5
+    step = call.finished(LATE, 1000.5)
+    while isinstance(step, Sleep):
+        step = call.slept(1000.5)
+    assert isinstance(step, Attempt)
+    end = call.finished(LATE, 1001.0)
+    assert isinstance(end, Done)
+    assert end.flag == "URX,UMSDR"
+
+
+def test_stream_duration_ends_the_body_too(driver: MakeDriver) -> None:
+    call = driver(service("a", "h:1", template=limited(max_stream_duration_s=0.5))).call()
+    call.start(1000.0)
+    call.finished(OK, 1000.1)
+    assert call.body_deadline == 1000.5
+    call.cut_off(LATE, 1000.5)
+    assert call.flag == "UMSDR"
+
+
+@pytest.mark.parametrize(("text", "timeout_s"), [("250", 0.25), ("0", 15.0), ("x", 0.5)])
+def test_request_says_how_long_its_stream_may_last(driver: MakeDriver, text: str, timeout_s: float) -> None:
+    headers = {"x-envoy-upstream-stream-duration-ms": text}
+    call = driver(service("a", "h:1", template=limited(max_stream_duration_s=0.5))).call(headers=headers)
+    step = call.start(1000.0)
+    assert isinstance(step, Attempt)
+    assert step.timeout_s == timeout_s
+    assert "x-envoy-upstream-stream-duration-ms" not in step.head.headers
+
+
+def test_request_says_what_a_timeout_looks_like(driver: MakeDriver) -> None:
+    headers = {"x-envoy-upstream-rq-timeout-alt-response": "1"}
+    call = driver(service("a", "h:1", timeout_s=1.0)).call(headers=headers)
+    call.start(1000.0)
+    end = call.finished(LATE, 1001.0)
+    assert isinstance(end, Done)
+    assert isinstance(end.result, LocalReply)
+    assert (end.result.status, end.result.body, end.flag) == (204, b"", "UT")
+
+
+def test_other_failures_look_as_ever(driver: MakeDriver) -> None:
+    headers = {"x-envoy-upstream-rq-timeout-alt-response": "1"}
+    call = driver(service("a", "h:1", timeout_s=1.0)).call(headers=headers)
+    call.start(1000.0)
+    end = call.finished(Failure(FailureKind.RESET, True), 1000.5)
+    assert isinstance(end, Done)
+    assert isinstance(end.result, Failure)
