@@ -7,10 +7,11 @@ variants share is in `machine`; what a request does to a subscription in `delta_
 from collections.abc import Mapping
 from dataclasses import dataclass
 
+from xds_server.collective import covers, is_glob
 from xds_server.delta_subscription import DeltaSubscription
-from xds_server.machine import MAX_NAMES, Response, StreamMachine, StreamRefused
-from xds_server.ordering import CDS, EDS, PUSH_ORDER, RDS, SDS
-from xds_server.snapshot import Resource
+from xds_server.machine import MAX_NAMES, Response, Settings, StreamMachine, StreamRefused
+from xds_server.ordering import CDS, EDS, LEDS, PUSH_ORDER, RDS, SDS, VHDS
+from xds_server.snapshot import EMPTY, Resource, Snapshot, TypeState
 from xds_server.wire import DeltaRequest, ResourceError, decode_delta_request, delta_field, encode_delta_response
 
 # A client that returns needs these again even if it has them: their parents may be warming (REC-3).
@@ -38,6 +39,18 @@ class DeltaStream(StreamMachine[DeltaSubscription]):
 
     # Removals are told for all types: what routes still use must not go before them, and routes not before listeners.
     RETAINED_TYPES = (CDS, EDS, RDS)
+
+    def __init__(
+        self,
+        snapshot: Snapshot,
+        *,
+        secrets: TypeState = EMPTY,
+        denied: Mapping[str, str] | None = None,
+        settings: Settings | None = None,
+        service_type: str | None = None,
+    ) -> None:
+        super().__init__(snapshot, secrets=secrets, denied=denied, settings=settings, service_type=service_type)
+        self._hosts: dict[str, str] = {}  # which virtual host was sent for what was asked for
 
     @staticmethod
     def decode(data: bytes) -> DeltaRequest:
@@ -93,14 +106,14 @@ class DeltaStream(StreamMachine[DeltaSubscription]):
         known = subscription.known
         changed = {name for name, resource in wanted.items() if known.get(name) != resource.version}
         gone = {name for name in known if name not in wanted and subscription.wants(name)}
-        asked = (subscription.unreported | subscription.retell) - wanted.keys()
+        asked = {name for name in subscription.unreported | subscription.retell if not _is_there(name, wanted)}
         if subscription.suspect & (changed | gone | asked):
             # ACK-5: of a rejected response the client may have taken over all, some or nothing.
             subscription.resend |= subscription.suspect & (wanted.keys() | known.keys())
             subscription.retell |= subscription.suspect - wanted.keys()
             subscription.suspect.clear()
         if subscription.type_url in PUSH_ORDER:  # about unknown types nothing is said (STR-4)
-            gone |= (subscription.unreported | subscription.retell) - wanted.keys()
+            gone |= {name for name in subscription.unreported | subscription.retell if not _is_there(name, wanted)}
         changed |= subscription.resend & wanted.keys()
         return _Due(sorted(changed), sorted(gone))
 
@@ -166,6 +179,32 @@ class DeltaStream(StreamMachine[DeltaSubscription]):
             child.unreported.add(name)
         child.pending = True
 
+    def _fields(
+        self,
+        subscription: DeltaSubscription,
+        names: list[str],
+        wanted: Mapping[str, Resource],
+        *,
+        with_body: bool = True,
+    ) -> list[bytes]:
+        """Return the entries for resources. A virtual host is sent once, with all that it was asked for by as aliases."""
+        if subscription.type_url != VHDS:
+            return [
+                delta_field(name, one.version, one.field if with_body else b"", self._ttl_s(one))
+                for name in names
+                for one in (wanted[name],)
+            ]
+        hosts = {wanted[name].name: wanted[name] for name in names}
+        aliases: dict[str, list[str]] = {name: [] for name in hosts}
+        for asked, one in sorted(wanted.items()):
+            if one.name in hosts:
+                aliases[one.name].append(asked)
+                self._hosts[asked] = one.name
+        return [
+            delta_field(name, one.version, one.field if with_body else b"", self._ttl_s(one), tuple(aliases[name]))
+            for name, one in hosts.items()
+        ]
+
     def _ttl_s(self, resource: Resource) -> float | None:
         return resource.ttl_s if self._has_ttl else None
 
@@ -177,7 +216,7 @@ class DeltaStream(StreamMachine[DeltaSubscription]):
             type_url=subscription.type_url,
             version=version,
             nonce=nonce,
-            resource_fields=[delta_field(name, wanted[name].version, b"", self._ttl_s(wanted[name])) for name in names],
+            resource_fields=self._fields(subscription, names, wanted, with_body=False),
             removed=(),
             errors=(),
             identifier=self.settings.identifier,
@@ -195,16 +234,29 @@ class DeltaStream(StreamMachine[DeltaSubscription]):
     ) -> Response:
         nonce, version = self._sent(subscription, wanted, (*sent, *removed), now, only_removals=not sent)
         told = set(removed)
+        fields = self._fields(subscription, sent, wanted)
         errors = tuple(error for error in errors if error.name in told)
+        gone = removed
+        if subscription.type_url == VHDS:
+            # Of a host that nobody serves one says so by a resource without contents; of one that was there, its name.
+            errors = ()
+            fields += [delta_field(name, "", b"", aliases=(name,)) for name in removed if name not in self._hosts]
+            gone = list(dict.fromkeys(self._hosts.pop(name) for name in removed if name in self._hosts))
+            gone = [name for name in gone if name not in {wanted[one].name for one in sent}]
         data = encode_delta_response(
             type_url=subscription.type_url,
             version=version,
             nonce=nonce,
-            resource_fields=[
-                delta_field(name, wanted[name].version, wanted[name].field, self._ttl_s(wanted[name])) for name in sent
-            ],
-            removed=removed,
+            resource_fields=fields,
+            removed=gone,
             errors=errors,
             identifier=self.settings.identifier,
         )
         return Response(subscription.type_url, version, nonce, tuple(sent), errors, data, tuple(removed))
+
+
+def _is_there(name: str, wanted: Mapping[str, Resource]) -> bool:
+    """Tell whether there is something to send for a name: itself, or a member of a glob."""
+    if name in wanted:
+        return True
+    return is_glob(LEDS, name) and any(covers(name, one) for one in wanted)

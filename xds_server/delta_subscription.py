@@ -3,6 +3,7 @@
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 
+from xds_server.collective import covers, is_glob
 from xds_server.subscription import InFlight, Subscription
 
 
@@ -30,13 +31,18 @@ class DeltaSubscription(Subscription):
             resend: Send what is named, although the client has it (REC-3).
         """
         asked = set(subscribe)
-        self.known = {name: version for name, version in initial.items() if self.is_full_state or name in asked}
+        globs = [name for name in asked if is_glob(self.type_url, name)]
+        self.known = {
+            name: version
+            for name, version in initial.items()
+            if self.is_full_state or name in asked or any(covers(glob, name) for glob in globs)
+        }
         if self.is_full_state and not asked:  # WC-2: everything, as long as nothing is named
             self._widen()
             return
-        kept = {} if resend else {name: version for name, version in self.known.items() if name in asked}
+        kept = {} if resend else {name: version for name, version in self.known.items() if name in asked or globs}
         self._change(asked, frozenset(unsubscribe))
-        self.known.update((name, version) for name, version in kept.items() if name in self.names)
+        self.known.update((name, version) for name, version in kept.items() if self.wants(name))
 
     def change(self, subscribe: Iterable[str], unsubscribe: Iterable[str]) -> None:
         """Take over the names of a later request.
@@ -70,7 +76,7 @@ class DeltaSubscription(Subscription):
             self._widen()
         added = asked - {"*"}
         for name in added:
-            self.known.pop(name, None)  # so that it is sent, or sent again (DX-1)
+            self._forget(name)  # so that it is sent, or sent again (DX-1)
             self.retell.discard(name)
         self.unreported |= added
         names = self.names | added
@@ -81,7 +87,7 @@ class DeltaSubscription(Subscription):
         leaving = (dropped - {"*"}) & names
         self.names = names - leaving
         for name in leaving:
-            self.known.pop(name, None)
+            self._forget(name)
             if self.wildcard:  # the client has dropped it, so it must hear whether it still has it
                 self.retell.add(name)
                 self.pending = self.urgent = True
@@ -91,6 +97,13 @@ class DeltaSubscription(Subscription):
             self.retell = {name for name in self.retell if name in self.names}
         if unwanted := {name for name in self.suspect if not self.wants(name)}:
             self._leave_suspects(unwanted)
+
+    def _forget(self, name: str) -> None:
+        """Take it that the client does not have a resource, or the members of a glob that nothing else asks for."""
+        self.known.pop(name, None)
+        if is_glob(self.type_url, name):
+            for member in [one for one in self.known if covers(name, one) and one not in self.names]:
+                del self.known[member]
 
     def _leave_suspects(self, unwanted: set[str]) -> None:
         """Without what may have been the cause of a rejection, the rest of the rejected response is sent again."""

@@ -17,6 +17,7 @@ from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import ClassVar, Generic, TypeVar
 
+from xds_server.collective import find_all
 from xds_server.ordering import (
     CDS,
     CHILD_TYPES,
@@ -217,10 +218,10 @@ class StreamMachine(ABC, Generic[S]):
 
     def wanted(self, subscription: S) -> Mapping[str, Resource]:
         """Return what the client should have of a type now, by name."""
-        resources = self._state(subscription.type_url).resources
-        wanted: Mapping[str, Resource] = resources
+        state = self._state(subscription.type_url)
+        wanted: Mapping[str, Resource] = state.resources
         if not subscription.wildcard:
-            wanted = {name: resources[name] for name in subscription.names if name in resources}
+            wanted = find_all(subscription.type_url, state, subscription.names)
         if retained := self._retained.resources.get(subscription.type_url):
             wanted = {**retained, **wanted}
         return wanted

@@ -5,7 +5,7 @@ from collections.abc import Iterator
 from google.protobuf.message import DecodeError, Message
 
 from meshlib.protos import from_any
-from xds_server.ordering import CDS, EDS, RDS, SDS
+from xds_server.ordering import CDS, ECDS, EDS, RDS, SDS
 
 Reference = tuple[str, str]
 """Type URL and name."""
@@ -70,6 +70,14 @@ def _named_by(message: Message) -> Iterator[Reference]:
         case _ if name == _HCM + "Rds":
             if _from_this_stream(_field(value, "config_source")):
                 yield RDS, str(_field(value, "route_config_name"))
+        case "envoy.config.route.v3.ScopedRouteConfiguration":
+            if routes := _field(value, "route_configuration_name"):
+                yield RDS, str(routes)
+        case _ if name == _HCM + "HttpFilter":
+            discovery = _field(value, "config_discovery")
+            assert isinstance(discovery, Message)
+            if _from_this_stream(_field(discovery, "config_source")) and not discovery.HasField("default_config"):
+                yield ECDS, str(_field(value, "name"))
         case _ if name == _TCP:
             if cluster := _field(value, "cluster"):
                 yield CDS, str(cluster)

@@ -99,10 +99,9 @@ class AdsServer:
         server = grpc.aio.server(options=_OPTIONS)
         for service in DISCOVERY_SERVICES:
             is_secure = credentials is not None
-            methods = {
-                service.sotw: self._method(_Kind(SotwStream, service.type_url, is_secure)),
-                service.delta: self._method(_Kind(DeltaStream, service.type_url, is_secure)),
-            }
+            methods = {service.delta: self._method(_Kind(DeltaStream, service.type_url, is_secure))}
+            if service.sotw is not None:
+                methods[service.sotw] = self._method(_Kind(SotwStream, service.type_url, is_secure))
             server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler(service.name, methods),))
         server.add_generic_rpc_handlers(
             [service.handler(is_secure=credentials is not None) for service in self._others]

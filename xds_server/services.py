@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 
-from xds_server.ordering import CDS, ECDS, EDS, LDS, RDS, RTDS, SDS, SRDS
+from xds_server.ordering import CDS, ECDS, EDS, LDS, LEDS, RDS, RTDS, SDS, SRDS, VHDS
 
 
 @dataclass(frozen=True, slots=True)
@@ -11,12 +11,12 @@ class DiscoveryService:
 
     Attributes:
         type_url: The only type on its streams; None: any.
-        sotw: Name of the method for the state of the world.
+        sotw: Name of the method for the state of the world; None: there is none.
         delta: Name of the incremental method.
     """
 
     name: str
-    sotw: str
+    sotw: str | None
     delta: str
     type_url: str | None = None
 
@@ -40,4 +40,8 @@ DISCOVERY_SERVICES = (
     _for_type("secret.v3.SecretDiscoveryService", "Secrets", SDS),
     _for_type("extension.v3.ExtensionConfigDiscoveryService", "ExtensionConfigs", ECDS),
     _for_type("runtime.v3.RuntimeDiscoveryService", "Runtime", RTDS),
+    DiscoveryService("envoy.service.route.v3.VirtualHostDiscoveryService", None, "DeltaVirtualHosts", VHDS),
+    DiscoveryService(
+        "envoy.service.endpoint.v3.LocalityEndpointDiscoveryService", None, "DeltaLocalityEndpoints", LEDS
+    ),
 )

@@ -12,6 +12,8 @@ from xds_server.references import Reference, references
 from xds_server.versions import resource_version, type_version
 from xds_server.wire import WRAPPER, resource_field
 
+VIRTUAL_HOST = "envoy.config.route.v3.VirtualHost"
+
 Changes = Mapping[str, frozenset[str]]
 """By type URL: names that were added, changed or removed."""
 
@@ -25,6 +27,7 @@ class Resource:
         field: The `resources` entry of a response that holds it, tag and length included. Not shown: a secret has one.
         references: What it needs from the same server.
         ttl_s: Seconds after which it expires at the client unless refreshed; None: never.
+        aliases: Other names that it may be asked for by: of a virtual host `<route configuration>/<domain>`.
     """
 
     name: str
@@ -32,6 +35,7 @@ class Resource:
     field: bytes = field(repr=False)
     references: tuple[Reference, ...] = ()
     ttl_s: float | None = None
+    aliases: tuple[str, ...] = ()
 
     @classmethod
     def of(cls, name: str, message: Message, previous: "Resource | None" = None) -> "Resource":
@@ -46,7 +50,15 @@ class Resource:
         version = resource_version(serialised if ttl_s is None else serialised + f"ttl {ttl_s:g}".encode())
         if previous is not None and previous.version == version:
             return previous
-        return cls(name, version, resource_field(serialised), references(message), ttl_s)
+        return cls(name, version, resource_field(serialised), references(message), ttl_s, _aliases(name, message))
+
+
+def _aliases(name: str, message: Message) -> tuple[str, ...]:
+    if message.DESCRIPTOR.full_name != VIRTUAL_HOST:
+        return ()
+    host: Any = message
+    routes = name.rpartition("/")[0]
+    return tuple(f"{routes}/{domain.lower()}" for domain in host.domains)
 
 
 def _unwrapped(message: Message) -> tuple[Message, float | None]:
@@ -58,16 +70,25 @@ def _unwrapped(message: Message) -> tuple[Message, float | None]:
 
 @dataclass(frozen=True, slots=True)
 class TypeState:
-    """All resources of one type, by name, and the version of the whole."""
+    """All resources of one type, by name, and the version of the whole.
+
+    Attributes:
+        aliases: By further names. Of two resources with the same one the first by name counts.
+    """
 
     resources: Mapping[str, Resource]
     version: str
+    aliases: Mapping[str, Resource] = field(default_factory=dict, repr=False)
 
     @classmethod
     def of(cls, resources: Iterable[Resource]) -> "TypeState":
         by_name = {resource.name: resource for resource in sorted(resources, key=lambda resource: resource.name)}
         version = type_version((name, resource.version) for name, resource in by_name.items())
-        return cls(MappingProxyType(by_name), version)
+        aliases: dict[str, Resource] = {}
+        for resource in by_name.values():
+            for alias in resource.aliases:
+                aliases.setdefault(alias, resource)
+        return cls(MappingProxyType(by_name), version, MappingProxyType(aliases))
 
     @property
     def size_bytes(self) -> int:

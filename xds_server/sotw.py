@@ -7,8 +7,8 @@ changed; see `machine` for what both variants share.
 from collections.abc import Mapping
 
 from xds_server.machine import Response, StreamMachine, StreamRefused
-from xds_server.ordering import CDS
-from xds_server.snapshot import Resource
+from xds_server.ordering import CDS, DELTA_TYPES
+from xds_server.snapshot import EMPTY, Resource, TypeState
 from xds_server.subscription import SotwSubscription
 from xds_server.wire import Request, ResourceError, decode_request, encode_response, wrapped_field
 
@@ -17,6 +17,10 @@ class SotwStream(StreamMachine[SotwSubscription]):
     """The server's side of one state-of-the-world stream."""
 
     RETAINED_TYPES = (CDS,)  # deletions of types that are not full-state are never told
+
+    def _state(self, type_url: str) -> TypeState:
+        # Virtual hosts and single endpoints are not in this variant: whoever asks hears that there are none.
+        return EMPTY if type_url in DELTA_TYPES else super()._state(type_url)
 
     @staticmethod
     def decode(data: bytes) -> Request:

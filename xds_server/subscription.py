@@ -4,7 +4,8 @@ from collections.abc import Iterable
 from collections.abc import Set as AbstractSet
 from dataclasses import dataclass, field
 
-from xds_server.ordering import FULL_STATE_TYPES
+from xds_server.collective import covers, is_glob
+from xds_server.ordering import DELTA_TYPES, FULL_STATE_TYPES, LEDS
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,10 +75,20 @@ class Subscription:
         return self.type_url in FULL_STATE_TYPES
 
     def wants(self, name: str) -> bool:
-        return self.wildcard or name in self.names
+        if self.wildcard or name in self.names:
+            return True
+        return self.type_url == LEDS and any(covers(glob, name) for glob in self.globs)
+
+    @property
+    def globs(self) -> tuple[str, ...]:
+        """Names that stand for all resources below a path."""
+        if self.type_url != LEDS:
+            return ()
+        return tuple(name for name in self.names if is_glob(LEDS, name))
 
     def is_touched_by(self, names: frozenset[str]) -> bool:
-        return self.wildcard or not self.names.isdisjoint(names)
+        # What virtual hosts and globs are asked for by is not their own name.
+        return self.wildcard or self.type_url in DELTA_TYPES or not self.names.isdisjoint(names)
 
     def accepted(self, response: InFlight) -> None:
         """Record an ACK."""

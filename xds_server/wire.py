@@ -135,15 +135,18 @@ def resource_field(any_bytes: bytes) -> bytes:
     return b"\x12" + _varint(len(any_bytes)) + any_bytes
 
 
-def delta_field(name: str, version: str, resource: bytes, ttl_s: float | None = None) -> bytes:
+def delta_field(
+    name: str, version: str, resource: bytes, ttl_s: float | None = None, aliases: tuple[str, ...] = ()
+) -> bytes:
     """Frame one resource as a `resources` entry (field 2) of a `DeltaDiscoveryResponse`.
 
     Args:
         resource: Its entry in a `DiscoveryResponse`: the `resource` of an entry here has the same field number, so that
             the bytes are the same. Empty: a heartbeat.
         ttl_s: Seconds until it expires at the client.
+        aliases: Further names that it was asked for by.
     """
-    entry = _entry(name, version, resource, ttl_s)
+    entry = _entry(name, version, resource, ttl_s, aliases)
     return b"\x12" + _varint(len(entry)) + entry
 
 
@@ -155,9 +158,11 @@ def wrapped_field(name: str, version: str, resource: bytes, ttl_s: float) -> byt
     return resource_field(packed.SerializeToString())
 
 
-def _entry(name: str, version: str, resource: bytes, ttl_s: float | None) -> bytes:
-    """Encode a `Resource`: version is field 1, resource field 2, name field 3, ttl field 6 (discovery.proto)."""
+def _entry(name: str, version: str, resource: bytes, ttl_s: float | None, aliases: tuple[str, ...] = ()) -> bytes:
+    """Encode a `Resource`: version is field 1, resource 2, name 3, aliases 4, ttl 6 (discovery.proto)."""
     parts = [b"\x0a", _text(version), resource, b"\x1a", _text(name)]
+    for alias in aliases:
+        parts += [b"\x22", _text(alias)]
     if ttl_s is not None:
         duration = message_class("google.protobuf.Duration")()
         duration.FromMilliseconds(round(ttl_s * 1000))

@@ -17,6 +17,7 @@ from xds_server.translate.messages import (
     ENDPOINTS,
     LISTENER,
     ROUTE_CONFIGURATION,
+    SERVED_TYPES,
     build,
     type_url,
 )
@@ -66,8 +67,7 @@ def compile_documents(
         LISTENER: listeners(hosts, profile, outbound_listen)
         | inbound_listeners(instances, authentications, authorizations, trust_domain, report),
         ROUTE_CONFIGURATION: route_configurations(hosts, profile),
-        CLUSTER: {},
-        ENDPOINTS: {},
+        **{name: {} for name in SERVED_TYPES if name not in (LISTENER, ROUTE_CONFIGURATION)},
     }
     builder = ClusterBuilder(profile, trust_domain, authentications, report)
     for target in _targets(services, rules, configs["VirtualService"]):

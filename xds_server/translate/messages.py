@@ -16,7 +16,22 @@ LISTENER = "envoy.config.listener.v3.Listener"
 ROUTE_CONFIGURATION = "envoy.config.route.v3.RouteConfiguration"
 CLUSTER = "envoy.config.cluster.v3.Cluster"
 ENDPOINTS = "envoy.config.endpoint.v3.ClusterLoadAssignment"
-SERVED_TYPES = (LISTENER, ROUTE_CONFIGURATION, CLUSTER, ENDPOINTS)
+SCOPE = "envoy.config.route.v3.ScopedRouteConfiguration"
+VIRTUAL_HOST = "envoy.config.route.v3.VirtualHost"
+ENDPOINT = "envoy.config.endpoint.v3.LbEndpoint"
+EXTENSION = "envoy.config.core.v3.TypedExtensionConfig"
+RUNTIME = "envoy.service.runtime.v3.Runtime"
+SERVED_TYPES = (
+    LISTENER,
+    ROUTE_CONFIGURATION,
+    SCOPE,
+    VIRTUAL_HOST,
+    CLUSTER,
+    ENDPOINTS,
+    ENDPOINT,
+    EXTENSION,
+    RUNTIME,
+)
 
 _HTTP = "envoy.extensions.filters.http"
 

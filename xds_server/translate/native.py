@@ -1,7 +1,8 @@
 """xDS resources written out in files, passed on as they are once they parse.
 
 A document is one resource, or a list of them under `resources`; each says its type in `@type`. A resource may be wrapped
-in an `envoy.service.discovery.v3.Resource` with a `ttl`: then it expires at clients that lose the server.
+in an `envoy.service.discovery.v3.Resource` with a `ttl`: then it expires at clients that lose the server. Virtual hosts and
+single endpoints must be wrapped, because the wrapper has their name.
 """
 
 from collections.abc import Iterable, Iterator
@@ -23,11 +24,17 @@ from xds_server.codes import (
 from xds_server.model import Document, Profile
 from xds_server.translate.documents import is_native
 from xds_server.translate.fields import At, suggestion
-from xds_server.translate.messages import ENDPOINTS, LISTENER, SERVED_TYPES
+from xds_server.translate.messages import ENDPOINT, ENDPOINTS, LISTENER, SERVED_TYPES, VIRTUAL_HOST
 from xds_server.translate.report import Report
 
 _ANY = "google.protobuf.Any"
 _WRAPPER = "envoy.service.discovery.v3.Resource"
+
+# Types whose name is not in the message, or not the one that they are asked for by.
+NAMED_OUTSIDE = {
+    VIRTUAL_HOST: "<route configuration>/<name>",
+    ENDPOINT: "xdstp://<authority>/envoy.config.endpoint.v3.LbEndpoint/<collection>/<name>",
+}
 
 # Heartbeats are sent three times as often, to every client.
 MIN_TTL_S = 1.0
@@ -89,6 +96,9 @@ def _parse(at: At, report: Report) -> tuple[str, str, Message, float | None] | N
         return None
     if value["@type"].rpartition("/")[2] != _WRAPPER:
         parsed = _parse_resource(value, at, report)
+        if parsed is not None and parsed[0] in NAMED_OUTSIDE:
+            at.error(f"must be wrapped in a {_WRAPPER} with its name: {NAMED_OUTSIDE[parsed[0]]}", SCHEMA)
+            return None
         return None if parsed is None else (*parsed, None)
     before = report.findings()
     for key in value:
@@ -100,9 +110,27 @@ def _parse(at: At, report: Report) -> tuple[str, str, Message, float | None] | N
         return None
     ttl = _parse_ttl(value, at)
     parsed = _parse_resource(inner, at / "resource", report)
-    if parsed is not None and value.get("name", parsed[1]) != parsed[1]:
+    if parsed is not None and parsed[0] in NAMED_OUTSIDE:
+        parsed = _named(value, parsed, at)
+    elif parsed is not None and value.get("name", parsed[1]) != parsed[1]:
         (at / "name").error(f"must be the resource's own name, {parsed[1]!r}", SCHEMA)
     return None if parsed is None or report.findings() != before else (*parsed, ttl)
+
+
+def _named(value: dict[str, Any], parsed: tuple[str, str, Message], at: At) -> tuple[str, str, Message] | None:
+    """Give a resource the name that only its wrapper has."""
+    name = value.get("name")
+    kind = parsed[0].rpartition(".")[2]
+    form = NAMED_OUTSIDE[parsed[0]]
+    if not isinstance(name, str) or not name:
+        at.error(f"a {kind} needs a name here: {form}", SCHEMA)
+    elif (parsed[0] == VIRTUAL_HOST and not name.rpartition("/")[0]) or (
+        parsed[0] == ENDPOINT and not name.startswith("xdstp://")
+    ):
+        (at / "name").error(f"the name of a {kind} is {form}", SCHEMA)
+    else:
+        return parsed[0], name, parsed[2]
+    return None
 
 
 def _parse_ttl(value: dict[str, Any], at: At) -> float | None:
@@ -132,6 +160,8 @@ def _parse_resource(value: dict[str, Any], at: At, report: Report) -> tuple[str,
     except (json_format.ParseError, TypeError, ValueError, RecursionError, AttributeError, KeyError) as error:
         at.error(f"is not a {full_name}: {error}"[:500], NATIVE_INVALID)
         return None
+    if full_name in NAMED_OUTSIDE:
+        return full_name, "", message
     name = str(getattr(message, "cluster_name" if full_name == ENDPOINTS else "name"))
     if not name:
         at.error(f"{'cluster_name' if full_name == ENDPOINTS else 'name'} is missing", SCHEMA)

@@ -1,0 +1,447 @@
+"""Scopes, virtual hosts and clusters on demand, single endpoints, discovered filters and runtime values from the real
+xds-server, in a process of its own, to real requests: each type over every variant of the protocol that carries it."""
+
+import json
+import re
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+
+from meshlib import Mesh
+from meshlib.errors import MeshError
+
+ADS = {"ads": {}, "resource_api_version": "V3"}
+HCM = "envoy.extensions.filters.network.http_connection_manager.v3.HttpConnectionManager"
+FAULT = "envoy.extensions.filters.http.fault.v3.HTTPFault"
+ALL = pytest.mark.parametrize("variant", ["sotw", "delta", "sotw separate", "delta separate"], indirect=True)
+DELTA = pytest.mark.parametrize("variant", ["delta", "delta separate"], indirect=True)
+FEATURES = {"delta": "meshlib.delta", "separate": "meshlib.separate_streams"}
+
+
+def typed(kind: str, /, **fields: Any) -> dict[str, Any]:
+    return {"@type": f"type.googleapis.com/{kind}", **fields}
+
+
+def named(name: str, resource: dict[str, Any]) -> dict[str, Any]:
+    return typed("envoy.service.discovery.v3.Resource", name=name, resource=resource)
+
+
+ROUTER = {"name": "router", "typed_config": typed("envoy.extensions.filters.http.router.v3.Router")}
+
+
+def listener(name: str, *filters: dict[str, Any], **routes: Any) -> dict[str, Any]:
+    manager = typed(HCM, stat_prefix=name, http_filters=[*filters, ROUTER], **routes)
+    return typed("envoy.config.listener.v3.Listener", name=name, api_listener={"api_listener": manager})
+
+
+def host(name: str, action: dict[str, Any], *domains: str, **match: Any) -> dict[str, Any]:
+    route = {"match": {"prefix": "/", **match}, "route": action}
+    return {"name": name, "domains": list(domains or ("*",)), "routes": [route]}
+
+
+def routes(name: str, *hosts: dict[str, Any], **fields: Any) -> dict[str, Any]:
+    return typed("envoy.config.route.v3.RouteConfiguration", name=name, virtual_hosts=list(hosts), **fields)
+
+
+def inline(*hosts: dict[str, Any], **fields: Any) -> dict[str, Any]:
+    return {"name": "inline", "virtual_hosts": list(hosts), **fields}
+
+
+def rds(name: str) -> dict[str, Any]:
+    return {"route_config_name": name, "config_source": ADS}
+
+
+class Upstreams:
+    """HTTP servers that answer with their names."""
+
+    def __init__(self) -> None:
+        self._servers: dict[str, ThreadingHTTPServer] = {}
+
+    def port(self, name: str) -> int:
+        if name not in self._servers:
+
+            class Handler(BaseHTTPRequestHandler):
+                def do_GET(self) -> None:
+                    self.send_response(200)
+                    self.send_header("content-length", str(len(name)))
+                    self.end_headers()
+                    self.wfile.write(name.encode())
+
+                def log_message(self, *args: object) -> None:
+                    pass
+
+            server = self._servers[name] = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+            threading.Thread(target=server.serve_forever, daemon=True).start()
+        return int(self._servers[name].server_address[1])
+
+    def cluster(self, name: str) -> list[dict[str, Any]]:
+        """Return a cluster with one endpoint, and its endpoints."""
+        cluster = typed(
+            "envoy.config.cluster.v3.Cluster", name=name, type="EDS", eds_cluster_config={"eds_config": ADS}
+        )
+        found = {"locality": {"zone": "z"}, "lb_endpoints": [self.endpoint(name)]}
+        return [cluster, typed("envoy.config.endpoint.v3.ClusterLoadAssignment", cluster_name=name, endpoints=[found])]
+
+    def endpoint(self, name: str) -> dict[str, Any]:
+        address = {"socket_address": {"address": "127.0.0.1", "port_value": self.port(name)}}
+        return {"endpoint": {"address": address}, "load_balancing_weight": 1}
+
+    def stop(self) -> None:
+        for server in self._servers.values():
+            server.shutdown()
+            server.server_close()
+
+
+class World:
+    """The management server, a mesh and a client of it."""
+
+    def __init__(self, directory: Path, variant: str) -> None:
+        self.upstreams = Upstreams()
+        self._directory = directory
+        self._features = [FEATURES[word] for word in variant.split() if word in FEATURES]
+        self._process: subprocess.Popen[str] | None = None
+        self._address = "127.0.0.1:0"
+        self._meshes: list[Mesh] = []
+        self._clients: list[httpx.Client] = []
+
+    def serve(self, *resources: dict[str, Any]) -> None:
+        """Publish exactly these resources."""
+        file = self._directory / "resources.yaml"
+        file.with_suffix(".new").write_text(json.dumps({"resources": list(resources)}))
+        file.with_suffix(".new").rename(file)
+        if self._process is None:
+            options = ["--listen", self._address, "--admin", "127.0.0.1:0", "--debounce-ms", "20"]
+            self._process = subprocess.Popen(
+                [sys.executable, "-m", "xds_server", "serve", str(file), *options],
+                stdout=subprocess.PIPE,
+                stderr=subprocess.DEVNULL,
+                text=True,
+            )
+            assert self._process.stdout is not None
+            line = self._process.stdout.readline()
+            found = re.search(r"xds=(\S+)", line)
+            assert found, line
+            self._address = found[1]
+
+    def mesh(self, *features: str, **bootstrap: Any) -> Mesh:
+        server = {
+            "server_uri": self._address,
+            "channel_creds": [{"type": "insecure"}],
+            "server_features": [*self._features, *features],
+        }
+        mesh = Mesh({"xds_servers": [server], "node": {"id": "n"}, **bootstrap}, state_dir="")
+        self._meshes.append(mesh)
+        return mesh
+
+    def client(self, mesh: Mesh) -> httpx.Client:
+        client = httpx.Client(transport=mesh.httpx_transport())
+        self._clients.append(client)
+        return client
+
+    def stop(self) -> None:
+        for client in self._clients:
+            client.close()
+        for mesh in self._meshes:
+            mesh.close()
+        self.upstreams.stop()
+        if self._process is not None:
+            self._process.kill()
+            self._process.communicate()
+
+
+@pytest.fixture
+def variant(request: pytest.FixtureRequest) -> str:
+    return str(request.param)
+
+
+@pytest.fixture
+def world(tmp_path: Path, variant: str) -> Iterator[World]:
+    found = World(tmp_path, variant)
+    yield found
+    found.stop()
+
+
+def until(look: Callable[[], bool], timeout_s: float = 20.0) -> None:
+    """Wait until something is so."""
+    ends_at = time.monotonic() + timeout_s
+    while not look():
+        assert time.monotonic() < ends_at, "it did not happen in time"
+        time.sleep(0.02)
+
+
+def held(mesh: Mesh, kind: str) -> set[str]:
+    return {resource.name for resource in mesh.dump() if resource.type == kind}
+
+
+def scope(name: str, key: str, routes: str, **fields: Any) -> dict[str, Any]:
+    return typed(
+        "envoy.config.route.v3.ScopedRouteConfiguration",
+        name=name,
+        key={"fragments": [{"string_key": key}]},
+        route_configuration_name=routes,
+        **fields,
+    )
+
+
+SCOPED = {
+    "scoped_routes": {
+        "name": "by-tenant",
+        "scope_key_builder": {"fragments": [{"header_value_extractor": {"name": "x-tenant", "index": 0}}]},
+        "rds_config_source": ADS,
+        "scoped_rds": {"scoped_rds_config_source": ADS},
+    }
+}
+
+
+@ALL
+def test_scopes(world: World) -> None:
+    """Steps: 1. each tenant has its routes, others none; 2. a new scope comes; 3. one leaves."""
+    ups = world.upstreams
+    base = [
+        listener("shop", **SCOPED),
+        routes("red", host("all", {"cluster": "red"})),
+        routes("blue", host("all", {"cluster": "blue"})),
+        *ups.cluster("red"),
+        *ups.cluster("blue"),
+    ]
+    one, two = scope("one", "red", "red"), scope("two", "blue", "blue", on_demand=True)
+    world.serve(*base, one)
+    client = world.client(world.mesh())
+
+    def ask(tenant: str) -> str:
+        found = client.get("http://shop/", headers={"x-tenant": tenant})
+        return found.text if found.status_code == 200 else str(found.status_code)
+
+    assert [ask("red"), ask("blue")] == ["red", "404"]
+    assert client.get("http://shop/").status_code == 404
+    world.serve(*base, one, two)
+    until(lambda: ask("blue") == "blue")
+    world.serve(*base, two)
+    until(lambda: ask("red") == "404")
+    assert ask("blue") == "blue"
+
+
+@DELTA
+def test_virtual_hosts_on_demand(world: World) -> None:
+    """Steps: 1. a request brings its virtual host, by any of its domains; 2. an unknown one is 404 at once; 3. it comes
+    to be; 4. a change of a virtual host arrives; 5. one that is removed is 404 again."""
+    ups = world.upstreams
+    base = [
+        listener("shop", rds=rds("r/1")),
+        routes("r/1", host("base", {"cluster": "base"}, "shop"), vhds={"config_source": ADS}),
+        *ups.cluster("base"),
+        *ups.cluster("a"),
+        *ups.cluster("b"),
+    ]
+
+    def virtual_host(name: str, cluster: str, *domains: str) -> dict[str, Any]:
+        return named(
+            f"r/1/{name}", typed("envoy.config.route.v3.VirtualHost", **host(name, {"cluster": cluster}, *domains))
+        )
+
+    world.serve(*base, virtual_host("first", "a", "a.example", "*.a.example"))
+    mesh = world.mesh()
+    client = world.client(mesh)
+
+    def ask(authority: str) -> str:
+        found = client.get("http://shop/", headers={"host": authority})
+        return found.text if found.status_code == 200 else str(found.status_code)
+
+    assert ask("shop") == "base"
+    assert held(mesh, "VHDS") == set()
+    assert [ask("a.example"), ask("X.a.example")] == ["a", "a"]
+    began = time.monotonic()
+    assert ask("b.example") == "404"
+    assert time.monotonic() - began < 4.0, "the server said that there is none, so nobody waited for the time to end"
+    world.serve(*base, virtual_host("first", "a", "a.example", "*.a.example"), virtual_host("second", "b", "b.example"))
+    until(lambda: ask("b.example") == "b")
+    world.serve(*base, virtual_host("first", "b", "a.example"), virtual_host("second", "b", "b.example"))
+    until(lambda: ask("a.example") == "b")
+    world.serve(*base, virtual_host("second", "b", "b.example"))
+    until(lambda: ask("a.example") == "404")
+    assert ask("b.example") == "b"
+
+
+@ALL
+def test_clusters_that_headers_name(world: World) -> None:
+    ups = world.upstreams
+    clusters = [part for name in ("a", "b", "c") for part in ups.cluster(name)]
+    world.serve(listener("shop", route_config=inline(host("all", {"cluster_header": "x-cluster"}))), *clusters)
+    mesh = world.mesh()
+    client = world.client(mesh)
+
+    def ask(cluster: str) -> str:
+        found = client.get("http://shop/", headers={"x-cluster": cluster})
+        return found.text if found.status_code == 200 else str(found.status_code)
+
+    assert [ask("a"), ask("b"), ask("none"), ask("a")] == ["a", "b", "503", "a"]
+    assert held(mesh, "CDS") == {"a", "b", "none"}
+    assert client.get("http://shop/").status_code == 503
+
+
+@ALL
+def test_only_clusters_in_use_are_held_with_the_filter_for_it(world: World) -> None:
+    ups = world.upstreams
+    hosts = [host(f"h{index}", {"cluster": f"c{index}"}, f"c{index}") for index in range(50)]
+    on_demand = typed("envoy.extensions.filters.http.on_demand.v3.OnDemand", odcds={"source": ADS, "timeout": "10s"})
+    clusters = [part for index in range(50) for part in ups.cluster(f"c{index}")[:1]]
+    endpoints = [ups.cluster(f"c{index}")[1] for index in (1, 2)]
+    empty = [
+        typed("envoy.config.endpoint.v3.ClusterLoadAssignment", cluster_name=f"c{index}")
+        for index in range(50)
+        if index not in (1, 2)
+    ]
+    shop = listener("shop", {"name": "od", "typed_config": on_demand}, route_config=inline(*hosts))
+    world.serve(shop, *clusters, *endpoints, *empty)
+    mesh = world.mesh()
+    client = world.client(mesh)
+    for name in ("c1", "c2"):
+        assert client.get("http://shop/", headers={"host": name}).text == name
+    assert held(mesh, "CDS") == held(mesh, "EDS") == {"c1", "c2"}
+
+
+@DELTA
+def test_endpoints_one_by_one(world: World) -> None:
+    """Steps: 1. the members of a glob are endpoints; 2. one comes; 3. one goes; 4. all go, and are back."""
+    ups = world.upstreams
+    base = "xdstp://edge/envoy.config.endpoint.v3.LbEndpoint/shop/"
+    config = {"leds_config": ADS, "leds_collection_name": f"{base}*"}
+    resources = [
+        listener("shop", route_config=inline(host("all", {"cluster": "c"}))),
+        ups.cluster("c")[0],
+        typed(
+            "envoy.config.endpoint.v3.ClusterLoadAssignment",
+            cluster_name="c",
+            endpoints=[{"locality": {"zone": "z"}, "leds_cluster_locality_config": config}],
+        ),
+    ]
+
+    def member(name: str) -> dict[str, Any]:
+        return named(base + name, typed("envoy.config.endpoint.v3.LbEndpoint", **ups.endpoint(name)))
+
+    elsewhere = named(f"{base}deeper/z", typed("envoy.config.endpoint.v3.LbEndpoint", **ups.endpoint("z")))
+    world.serve(*resources, member("a"), elsewhere)
+    mesh = world.mesh(authorities={"edge": {}})
+    client = world.client(mesh)
+
+    def answers() -> set[str]:
+        found = [client.get("http://shop/") for _ in range(12)]
+        return {one.text if one.status_code == 200 else str(one.status_code) for one in found}
+
+    assert answers() == {"a"}
+    world.serve(*resources, member("a"), member("b"))
+    until(lambda: answers() == {"a", "b"})
+    world.serve(*resources, member("b"))
+    until(lambda: answers() == {"b"})
+    world.serve(*resources)
+    until(lambda: answers() == {"503"})
+    world.serve(*resources, member("a"))
+    until(lambda: answers() == {"a"})
+
+
+@ALL
+def test_filters_that_are_discovered(world: World) -> None:
+    """Steps: 1. the listener has its faults from the resource; 2. a change; 3. without it, the default."""
+    ups = world.upstreams
+
+    def fault(status: int) -> dict[str, Any]:
+        return typed(FAULT, abort={"http_status": status, "percentage": {"numerator": 100}})
+
+    discovery = {"config_source": ADS, "type_urls": [f"type.googleapis.com/{FAULT}"], "default_config": fault(418)}
+    base = [
+        listener(
+            "shop",
+            {"name": "faults", "config_discovery": discovery},
+            route_config=inline(host("all", {"cluster": "c"})),
+        ),
+        *ups.cluster("c"),
+    ]
+
+    def extension(status: int) -> dict[str, Any]:
+        return typed("envoy.config.core.v3.TypedExtensionConfig", name="faults", typed_config=fault(status))
+
+    world.serve(*base, extension(501))
+    client = world.client(world.mesh())
+    assert client.get("http://shop/").status_code == 501
+    world.serve(*base, extension(502))
+    until(lambda: client.get("http://shop/").status_code == 502)
+
+
+@ALL
+def test_default_of_a_filter_that_does_not_exist(world: World) -> None:
+    discovery = {
+        "config_source": ADS,
+        "type_urls": [f"type.googleapis.com/{FAULT}"],
+        "default_config": typed(FAULT, abort={"http_status": 418, "percentage": {"numerator": 100}}),
+    }
+    faults = {"name": "faults", "config_discovery": discovery}
+    world.serve(
+        listener("shop", faults, route_config=inline(host("all", {"cluster": "c"}))), *world.upstreams.cluster("c")
+    )
+    client = world.client(world.mesh())
+    assert client.get("http://shop/").status_code == 418
+
+
+@ALL
+def test_runtime_values(world: World) -> None:
+    """Steps: 1. a static layer counts; 2. the server's layer counts more, and its changes arrive."""
+    ups = world.upstreams
+    canary = host(
+        "all", {"cluster": "new"}, runtime_fraction={"default_value": {"numerator": 0}, "runtime_key": "canary"}
+    )
+    canary["routes"].append({"match": {"prefix": "/"}, "route": {"cluster": "old"}})
+    base = [listener("shop", route_config=inline(canary)), *ups.cluster("old"), *ups.cluster("new")]
+    layers = [
+        {"name": "base", "static_layer": {"canary": 100}},
+        {"name": "live", "rtds_layer": {"name": "rollout", "rtds_config": {"ads": {}}}},
+    ]
+
+    def runtime(**layer: Any) -> dict[str, Any]:
+        return typed("envoy.service.runtime.v3.Runtime", name="rollout", layer=layer)
+
+    world.serve(*base, runtime(other=1))
+    client = world.client(world.mesh(meshlib={"layered_runtime": {"layers": layers}}))
+    assert client.get("http://shop/").text == "new"
+    world.serve(*base, runtime(canary=0))
+    until(lambda: client.get("http://shop/").text == "old")
+    world.serve(*base, runtime(canary={"numerator": 100}))
+    until(lambda: client.get("http://shop/").text == "new")
+
+
+@ALL
+def test_all_listeners_and_clusters_on_request(world: World) -> None:
+    """Steps: 1. all are held before anything is used; 2. what is removed is given up; 3. named ones are used."""
+    ups = world.upstreams
+    shop = listener("shop", route_config=inline(host("all", {"cluster": "a"})))
+    clusters = [part for name in ("a", "b") for part in ups.cluster(name)]
+    world.serve(shop, *clusters)
+    mesh = world.mesh("meshlib.wildcard_lds", "meshlib.wildcard_cds")
+    mesh.start()
+    until(lambda: held(mesh, "CDS") - {"*"} == {"a", "b"} and held(mesh, "LDS") - {"*"} == {"shop"})
+    assert held(mesh, "EDS") == set()
+    client = world.client(mesh)
+    assert client.get("http://shop/").text == "a"
+    world.serve(shop, *ups.cluster("a"))
+    until(lambda: held(mesh, "CDS") - {"*"} == {"a"})
+    with pytest.raises(MeshError):
+        mesh.wait_target("other", 5.0)
+    assert client.get("http://shop/").text == "a"
+
+
+@pytest.mark.parametrize("variant", ["sotw"], indirect=True)
+def test_virtual_hosts_without_the_incremental_variant_say_what_to_do(world: World) -> None:
+    base = routes("r", vhds={"config_source": ADS})
+    world.serve(listener("shop", rds=rds("r")), base)
+    mesh = world.mesh()
+    client = world.client(mesh)
+    assert client.get("http://shop/").status_code == 404
+    (refused,) = [resource for resource in mesh.dump() if resource.type == "VHDS"]
+    assert (refused.name, "meshlib.delta" in refused.error) == ("r/shop", True)
