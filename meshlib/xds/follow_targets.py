@@ -93,6 +93,9 @@ class Follower(ClusterFollower):
         demands = self._facts.demands.get(name, frozenset())
         answered = {demand for demand in demands if demand[0] is DemandKind.CLUSTER and self._has_answer(demand[1])}
         runtime = merge_layers(layer.values for layer in self._runtime(missing))
+        fault = with_runtime(listener.fault, runtime)
+        if fault is not listener.fault:
+            listener = replace(listener, fault=fault)
         if not isinstance(listener.routes, ScopedRoutes):
             routes = self._routes(listener.routes)
             if routes is None:

@@ -449,6 +449,18 @@ def test_target_waits_for_the_runtime_and_uses_it() -> None:
     assert world.shop is before
 
 
+def test_faults_of_the_listener_have_runtime_values_too() -> None:
+    world = World(runtime=(RuntimeLayer("static", {"fault.http.abort.abort_percent": 100.0}),))
+    fault = FaultPolicy(abort=FaultAbort(Fraction(0), 503))
+    config = RouteConfiguration("r", ())
+    world.put(LDS, "shop", ClientListener("shop", config, has_fault_filter=True, fault=fault))
+    world.settle()
+    assert world.shop.listener.fault == ABORT
+    before = world.shop
+    assert not world.settle().waiting
+    assert world.shop is before
+
+
 def share_of(world: World) -> Fraction | None:
     return world.shop.routes.virtual_hosts[0].routes[0].match.fraction
 
