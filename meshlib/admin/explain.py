@@ -23,6 +23,7 @@ from meshlib.model.request import Headers, RequestHead
 from meshlib.model.retry import RetryPolicy
 from meshlib.model.route import FaultPolicy, Route, RouteAction, RouteConfiguration, VirtualHost
 from meshlib.model.secret import ClientTls
+from meshlib.model.snapshot import DemandKind
 from meshlib.resilience.deadline import route_timeout_s
 from meshlib.routing.trace import RouteStep, RouteTrace, Verdict
 from meshlib.view import ClusterState, TargetView, View
@@ -123,6 +124,8 @@ class Source(Protocol):
 
     def wait_target(self, authority: str, timeout_s: float | None = None) -> TargetView: ...
 
+    def meet(self, target: TargetView, head: RequestHead, timeout_s: float | None = None) -> TargetView: ...
+
 
 def explain(
     mesh: Source,
@@ -146,6 +149,8 @@ def explain(
     authority, head, shown = _request(method, url, headers)
     try:
         target = mesh.wait_target(authority, timeout_s)
+        if target.has_demands:
+            target = mesh.meet(target, head, timeout_s)
     except MeshError as error:
         return Explanation(head.method, shown, authority, mesh.view.number, error=str(error))
     view = mesh.view
@@ -155,17 +160,23 @@ def explain(
     if isinstance(config.listener.routes, str):
         resources[f"RDS {config.listener.routes}"] = versions.get((RDS, config.listener.routes), "")
     trace = target.routes.trace(head)
+    table = next((routes for routes in config.all_routes if routes.name == trace.routes), config.routes)
+    if (RDS, table.name) in versions:
+        resources[f"RDS {table.name}"] = versions[RDS, table.name]
     steps = [step for step in trace.steps if step.verdict in (Verdict.YES, Verdict.MAYBE)]
-    host = next((host for host in config.routes.virtual_hosts if host.name == trace.virtual_host), None)
+    host = next((host for host in table.virtual_hosts if host.name == trace.virtual_host), None)
     policies = []
     shares: dict[str, float] = {}
     for step in steps:
         total = sum(weight for _, weight in step.clusters)
         for name, weight in step.clusters:
             shares.setdefault(name, weight / total if total else 0.0)
-        policy = _policy(step, host, config.routes, target)
+        policy = _policy(step, host, table, target)
         if policy is not None:
             policies.append(policy)
+    if steps and not shares:
+        # The cluster that a header of this request names.
+        shares = {name: 1.0 for kind, name in target.routes.demands(head) if kind is DemandKind.CLUSTER}
     return Explanation(
         head.method,
         shown,

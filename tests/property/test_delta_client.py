@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
 from meshlib.model.endpoint import ClusterLoadAssignment
+from meshlib.xds.bootstrap import WILDCARD_CDS_FEATURE
 from meshlib.xds.cache import Key, ResourceCache, ResourceState
 from meshlib.xds.commands import CancelTimer, Command, StartExpiry, StartTimer, StopExpiry
 from meshlib.xds.decode import Decoded
@@ -53,10 +54,14 @@ class ServerStream:
 
 
 class DeltaClient(RuleBasedStateMachine):
+    is_wild = False
+    """All clusters are asked for."""
+
     def __init__(self) -> None:
         super().__init__()
         self.cache = ResourceCache()
-        self.client = DeltaMachine(self.cache, decode=decode)
+        features = frozenset({WILDCARD_CDS_FEATURE} if self.is_wild else ())
+        self.client = DeltaMachine(self.cache, features=features, decode=decode)
         self.now = 0.0
         self.timers: set[Key] = set()
         self.expiries: dict[Key, float] = {}
@@ -96,16 +101,20 @@ class DeltaClient(RuleBasedStateMachine):
             assert not (request.subscribe or request.unsubscribe or request.held)
         else:
             assert request.subscribe or request.unsubscribe, "a wildcard, or nothing"
-            assert not set(request.subscribe) - self.wanted[kind]
-            assert not set(request.unsubscribe) & self.wanted[kind]
+            assert not set(request.subscribe) - self.asks_for(kind)
+            assert not set(request.unsubscribe) & self.asks_for(kind)
         assert not request.held or kind not in self.asked_for, "only the first request says what is held"
         for name, version in request.held:
             entry = self.cache.get(kind, name)
             assert entry is not None
             assert (entry.value is not None, version) == (True, version_of(entry.body))
         if kind not in self.asked_for:
-            assert set(request.subscribe) == self.wanted[kind]
+            assert set(request.subscribe) == self.asks_for(kind)
         self.asked_for.add(kind)
+
+    def asks_for(self, kind: str) -> frozenset[str]:
+        wanted = self.wanted[kind]
+        return wanted | {"*"} if self.is_wild and kind == CDS else wanted
 
     # The world.
 
@@ -176,7 +185,10 @@ class DeltaClient(RuleBasedStateMachine):
                 names.add(name)
             for name in request.unsubscribe:
                 names.discard(name)
-                known.pop(name, None)
+                if "*" in names:
+                    known[name] = ""  # the client has dropped it, and must hear whether it still has it
+                else:
+                    known.pop(name, None)
         stream.inbox.clear()
         for kind in stream.names:
             self.answer(stream, kind)
@@ -192,7 +204,10 @@ class DeltaClient(RuleBasedStateMachine):
     def news(self, stream: ServerStream, kind: str) -> tuple[list[AnyBytes], list[str]]:
         known = stream.known[kind]
         resources, removed = [], []
-        for name in sorted(stream.names[kind]):
+        names = set(stream.names[kind])
+        if "*" in names:
+            names |= self.world[kind].keys() | known.keys()
+        for name in sorted(names - {"*"}):
             body, is_mortal = self.world[kind].get(name, (None, False))
             if body is None:
                 if known.get(name, "") is not None:
@@ -221,7 +236,8 @@ class DeltaClient(RuleBasedStateMachine):
         for kind, names in stream.names.items():
             beats = [
                 AnyBytes("", None, name, version, (), TTL_S)
-                for name in sorted(names)
+                for name in sorted(stream.known[kind] if "*" in names else names)
+                if name != "*"
                 if (version := stream.known[kind].get(name)) is not None and self.world[kind].get(name, (b"", False))[1]
             ]
             if beats:
@@ -277,7 +293,14 @@ class DeltaClient(RuleBasedStateMachine):
         assert self.stream is not None
         assert not self.stream.unanswered, "a response was neither acknowledged nor refused"
         for type_url, names in self.wanted.items():
-            assert set(self.cache.names(type_url)) == names
+            if self.is_wild and type_url == CDS:
+                # Of what came unasked nothing is left when it is gone, has expired, or was refused before it was gone.
+                held = set(self.cache.names(type_url)) - {"*"}
+                assert names <= held <= names | self.world[CDS].keys()
+                assert {name for name, (body, _) in self.world[CDS].items() if body[3:5] == b"ok"} <= held
+                names = frozenset(held)
+            else:
+                assert set(self.cache.names(type_url)) == names
             for name in names:
                 self.check_entry(type_url, name)
 
@@ -319,3 +342,11 @@ def version_of(body: bytes) -> str:
 
 TestDeltaClient = DeltaClient.TestCase
 TestDeltaClient.settings = settings(max_examples=150, stateful_step_count=40, deadline=None)
+
+
+class WildDeltaClient(DeltaClient):
+    is_wild = True
+
+
+TestWildDeltaClient = WildDeltaClient.TestCase
+TestWildDeltaClient.settings = settings(max_examples=150, stateful_step_count=40, deadline=None)

@@ -1,14 +1,26 @@
 """In whatever order resources arrive and change, the snapshot is whole at every step and the same in the end."""
 
+from types import MappingProxyType
+
 from hypothesis import given
 from hypothesis import strategies as st
 
 from meshlib.model.cluster import AggregateDiscovery, Cluster, DnsDiscovery, EdsDiscovery
+from meshlib.model.discovery import (
+    Collection,
+    FilterConfig,
+    KeyFragment,
+    RuntimeLayer,
+    ScopedRoute,
+    ScopedRoutes,
+)
 from meshlib.model.endpoint import ClusterLoadAssignment, Endpoint, Locality, LocalityEndpoints
-from meshlib.model.listener import ClientListener
-from meshlib.model.matcher import PathKind, PathMatcher
+from meshlib.model.listener import ClientListener, DiscoveredFilter
+from meshlib.model.matcher import Fraction, PathKind, PathMatcher
 from meshlib.model.route import (
+    ClusterHeader,
     ClusterWeight,
+    FaultPolicy,
     Route,
     RouteAction,
     RouteConfiguration,
@@ -17,10 +29,11 @@ from meshlib.model.route import (
     WeightedClusters,
 )
 from meshlib.model.secret import ClientTls, Secret, SecretRef, TrustedCa
-from meshlib.model.snapshot import ClusterConfig, ConfigFault, Snapshot, TargetConfig
+from meshlib.model.snapshot import ClusterConfig, ConfigFault, Demand, DemandKind, Snapshot, TargetConfig
 from meshlib.xds.cache import Key, ResourceCache, ResourceState, ResourceValue
 from meshlib.xds.dependencies import Closure, DnsAnswer, Facts, clusters_of, resolve
-from meshlib.xds.resources import CDS, EDS, LDS, RDS, SDS
+from meshlib.xds.follow_targets import clusters_of_target
+from meshlib.xds.resources import CDS, ECDS, EDS, LDS, LEDS, RDS, RTDS, SDS, SRDS, VHDS
 
 TARGETS = ("s", "t")
 ROUTES = ("r1", "r2")
@@ -117,8 +130,78 @@ KINDS = st.one_of(
     st.builds(lambda name: ((RDS, name), None), st.sampled_from(ROUTES)),
     st.builds(lambda name: ((EDS, name), None), st.sampled_from(SERVICES)),
 )
+SCOPED = ScopedRoutes("scoped", (KeyFragment("x", index=0),))
+FAULTS = DiscoveredFilter("faults", frozenset({"f"}), FilterConfig("faults", "f", None))
+GLOB = "xdstp://a/envoy.config.endpoint.v3.LbEndpoint/e1/*"
+
+
+def more(name: str) -> RouteConfiguration:
+    """Routes with virtual hosts on demand, and a route whose cluster a header names."""
+    action = RouteAction(ClusterHeader("x"))
+    route = Route(RouteMatcher(PathMatcher(PathKind.PREFIX, "/"), fraction=Fraction(1, 100, "share")), action)
+    return RouteConfiguration(name, (VirtualHost("h", ("h",), (route,)),), has_more_hosts=True)
+
+
+def collection(values: dict[str, object]) -> Collection:
+    return Collection(MappingProxyType(values))
+
+
+DISCOVERED = st.one_of(
+    KINDS,
+    st.builds(lambda name: ((LDS, name), ClientListener(name, SCOPED)), st.sampled_from(TARGETS)),
+    st.builds(
+        lambda name, to: ((LDS, name), ClientListener(name, to, discovered=(FAULTS,))),
+        st.sampled_from(TARGETS),
+        st.sampled_from(ROUTES),
+    ),
+    st.builds(
+        lambda name, to: ((LDS, name), ClientListener(name, to, on_demand_timeout_s=1.0)),
+        st.sampled_from(TARGETS),
+        st.sampled_from(ROUTES),
+    ),
+    st.builds(lambda name: ((RDS, name), more(name)), st.sampled_from(ROUTES)),
+    st.builds(
+        lambda scopes: (
+            (SRDS, "*"),
+            collection(
+                {name: ScopedRoute(name, (key,), to, on_demand) for name, (key, to, on_demand) in scopes.items()}
+            ),
+        ),
+        st.dictionaries(
+            st.sampled_from(("x", "y")), st.tuples(st.sampled_from("kl"), st.sampled_from(ROUTES), st.booleans())
+        ),
+    ),
+    st.just(((SRDS, "*"), None)),
+    st.builds(
+        lambda name, to: ((VHDS, name), routes(name, [to]).virtual_hosts[0]),
+        st.sampled_from(("r1/new", "r2/new")),
+        st.sampled_from(CLUSTERS),
+    ),
+    st.just(((VHDS, "r1/new"), None)),
+    st.builds(lambda kind: ((ECDS, "faults"), FilterConfig("faults", kind, FaultPolicy())), st.sampled_from("fg")),
+    st.just(((ECDS, "faults"), None)),
+    st.builds(lambda share: ((RTDS, "live"), RuntimeLayer("live", {"share": share})), st.sampled_from((1.0, 2.0))),
+    st.just(((RTDS, "live"), None)),
+    st.just(((EDS, "e1"), ClusterLoadAssignment("e1", (LocalityEndpoints(Locality(), (), collections=(GLOB,)),)))),
+    st.builds(
+        lambda ports: ((LEDS, GLOB), collection({str(port): Endpoint(f"10.0.0.1:{port}") for port in ports})),
+        st.sets(st.integers(1, 3)),
+    ),
+    st.just(((LEDS, GLOB), None)),
+)
+DEMANDS = st.dictionaries(
+    st.sampled_from(TARGETS),
+    st.frozensets(
+        st.one_of(
+            st.builds(lambda name: (DemandKind.CLUSTER, name), st.sampled_from(CLUSTERS)),
+            st.just((DemandKind.VIRTUAL_HOST, "new")),
+            st.builds(lambda name: (DemandKind.SCOPE, name), st.sampled_from(("x", "y"))),
+        )
+    ),
+)
 STEPS = st.one_of(
-    st.lists(KINDS, max_size=3),
+    st.lists(DISCOVERED, max_size=4),
+    DEMANDS,
     st.frozensets(st.sampled_from(TARGETS)),
     st.sampled_from(("10.0.0.1", "10.0.0.2", "")),
     st.sampled_from(ROUTES),
@@ -127,14 +210,17 @@ STEPS = st.one_of(
 
 @given(steps=st.lists(STEPS, max_size=40))
 def test_following_what_changed_is_the_same_as_following_everything(
-    steps: list[list[Change] | frozenset[str] | str],
+    steps: list[list[Change] | dict[str, frozenset[Demand]] | frozenset[str] | str],
 ) -> None:
     cache, closure, snapshot = ResourceCache(), Closure(), Snapshot()
     targets = frozenset(TARGETS)
+    demands: dict[str, frozenset[Demand]] = {}
     dns: dict[str, DnsAnswer] = {}
     for number, step in enumerate(steps):
         if isinstance(step, frozenset):
             targets = step
+        elif isinstance(step, dict):
+            demands = step
         elif isinstance(step, list):
             for key, value in step:
                 apply(cache, key, value)
@@ -145,7 +231,7 @@ def test_following_what_changed_is_the_same_as_following_everything(
             cache.retain(RDS, [name for name in ROUTES if name != step])
         else:
             dns["db.example"] = DnsAnswer((step,) if step else (), "" if step else "no such name")
-        facts = Facts(cache, targets, dns=dns)
+        facts = Facts(cache, targets, dns=dns, demands=demands, runtime=("live",))
         whole = resolve(facts, snapshot)
         found = closure.resolve(facts, snapshot)
         assert whole.wanted == found.wanted
@@ -157,7 +243,9 @@ def test_following_what_changed_is_the_same_as_following_everything(
         snapshot = found.snapshot
         for name, target in snapshot.targets.items():
             if isinstance(target, TargetConfig):
-                assert clusters_of(target.routes) <= snapshot.clusters.keys(), name
+                assert clusters_of_target(target) <= snapshot.clusters.keys(), name
+                asked = demands.get(name, frozenset())
+                assert name in found.waiting or target.answered <= asked, "an answer to what nobody asked"
         for cluster in snapshot.clusters.values():
             if isinstance(cluster, ClusterConfig):
                 assert set(cluster.leaves) <= snapshot.clusters.keys()

@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
 from meshlib.model.endpoint import ClusterLoadAssignment
+from meshlib.xds.bootstrap import WILDCARD_CDS_FEATURE
 from meshlib.xds.cache import Key, ResourceCache, ResourceState
 from meshlib.xds.decode import Decoded
 from meshlib.xds.resources import CDS, EDS
@@ -44,13 +45,25 @@ class ServerStream:
     inbox: list[SendRequest] = field(default_factory=list)
     outbox: list[DiscoveryResponse] = field(default_factory=list)
     count: int = 0
+    has_named: set[str] = field(default_factory=set)
+
+    def understood(self, request: SendRequest) -> frozenset[str]:
+        """Return what a list of names asks for: an empty one everything, as long as none had a name."""
+        if request.names:
+            self.has_named.add(request.type_url)
+            return frozenset(request.names)
+        return frozenset() if request.type_url in self.has_named else frozenset("*")
 
 
 class SotwClient(RuleBasedStateMachine):
+    is_wild = False
+    """All clusters are asked for."""
+
     def __init__(self) -> None:
         super().__init__()
         self.cache = ResourceCache()
-        self.client = SotwMachine(self.cache, decode=decode)
+        features = frozenset({WILDCARD_CDS_FEATURE} if self.is_wild else ())
+        self.client = SotwMachine(self.cache, features=features, decode=decode)
         self.now = 0.0
         self.timers: set[Key] = set()
         self.stream: ServerStream | None = None
@@ -70,8 +83,7 @@ class SotwClient(RuleBasedStateMachine):
                     assert self.stream is not None
                     assert command.nonce == self.seen_nonce.get(type_url, "")
                     assert command.with_node != self.has_node
-                    assert frozenset(command.names) == self.wanted.get(type_url, frozenset())
-                    assert command.names or type_url in self.asked_for, "a wildcard"
+                    self.check_names(command)
                     self.asked_for.add(type_url)
                     self.has_node = True
                     self.under_way = command
@@ -81,6 +93,14 @@ class SotwClient(RuleBasedStateMachine):
                 case CancelTimer(key=key):
                     assert key in self.timers
                     self.timers.discard(key)
+
+    def check_names(self, request: SendRequest) -> None:
+        wanted = self.wanted.get(request.type_url, frozenset())
+        if self.is_wild and request.type_url == CDS:
+            assert frozenset(request.names) == wanted | {"*"} or (not wanted and not request.names)
+        else:
+            assert frozenset(request.names) == wanted
+            assert request.names or request.type_url in self.asked_for, "a wildcard"
 
     # The world.
 
@@ -146,7 +166,7 @@ class SotwClient(RuleBasedStateMachine):
                 continue  # stale: a newer one must follow
             if request.nonce:
                 stream.answered[kind] = request.nonce
-            names = frozenset(request.names)
+            names = stream.understood(request)
             if names != stream.names.get(kind):
                 stream.version.pop(kind, None)
             stream.names[kind] = names
@@ -157,7 +177,9 @@ class SotwClient(RuleBasedStateMachine):
             stream.count += 1
             stream.nonce[kind] = f"n{stream.count}"
             stream.version[kind] = self.version[kind]
-            found = tuple(AnyBytes(kind, body) for name, body in sorted(self.world[kind].items()) if name in names)
+            found = tuple(
+                AnyBytes(kind, body) for name, body in sorted(self.world[kind].items()) if name in names or "*" in names
+            )
             stream.outbox.append(DiscoveryResponse(kind, str(self.version[kind]), stream.nonce[kind], found))
 
     @precondition(lambda self: self.stream is not None and self.stream.outbox)
@@ -203,8 +225,9 @@ class SotwClient(RuleBasedStateMachine):
         assert self.stream is not None
         assert self.stream.answered == self.stream.nonce, "a response was neither acknowledged nor refused"
         for type_url, names in self.wanted.items():
-            assert set(self.cache.names(type_url)) == names
-            for name in names:
+            held = names | self.world[CDS].keys() | {"*"} if self.is_wild and type_url == CDS else names
+            assert set(self.cache.names(type_url)) == held
+            for name in held - {"*"}:
                 self.check_entry(type_url, name)
 
     def stream_is_busy(self) -> bool:
@@ -231,3 +254,11 @@ class SotwClient(RuleBasedStateMachine):
 
 TestSotwClient = SotwClient.TestCase
 TestSotwClient.settings = settings(max_examples=150, stateful_step_count=40, deadline=None)
+
+
+class WildSotwClient(SotwClient):
+    is_wild = True
+
+
+TestWildSotwClient = WildSotwClient.TestCase
+TestWildSotwClient.settings = settings(max_examples=150, stateful_step_count=40, deadline=None)
