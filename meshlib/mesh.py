@@ -388,9 +388,12 @@ class Mesh(MeshEngine):
 
     def status(self) -> "MeshStatus":
         """Return how the connection, targets, clusters, endpoints and certificates are. No secrets."""
-        from meshlib.admin.status import mesh_status
+        from meshlib.admin.status import GrpcTls, mesh_status
 
-        return mesh_status(self, self._control)
+        # Only when a gRPC channel was made.
+        channels = sys.modules.get("meshlib.clients.grpc_channels")
+        tls = None if channels is None else channels.tls_status(self)
+        return mesh_status(self, self._control, None if tls is None else GrpcTls(*tls))
 
     def certificates(self) -> "tuple[CertificateStatus, ...]":
         """Return the certificates and roots in use: names, issuer, source, and how long they are good. No secrets."""

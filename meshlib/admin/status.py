@@ -16,6 +16,7 @@ __all__ = [
     "CertificateStatus",
     "ClusterStatus",
     "EndpointStatus",
+    "GrpcTls",
     "MeshStatus",
     "ResourceStatus",
     "TargetStatus",
@@ -101,6 +102,28 @@ class ResourceStatus:
 
 
 @dataclass(frozen=True, slots=True)
+class GrpcTls:
+    """How gRPC's calls over TLS are made.
+
+    Attributes:
+        mode: `idle` (no such calls yet), `testing`, `core` (by gRPC's own TLS where that can check the peer), or `relay`
+            (all of them through the relay).
+        text: Why the mode is `relay`, or empty.
+        core: Endpoint channels over gRPC's own TLS.
+        relay: Endpoint channels over the relay.
+    """
+
+    mode: str
+    text: str = ""
+    core: int = 0
+    relay: int = 0
+
+    def __str__(self) -> str:
+        reason = f" ({self.text})" if self.text else ""
+        return f"{self.mode}{reason}, {self.core} endpoints over core, {self.relay} over the relay"
+
+
+@dataclass(frozen=True, slots=True)
 class MeshStatus:
     """Attributes:
     connection: `idle`, `connecting`, `connected`, `lost` or `disabled`.
@@ -118,6 +141,7 @@ class MeshStatus:
     clusters: tuple[ClusterStatus, ...] = ()
     certificates: tuple[CertificateStatus, ...] = ()
     problems: Mapping[str, str] | None = None
+    grpc_tls: GrpcTls | None = None
 
     def to_dict(self) -> dict[str, Any]:
         """Return plain data, for JSON."""
@@ -131,12 +155,15 @@ class MeshStatus:
             "clusters": [asdict(cluster) for cluster in self.clusters],
             "certificates": [asdict(certificate) for certificate in self.certificates],
             "problems": dict(self.problems or {}),
+            "grpc_tls": None if self.grpc_tls is None else asdict(self.grpc_tls),
         }
 
     def __str__(self) -> str:
         lines = [f"node {self.node_id or '(no id)'}: {self.connection_text}; view {self.view}"]
         for place, problem in (self.problems or {}).items():
             lines.append(f"problem: {place}: {problem}")
+        if self.grpc_tls is not None and self.grpc_tls.mode != "idle":
+            lines.append(f"gRPC over TLS: {self.grpc_tls}")
         for target in self.targets:
             waits = f", waits for {', '.join(target.waits_for)}" if target.waits_for else ""
             lines.append(f"{target.kind} {target.name}: {target.state}{waits}{_dash(target.note)}")
@@ -162,17 +189,18 @@ class Source(Protocol):
     _view: View
 
 
-def mesh_status(mesh: Source, control: ControlPlane | None) -> MeshStatus:
+def mesh_status(mesh: Source, control: ControlPlane | None, grpc_tls: GrpcTls | None = None) -> MeshStatus:
     """Return how a mesh is; starts nothing.
 
     Args:
         control: None: it has not been started.
+        grpc_tls: What its gRPC clients say.
     """
     view = mesh._view
     if control is None:
         state = "disabled" if mesh.is_disabled else "idle"
         text = "the mesh is disabled (MESHLIB_DISABLE=1)" if mesh.is_disabled else "not started"
-        return MeshStatus("", "", state, text, view.number, problems={})
+        return MeshStatus("", "", state, text, view.number, problems={}, grpc_tls=grpc_tls)
     connection = control.connection
     return MeshStatus(
         control.node_id,
@@ -184,6 +212,7 @@ def mesh_status(mesh: Source, control: ControlPlane | None) -> MeshStatus:
         tuple(cluster_status(name, cluster) for name, cluster in sorted(view.clusters.items())),
         certificate_statuses(mesh, control),
         control.problems,
+        grpc_tls,
     )
 
 

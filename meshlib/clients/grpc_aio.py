@@ -16,12 +16,13 @@ import grpc.aio
 
 from meshlib.clients.grpc_aio_calls import StreamStream, StreamUnary, UnaryStream, UnaryUnary
 from meshlib.clients.grpc_aio_rpc import AioRpc
-from meshlib.clients.grpc_channels import channels_of, dial_target
+from meshlib.clients.grpc_channels import channels_of
 from meshlib.clients.grpc_common import HeadMaker, Metadata, parse_target, split_options
 from meshlib.clients.grpc_invoke import AioInvoker, Method, Rpc
 from meshlib.clients.grpc_replay import AioReplay
 from meshlib.clients.source import MeshSource
 from meshlib.errors import MeshError
+from meshlib.runtime.dial import dial_target
 
 __all__ = ["AioMeshChannel"]
 

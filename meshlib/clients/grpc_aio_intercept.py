@@ -8,8 +8,8 @@ import grpc
 import grpc.aio
 
 from meshlib.call import Attempt, Sleep, Step
-from meshlib.clients.grpc_channels import ChannelKey, EndpointChannel
 from meshlib.clients.grpc_common import OK, STARTED, HeadMaker
+from meshlib.clients.grpc_endpoint import ChannelKey, EndpointChannel
 from meshlib.clients.grpc_errors import AioMeshRpcError
 from meshlib.clients.grpc_flow import Flow
 from meshlib.clients.grpc_invoke import Invoker, Method, Rpc, left_s, refused
@@ -130,7 +130,7 @@ class AioInterceptors:
                     details._replace(
                         method=path.encode() if isinstance(details.method, bytes) else path,
                         timeout=(None if deadline is None else deadline - now) if is_stream else step.timeout_s,
-                        metadata=_metadata(invoker.metadata(flow, step, rpc)),
+                        metadata=_metadata(invoker.metadata(flow, step, rpc, _NO_CHANNEL)),
                         wait_for_ready=None,
                     ),
                     request if replay is None else replay.reader(),

@@ -16,8 +16,9 @@ import grpc
 import grpc.aio
 
 from meshlib.call import Attempt, Done, Sleep, Step
-from meshlib.clients.grpc_channels import Channels, EndpointChannel
+from meshlib.clients.grpc_channels import Channels
 from meshlib.clients.grpc_common import OK
+from meshlib.clients.grpc_endpoint import EndpointChannel
 from meshlib.clients.grpc_errors import AioMeshRpcError, CallInfo
 from meshlib.clients.grpc_flow import Flow
 from meshlib.clients.grpc_invoke import AioInvoker, Method, Rpc, refused
@@ -117,7 +118,7 @@ class AioRpc:
             native = invoker.multicallable(channel, self._method, step)(
                 self._request if self._replay is None else self._replay.reader(),
                 timeout=self._native_timeout_s(flow, step, now),
-                metadata=invoker.metadata(flow, step, self._rpc),
+                metadata=invoker.metadata(flow, step, self._rpc, channel),
                 credentials=self._rpc.credentials,
                 compression=self._rpc.compression,
             )
@@ -205,13 +206,19 @@ class AioRpc:
     def _failed(self, flow: Flow, error: grpc.aio.AioRpcError | TimeoutError) -> None:
         channel, attempt = self._channel, self._attempt
         assert channel is not None and attempt is not None
+        is_committed = self._replay is not None and self._replay.is_committed
+        if not isinstance(error, TimeoutError) and self._invoker.is_unsent(error, channel) and not is_committed:
+            self._channel = None
+            self._channels.release(channel)
+            self._launch(flow, attempt)
+            return
         if isinstance(error, TimeoutError):
             outcome: Outcome = Failure(FailureKind.TIMEOUT, True, error)
         else:
             outcome = self._invoker.outcome_of(error, channel, attempt, self._attempt_began_at)
         self._channel = None
         self._channels.release(channel)
-        if self._replay is not None and self._replay.is_committed:
+        if is_committed:
             flow.commit()
         self._launch(flow, flow.finished(outcome, self._invoker.clock()), error)
 

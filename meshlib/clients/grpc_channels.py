@@ -5,93 +5,53 @@ endpoint is gone from the configuration, or its certificate has been replaced; i
 (closing a sync channel cancels what is in flight). New calls then make or find another. Connections without calls end
 by gRPC's own idle timeout.
 
-Transports, chosen per endpoint: plaintext, or the TLS relay, over a unix socket with local credentials (so that call
-credentials may be sent). A `grpc.aio` channel belongs to the event loop that made it, so these are kept per loop.
+Transports, chosen per endpoint: plaintext; the TLS relay, over a unix socket with local credentials (so that call
+credentials may be sent); or gRPC's own TLS, to which `grpc_core` hands endpoints over that the relay has verified. A
+`grpc.aio` channel belongs to the event loop that made it, so these are kept per loop.
 """
 
 import asyncio
 import os
 import ssl
 import weakref
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import replace
-from typing import Any, Generic, NamedTuple, TypeVar
+from typing import Any, Generic, TypeVar
 
 import grpc
 import grpc.aio
 
 from meshlib.call import Attempt
+from meshlib.clients.grpc_core import CorePath, CoreStatus
+from meshlib.clients.grpc_dial import AioDialler, Dialler, SyncDialler
+from meshlib.clients.grpc_endpoint import (
+    ChannelKey,
+    ChannelSecrets,
+    CoreChannel,
+    EndpointChannel,
+    Options,
+)
 from meshlib.clients.source import MeshSource
 from meshlib.errors import IdentityError
 from meshlib.model.secret import ClientTls
 from meshlib.ports import Lock
+from meshlib.runtime.core import CoreCluster, LocalAds, cookie
 from meshlib.runtime.dial import dial_target
-from meshlib.runtime.relay import RelayRoute, TlsRelay
-from meshlib.runtime.tls import client_context
+from meshlib.runtime.relay import TlsRelay
+from meshlib.runtime.tls import client_context, client_material
 from meshlib.view import ClusterState, View
 
-__all__ = ["Channels", "EndpointChannel", "MeshChannels", "Options", "channels_of", "close_channels", "dial_target"]
+__all__ = ["Channels", "MeshChannels", "channels_of", "close_channels", "tls_status"]
 
 C = TypeVar("C")
-Options = tuple[tuple[str, Any], ...]
 
 # C-core's back-off grows to two minutes, in which an endpoint that is back would go on failing: outlier detection and
 # retries decide who is avoided, a channel only has to keep from dialling at every call.
 _INITIAL_BACKOFF_MS = 100
 _MAX_BACKOFF_MS = 1000
 
-
-class ChannelKey(NamedTuple):
-    """What calls on one channel have in common."""
-
-    address: str
-    authority: str
-    options: Options
-    compression: grpc.Compression | None
-    tls: ClientTls | None
-
-
-class EndpointChannel(Generic[C]):
-    """A channel to one endpoint. Fields from `active` on are guarded by the lock of `Channels`.
-
-    Attributes:
-        dialled: The target as C-core writes it in its errors; empty when the endpoint is a name that DNS resolves.
-        route: The way through the relay; None: plaintext.
-        multicallables: By kind, method and serializers; making one costs 3 us.
-    """
-
-    __slots__ = ("active", "channel", "dialled", "is_closed", "is_retired", "key", "multicallables", "route")
-
-    def __init__(self, key: ChannelKey, channel: C, dialled: str, route: RelayRoute | None) -> None:
-        self.key = key
-        self.channel = channel
-        self.dialled = dialled
-        self.route = route
-        self.multicallables: dict[Any, Any] = {}
-        self.active = 0
-        self.is_retired = False
-        self.is_closed = False
-
-    def multicallable(
-        self,
-        kind: str,
-        method: str,
-        serializer: Callable[[Any], bytes] | None,
-        deserializer: Callable[[bytes], Any] | None,
-    ) -> Any:
-        """Return the multicallable of a method; `kind` is `unary_unary`, ..."""
-        key = (kind, method, serializer, deserializer)
-        try:
-            return self.multicallables[key]
-        except KeyError:
-            made = getattr(self.channel, kind)(method, serializer, deserializer)
-            self.multicallables[key] = made
-            return made
-
-    @property
-    def refused_by(self) -> BaseException | None:
-        """Why the last TLS connection failed."""
-        return None if self.route is None else self.route.last_error
+MAX_CORES = 4
+"""Channels over core of one kind: one for each set of options. Each takes 2 MB and three threads."""
 
 
 class Channels(Generic[C]):
@@ -99,22 +59,20 @@ class Channels(Generic[C]):
 
     Args:
         relay: Shared with the other kinds.
-        make: From target, credentials (None: insecure), options and compression; no I/O.
-        close: Closes a channel on which nothing is in flight.
+        dialler: Makes and closes channels of this kind.
+        on_secured: Called when a TLS channel has been made.
     """
 
-    def __init__(
-        self,
-        relay: TlsRelay,
-        make: Callable[[str, grpc.ChannelCredentials | None, Options, grpc.Compression | None], C],
-        close: Callable[[C], None],
-    ) -> None:
+    def __init__(self, relay: TlsRelay, dialler: Dialler[C], on_secured: Callable[[], None]) -> None:
         self._relay = relay
-        self._make = make
-        self._close = close
+        self._dialler = dialler
+        self._on_secured = on_secured
         # Guarded by the lock:
         self._lock = Lock()
         self._open: dict[ChannelKey, EndpointChannel[C]] = {}
+        self._cores: dict[tuple[Options, grpc.Compression | None], CoreChannel[C]] = {}
+        # Until when the relay has to serve, in monotonic seconds; None: the time begins with the next look.
+        self._distrusted: dict[ChannelKey, float | None] = {}
         self._view: View | None = None
         self._addresses: frozenset[str] = frozenset()
         _all_channels.add(self)
@@ -159,6 +117,8 @@ class Channels(Generic[C]):
             channel.active += 1
         if channel is not made:
             self._dispose((made,))
+        if key.tls is not None:
+            self._on_secured()
         return channel
 
     def release(self, channel: EndpointChannel[C]) -> None:
@@ -195,19 +155,108 @@ class Channels(Generic[C]):
     def forget(self) -> None:
         """After a fork, in the child: the parent's channels do not work here, and closing them could hang."""
         self._lock = Lock()
-        _inherited.append(self._open)
+        _inherited.append((self._open, self._cores))
         self._open = {}
+        self._cores = {}
+        self._distrusted = {}
         self._view = None
+
+    # For `CorePath`.
+
+    def secured(self) -> tuple[EndpointChannel[C], ...]:
+        """Return the TLS channels that are open."""
+        with self._lock:
+            return tuple(channel for channel in self._open.values() if channel.secrets is not None)
+
+    def hand_over(
+        self,
+        channel: EndpointChannel[C],
+        cluster: CoreCluster,
+        ads: LocalAds,
+        providers: Mapping[str, Mapping[str, str]],
+    ) -> bool:
+        """Have new calls to an endpoint go over core instead of the relay.
+
+        Returns:
+            False: core is not ready; ask again.
+        """
+        key = channel.key
+        kind = (key.options, key.compression)
+        with self._lock:
+            if key in self._distrusted:
+                return True
+            core = self._cores.get(kind)
+            if core is None and len(self._cores) >= MAX_CORES:
+                return True
+        if core is None:
+            self._dialler.run(lambda: self._open_core(ads.uri, providers, kind))
+            return False
+        if not ads.has_taken(core.node_id, cluster):
+            return False
+        steering = cookie(key.address, cluster.name)
+        made = EndpointChannel(key, core.channel, "", None, secrets=channel.secrets, core=core, steering=steering)
+        with self._lock:
+            if self._open.get(key) is not channel or self._cores.get(kind) is not core:
+                return True
+            self._open[key] = made
+            core.uses += 1
+            idle = self._retire((channel,))
+        self._dispose(idle)
+        return True
+
+    def distrust(self, channel: EndpointChannel[C]) -> None:
+        """Have an endpoint go over the relay for a while: core could not send a call."""
+        idle: list[EndpointChannel[C]] = []
+        with self._lock:
+            if self._open.get(channel.key) is channel:
+                del self._open[channel.key]
+                self._distrusted[channel.key] = None
+                idle = self._retire((channel,))
+        self._dispose(idle)
+        self._on_secured()
+
+    def forgive(self, now: float, after_s: float) -> None:
+        """Let core have endpoints again whose time with the relay is over."""
+        with self._lock:
+            for key, until in tuple(self._distrusted.items()):
+                if until is None:
+                    self._distrusted[key] = now + after_s
+                elif now >= until or key.address not in self._addresses:
+                    del self._distrusted[key]
+
+    def leave_core(self) -> None:
+        """Have all new calls go over the relay; those on their way over core end there."""
+        with self._lock:
+            over = [channel for channel in self._open.values() if channel.core is not None]
+            for channel in over:
+                del self._open[channel.key]
+            idle = self._retire(over)
+            unused = [core for core in self._cores.values() if not core.uses]
+            self._cores = {}
+        self._dispose(idle)
+        for core in unused:
+            self._dialler.close(core.channel)
+
+    def _open_core(
+        self,
+        uri: str,
+        providers: Mapping[str, Mapping[str, str]],
+        kind: tuple[Options, grpc.Compression | None],
+    ) -> None:
+        if kind not in self._cores:  # nobody else makes them
+            made = self._dialler.open_core(uri, providers, *kind)
+            with self._lock:
+                self._cores[kind] = made
 
     def _new(self, key: ChannelKey, view: View, attempt: Attempt) -> EndpointChannel[C]:
         timeout_s = attempt.cluster.config.cluster.connect_timeout_s
-        route = None
+        route = secrets = None
         target = dialled = dial_target(key.address)
         credentials = None
         if key.tls is not None:
-            route = self._relay.open(
-                key.address, _context(key.tls, view), server_name=key.tls.sni, connect_timeout_s=timeout_s
-            )
+            context = _context(key.tls, view)
+            secrets = ChannelSecrets(context, *client_material(key.tls, view.secrets))
+            route = self._relay.open(key.address, context, server_name=key.tls.sni, connect_timeout_s=timeout_s)
             target = dialled = route.target
             credentials = grpc.local_channel_credentials(grpc.LocalConnectionType.UDS)
         elif target.startswith("ipv6:"):
@@ -224,9 +273,8 @@ class Channels(Generic[C]):
             "grpc.service_config_disable_resolution": 1,
         }
         options.update(key.options)
-        return EndpointChannel(
-            key, self._make(target, credentials, tuple(options.items()), key.compression), dialled, route
-        )
+        made = self._dialler.dial(target, credentials, tuple(options.items()), key.compression)
+        return EndpointChannel(key, made, dialled, route, secrets=secrets)
 
     def _follow(self, view: View) -> None:
         """Retire the channels that a new configuration has no use for."""
@@ -255,23 +303,31 @@ class Channels(Generic[C]):
 
     def _dispose(self, channels: "tuple[EndpointChannel[C], ...] | list[EndpointChannel[C]]") -> None:
         for channel in channels:
+            core = channel.core
             with self._lock:
                 if channel.is_closed:
                     continue
                 channel.is_closed = True
+                if core is not None:
+                    core.uses -= 1
+                    if core.uses:
+                        continue
+                    for kind, one in tuple(self._cores.items()):
+                        if one is core:
+                            del self._cores[kind]
             channel.multicallables.clear()
-            self._close(channel.channel)
+            self._dialler.close(channel.channel)
             if channel.route is not None:
                 self._relay.release(channel.route)
 
 
 def _is_outdated(channel: EndpointChannel[Any], view: View) -> bool:
     """Whether a channel's certificate or trust has been replaced."""
-    tls, route = channel.key.tls, channel.route
-    if tls is None or route is None:
+    tls, secrets = channel.key.tls, channel.secrets
+    if tls is None or secrets is None:
         return False
     try:
-        return _context(tls, view) is not route.context
+        return _context(tls, view) is not secrets.context
     except IdentityError:
         # Nothing to put in its place: the connection that was verified goes on.
         return False
@@ -287,7 +343,8 @@ class MeshChannels:
 
     def __init__(self) -> None:
         self.relay = TlsRelay()
-        self.sync: Channels[grpc.Channel] = Channels(self.relay, _make_sync, _close_sync)
+        self.core = CorePath(self._kinds)
+        self.sync: Channels[grpc.Channel] = Channels(self.relay, SyncDialler(), self.core.wake)
         # Guarded by the lock:
         self._lock = Lock()
         self._aio: weakref.WeakKeyDictionary[asyncio.AbstractEventLoop, Channels[grpc.aio.Channel]] = (
@@ -300,7 +357,7 @@ class MeshChannels:
         with self._lock:
             channels = self._aio.get(loop)
             if channels is None:
-                channels = self._aio[loop] = Channels(self.relay, _make_aio, _AioCloser(loop))
+                channels = self._aio[loop] = Channels(self.relay, AioDialler(loop), self.core.wake)
             return channels
 
     def attach(self) -> None:
@@ -318,57 +375,21 @@ class MeshChannels:
 
     def close(self) -> None:
         """Retire all channels. The relay ends by itself when the last connection has gone."""
-        with self._lock:
-            others = tuple(self._aio.values())
-        self.sync.close()
-        for channels in others:
+        for channels in self._kinds():
             channels.close()
+        self.core.close()
 
+    def tls_status(self) -> CoreStatus:
+        """Return how calls over TLS are made."""
+        return self.core.status()
 
-def _make_sync(
-    target: str, credentials: grpc.ChannelCredentials | None, options: Options, compression: grpc.Compression | None
-) -> grpc.Channel:
-    if credentials is None:
-        return grpc.insecure_channel(target, options, compression)
-    return grpc.secure_channel(target, credentials, options, compression)
+    def _kinds(self) -> "tuple[Channels[Any], ...]":
+        with self._lock:
+            return (self.sync, *self._aio.values())
 
-
-def _close_sync(channel: grpc.Channel) -> None:
-    channel.close()
-
-
-def _make_aio(
-    target: str, credentials: grpc.ChannelCredentials | None, options: Options, compression: grpc.Compression | None
-) -> grpc.aio.Channel:
-    if credentials is None:
-        return grpc.aio.insecure_channel(target, options, compression)
-    return grpc.aio.secure_channel(target, credentials, options, compression)
-
-
-class _AioCloser:
-    """Closes channels in their loop, from whatever thread. One whose loop is closed ends with its last reference."""
-
-    def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
-        self._loop = weakref.ref(loop)
-        self._tasks: set[asyncio.Task[None]] = set()
-
-    def __call__(self, channel: grpc.aio.Channel) -> None:
-        loop = self._loop()
-        if loop is None or loop.is_closed() or not loop.is_running():
-            return
-        try:
-            running = asyncio.get_running_loop()
-        except RuntimeError:
-            running = None
-        if running is loop:
-            self._start(channel)
-        else:
-            loop.call_soon_threadsafe(self._start, channel)
-
-    def _start(self, channel: grpc.aio.Channel) -> None:
-        task = asyncio.get_running_loop().create_task(channel.close(None))
-        self._tasks.add(task)
-        task.add_done_callback(self._tasks.discard)
+    def _after_fork_in_child(self) -> None:
+        self._lock = Lock()
+        self.core.forget()
 
 
 def channels_of(mesh: MeshSource) -> MeshChannels:
@@ -378,6 +399,13 @@ def channels_of(mesh: MeshSource) -> MeshChannels:
         if found is None:
             found = _by_mesh[mesh] = MeshChannels()
         return found
+
+
+def tls_status(mesh: MeshSource) -> CoreStatus | None:
+    """Return how gRPC's calls over TLS are made; None: there are no channels."""
+    with _lock:
+        found = _by_mesh.get(mesh)
+    return None if found is None else found.tls_status()
 
 
 def close_channels(mesh: MeshSource) -> None:
@@ -397,6 +425,8 @@ _inherited: list[Any] = []
 def _before_fork() -> None:
     for channels in tuple(_all_channels):
         channels.quiesce()
+    for found in tuple(_by_mesh.values()):
+        found.core.close()
 
 
 def _after_fork_in_child() -> None:
@@ -404,6 +434,8 @@ def _after_fork_in_child() -> None:
     _lock = Lock()
     for channels in tuple(_all_channels):
         channels.forget()
+    for found in tuple(_by_mesh.values()):
+        found._after_fork_in_child()
 
 
 os.register_at_fork(before=_before_fork, after_in_child=_after_fork_in_child)

@@ -24,8 +24,8 @@ import grpc.aio
 
 from meshlib.call import Attempt, Sleep
 from meshlib.clients.grpc_aio_intercept import AioInterceptors
-from meshlib.clients.grpc_channels import ChannelKey, EndpointChannel
 from meshlib.clients.grpc_common import OK, HeadMaker
+from meshlib.clients.grpc_endpoint import ChannelKey, EndpointChannel
 from meshlib.clients.grpc_errors import MeshRpcError
 from meshlib.clients.grpc_flow import Flow
 from meshlib.clients.grpc_invoke import Method, Rpc, SyncInvoker
@@ -173,7 +173,7 @@ class _Interceptor(
                         step.head.path,
                         request if replay is None else replay.reader(),
                         step.timeout_s,
-                        invoker.metadata(flow, step, rpc),
+                        invoker.metadata(flow, step, rpc, _NO_CHANNEL),
                         rpc.credentials,
                         None,
                         rpc.compression,

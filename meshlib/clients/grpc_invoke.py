@@ -11,14 +11,16 @@ import grpc
 import grpc.aio
 
 from meshlib.call import Attempt, Done
-from meshlib.clients.grpc_channels import Channels, EndpointChannel, MeshChannels, Options
+from meshlib.clients.grpc_channels import Channels, MeshChannels
 from meshlib.clients.grpc_common import HeadMaker, Metadata, attempt_metadata, classify_error
+from meshlib.clients.grpc_endpoint import EndpointChannel, Options
 from meshlib.clients.grpc_errors import AioMeshRpcError, CallInfo, MeshRpcError, refusal_of_mesh_error
 from meshlib.clients.grpc_flow import Flow, pause_s
 from meshlib.clients.source import MeshSource
 from meshlib.errors import MeshError, RoutingError
 from meshlib.model.outcome import Outcome
 from meshlib.runtime.context import remaining_s
+from meshlib.runtime.core import is_unsent
 from meshlib.view import TargetView
 
 __all__ = ["AioInvoker", "Invoker", "Method", "Rpc", "SyncInvoker", "left_s", "refused"]
@@ -140,9 +142,18 @@ class Invoker(Generic[C]):
         """Return what carries out an attempt."""
         return channel.multicallable(method.kind, attempt.head.path, method.sent_serializer, method.deserializer)
 
-    def metadata(self, flow: Flow, attempt: Attempt, rpc: Rpc) -> Any:
+    def metadata(self, flow: Flow, attempt: Attempt, rpc: Rpc, channel: EndpointChannel[C]) -> Any:
         """Return the metadata of an attempt."""
-        return attempt_metadata(flow.head, attempt.head, rpc.metadata)
+        metadata = attempt_metadata(flow.head, attempt.head, rpc.metadata)
+        return channel.steered(metadata) if channel.core is not None else metadata
+
+    def is_unsent(self, error: Any, channel: EndpointChannel[C]) -> bool:
+        """Whether core could not send an attempt, which is to be made over the relay then, as if nothing had been."""
+        core = channel.core
+        if core is None or not is_unsent(error, core.node_id):
+            return False
+        self.channels.distrust(channel)
+        return True
 
     def outcome_of(self, error: Any, channel: EndpointChannel[C], attempt: Attempt, began_at: float) -> Outcome:
         """Classify what an attempt raised; `error` is a `grpc.RpcError` that knows the metadata too."""

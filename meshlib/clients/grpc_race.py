@@ -12,8 +12,8 @@ import grpc
 import grpc.aio
 
 from meshlib.call import Attempt, Done, RaceStep, Wait
-from meshlib.clients.grpc_channels import EndpointChannel
 from meshlib.clients.grpc_common import OK
+from meshlib.clients.grpc_endpoint import EndpointChannel
 from meshlib.clients.grpc_flow import Flow
 from meshlib.clients.grpc_invoke import AioInvoker, Method, Rpc, SyncInvoker
 from meshlib.errors import IdentityError
@@ -48,12 +48,7 @@ def race_unary(
     try:
         while True:
             if isinstance(step, Attempt):
-                flight = flights[step.number] = _start(invoker, method, rpc, request, flow, step)
-                report = _reporter(ended, step.number)
-                if flight.native is None:
-                    report(None)
-                else:
-                    flight.native.add_done_callback(report)
+                flights[step.number] = _start(invoker, method, rpc, request, flow, step, ended)
                 step = call.racing(clock())
             elif isinstance(step, Wait):
                 try:
@@ -68,6 +63,11 @@ def race_unary(
                     outcome = flight.failure
                 else:
                     last = flight.native
+                    if invoker.is_unsent(last, flight.channel):
+                        invoker.release(flight.channel)
+                        flights[number] = _start(invoker, method, rpc, request, flow, flight.attempt, ended)
+                        step = call.racing(clock())
+                        continue
                     is_ok = last.code() is grpc.StatusCode.OK
                     outcome = OK if is_ok else invoker.outcome_of(last, flight.channel, flight.attempt, flight.began_at)
                     invoker.release(flight.channel)
@@ -85,15 +85,25 @@ def _reporter(ended: "SimpleQueue[int]", number: int) -> Callable[[Any], None]:
     return lambda _: ended.put(number)
 
 
-def _start(invoker: SyncInvoker, method: Method, rpc: Rpc, request: Any, flow: Flow, step: Attempt) -> _Flight:
+def _start(
+    invoker: SyncInvoker,
+    method: Method,
+    rpc: Rpc,
+    request: Any,
+    flow: Flow,
+    step: Attempt,
+    ended: "SimpleQueue[int]",
+) -> _Flight:
     began_at = invoker.clock()
     try:
         channel = invoker.acquire(step)
     except IdentityError as unable:
+        ended.put(step.number)
         return _Flight(step, began_at, None, None, Failure(FailureKind.IDENTITY, False, unable))
     native = invoker.multicallable(channel, method, step).future(
-        request, step.timeout_s, invoker.metadata(flow, step, rpc), rpc.credentials, None, rpc.compression
+        request, step.timeout_s, invoker.metadata(flow, step, rpc, channel), rpc.credentials, None, rpc.compression
     )
+    native.add_done_callback(_reporter(ended, step.number))
     return _Flight(step, began_at, channel, native)
 
 
@@ -144,7 +154,7 @@ async def arace_unary(
                 native = invoker.multicallable(channel, method, step)(
                     request,
                     timeout=step.timeout_s,
-                    metadata=invoker.metadata(flow, step, rpc),
+                    metadata=invoker.metadata(flow, step, rpc, channel),
                     credentials=rpc.credentials,
                     compression=rpc.compression,
                 )
@@ -162,6 +172,11 @@ async def arace_unary(
                 channels.release(last.channel)
             last, result = flights.pop(task), task.result()
             outcome: Outcome = OK
+            if isinstance(result, grpc.aio.AioRpcError) and invoker.is_unsent(result, last.channel):
+                again, last = last, None
+                channels.release(again.channel)
+                step = again.attempt
+                continue
             if isinstance(result, grpc.aio.AioRpcError):
                 outcome = invoker.outcome_of(result, last.channel, last.attempt, last.began_at)
             step = call.ended(last.attempt, outcome, clock())

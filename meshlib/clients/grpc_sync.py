@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import grpc
 
 from meshlib.call import Attempt, Done, Sleep
-from meshlib.clients.grpc_channels import channels_of, dial_target
+from meshlib.clients.grpc_channels import channels_of
 from meshlib.clients.grpc_common import OK, HeadMaker, parse_target, split_options
 from meshlib.clients.grpc_errors import MeshRpcError
 from meshlib.clients.grpc_invoke import Method, Rpc, SyncInvoker
@@ -26,6 +26,7 @@ from meshlib.clients.grpc_sync_stream import MeshStream
 from meshlib.clients.source import MeshSource
 from meshlib.errors import IdentityError, MeshError
 from meshlib.model.outcome import Failure, FailureKind
+from meshlib.runtime.dial import dial_target
 
 __all__ = ["MeshChannel"]
 
@@ -256,12 +257,14 @@ class _Multicallable:
                         response, call = invoker.multicallable(channel, method, step).with_call(
                             request if replay is None else replay.reader(),
                             step.timeout_s,
-                            invoker.metadata(flow, step, rpc),
+                            invoker.metadata(flow, step, rpc, channel),
                             rpc.credentials,
                             None,
                             rpc.compression,
                         )
                     except grpc.RpcError as raised:
+                        if invoker.is_unsent(raised, channel) and (replay is None or not replay.is_committed):
+                            continue
                         error = raised
                         outcome = invoker.outcome_of(raised, channel, step, now)
                     else:

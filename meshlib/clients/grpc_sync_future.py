@@ -13,8 +13,8 @@ from typing import Any
 import grpc
 
 from meshlib.call import Attempt, Sleep, Step
-from meshlib.clients.grpc_channels import EndpointChannel
 from meshlib.clients.grpc_common import OK
+from meshlib.clients.grpc_endpoint import EndpointChannel
 from meshlib.clients.grpc_errors import AnyFuture, CallInfo, MeshRpcError
 from meshlib.clients.grpc_flow import Flow
 from meshlib.clients.grpc_invoke import Method, Rpc, SyncInvoker
@@ -85,7 +85,7 @@ class MeshFuture(grpc.Call, AnyFuture):
             native = invoker.multicallable(channel, self._method, step).future(
                 self._request if self._replay is None else self._replay.reader(),
                 step.timeout_s,
-                invoker.metadata(flow, step, self._rpc),
+                invoker.metadata(flow, step, self._rpc, channel),
                 self._rpc.credentials,
                 None,
                 self._rpc.compression,
@@ -125,9 +125,13 @@ class MeshFuture(grpc.Call, AnyFuture):
         if self._is_cancelled:
             self._settle_cancelled(flow)
             return
+        is_committed = self._replay is not None and self._replay.is_committed
+        if invoker.is_unsent(native, channel) and not is_committed:
+            self._obey(flow, attempt)
+            return
         self._last_error = native
         outcome = invoker.outcome_of(native, channel, attempt, began_at)
-        if self._replay is not None and self._replay.is_committed:
+        if is_committed:
             flow.commit()
         self._obey(flow, flow.finished(outcome, invoker.clock()))
 

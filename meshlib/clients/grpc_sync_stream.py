@@ -15,8 +15,8 @@ from typing import Any
 import grpc
 
 from meshlib.call import Attempt, Sleep, Step
-from meshlib.clients.grpc_channels import EndpointChannel
 from meshlib.clients.grpc_common import OK, STARTED
+from meshlib.clients.grpc_endpoint import EndpointChannel
 from meshlib.clients.grpc_errors import CallInfo, MeshRpcError
 from meshlib.clients.grpc_flow import Flow
 from meshlib.clients.grpc_invoke import Method, Rpc, SyncInvoker
@@ -175,7 +175,7 @@ class MeshStream(grpc.Call):
                 self._request if self._replay is None else self._replay.reader(),
                 # An attempt's own time ends with the first message, the deadline with the stream.
                 None if deadline is None else max(deadline - now, 0.0),
-                invoker.metadata(lease.flow, step, self._rpc),
+                invoker.metadata(lease.flow, step, self._rpc, channel),
                 self._rpc.credentials,
                 None,
                 self._rpc.compression,
@@ -237,6 +237,11 @@ class MeshStream(grpc.Call):
                 return None
             channel = lease.channel
             assert channel is not None
+            is_committed = self._replay is not None and self._replay.is_committed
+            if invoker.is_unsent(error, channel) and not is_committed:
+                lease.channel = None
+                invoker.release(channel)
+                return attempt
             now = invoker.clock()
             if timer is not None and now - self._attempt_began_at >= (attempt.timeout_s or 0.0):
                 outcome: Any = Failure(FailureKind.TIMEOUT, True, error)
@@ -244,7 +249,7 @@ class MeshStream(grpc.Call):
                 outcome = invoker.outcome_of(error, channel, attempt, self._attempt_began_at)
             lease.channel = None
             invoker.release(channel)
-            if self._replay is not None and self._replay.is_committed:
+            if is_committed:
                 flow.commit()
             return flow.finished(outcome, now)
         finally:

@@ -55,9 +55,20 @@ class RelayRoute:
         context: Verifies the peer inside `do_handshake`.
         last_error: Why the last connection to the endpoint failed; None after one that worked. Written by the relay's
             thread before gRPC notices.
+        has_verified: A peer has been, over this route.
     """
 
-    __slots__ = ("address", "connect_timeout_s", "context", "last_error", "listener", "path", "server_name", "target")
+    __slots__ = (
+        "address",
+        "connect_timeout_s",
+        "context",
+        "has_verified",
+        "last_error",
+        "listener",
+        "path",
+        "server_name",
+        "target",
+    )
 
     def __init__(
         self,
@@ -76,6 +87,7 @@ class RelayRoute:
         self.server_name = server_name
         self.connect_timeout_s = connect_timeout_s
         self.last_error: BaseException | None = None
+        self.has_verified = False
 
 
 class TlsRelay:
@@ -300,6 +312,7 @@ class _Link:
         """Both sides are there: let bytes flow."""
         self.is_joined = True
         self.route.last_error = None
+        self.route.has_verified = True
         self.near.other = self.far
         self.far.other = self.near
         if self.far.is_done:

@@ -25,6 +25,7 @@ __all__ = [
     "PeerNames",
     "RotatingServerContext",
     "client_context",
+    "client_material",
     "peer_identity",
     "rotating_server_context",
     "server_context",
@@ -160,6 +161,16 @@ def client_context(
         return context
 
     return _contexts.get(tls, certificate, trust, alpn, make, wall)
+
+
+def client_material(tls: ClientTls, secrets: Mapping[str, Secret]) -> tuple[TlsCertificate | None, TrustedCa | None]:
+    """Return what a client's context is made of.
+
+    Raises:
+        IdentityError: A secret is missing, or of the wrong kind.
+    """
+    certificate = None if tls.certificate is None else _certificate(tls.certificate, secrets)
+    return certificate, None if tls.trust is None else _trust(tls.trust, secrets)
 
 
 def server_context(

@@ -38,7 +38,7 @@ class Server:
         active: RPCs under way.
     """
 
-    def __init__(self, credentials: grpc.ServerCredentials | None = None) -> None:
+    def __init__(self, credentials: grpc.ServerCredentials | None = None, port: int = 0) -> None:
         self.refusals = 0
         self.seen: list[dict[str, Any]] = []
         self.active = 0
@@ -55,7 +55,7 @@ class Server:
         if credentials is None:
             self.port = self.grpc.add_insecure_port("127.0.0.1:0")
         else:
-            self.port = self.grpc.add_secure_port("127.0.0.1:0", credentials)
+            self.port = self.grpc.add_secure_port(f"127.0.0.1:{port}", credentials)
         self.address = f"127.0.0.1:{self.port}"
         self.grpc.start()
 
@@ -66,6 +66,8 @@ class Server:
     def _enter(self, context: grpc.ServicerContext) -> None:
         with self._lock:
             self.seen.append({item.key: item.value for item in context.invocation_metadata()})
+            # No public way to the authority.
+            self.seen[-1][":authority"] = context._rpc_event.call_details.host.decode()  # type: ignore[attr-defined]
             refuse = self.refusals > 0
             self.refusals -= refuse
             self.active += 1
@@ -166,12 +168,20 @@ class Mesh:
         retry = RetryPolicy(frozenset({"unavailable"}), num_retries=retries, base_interval_s=0.001)
         self.source.publish(service("checkout", *addresses, retry=retry if retries else None, **options))
 
-    def serve_tls(self, address: str, authority: Authority, mine: Secret, peer: str = CHECKOUT) -> None:
+    def serve_tls(
+        self,
+        address: str,
+        authority: Authority,
+        mine: Secret,
+        peer: str = CHECKOUT,
+        minimum_version: str = "TLSv1_3",
+    ) -> None:
+        """Serve an endpoint with mTLS. Of TLS versions gRPC's own TLS cannot be told, so that the relay is used."""
         tls = ClientTls(
             SecretRef(sds_name="default"),
             SecretRef(sds_name="ROOTCA"),
             (SanMatcher(SanType.URI, StringMatcher(StringKind.EXACT, peer)),),
-            minimum_version="TLSv1_3",
+            minimum_version=minimum_version,
         )
         template = Cluster("checkout", EdsDiscovery("checkout"), tls=tls)
         plain = service("checkout", address)
@@ -194,8 +204,8 @@ def server() -> Iterator[Callable[..., Server]]:
     """Start servers."""
     running: list[Server] = []
 
-    def start(credentials: grpc.ServerCredentials | None = None) -> Server:
-        running.append(Server(credentials))
+    def start(credentials: grpc.ServerCredentials | None = None, port: int = 0) -> Server:
+        running.append(Server(credentials, port))
         return running[-1]
 
     yield start

@@ -1,0 +1,117 @@
+"""How gRPC channels are made and closed, in the sync form and for an event loop."""
+
+import asyncio
+import weakref
+from collections.abc import Callable, Mapping
+from typing import Any, Protocol, TypeVar
+
+import grpc
+import grpc.aio
+
+from meshlib.clients.grpc_endpoint import CoreChannel, Options
+from meshlib.runtime.core import new_node_id, open_aio, open_sync
+
+__all__ = ["AioDialler", "Dialler", "SyncDialler"]
+
+C = TypeVar("C")
+Providers = Mapping[str, Mapping[str, str]]
+
+_WAKE_S = 5.0
+
+
+class Dialler(Protocol[C]):
+    """One kind of channels. Nothing here does I/O before it returns."""
+
+    def dial(self, target: str, credentials: grpc.ChannelCredentials | None, options: Options, compression: Any) -> C:
+        """Make a channel; credentials None: insecure."""
+        ...
+
+    def open_core(self, uri: str, providers: Providers, options: Options, compression: Any) -> CoreChannel[C]:
+        """Make a channel that is told of its endpoints by core's management server, and have it ask there."""
+        ...
+
+    def close(self, channel: C) -> None:
+        """Close a channel on which nothing is in flight; any thread may ask."""
+        ...
+
+    def run(self, function: Callable[[], None]) -> None:
+        """Run a function where channels can be made, now or soon; not at all when that place is gone."""
+        ...
+
+
+class SyncDialler:
+    """For threads."""
+
+    def dial(
+        self, target: str, credentials: grpc.ChannelCredentials | None, options: Options, compression: Any
+    ) -> grpc.Channel:
+        """As `Dialler.dial`."""
+        if credentials is None:
+            return grpc.insecure_channel(target, options, compression)
+        return grpc.secure_channel(target, credentials, options, compression)
+
+    def open_core(
+        self, uri: str, providers: Providers, options: Options, compression: Any
+    ) -> CoreChannel[grpc.Channel]:
+        """As `Dialler.open_core`."""
+        node_id = new_node_id()
+        channel = open_sync(uri, node_id, providers, options, compression)
+        # A call that names no endpoint goes nowhere. To subscribe to the channel's state would cost a thread.
+        wake: Any = channel.unary_unary("/meshlib.Core/Wake")
+        return CoreChannel(node_id, channel, wake.future(b"", timeout=_WAKE_S))
+
+    def close(self, channel: grpc.Channel) -> None:
+        """As `Dialler.close`."""
+        channel.close()
+
+    def run(self, function: Callable[[], None]) -> None:
+        """As `Dialler.run`."""
+        function()
+
+
+class AioDialler:
+    """For one event loop. A channel whose loop is closed ends with its last reference."""
+
+    def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
+        self._loop = weakref.ref(loop)
+        self._tasks: set[asyncio.Task[None]] = set()
+
+    def dial(
+        self, target: str, credentials: grpc.ChannelCredentials | None, options: Options, compression: Any
+    ) -> grpc.aio.Channel:
+        """As `Dialler.dial`."""
+        if credentials is None:
+            return grpc.aio.insecure_channel(target, options, compression)
+        return grpc.aio.secure_channel(target, credentials, options, compression)
+
+    def open_core(
+        self, uri: str, providers: Providers, options: Options, compression: Any
+    ) -> CoreChannel[grpc.aio.Channel]:
+        """As `Dialler.open_core`."""
+        node_id = new_node_id()
+        channel = open_aio(uri, node_id, providers, options, compression)
+        channel.get_state(try_to_connect=True)
+        return CoreChannel(node_id, channel, None)
+
+    def close(self, channel: grpc.aio.Channel) -> None:
+        """As `Dialler.close`."""
+        self.run(lambda: self._start(channel))
+
+    def run(self, function: Callable[[], None]) -> None:
+        """As `Dialler.run`."""
+        loop = self._loop()
+        if loop is None or loop.is_closed() or not loop.is_running():
+            return
+        try:
+            running = asyncio.get_running_loop()
+        except RuntimeError:
+            running = None
+        if running is loop:
+            function()
+        else:
+            loop.call_soon_threadsafe(function)
+
+    def _start(self, channel: grpc.aio.Channel) -> None:
+        task = asyncio.get_running_loop().create_task(channel.close(None))
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)

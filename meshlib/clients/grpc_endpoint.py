@@ -1,0 +1,143 @@
+"""One endpoint's gRPC channel, and what it is known by."""
+
+import ssl
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, Generic, NamedTuple, TypeVar
+
+import grpc
+
+from meshlib.model.secret import ClientTls, TlsCertificate, TrustedCa
+from meshlib.runtime.relay import RelayRoute
+
+__all__ = ["ChannelKey", "ChannelSecrets", "CoreChannel", "EndpointChannel", "Options"]
+
+C = TypeVar("C")
+Options = tuple[tuple[str, Any], ...]
+
+
+class ChannelKey(NamedTuple):
+    """What calls on one channel have in common."""
+
+    address: str
+    authority: str
+    options: Options
+    compression: grpc.Compression | None
+    tls: ClientTls | None
+
+
+class EndpointChannel(Generic[C]):
+    """A channel to one endpoint. Fields from `active` on are guarded by the lock of `Channels`.
+
+    Attributes:
+        dialled: The target as C-core writes it in its errors; empty when the endpoint is a name that DNS resolves.
+        route: The way through the relay; None: plaintext, or core.
+        secrets: For TLS: what verifies the peer, and shows who we are.
+        core: gRPC's own TLS, shared with other endpoints; then `channel` is its channel.
+        steering: Metadata that name the endpoint to core.
+        multicallables: By kind, method and serializers; making one costs 3 us.
+    """
+
+    __slots__ = (
+        "active",
+        "channel",
+        "core",
+        "dialled",
+        "is_closed",
+        "is_retired",
+        "key",
+        "multicallables",
+        "route",
+        "secrets",
+        "steering",
+    )
+
+    def __init__(
+        self,
+        key: ChannelKey,
+        channel: C,
+        dialled: str,
+        route: RelayRoute | None,
+        *,
+        secrets: "ChannelSecrets | None" = None,
+        core: "CoreChannel[C] | None" = None,
+        steering: str = "",
+    ) -> None:
+        self.key = key
+        self.channel = channel
+        self.dialled = dialled
+        self.route = route
+        self.secrets = secrets
+        self.core = core
+        self.steering = steering
+        self.multicallables: dict[Any, Any] = {}
+        self.active = 0
+        self.is_retired = False
+        self.is_closed = False
+
+    def multicallable(
+        self,
+        kind: str,
+        method: str,
+        serializer: Callable[[Any], bytes] | None,
+        deserializer: Callable[[bytes], Any] | None,
+    ) -> Any:
+        """Return the multicallable of a method; `kind` is `unary_unary`, ..."""
+        key = (kind, method, serializer, deserializer)
+        try:
+            return self.multicallables[key]
+        except KeyError:
+            made = getattr(self.channel, kind)(method, serializer, deserializer)
+            self.multicallables[key] = made
+            return made
+
+    def steered(self, metadata: Any) -> Any:
+        """Return the metadata of a call with what names the endpoint to core.
+
+        Args:
+            metadata: A sequence, or None.
+        """
+        if not metadata:
+            return (("cookie", self.steering),)
+        # Core reads one header: the application's cookies follow in the same.
+        cookies = [value for key, value in metadata if key == "cookie"]
+        if not cookies:
+            return (("cookie", self.steering), *metadata)
+        others = (pair for pair in metadata if pair[0] != "cookie")
+        return (("cookie", "; ".join((self.steering, *cookies))), *others)
+
+    @property
+    def refused_by(self) -> BaseException | None:
+        """Why the last TLS connection failed."""
+        return None if self.route is None else self.route.last_error
+
+
+@dataclass(frozen=True, slots=True)
+class ChannelSecrets:
+    """What a TLS channel was made with.
+
+    Attributes:
+        context: Another one for the same configuration means that a secret has been replaced.
+    """
+
+    context: ssl.SSLContext
+    certificate: TlsCertificate | None
+    trust: TrustedCa | None
+
+
+class CoreChannel(Generic[C]):
+    """A channel whose calls go to the endpoint that their cookie names.
+
+    Attributes:
+        node_id: In core's own errors.
+        opening: What makes it connect to its management server; held, as it would be cancelled else.
+        uses: Endpoint channels that it serves; it is closed with the last one. Guarded by the lock of `Channels`.
+    """
+
+    __slots__ = ("channel", "node_id", "opening", "uses")
+
+    def __init__(self, node_id: str, channel: C, opening: Any) -> None:
+        self.node_id = node_id
+        self.channel = channel
+        self.opening = opening
+        self.uses = 0
