@@ -75,6 +75,43 @@ class Http1Pool:
             raise
         return RawResponse(head, _Body(self, connection, request), connection.extensions(request, head))
 
+    def warm_up(self, request: Http1Request, connections: int) -> int:
+        """Open connections until so many are there, ready for use; returns how many were opened.
+
+        Limits hold, and nobody's place is taken: when there is none, no connection is opened.
+
+        Raises:
+            httpcore.ConnectError: It cannot be connected to; or `httpcore.ConnectTimeout`.
+        """
+        opened = 0
+        while self._may_add(connections):
+            connection = self._new(None)
+            try:
+                connection.connect(request)
+            except BaseException:
+                self._leave(connection, keep=False)
+                raise
+            self._return(connection, keep=not self._is_closed)
+            opened += 1
+        return opened
+
+    def _may_add(self, connections: int) -> bool:
+        """Take a place and a permit for one more connection."""
+        breaker = self._key.breaker
+        with self._lock:
+            if self._is_closed or self._free == 0 or len(self._open) >= connections:
+                return False
+            if self._max_idle is not None and len(self._idle) >= self._max_idle:
+                return False
+            is_first = not self._permits
+            if self._free is not None:
+                self._free -= 1
+            self._permits += 1
+        if breaker is None or breaker.try_connect(is_first=is_first):
+            return True
+        self._return(None, keep=False)
+        return False
+
     def _take(self, request: Http1Request) -> Http1Connection:
         while True:
             connection: Http1Connection | None = None
@@ -83,7 +120,7 @@ class Http1Pool:
                     connection = self._pop_idle()
             if connection is None:
                 connection = self._wait_or_open(request)
-            if not connection.served or not (_is_old(connection, time.monotonic()) or connection.is_stale):
+            if connection.is_new or not (_is_old(connection, time.monotonic()) or connection.is_stale):
                 connection.served += 1
                 return connection
             self._leave(connection, keep=False)

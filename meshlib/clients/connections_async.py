@@ -59,13 +59,31 @@ class AsyncHttp1Pool:
             raise
         return RawResponse(head, _AsyncBody(self, connection, request), connection.extensions(request, head))
 
+    async def warm_up(self, request: Http1Request, connections: int) -> int:
+        """As `Http1Pool.warm_up`."""
+        opened = 0
+        while len(self._open) < connections and not self._is_closed:
+            if self._max_idle is not None and len(self._idle) >= self._max_idle:
+                break
+            if not self._may_open(self._key.breaker):
+                break
+            connection = self._new(None)
+            try:
+                await connection.connect(request)
+            except BaseException:
+                await self._leave(connection, keep=False)
+                raise
+            await self._return(connection, keep=not self._is_closed)
+            opened += 1
+        return opened
+
     async def _take(self, request: Http1Request) -> AsyncHttp1Connection:
         while True:
             if self._idle and self._free != 0:
                 connection = self._pop_idle()
             else:
                 connection = await self._wait_or_open(request)
-            if not connection.served or not (_is_old(connection, time.monotonic()) or connection.is_stale):
+            if connection.is_new or not (_is_old(connection, time.monotonic()) or connection.is_stale):
                 connection.served += 1
                 return connection
             await self._leave(connection, keep=False)

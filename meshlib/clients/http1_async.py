@@ -45,6 +45,11 @@ class AsyncHttp1Connection:
             pending.end_pending()
 
     @property
+    def is_new(self) -> bool:
+        """It was not opened yet."""
+        return self._stream is None
+
+    @property
     def is_reusable(self) -> bool:
         """The exchange is over, and another one may follow."""
         return self._is_sent and self.reader.is_complete and self.reader.is_reusable

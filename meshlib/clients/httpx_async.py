@@ -22,6 +22,7 @@ from meshlib.clients.httpx_common import (
     BROKEN,
     DEFAULT_LIMITS,
     DISCARD_S,
+    KnownAddresses,
     MeshRecord,
     Passthrough,
     authority_of,
@@ -49,6 +50,7 @@ from meshlib.clients.mirrors import AsyncMirrors, Copy, copies_of
 from meshlib.clients.pools import Lease, PoolKey, Pools
 from meshlib.clients.source import MeshSource
 from meshlib.clients.timeouts import AttemptTimeouts
+from meshlib.clients.warm_up import warm_connections
 from meshlib.errors import MeshError, RoutingError
 from meshlib.model.outcome import Failure, LocalReply, Outcome, Response
 from meshlib.model.route import MirrorPolicy
@@ -82,7 +84,8 @@ class AsyncMeshTransport(httpx.AsyncBaseTransport):
         self._passthrough = passthrough
         self._limits = limits
         expiry = limits.keepalive_expiry
-        self._pools: Pools[_Pool] = Pools(self._make_pool, clock=mesh.clock, idle_s=60.0 if expiry is None else expiry)
+        idle_s = 60.0 if expiry is None else expiry
+        self._pools: Pools[_Pool] = Pools(self._make_pool, clock=mesh.clock, idle_s=idle_s, known=KnownAddresses(mesh))
         self._mirrors = AsyncMirrors()
         self._lock = Lock()
         self._plain: httpx.AsyncHTTPTransport | None = None  # guarded by the lock
@@ -127,6 +130,28 @@ class AsyncMeshTransport(httpx.AsyncBaseTransport):
                 return exchange.response(outcome, record_of(call, done))
             case _:
                 assert_never(done.result)
+
+    async def warm_up(self, url: str, *, connections: int = 1, timeout_s: float = 5.0) -> int:
+        """As `MeshTransport.warm_up`."""
+        mesh = self._mesh
+        request = httpx.Request("GET", url)
+        authority = authority_of(request)
+        if mesh.is_disabled:
+            return 0
+        try:
+            target = mesh.target(authority) or await mesh.wait_target_async(authority)
+        except MeshError as error:
+            raise refusal(authority, error, request) from error
+        opened = 0
+        for key, sent in warm_connections(mesh, target, request, timeout_s):
+            lease = self._pools.acquire(key)
+            try:
+                if isinstance(lease.pool, AsyncHttp1Pool):
+                    with contextlib.suppress(*BROKEN):
+                        opened += await lease.pool.warm_up(sent, connections)
+            finally:
+                await _close_all(self._pools.release(lease))
+        return opened
 
     async def _pass(self, request: httpx.Request, authority: str) -> httpx.Response:
         clock = self._mesh.clock
@@ -300,11 +325,14 @@ class _Exchange:
     async def _release(self) -> None:
         lease, self._lease = self._lease, None
         if lease is not None:
-            closing = self._pools.release(lease)
-            if closing:
-                with anyio.CancelScope(shield=True):
-                    for pool in closing:
-                        await pool.aclose()
+            await _close_all(self._pools.release(lease))
+
+
+async def _close_all(pools: list[_Pool]) -> None:
+    if pools:
+        with anyio.CancelScope(shield=True):
+            for pool in pools:
+                await pool.aclose()
 
 
 async def _send_copy(mesh: MeshSource, pools: Pools[_Pool], copy: Copy) -> None:

@@ -26,12 +26,13 @@ from meshlib.ports import Clock
 from meshlib.resilience.circuit_breaker import CircuitBreaker
 from meshlib.runtime.context import remaining_s
 from meshlib.runtime.tls import client_context
-from meshlib.view import TargetView
+from meshlib.view import ClusterState, TargetView, View
 
 __all__ = [
     "BROKEN",
     "DEFAULT_LIMITS",
     "DISCARD_S",
+    "KnownAddresses",
     "MeshRecord",
     "Passthrough",
     "authority_of",
@@ -78,6 +79,27 @@ class MeshRecord(NamedTuple):
     attempts: int
     flag: str
     endpoints: tuple[str, ...] = ()
+
+
+class KnownAddresses:
+    """The addresses of all endpoints of a mesh; worked out once per view that somebody asks about."""
+
+    __slots__ = ("_found", "_mesh", "_view")
+
+    def __init__(self, mesh: MeshSource) -> None:
+        self._mesh = mesh
+        self._view: View | None = None
+        self._found: frozenset[str] = frozenset()
+
+    def __call__(self) -> frozenset[str]:
+        view = self._mesh.view
+        if view is not self._view:
+            clusters = [one for one in view.clusters.values() if isinstance(one, ClusterState)]
+            found = frozenset(address for cluster in clusters for address in cluster.states)
+            if found != self._found:
+                self._found = found
+            self._view = view
+        return self._found
 
 
 def authority_of(request: httpx.Request) -> str:

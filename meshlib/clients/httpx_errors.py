@@ -103,16 +103,16 @@ def failure_or_raise(error: Exception, timeouts: AttemptTimeouts, call: Call, re
 def is_safe_to_resend(head: RequestHead, timeouts: AttemptTimeouts, failure: Failure, *, replayable: bool) -> bool:
     """Whether an attempt met a kept-alive connection that died under it, and may quietly go on a fresh one.
 
-    The server closed the connection while the request was on its way, so it is all but sure that it saw nothing of it;
-    since that is not quite sure, only requests that are safe to repeat qualify, and the others are left to the route's
-    retry policy.
+    When the socket took nothing of the request, nobody saw any of it. Else the server closed the connection while the
+    request was on its way, so it is all but sure that it saw nothing of it; since that is not quite sure, only requests
+    that are safe to repeat qualify, and the others are left to the route's retry policy.
     """
     return (
         failure.kind is FailureKind.RESET
         and not timeouts.has_connected
         and replayable
         and not timeouts.is_over
-        and (head.method in IDEMPOTENT or "idempotency-key" in head.headers)
+        and (not failure.request_sent or head.method in IDEMPOTENT or "idempotency-key" in head.headers)
     )
 
 

@@ -22,6 +22,7 @@ from meshlib.clients.httpx_common import (
     BROKEN,
     DEFAULT_LIMITS,
     DISCARD_S,
+    KnownAddresses,
     MeshRecord,
     Passthrough,
     authority_of,
@@ -49,6 +50,7 @@ from meshlib.clients.mirrors import Copy, Mirrors, copies_of
 from meshlib.clients.pools import Lease, PoolKey, Pools
 from meshlib.clients.source import MeshSource
 from meshlib.clients.timeouts import AttemptTimeouts, Hold
+from meshlib.clients.warm_up import warm_connections
 from meshlib.errors import MeshError, RoutingError
 from meshlib.model.outcome import Failure, LocalReply, Outcome, Response
 from meshlib.model.route import MirrorPolicy
@@ -80,7 +82,8 @@ class MeshTransport(httpx.BaseTransport):
         self._passthrough = passthrough
         self._limits = limits
         expiry = limits.keepalive_expiry
-        self._pools: Pools[_Pool] = Pools(self._make_pool, clock=mesh.clock, idle_s=60.0 if expiry is None else expiry)
+        idle_s = 60.0 if expiry is None else expiry
+        self._pools: Pools[_Pool] = Pools(self._make_pool, clock=mesh.clock, idle_s=idle_s, known=KnownAddresses(mesh))
         self._mirrors = Mirrors()
         self._threads = HedgeThreads()
         self._lock = Lock()
@@ -128,6 +131,43 @@ class MeshTransport(httpx.BaseTransport):
                 return exchange.response(outcome, record_of(call, done))
             case _:
                 assert_never(done.result)
+
+    def warm_up(self, url: str, *, connections: int = 1, timeout_s: float = 5.0) -> int:
+        """Connect to every healthy endpoint that a GET of a URL may reach, so that the first requests need not.
+
+        Endpoints that cannot be connected to are passed over: requests will find out. Idle connections age as others do.
+
+        Args:
+            url: E.g. `http://checkout/`.
+            connections: How many there are to be for each endpoint, those included that are open already.
+            timeout_s: For each connection; the cluster's connect timeout holds too.
+
+        Returns:
+            How many connections were opened.
+
+        Raises:
+            httpx.ConnectError: The host is not in the mesh; or `httpx.ReadTimeout`: its configuration was not there in time.
+        """
+        mesh = self._mesh
+        request = httpx.Request("GET", url)
+        authority = authority_of(request)
+        if mesh.is_disabled:
+            return 0
+        try:
+            target = mesh.target(authority) or mesh.wait_target(authority)
+        except MeshError as error:
+            raise refusal(authority, error, request) from error
+        opened = 0
+        for key, sent in warm_connections(mesh, target, request, timeout_s):
+            lease = self._pools.acquire(key)
+            try:
+                if isinstance(lease.pool, Http1Pool):
+                    with contextlib.suppress(*BROKEN):
+                        opened += lease.pool.warm_up(sent, connections)
+            finally:
+                for pool in self._pools.release(lease):
+                    pool.close()
+        return opened
 
     def _pass(self, request: httpx.Request, authority: str) -> httpx.Response:
         clock = self._mesh.clock

@@ -4,13 +4,14 @@ A pool that holds the connections of many endpoints looks at all of them on ever
 httpcore 1.0.9 spends 14.7 ms a request that way, and 0.2 ms with a pool per endpoint.
 
 Nobody has to say that an endpoint is gone or a certificate was rotated: calls then stop asking for that pool, and a
-pool without a call for `idle_s` is closed. The bookkeeping does no I/O; it hands out the pools that the shell closes.
+pool without a call for `idle_s` is closed, or within a second when its endpoint is in the configuration no more. Calls
+that are running finish on theirs. The bookkeeping does no I/O; it hands out the pools that the shell closes.
 """
 
 import os
 import ssl
 import weakref
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from typing import Any, Generic, NamedTuple, TypeVar
 
 from meshlib.ports import Clock, Lock
@@ -73,12 +74,22 @@ class Pools(Generic[P]):
     Args:
         make: Creates a pool without any I/O.
         idle_s: A pool without a call for so long is closed. Not shorter than the keep-alive time of its connections.
+        known: Returns the addresses of the endpoints that there are, the same object as long as they are the same.
     """
 
-    def __init__(self, make: Callable[[PoolKey], P], *, clock: Clock, idle_s: float) -> None:
+    def __init__(
+        self,
+        make: Callable[[PoolKey], P],
+        *,
+        clock: Clock,
+        idle_s: float,
+        known: Callable[[], Collection[str]] | None = None,
+    ) -> None:
         self._make = make
         self._clock = clock
         self._idle_s = idle_s
+        self._known = known
+        self._swept_by: Collection[str] | None = None  # guarded by the lock
         # Guarded by the lock:
         self._lock = Lock()
         self._shared: dict[PoolKey, Lease[P]] = {}
@@ -125,7 +136,22 @@ class Pools(Generic[P]):
                 self._next_sweep = now + SWEEP_INTERVAL_S
                 for other in [o for o in self._leases if not o.active and now - o.last_used > self._idle_s]:
                     self._drop(other, closing)
+                if self._known is not None:
+                    self._drain(self._known(), closing)
             return closing
+
+    def _drain(self, known: Collection[str], closing: list[P]) -> None:
+        """Let go of what belongs to endpoints that are gone."""
+        if known is self._swept_by:
+            return
+        self._swept_by = known
+        for lease in [lease for lease in self._leases if lease.key.address not in known]:
+            if lease.active:
+                lease.shared = False  # closed by the last call that uses it
+                if self._shared.get(lease.key) is lease:
+                    del self._shared[lease.key]
+            else:
+                self._drop(lease, closing)
 
     def close(self) -> list[P]:
         """Hand out every pool for closing; no call gets one afterwards."""
