@@ -9,6 +9,7 @@ from xds_server.translate.messages import Json
 from xds_server.translate.report import Report
 
 DEFAULT_RING_SIZE = 1024  # Istio's
+DEFAULT_WARMUP_PERCENT = 10  # Istio's, and Envoy's
 _SIMPLE = {
     "UNSPECIFIED": "LEAST_REQUEST",
     "LEAST_CONN": "LEAST_REQUEST",  # a deprecated alias in Istio too
@@ -22,14 +23,45 @@ def balancer_fields(block: Mapping[str, Any], profile: Profile, report: Report, 
     """Return the cluster's fields for a `loadBalancer` block; Istio's default is least request."""
     consistent = block.get("consistentHash")
     if consistent is not None:
+        if _warmup(block):
+            what = "loadBalancer.warmup with consistentHash"
+            report.dropped(profile, what, "a new endpoint's keys move to it at once", position)
         return _hash_fields(consistent, profile, report, position)
     word = block.get("simple", "UNSPECIFIED")
     if profile is Profile.GRPC:
         # grpcio refuses a cluster with any other policy but ring hash.
         if "simple" in block and _SIMPLE[word] != "ROUND_ROBIN":
             report.dropped(profile, f"loadBalancer.simple {word}", "round robin is used", position)
+        if _warmup(block):
+            report.dropped(profile, "loadBalancer.warmup", "new endpoints get their whole share at once", position)
         return {"lb_policy": "ROUND_ROBIN"}
-    return {"lb_policy": _SIMPLE[word]}
+    return {"lb_policy": _SIMPLE[word], **_slow_start(block, _SIMPLE[word], profile, report, position)}
+
+
+def _warmup(block: Mapping[str, Any]) -> Mapping[str, Any]:
+    """Return the `warmup` of a block, the deprecated `warmupDurationSecs` taken for one; empty: there is none."""
+    old = block.get("warmup.duration")
+    warmup: Mapping[str, Any] = block.get("warmup", {} if old is None else {"duration": old})
+    return warmup
+
+
+def _slow_start(
+    block: Mapping[str, Any], policy: str, profile: Profile, report: Report, position: Position | None
+) -> Json:
+    warmup = _warmup(block)
+    if not warmup:
+        return {}
+    if policy == "RANDOM":
+        report.dropped(profile, "loadBalancer.warmup with RANDOM", "endpoints are drawn whatever their age", position)
+        return {}
+    config: Json = {
+        "slow_start_window": warmup["duration"],
+        "min_weight_percent": {"value": warmup.get("minimumPercent", DEFAULT_WARMUP_PERCENT)},
+    }
+    if "aggression" in warmup:
+        # Envoy wants a key for its runtime, which nobody sets.
+        config["aggression"] = {"default_value": warmup["aggression"], "runtime_key": "xds_server.warmup.aggression"}
+    return {f"{policy.lower()}_lb_config": {"slow_start_config": config}}
 
 
 def _hash_fields(block: Mapping[str, Any], profile: Profile, report: Report, position: Position | None) -> Json:

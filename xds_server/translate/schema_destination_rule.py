@@ -24,6 +24,8 @@ from xds_server.translate.schema_common import HOST, LABELS, PORT, TEXT, header_
 # gRPC refuses larger rings (gRFC A42), Envoy too.
 MAX_RING_SIZE = 8 * 1024 * 1024
 MAX_MAGLEV_SIZE = 5_000_011
+# Istio has no limit; beyond this a weight is whole at once.
+MAX_AGGRESSION = 1e6
 
 
 def _is_prime(number: int) -> bool:
@@ -80,8 +82,11 @@ LOAD_BALANCER = Obj(
         "consistentHash": CONSISTENT_HASH,
         "localityLbSetting": Unsupported(),
         "zoneAwareLbSetting": Unsupported(),
-        "warmup": Unsupported(),
-        "warmupDurationSecs": Unsupported(),
+        "warmup": Obj(
+            {"duration": Duration(), "aggression": Number(1.0, MAX_AGGRESSION), "minimumPercent": Number(0, 100)},
+            required=("duration",),
+        ),
+        "warmupDurationSecs": Renamed(Duration(), "warmup.duration"),
     },
     at_most_one_of=(("simple", "consistentHash"),),
     check=_check_not_empty,

@@ -1,6 +1,6 @@
 import pytest
 
-from xds_server.model import Instance
+from xds_server.model import Instance, Severity
 
 HEAD = "apiVersion: networking.istio.io/v1\nkind: DestinationRule\n"
 
@@ -167,3 +167,56 @@ def test_source_address_that_meshlib_lacks_is_said(compiled, destination_rule):
     text = destination_rule("{loadBalancer: {consistentHash: {useSourceIp: true}}}")
     assert compiled(text).codes == ["MESH0040"]
     assert compiled(text, profile="envoy").codes == []
+
+
+@pytest.mark.parametrize(
+    ("block", "policy", "expected"),
+    [
+        (
+            "{warmup: {duration: 30s}}",
+            "least_request",
+            {"slow_start_window": "30s", "min_weight_percent": {"value": 10}},
+        ),
+        (
+            "{simple: ROUND_ROBIN, warmup: {duration: 1m, aggression: 2, minimumPercent: 25}}",
+            "round_robin",
+            {
+                "slow_start_window": "60s",
+                "min_weight_percent": {"value": 25},
+                "aggression": {"default_value": 2, "runtime_key": "xds_server.warmup.aggression"},
+            },
+        ),
+        (
+            "{simple: LEAST_CONN, warmupDurationSecs: 5s}",
+            "least_request",
+            {"slow_start_window": "5s", "min_weight_percent": {"value": 10}},
+        ),
+    ],
+)
+def test_warm_up_is_slow_start(compiled, destination_rule, block, policy, expected):
+    cluster = compiled(destination_rule(f"{{loadBalancer: {block}}}")).cluster()
+    assert cluster.get("lb_policy", "ROUND_ROBIN") == policy.upper()
+    assert cluster[f"{policy}_lb_config"] == {"slow_start_config": expected}
+
+
+@pytest.mark.parametrize(
+    "block",
+    ["{simple: RANDOM, warmup: {duration: 30s}}", "{consistentHash: {useSourceIp: true}, warmup: {duration: 30s}}"],
+)
+def test_warm_up_without_an_effect_is_told(compiled, destination_rule, block):
+    result = compiled(destination_rule(f"{{loadBalancer: {block}}}"))
+    assert "slow_start" not in str(result.cluster())
+    assert any("loadBalancer.warmup" in finding.message for finding in result.findings)
+
+
+@pytest.mark.parametrize(
+    "block",
+    [
+        "{warmup: {aggression: 2}}",
+        "{warmup: {duration: 1s, aggression: 0.5}}",
+        "{warmup: {duration: 1s, minimumPercent: 101}}",
+    ],
+)
+def test_warm_up_that_istio_refuses_is_refused(compiled, destination_rule, block):
+    result = compiled(destination_rule(f"{{loadBalancer: {block}}}"))
+    assert [Severity.ERROR] == [finding.severity for finding in result.findings if "warmup" in finding.message]
