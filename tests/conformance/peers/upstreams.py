@@ -127,12 +127,14 @@ class GrpcUpstream(grpc.GenericRpcHandler):
     Attributes:
         seen: What reached it, in order.
         script: The status codes that the next calls end with, one each.
+        trailers: Of every call.
     """
 
     def __init__(self, version: str) -> None:
         self.version = version
         self.seen: list[Seen] = []
         self.script: deque[grpc.StatusCode] = deque()
+        self.trailers: tuple[tuple[str, str | bytes], ...] = ()
         self._server = grpc.server(ThreadPoolExecutor(8), handlers=[self])
         self.port = self._server.add_insecure_port(f"{LOOPBACK}:0")
         self._server.start()
@@ -142,6 +144,8 @@ class GrpcUpstream(grpc.GenericRpcHandler):
             headers = tuple((name, value) for name, value in context.invocation_metadata() if isinstance(value, str))
             found = Seen("POST", details.method, "", headers)
             self.seen.append(found)
+            if self.trailers:
+                context.set_trailing_metadata(self.trailers)
             if self.script:
                 context.abort(self.script.popleft(), f"{self.version} was told to")
             return json.dumps({"version": self.version, **_as_json(found)}).encode()
