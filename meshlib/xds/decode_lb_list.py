@@ -185,7 +185,7 @@ def slow_start(message: Any, path: str, problems: Problems) -> SlowStart | None:
             problems.unused(join(place, "aggression.runtime_key"))
         aggression = config.aggression.default_value
         if not 0 < aggression < float("inf"):
-            problems.error(join(place, "aggression.default_value"), "must be greater than 0")
+            problems.unused(join(place, "aggression.default_value"), "is not greater than 0: 1.0 counts, as in Envoy")
             aggression = 1.0
     least = percent(config.min_weight_percent) / 100 if config.HasField("min_weight_percent") else 0.1
     window_s = duration(config, "slow_start_window", place, problems)

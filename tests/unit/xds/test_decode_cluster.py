@@ -68,11 +68,11 @@ def test_an_eds_cluster_with_a_service_name(decode_cluster):
                 "round_robin_lb_config": {
                     "slow_start_config": {
                         "slow_start_window": "5s",
-                        "aggression": {"default_value": 0, "runtime_key": "k"},
+                        "min_weight_percent": {"value": 101},
                     }
                 }
             },
-            "round_robin_lb_config.slow_start_config.aggression.default_value",
+            "round_robin_lb_config.slow_start_config.min_weight_percent.value",
         ),
         (
             {"lb_policy": "LEAST_REQUEST", "least_request_lb_config": {"choice_count": 1}},

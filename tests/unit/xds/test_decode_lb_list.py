@@ -199,6 +199,14 @@ def test_slow_start_of_the_enum(decode_cluster):
     assert found.value.lb_policy == LeastRequest(3, slow_start=SlowStart(5.0))
 
 
+@pytest.mark.parametrize("value", [0, -1, "NaN"])
+def test_an_aggression_that_is_none_is_1(decode_cluster, value):
+    slow = {"slow_start_window": "5s", "aggression": {"default_value": value, "runtime_key": "k"}}
+    decoded = decode_cluster(round_robin_lb_config={"slow_start_config": slow})
+    assert decoded.value.lb_policy == RoundRobin(SlowStart(5.0))
+    assert any("aggression.default_value" in field for field in decoded.unused)
+
+
 def test_bounded_loads_of_the_enum(decode_cluster):
     common = {"consistent_hashing_lb_config": {"hash_balance_factor": 150}}
     assert decode_cluster(lb_policy="MAGLEV", common_lb_config=common).value.lb_policy == Maglev(balance_factor=150)
