@@ -93,6 +93,7 @@ class CallEndings(CallFacts):
         "_plan",
         "_priorities",
         "_replayable",
+        "_reply",
         "_retries_left",
         "_rng",
         "_rules",
@@ -173,6 +174,7 @@ class CallEndings(CallFacts):
         # For load reports: the attempt that is held has been answered, and not with an error.
         self._is_good = False
         self._abort: LocalReply | None = None
+        self._reply: LocalReply | None = None  # of a route that answers by itself, after a fault
 
     def __repr__(self) -> str:
         return f"Call({self.head!r}, {_STATES[self._state]}, attempts={self.attempts}, flag={self.flag or '-'})"

@@ -25,6 +25,7 @@ class CallFacts:
         cluster: None when there is none.
         result: Of the `Done` step; None before.
         flag: Envoy's response flags so far, comma separated; empty: none.
+        body_rate: Bytes a second of the response's body, as an injected fault has it; 0: no limit.
         deadline: Monotonic seconds at which the call must be over, response body included; None: no limit.
     """
 
@@ -39,6 +40,7 @@ class CallFacts:
         "_stream_try_s",
         "_tls",
         "_tried",
+        "body_rate",
         "cluster",
         "deadline",
         "flag",
@@ -57,6 +59,7 @@ class CallFacts:
         self.cluster: ClusterState | None = None
         self.result: Response | Failure | LocalReply | None = None
         self.flag = ""
+        self.body_rate = 0
         self.deadline = deadline
         self._tried: list[EndpointState] = []
         # Whose attempt gave the result, where attempts ran beside each other; None: the last one's.

@@ -23,9 +23,11 @@ from meshlib.events import HostEjected
 from meshlib.model.lb_policy import Maglev, RandomSubsetting, RingHash
 from meshlib.model.outcome import Failure, FailureKind, LocalReply, Outcome, Response
 from meshlib.model.request import Headers
+from meshlib.model.route import FaultPolicy
 from meshlib.resilience.backoff import rate_limited_s
 from meshlib.resilience.deadline import parse_ms
-from meshlib.routing.fault import decide_fault
+from meshlib.routing.compiled import FaultedReply
+from meshlib.routing.fault import NO_FAULT, decide_fault
 from meshlib.routing.hash_policy import CookieMaker, cluster_hash
 from meshlib.routing.session import Session
 from meshlib.routing.table import RouteMatch
@@ -52,7 +54,7 @@ class Call(HedgedSteps):
         head = self.head
         found = self.target.routes.match(head, self._rng)
         if isinstance(found, LocalReply):
-            return self._finish(found, found.flag)
+            return self._answer(found, now)
         self.match = found
         plan = self._plan = self.target.plan(found.action, found.retry)
         self._is_asking = has_control_headers(head.headers)
@@ -61,7 +63,7 @@ class Call(HedgedSteps):
         if stream_s is not None and (self.deadline is None or self._began_at + stream_s < self.deadline):
             self.deadline = self._began_at + stream_s
         if found.fault is not None:
-            step = self._inject(found, now)
+            step = self._inject(found.fault, found.cluster, now)
             if step is not None:
                 return step
         return self._begin(found, now)
@@ -73,11 +75,13 @@ class Call(HedgedSteps):
             RuntimeError: The call did not ask for one.
         """
         if self._state == DELAYED:
-            assert self.match is not None
             if self.deadline is not None and now >= self.deadline:
                 return self._expired(now)
             if self._abort is not None:
                 return self._local(self._abort)
+            if self._reply is not None:
+                return self._finish(self._reply, self._reply.flag)
+            assert self.match is not None
             return self._begin(self.match, now)
         if self._state != WAITING:
             raise self._unexpected(WAITING)
@@ -155,19 +159,31 @@ class Call(HedgedSteps):
 
     # --- before the first attempt --------------------------------------------------------------------------------
 
-    def _inject(self, match: RouteMatch, now: float) -> Step | None:
-        """Inject the route's fault, if this call is to have one; None: go on."""
-        policy, faults = match.fault, self.target.faults
-        assert policy is not None
-        decision = decide_fault(policy, self.head, self._rng, active=faults.active)
-        if not decision.delay_s and decision.abort is None:
+    def _answer(self, reply: LocalReply, now: float) -> Step:
+        """The mesh answers by itself; faults come before."""
+        fault = reply.fault if isinstance(reply, FaultedReply) else None
+        if reply.flag == "NR" and not self.head.is_grpc:
+            fault = self.target.config.listener.fault  # no route, so nobody has overridden it
+        if fault is not None:
+            self._reply = reply
+            self._timeout_at = self.deadline
+            step = self._inject(fault, "", now)
+            if step is not None:
+                return step
+        return self._finish(reply, reply.flag)
+
+    def _inject(self, policy: FaultPolicy, cluster: str, now: float) -> Step | None:
+        """Inject a fault, if this call is to have one; None: go on."""
+        faults = self.target.faults
+        decision = decide_fault(policy, self.head, self._rng, active=faults.active, cluster=cluster)
+        if decision is NO_FAULT:
             return None
         if not faults.try_acquire(policy.max_active):
             return None  # Another call took the last place since.
         self._has_fault = True
+        self.body_rate = decision.rate_bytes_s
         if not decision.delay_s:
-            assert decision.abort is not None
-            return self._local(decision.abort)
+            return None if decision.abort is None else self._local(decision.abort)
         self.flag = "DI"
         self._abort = decision.abort
         self._state = DELAYED

@@ -47,6 +47,7 @@ from meshlib.clients.httpx_errors import (
 )
 from meshlib.clients.httpx_requests import http1_request_for, http2_request_for
 from meshlib.clients.mirrors import AsyncMirrors, Copy, copies_of
+from meshlib.clients.pacing import Pacer
 from meshlib.clients.pools import Lease, PoolKey, Pools
 from meshlib.clients.source import MeshSource
 from meshlib.clients.timeouts import AttemptTimeouts
@@ -298,12 +299,27 @@ class _Exchange:
 
     async def parts(self, raw: _Raw) -> AsyncIterator[bytes]:
         try:
-            async for part in cast(httpx.AsyncByteStream, raw.stream):
-                yield part
+            if self._call.body_rate:
+                async for part in self._paced(raw):
+                    yield part
+            else:
+                async for part in cast(httpx.AsyncByteStream, raw.stream):
+                    yield part
         except Exception as error:
             raise body_error(  # noqa: B904 - it carries its cause
                 self._call, error, self._request, self._timeouts, self._mesh.clock()
             )
+
+    async def _paced(self, raw: _Raw) -> AsyncIterator[bytes]:
+        """Yield a body no faster than an injected fault lets it come."""
+        clock = self._mesh.clock
+        pacer = Pacer(self._call.body_rate, clock())
+        async for part in cast(httpx.AsyncByteStream, raw.stream):
+            for piece in pacer.slices(part):
+                wait_s = pacer.wait_s(piece, clock())
+                if wait_s:
+                    await anyio.sleep(wait_s)
+                yield piece
 
     async def drop(self) -> None:
         """Read a response that nobody wants to its end, so that its connection can be kept."""

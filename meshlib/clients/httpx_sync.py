@@ -47,6 +47,7 @@ from meshlib.clients.httpx_errors import (
 )
 from meshlib.clients.httpx_requests import http1_request_for, http2_request_for
 from meshlib.clients.mirrors import Copy, Mirrors, copies_of
+from meshlib.clients.pacing import Pacer
 from meshlib.clients.pools import Lease, PoolKey, Pools
 from meshlib.clients.source import MeshSource
 from meshlib.clients.timeouts import AttemptTimeouts, Hold
@@ -337,11 +338,25 @@ class _Exchange:
 
     def parts(self, raw: _Raw) -> Iterator[bytes]:
         try:
-            yield from cast(httpx.SyncByteStream, raw.stream)
+            if self._call.body_rate:
+                yield from self._paced(raw)
+            else:
+                yield from cast(httpx.SyncByteStream, raw.stream)
         except Exception as error:
             raise body_error(  # noqa: B904 - it carries its cause
                 self._call, error, self._request, self._timeouts, self._mesh.clock()
             )
+
+    def _paced(self, raw: _Raw) -> Iterator[bytes]:
+        """Yield a body no faster than an injected fault lets it come."""
+        clock = self._mesh.clock
+        pacer = Pacer(self._call.body_rate, clock())
+        for part in cast(httpx.SyncByteStream, raw.stream):
+            for piece in pacer.slices(part):
+                wait_s = pacer.wait_s(piece, clock())
+                if wait_s:
+                    time.sleep(wait_s)
+                yield piece
 
     def drop(self) -> None:
         """Read a response that nobody wants to its end, so that its connection can be kept."""

@@ -18,6 +18,7 @@ __all__ = [
     "FaultAbort",
     "FaultDelay",
     "FaultPolicy",
+    "FaultRateLimit",
     "HashPolicy",
     "HeaderAdd",
     "HeaderChange",
@@ -41,21 +42,38 @@ __all__ = [
 class FaultDelay:
     """Attributes:
     fixed_s: The delay.
+    by_header: The request says how long instead (`x-envoy-fault-delay-request`), and how often, up to the share.
     """
 
     fixed_s: float
     share: Fraction
+    by_header: bool = False
 
 
 @dataclass(frozen=True, slots=True)
 class FaultAbort:
     """Attributes:
     http_status: 200-599, or 0 when `grpc_status` is given.
+    by_header: The request says with what instead (`x-envoy-fault-abort-request`, `x-envoy-fault-abort-grpc-request`),
+        and how often, up to the share.
     """
 
     share: Fraction
     http_status: int = 0
     grpc_status: int | None = None
+    by_header: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class FaultRateLimit:
+    """Attributes:
+    kib_per_s: Of the response's body.
+    by_header: The request says how much instead (`x-envoy-fault-throughput-response`), and how often, up to the share.
+    """
+
+    kib_per_s: int
+    share: Fraction
+    by_header: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,12 +83,21 @@ class FaultPolicy:
     Attributes:
         headers: The fault only concerns requests that match all of these.
         max_active: `max_active_faults`; None: no limit.
+        upstream_cluster: The fault only concerns requests that go there; empty: any.
+        downstream_nodes: And those whose `x-envoy-downstream-service-node` is one of these; empty: any.
+        rate_limit: Of the body of the response. Not for gRPC.
     """
 
     delay: FaultDelay | None = None
     abort: FaultAbort | None = None
     headers: tuple[HeaderMatcher, ...] = ()
     max_active: int | None = None
+    upstream_cluster: str = ""
+    downstream_nodes: tuple[str, ...] = ()
+    rate_limit: FaultRateLimit | None = None
+
+    def __bool__(self) -> bool:
+        return self.delay is not None or self.abort is not None or self.rate_limit is not None
 
 
 class AppendAction(Enum):

@@ -2,18 +2,19 @@
 
 Runs once per call, before the first attempt, so that no retry policy of the same route repeats what it injects.
 
-Source: Envoy `envoy.filters.http.fault`; gRFC A33. Headers that ask for faults (`header_delay`, `header_abort`) belong
-to other options and have no effect here.
+With `header_delay` and the like the request itself asks for its faults, within the configured share.
+
+Source: Envoy `envoy.filters.http.fault`; gRFC A33.
 """
 
 from dataclasses import dataclass
 from functools import lru_cache
 
 from meshlib.matching import HeadTest, compile_header
-from meshlib.model.matcher import HeaderMatcher
+from meshlib.model.matcher import Fraction, HeaderMatcher
 from meshlib.model.outcome import LocalReply
 from meshlib.model.request import RequestHead
-from meshlib.model.route import FaultAbort, FaultPolicy
+from meshlib.model.route import FaultAbort, FaultPolicy, FaultRateLimit
 from meshlib.ports import Rng
 from meshlib.routing.matchers import in_fraction
 from meshlib.routing.replies import text_headers
@@ -21,6 +22,15 @@ from meshlib.routing.replies import text_headers
 __all__ = ["NO_FAULT", "FaultDecision", "abort_reply", "decide_fault"]
 
 BODY = b"fault filter abort"
+
+_NODE = "x-envoy-downstream-service-node"
+_DELAY = "x-envoy-fault-delay-request"
+_ABORT = "x-envoy-fault-abort-request"
+_ABORT_GRPC = "x-envoy-fault-abort-grpc-request"
+_RATE = "x-envoy-fault-throughput-response"
+_DELAY_SHARE, _ABORT_SHARE, _RATE_SHARE = (
+    f"{name}-percentage" for name in ("x-envoy-fault-delay-request", "x-envoy-fault-abort-request", _RATE)
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,10 +40,12 @@ class FaultDecision:
     Attributes:
         delay_s: To wait before anything else; 0: no delay. A delay sets the response flag `DI`.
         abort: Given to the caller after the delay; None: the call goes on.
+        rate_bytes_s: Of the response's body; 0: no limit.
     """
 
     delay_s: float = 0.0
     abort: LocalReply | None = None
+    rate_bytes_s: int = 0
 
     @property
     def flags(self) -> tuple[str, ...]:
@@ -61,25 +73,70 @@ def abort_reply(abort: FaultAbort) -> LocalReply:
     )
 
 
-def decide_fault(policy: FaultPolicy | None, head: RequestHead, rng: Rng, *, active: int = 0) -> FaultDecision:
-    """Decide what to inject into one call; delay and abort are drawn independently of each other.
+def decide_fault(
+    policy: FaultPolicy | None, head: RequestHead, rng: Rng, *, active: int = 0, cluster: str = ""
+) -> FaultDecision:
+    """Decide what to inject into one call; rate limit, delay and abort are drawn independently of each other.
 
-    Header conditions count for gRPC calls too (gRPC itself ignores them): they only ever narrow a fault.
+    Conditions count for gRPC calls too (gRPC itself ignores them): they only ever narrow a fault.
 
     Args:
         policy: None: none.
         active: Faults in progress; at `max_active_faults` nothing more is injected.
+        cluster: Where the route leads; empty: nowhere.
     """
     if policy is None:
         return NO_FAULT
     if policy.max_active is not None and active >= policy.max_active:
         return NO_FAULT
+    if policy.upstream_cluster and policy.upstream_cluster != cluster:
+        return NO_FAULT
+    if policy.downstream_nodes and head.headers.get(_NODE) not in policy.downstream_nodes:
+        return NO_FAULT
     if policy.headers and not all(test(head) for test in _tests(policy.headers)):
         return NO_FAULT
     delay, abort = policy.delay, policy.abort
+    rate = 0 if policy.rate_limit is None or head.is_grpc else _rate(policy.rate_limit, head, rng)
     delay_s = 0.0
-    if delay is not None and in_fraction(delay.share, rng.getrandbits(64)):
-        delay_s = delay.fixed_s
-    if abort is not None and in_fraction(abort.share, rng.getrandbits(64)):
-        return FaultDecision(delay_s, abort_reply(abort))
-    return FaultDecision(delay_s) if delay_s else NO_FAULT
+    if delay is not None:
+        share = _asked_share(delay.share, head, _DELAY_SHARE) if delay.by_header else delay.share
+        if in_fraction(share, rng.getrandbits(64)):
+            delay_s = (_number(head, _DELAY) or 0) / 1000 if delay.by_header else delay.fixed_s
+    reply = None
+    if abort is not None:
+        share = _asked_share(abort.share, head, _ABORT_SHARE) if abort.by_header else abort.share
+        if in_fraction(share, rng.getrandbits(64)):
+            asked = _asked_abort(abort, head) if abort.by_header else abort
+            reply = None if asked is None else abort_reply(asked)
+    return FaultDecision(delay_s, reply, rate) if delay_s or reply is not None or rate else NO_FAULT
+
+
+def _number(head: RequestHead, name: str) -> int | None:
+    text = (head.headers.get(name) or "").strip().removeprefix("+")
+    return int(text) if text.isascii() and text.isdigit() and len(text) < 19 else None
+
+
+def _asked_share(share: Fraction, head: RequestHead, name: str) -> Fraction:
+    """Return how often the request wants a fault, at most as often as the configuration allows."""
+    asked = _number(head, name)
+    return share if asked is None else Fraction(min(asked, share.numerator), share.denominator)
+
+
+def _asked_abort(abort: FaultAbort, head: RequestHead) -> FaultAbort | None:
+    """Return what the request wants to be answered; None: nothing, or nothing that is a status.
+
+    In Envoy the HTTP status wins over the gRPC one, in gRPC the other way round (A33).
+    """
+    http, grpc = _number(head, _ABORT), _number(head, _ABORT_GRPC)
+    if http is not None and not 200 <= http < 600:
+        http = None
+    if grpc is not None and (http is None or head.is_grpc):
+        return FaultAbort(abort.share, grpc_status=grpc)
+    return None if http is None else FaultAbort(abort.share, http_status=http)
+
+
+def _rate(limit: FaultRateLimit, head: RequestHead, rng: Rng) -> int:
+    """Return the bytes a second that the body may have; 0: as many as there are."""
+    kib = (_number(head, _RATE) or 0) if limit.by_header else limit.kib_per_s
+    share = _asked_share(limit.share, head, _RATE_SHARE) if limit.by_header else limit.share
+    return kib * 1024 if kib and in_fraction(share, rng.getrandbits(64)) else 0

@@ -5,7 +5,7 @@ from dataclasses import replace
 from typing import Any, Final
 
 from meshlib.model.matcher import Fraction
-from meshlib.model.route import FaultAbort, FaultDelay, FaultPolicy
+from meshlib.model.route import FaultAbort, FaultDelay, FaultPolicy, FaultRateLimit
 from meshlib.protos import message_class
 from meshlib.xds.decode_common import any_type, cover, duration, join, unpack, wrapped
 from meshlib.xds.decode_matcher import fraction, header_matchers
@@ -19,7 +19,18 @@ FILTER_CONFIG_TYPE: Final = "envoy.config.route.v3.FilterConfig"
 RBAC_OVERRIDE_TYPE: Final = "envoy.extensions.filters.http.rbac.v3.RBACPerRoute"
 
 _USED: Final = frozenset(
-    {"delay", "abort", "headers", "max_active_faults", "delay_percent_runtime", "abort_percent_runtime"}
+    {
+        "delay",
+        "abort",
+        "headers",
+        "max_active_faults",
+        "upstream_cluster",
+        "downstream_nodes",
+        "response_rate_limit",
+        "delay_percent_runtime",
+        "abort_percent_runtime",
+        "response_rate_limit_percent_runtime",
+    }
 )
 _HARMLESS: Final = frozenset(
     {
@@ -28,7 +39,6 @@ _HARMLESS: Final = frozenset(
         "abort_http_status_runtime",
         "abort_grpc_status_runtime",
         "max_active_faults_runtime",
-        "response_rate_limit_percent_runtime",
         "disable_downstream_cluster_stats",
         "filter_metadata",
     }
@@ -44,9 +54,17 @@ def fault_policy(message: Any, path: str, problems: Problems) -> FaultPolicy:
         delay = replace(delay, share=replace(delay.share, runtime_key=message.delay_percent_runtime))
     if abort is not None and message.abort_percent_runtime:
         abort = replace(abort, share=replace(abort.share, runtime_key=message.abort_percent_runtime))
+    limit = None
+    if message.HasField("response_rate_limit"):
+        limit = _rate_limit(message.response_rate_limit, join(path, "response_rate_limit"), problems)
+    if limit is not None and message.response_rate_limit_percent_runtime:
+        limit = replace(limit, share=replace(limit.share, runtime_key=message.response_rate_limit_percent_runtime))
     return FaultPolicy(
         delay=delay,
         abort=abort,
+        upstream_cluster=message.upstream_cluster,
+        downstream_nodes=tuple(message.downstream_nodes),
+        rate_limit=limit,
         headers=header_matchers(message.headers, join(path, "headers"), problems),
         max_active=wrapped(message, "max_active_faults"),
     )
@@ -100,7 +118,10 @@ def fault_override(configs: Mapping[str, Any], path: str, problems: Problems) ->
 
 
 def _delay(message: Any, path: str, problems: Problems) -> FaultDelay | None:
-    cover(message, path, problems, used=frozenset({"fixed_delay", "percentage"}), harmless=frozenset())
+    used = frozenset({"fixed_delay", "header_delay", "percentage"})
+    cover(message, path, problems, used=used, harmless=frozenset({"type"}))
+    if message.HasField("header_delay"):
+        return FaultDelay(0.0, _share(message, path, problems), by_header=True)
     fixed_s = duration(message, "fixed_delay", path, problems)
     if fixed_s is None:
         return None
@@ -108,7 +129,7 @@ def _delay(message: Any, path: str, problems: Problems) -> FaultDelay | None:
 
 
 def _abort(message: Any, path: str, problems: Problems) -> FaultAbort | None:
-    used = frozenset({"http_status", "grpc_status", "percentage"})
+    used = frozenset({"http_status", "grpc_status", "header_abort", "percentage"})
     cover(message, path, problems, used=used, harmless=frozenset())
     share = _share(message, path, problems)
     match message.WhichOneof("error_type"):
@@ -118,6 +139,21 @@ def _abort(message: Any, path: str, problems: Problems) -> FaultAbort | None:
             if message.grpc_status > 16:
                 problems.error(join(path, "grpc_status"), "must be at most 16")
             return FaultAbort(share, grpc_status=message.grpc_status)
+        case "header_abort":
+            return FaultAbort(share, by_header=True)
+        case _:
+            return None
+
+
+def _rate_limit(message: Any, path: str, problems: Problems) -> FaultRateLimit | None:
+    used = frozenset({"fixed_limit", "header_limit", "percentage"})
+    cover(message, path, problems, used=used, harmless=frozenset())
+    share = _share(message, path, problems)
+    match message.WhichOneof("limit_type"):
+        case "fixed_limit":
+            return FaultRateLimit(message.fixed_limit.limit_kbps, share)
+        case "header_limit":
+            return FaultRateLimit(0, share, by_header=True)
         case _:
             return None
 

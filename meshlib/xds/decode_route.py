@@ -229,8 +229,6 @@ def _route(message: Any, path: str, problems: Problems, above: _Above) -> Route:
         problems.error(join(path, "redirect.prefix_rewrite"), "cannot be given together with path_match_policy")
     filters = join(path, "typed_per_filter_config")
     fault = fault_override(message.typed_per_filter_config, filters, problems)
-    if fault is not None and not isinstance(action, RouteAction):
-        problems.unused(filters, "a route that answers by itself injects no fault")
     return Route(
         match=match,
         action=action,

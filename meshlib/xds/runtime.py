@@ -11,7 +11,7 @@ from typing import Final, TypeVar
 
 from meshlib.model.discovery import RuntimeValue
 from meshlib.model.matcher import Fraction
-from meshlib.model.route import ClusterWeight, FaultAbort, FaultDelay, WeightedClusters
+from meshlib.model.route import ClusterWeight, FaultAbort, FaultDelay, FaultRateLimit, WeightedClusters
 
 __all__ = ["merge_layers", "with_runtime"]
 
@@ -19,6 +19,7 @@ T = TypeVar("T")
 
 ABORT_KEY: Final = "fault.http.abort.abort_percent"
 DELAY_KEY: Final = "fault.http.delay.fixed_delay_percent"
+RATE_LIMIT_KEY: Final = "fault.http.rate_limit.response_percent"
 """What Envoy looks at when a fault names no keys."""
 
 
@@ -50,6 +51,9 @@ def _changed(value: object, runtime: Mapping[str, RuntimeValue]) -> object:
             return value if found is share else replace(value, share=found)
         case FaultDelay(share=share) if not share.runtime_key:
             found = _share(share, DELAY_KEY, runtime)
+            return value if found is share else replace(value, share=found)
+        case FaultRateLimit(share=share) if not share.runtime_key:
+            found = _share(share, RATE_LIMIT_KEY, runtime)
             return value if found is share else replace(value, share=found)
         case WeightedClusters(runtime_key_prefix=prefix) if prefix:
             value = _weights(value, prefix, runtime)

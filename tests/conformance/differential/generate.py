@@ -14,6 +14,12 @@ T = TypeVar("T")
 
 TYPE = "type.googleapis.com/"
 FAULT_FILTER = "envoy.filters.http.fault"
+FAULT_HEADERS = {
+    "x-envoy-fault-abort-request": ("503", "200", "599", "600", "199", "x", "+418"),
+    "x-envoy-fault-abort-grpc-request": ("5", "0", "x"),
+    "x-envoy-fault-abort-request-percentage": ("0", "100", "1000", "x", "-1"),
+    "x-envoy-downstream-service-node": ("n1", "n3", ""),
+}
 WEIGHT_HEADER = "x-weight"
 CLUSTERS = ("a", "b")
 MISSING_CLUSTER = "nowhere"
@@ -173,9 +179,8 @@ class Generator:
         }
         if self._maybe(0.3):
             result["metadata"] = {"filter_metadata": {"ns": {"k": self._pick(("v", 1.5, True, [1, "a"], {"b": None}))}}}
-        # Faults of other routes: see DIFFERENCES.md.
-        action = result.get("route", {})
-        if (action.get("cluster") in CLUSTERS or "weighted_clusters" in action) and self._maybe(0.2):
+        # A gRPC call that a route answers by itself never gets to a filter: see DIFFERENCES.md.
+        if ("route" in result or not self._for_grpc) and self._maybe(0.3):
             result["typed_per_filter_config"] = {FAULT_FILTER: self._fault()}
         return result
 
@@ -358,13 +363,17 @@ class Generator:
         return {"header": {"key": name, "value": self._pick(FORMATS)}, "append_action": action, **empty}
 
     def _fault(self) -> Json:
-        status = self._pick(({"http_status": 429}, {"http_status": 555}))
+        status = self._pick(({"http_status": 429}, {"http_status": 555}, {"header_abort": {}}))
         result: Json = {
             "@type": TYPE + "envoy.extensions.filters.http.fault.v3.HTTPFault",
             "abort": {**status, "percentage": {"numerator": self._pick((0, 100, 100))}},
         }
         if self._maybe(0.4):
             result["headers"] = self._some(self._header, 1, 2)
+        if self._maybe(0.2):
+            result["upstream_cluster"] = self._pick(CLUSTERS)
+        if self._maybe(0.2):
+            result["downstream_nodes"] = ["n1", "n2"]
         return result
 
     # Requests.
@@ -375,6 +384,9 @@ class Generator:
         for name in HEADERS:
             for _ in range(self._pick((0, 0, 1, 1) if is_grpc else (0, 0, 1, 1, 2))):
                 headers.append((name, self._pick(VALUES)))
+        for name, values in FAULT_HEADERS.items():
+            if self._maybe(0.3):
+                headers.append((name, self._pick(values)))
         if self._maybe(0.5):
             headers.append(("x-cluster", self._pick((*CLUSTERS, "", MISSING_CLUSTER))))
         if self._maybe(0.5):

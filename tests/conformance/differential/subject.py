@@ -14,6 +14,7 @@ from meshlib.model.request import Headers, RequestHead
 from meshlib.model.route import RouteConfiguration
 from meshlib.protos import from_dict
 from meshlib.routing import RouteMatch, RouteTable, decide_fault
+from meshlib.routing.compiled import FaultedReply
 from meshlib.routing.format import Scene
 from meshlib.xds.decode import decode_resource
 from meshlib.xds.resources import RDS
@@ -41,8 +42,13 @@ def _decide(table: RouteTable, request: Request) -> Decision:
     found = table.match(head, rng)
     if isinstance(found, LocalReply):
         chosen = table.trace(head).chosen
-        return _local(found, "" if chosen is None else chosen.name, head)
-    fault = decide_fault(found.fault, head, rng)
+        route = "" if chosen is None else chosen.name
+        if isinstance(found, FaultedReply):
+            fault = decide_fault(found.fault, head, rng)
+            if fault.abort is not None:
+                return _local(fault.abort, route, head)
+        return _local(found, route, head)
+    fault = decide_fault(found.fault, head, rng, cluster=found.cluster)
     if fault.abort is not None:
         return _local(found.local_reply(fault.abort, head), found.route_name, head)
     if found.cluster not in CLUSTERS:

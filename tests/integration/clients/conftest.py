@@ -101,7 +101,7 @@ class FakeMesh:
         }
         old = self._snapshot
         self._snapshot = Snapshot(
-            targets={**old.targets, name: TargetConfig(ClientListener(name, routes), routes)},
+            targets={**old.targets, name: TargetConfig(ClientListener(name, routes, has_fault_filter=True), routes)},
             clusters={**old.clusters, **configs},
             secrets={**old.secrets, **(secrets or {})},
             number=old.number + 1,

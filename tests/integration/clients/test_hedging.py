@@ -13,8 +13,9 @@ from meshlib.clients.hedge_threads import HedgeThreads
 from meshlib.clients.httpx_async import AsyncMeshTransport
 from meshlib.clients.httpx_sync import MeshTransport
 from meshlib.events import AttemptFinished
+from meshlib.model.matcher import Fraction
 from meshlib.model.retry import HedgePolicy, RetryPolicy
-from meshlib.model.route import Route, RouteAction, SingleCluster
+from meshlib.model.route import FaultPolicy, FaultRateLimit, Route, RouteAction, SingleCluster
 
 from .conftest import ANY_PATH
 
@@ -200,3 +201,14 @@ def test_threads_are_bounded_and_used_again():
     assert done.wait(10)
     threads.close()
     assert threads.submit(work) is False
+
+
+@both
+def test_body_comes_no_faster_than_an_injected_fault_lets_it(mesh, http_server, is_async):
+    limit = FaultRateLimit(16, Fraction(100))
+    route = Route(ANY_PATH, RouteAction(SingleCluster("c")), fault=FaultPolicy(rate_limit=limit))
+    mesh.serve("checkout", {"c": [http_server(200, b"x" * 8192).address]}, route=route)
+    began = time.monotonic()
+    assert send(mesh, is_async=is_async).content == b"x" * 8192
+    assert time.monotonic() - began > 0.3  # 8 KiB at 16 KiB/s, the first sixteenth of a second free
+    assert mesh.held("c") == (0, 0)

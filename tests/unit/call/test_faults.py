@@ -11,8 +11,17 @@ from meshlib.errors import UnavailableError
 from meshlib.model.matcher import Fraction
 from meshlib.model.outcome import Failure, FailureKind, LocalReply, Response
 from meshlib.model.retry import RetryPolicy
-from meshlib.model.route import FaultAbort, FaultDelay, FaultPolicy, RouteAction, SingleCluster
-from meshlib.testing import service
+from meshlib.model.route import (
+    DirectResponse,
+    FaultAbort,
+    FaultDelay,
+    FaultPolicy,
+    FaultRateLimit,
+    Route,
+    RouteAction,
+    SingleCluster,
+)
+from meshlib.testing import any_path, service
 
 MakeDriver = Callable[..., Any]
 ALWAYS, NEVER = Fraction(100), Fraction(0)
@@ -127,4 +136,58 @@ def test_closing_during_the_delay_ends_the_fault(driver: MakeDriver) -> None:
     call.start(1000.0)
     call.close(1000.5)
 
+    assert d.target.faults.active == 0
+
+
+def with_listener_fault(snapshot: Any, fault: FaultPolicy | None, route: Route | None = None) -> Any:
+    config = snapshot.targets["a"]
+    host = config.routes.virtual_hosts[0]
+    routes = replace(config.routes, virtual_hosts=(replace(host, routes=(host.routes if route is None else (route,))),))
+    listener = replace(config.listener, fault=fault, routes=routes)
+    return replace(snapshot, targets={"a": replace(config, listener=listener, routes=routes)})
+
+
+TEAPOT = any_path(DirectResponse(418, b"teapot"), fault=FaultPolicy(DELAY, ABORT))
+
+
+def test_fault_comes_before_the_answer_of_a_route(driver: MakeDriver) -> None:
+    d = driver(with_listener_fault(service("a", "h:1"), None, TEAPOT))
+    call = d.call()
+    step = call.start(1000.0)
+    assert isinstance(step, Sleep)
+    assert (step.seconds, d.target.faults.active) == (2.0, 1)
+    assert reply(call.slept(1002.0)).status == 503
+    assert call.flag == "DI,FI"
+    call.close(1002.0)
+    assert d.target.faults.active == 0
+
+
+def test_answer_of_a_route_comes_after_a_delay(driver: MakeDriver) -> None:
+    route = replace(TEAPOT, fault=FaultPolicy(DELAY))
+    call = driver(with_listener_fault(service("a", "h:1"), None, route)).call()
+    call.start(1000.0)
+    assert reply(call.slept(1002.0)).status == 418
+    assert call.flag == "DI"
+
+
+def test_grpc_call_that_a_route_answers_has_no_fault(driver: MakeDriver) -> None:
+    call = driver(with_listener_fault(service("a", "h:1"), None, TEAPOT)).call(grpc=True)
+    assert reply(call.start(1000.0)).flag != "FI"
+
+
+@pytest.mark.parametrize(("grpc", "flag"), [(False, "FI"), (True, "NR")])
+def test_request_without_a_route_meets_the_filters_own_fault(driver: MakeDriver, grpc: bool, flag: str) -> None:
+    nowhere = any_path(RouteAction(SingleCluster("a")), prefix="/other")
+    d = driver(with_listener_fault(service("a", "h:1"), FaultPolicy(abort=ABORT), nowhere))
+    assert reply(d.call(grpc=grpc).start(1000.0)).flag == flag
+
+
+def test_limit_of_the_body_is_for_the_shell_and_counts_as_a_fault(driver: MakeDriver) -> None:
+    fault = FaultPolicy(rate_limit=FaultRateLimit(2, ALWAYS), max_active=1)
+    d = driver(service("a", "h:1", fault=fault))
+    call, other = d.call(), d.call()
+    assert isinstance(call.start(1000.0), Attempt)
+    assert isinstance(other.start(1000.0), Attempt)
+    assert (call.body_rate, other.body_rate, d.target.faults.active) == (2048, 0, 1)
+    call.close(1000.0)
     assert d.target.faults.active == 0

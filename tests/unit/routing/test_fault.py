@@ -5,7 +5,7 @@ import pytest
 from meshlib.model.matcher import Fraction, HeaderMatcher, StringKind, StringMatcher
 from meshlib.model.outcome import LocalReply
 from meshlib.model.request import Headers, RequestHead
-from meshlib.model.route import FaultAbort, FaultDelay, FaultPolicy
+from meshlib.model.route import FaultAbort, FaultDelay, FaultPolicy, FaultRateLimit
 from meshlib.routing.fault import NO_FAULT, FaultDecision, abort_reply, decide_fault
 
 ALWAYS, NEVER = Fraction(100), Fraction(0)
@@ -92,3 +92,73 @@ def test_active_faults_are_limited() -> None:
     policy = FaultPolicy(abort=ABORT, max_active=2)
     assert decide(policy, active=1).abort == REPLY
     assert decide(policy, active=2) is NO_FAULT
+
+
+def asked(policy: FaultPolicy, *, grpc: bool = False, cluster: str = "", **headers: str) -> FaultDecision:
+    """Decide about a request with headers; `_` stands for `-`."""
+    items = Headers((name.replace("_", "-"), value) for name, value in headers.items())
+    head = RequestHead("POST" if grpc else "GET", "svc", "/", items, is_grpc=grpc)
+    return decide_fault(policy, head, random.Random(1), cluster=cluster)
+
+
+BY_HEADER = FaultPolicy(
+    FaultDelay(0.0, ALWAYS, by_header=True),
+    FaultAbort(ALWAYS, by_header=True),
+    rate_limit=FaultRateLimit(0, ALWAYS, by_header=True),
+)
+
+
+@pytest.mark.parametrize(("text", "delay_s"), [("250", 0.25), ("0", 0.0), ("x", 0.0), ("-1", 0.0)])
+def test_request_asks_for_its_delay(text: str, delay_s: float) -> None:
+    assert asked(BY_HEADER, x_envoy_fault_delay_request=text).delay_s == delay_s
+    assert asked(FaultPolicy(DELAY), x_envoy_fault_delay_request=text).delay_s == 2.0
+
+
+def test_request_that_asks_for_nothing_has_no_fault() -> None:
+    assert asked(BY_HEADER) is NO_FAULT
+
+
+@pytest.mark.parametrize(
+    ("http", "grpc", "for_http", "for_grpc"),
+    [
+        ("503", None, (503, None), (503, None)),
+        (None, "5", (200, 5), (200, 5)),
+        ("503", "5", (503, None), (200, 5)),
+        ("199", None, None, None),
+        ("600", None, None, None),
+        ("x", "y", None, None),
+    ],
+)
+def test_request_asks_for_its_abort(http: str | None, grpc: str | None, for_http: object, for_grpc: object) -> None:
+    headers = {"x_envoy_fault_abort_request": http, "x_envoy_fault_abort_grpc_request": grpc}
+    given = {name: value for name, value in headers.items() if value is not None}
+    found = [asked(BY_HEADER, grpc=is_grpc, **given).abort for is_grpc in (False, True)]
+    assert [None if reply is None else (reply.status, reply.grpc_status) for reply in found] == [for_http, for_grpc]
+
+
+@pytest.mark.parametrize(("text", "expected"), [("0", False), ("100", True), ("999", True), ("x", True)])
+def test_request_asks_how_often(text: str, expected: bool) -> None:
+    found = asked(BY_HEADER, x_envoy_fault_abort_request="500", x_envoy_fault_abort_request_percentage=text)
+    assert (found.abort is not None) is expected
+
+
+def test_request_cannot_ask_for_more_than_is_configured() -> None:
+    policy = FaultPolicy(abort=FaultAbort(NEVER, by_header=True))
+    found = asked(policy, x_envoy_fault_abort_request="500", x_envoy_fault_abort_request_percentage="100")
+    assert found is NO_FAULT
+
+
+def test_limit_of_the_response() -> None:
+    limit = FaultPolicy(rate_limit=FaultRateLimit(3, ALWAYS))
+    assert asked(limit) == FaultDecision(rate_bytes_s=3072)
+    assert asked(limit, grpc=True) is NO_FAULT
+    assert asked(BY_HEADER, x_envoy_fault_throughput_response="2").rate_bytes_s == 2048
+    assert asked(BY_HEADER, x_envoy_fault_throughput_response="0") is NO_FAULT
+
+
+def test_cluster_and_node_narrow_a_fault() -> None:
+    policy = FaultPolicy(abort=ABORT, upstream_cluster="c", downstream_nodes=("n",))
+    assert asked(policy, cluster="c", x_envoy_downstream_service_node="n").abort == REPLY
+    assert asked(policy, cluster="d", x_envoy_downstream_service_node="n") is NO_FAULT
+    assert asked(policy, cluster="c", x_envoy_downstream_service_node="m") is NO_FAULT
+    assert asked(policy, cluster="c") is NO_FAULT

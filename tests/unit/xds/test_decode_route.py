@@ -360,7 +360,7 @@ def test_metadata_is_kept_and_frozen(decode_route):
         found["meshlib"]["origin"] = "b"
 
 
-def test_a_fault_on_a_route_that_answers_by_itself_is_reported_as_unused(decode):
+def test_a_fault_on_a_route_that_answers_by_itself(decode):
     fault = {
         "@type": "type.googleapis.com/envoy.extensions.filters.http.fault.v3.HTTPFault",
         "abort": {"http_status": 503, "percentage": {"numerator": 100}},
@@ -372,7 +372,8 @@ def test_a_fault_on_a_route_that_answers_by_itself_is_reported_as_unused(decode)
     }
     decoded = decode("RDS", {"name": "rc", "virtual_hosts": [{"name": "vh", "domains": ["*"], "routes": [route]}]})
     assert decoded.errors == ()
-    assert decoded.unused == (f"{ROUTE}.typed_per_filter_config: a route that answers by itself injects no fault",)
+    assert decoded.unused == ()
+    assert decoded.value.virtual_hosts[0].routes[0].fault.abort.http_status == 503
 
 
 @pytest.mark.parametrize(

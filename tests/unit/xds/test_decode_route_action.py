@@ -8,6 +8,7 @@ from meshlib.model.route import (
     FaultAbort,
     FaultDelay,
     FaultPolicy,
+    FaultRateLimit,
     HashPolicy,
     MadeCookie,
     MirrorPolicy,
@@ -341,6 +342,32 @@ def test_a_wrapped_override_and_a_disabled_filter(decode_host, packed):
         assert found.value.virtual_hosts[0].fault == FaultPolicy()
 
 
+def test_faults_that_requests_ask_for(decode_host, packed):
+    half = {"percentage": {"numerator": 50}}
+    fault = packed(
+        HTTP_FAULT,
+        delay={"header_delay": {}, **half},
+        abort={"header_abort": {}, **half},
+        response_rate_limit={"header_limit": {}, **half},
+        upstream_cluster="c",
+        downstream_nodes=["n", "m"],
+    )
+    decoded = decode_host(typed_per_filter_config={"f": fault})
+    assert decoded.value.virtual_hosts[0].fault == FaultPolicy(
+        delay=FaultDelay(0.0, Fraction(50), by_header=True),
+        abort=FaultAbort(Fraction(50), by_header=True),
+        rate_limit=FaultRateLimit(0, Fraction(50), by_header=True),
+        upstream_cluster="c",
+        downstream_nodes=("n", "m"),
+    )
+
+
+def test_a_limit_of_the_response(decode_host, packed):
+    limit = {"fixed_limit": {"limit_kbps": 7}, "percentage": {"numerator": 100}}
+    decoded = decode_host(typed_per_filter_config={"f": packed(HTTP_FAULT, response_rate_limit=limit)})
+    assert decoded.value.virtual_hosts[0].fault == FaultPolicy(rate_limit=FaultRateLimit(7, Fraction(100)))
+
+
 def test_overrides_of_filters_that_we_do_not_have_are_reported(decode_host, packed):
     cors = packed("envoy.extensions.filters.http.cors.v3.CorsPolicy")
     optional = {"@type": "type.googleapis.com/google.protobuf.Struct", "value": {}}
@@ -356,15 +383,11 @@ def test_overrides_of_filters_that_we_do_not_have_are_reported(decode_host, pack
 @pytest.mark.parametrize(
     ("name", "fields"),
     [
-        (HTTP_FAULT, {"delay": {"header_delay": {}}}),
         (HTTP_FAULT, {"delay": {"fixed_delay": "0s"}}),
         (HTTP_FAULT, {"delay": {}}),
-        (HTTP_FAULT, {"abort": {"header_abort": {}}}),
         (HTTP_FAULT, {"abort": {"http_status": 199}}),
         (HTTP_FAULT, {"abort": {"grpc_status": 17}}),
-        (HTTP_FAULT, {"upstream_cluster": "c"}),
-        (HTTP_FAULT, {"downstream_nodes": ["n"]}),
-        (HTTP_FAULT, {"response_rate_limit": {"fixed_limit": {"limit_kbps": 1}}}),
+        (HTTP_FAULT, {"response_rate_limit": {"fixed_limit": {"limit_kbps": 0}}}),
         (FILTER_CONFIG, {}),
         ("envoy.extensions.filters.http.rbac.v3.RBACPerRoute", {}),
     ],
