@@ -5,6 +5,7 @@ it is not supported makes it refused, a remark that it has no effect makes it un
 """
 
 from collections.abc import Callable, Mapping
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
@@ -177,6 +178,20 @@ class InManager(Inside):
         return self.resource
 
 
+def with_limit(kind: str, **fields: Any) -> InManager:
+    """A client's listener with one more filter, in front of the router."""
+    inner = manager(rds={"config_source": ADS, "route_config_name": "r"})
+    message = new(f"envoy.extensions.filters.http.{kind}", **fields)
+    router = inner.http_filters[0].typed_config
+    inner.http_filters.add(name="last").typed_config.CopyFrom(router)
+    router.CopyFrom(new("google.protobuf.Any", **packed(message)))
+
+    def pack() -> None:
+        router.value = message.SerializeToString()
+
+    return InManager(inner, message, pack)
+
+
 def scoped_manager() -> InManager:
     extractor = {"header_value_extractor": {"name": "x-scope", "index": 0}}
     scoped = {
@@ -267,6 +282,26 @@ SECTIONS: Mapping[str, tuple[str, Callable[[], Any], Place | None]] = {
         lambda made: made.virtual_hosts[0].routes[0].route.request_mirror_policies.add(cluster="c"),
     ),
     "HTTPFault": (RDS, lambda: packed_in(routes(), new(FAULT), fault_filter), None),
+    "LocalRateLimit": (LDS, lambda: with_limit("local_ratelimit.v3.LocalRateLimit", stat_prefix="s"), None),
+    "AdmissionControl": (
+        LDS,
+        lambda: with_limit(
+            "admission_control.v3.AdmissionControl",
+            success_criteria={"grpc_criteria": {"grpc_success_status": [0]}},
+        ),
+        None,
+    ),
+    "AdaptiveConcurrency": (
+        LDS,
+        lambda: with_limit(
+            "adaptive_concurrency.v3.AdaptiveConcurrency",
+            gradient_controller_config={
+                "concurrency_limit_params": {"concurrency_update_interval": timedelta(seconds=0.1)},
+                "min_rtt_calc_params": {"interval": timedelta(seconds=60)},
+            },
+        ),
+        None,
+    ),
     "RBAC": (LDS, lambda: with_filter(new(RBAC)), None),
     "Cluster": (CDS, cluster, lambda made: made),
     "Cluster.CommonLbConfig": (CDS, cluster, lambda made: made.common_lb_config),
@@ -351,7 +386,8 @@ IN_PART: Mapping[tuple[str, str], str] = {
     ("Listener of a server (with `address`)", "api_listener"): "makes it a client's listener",
     ("FilterChain", "filter_chain_match"): "must be empty",
     ("HttpConnectionManager", "http_filters"): (
-        "the router; fault and on_demand in clients; RBAC in servers, each with its configuration or with "
+        "the router; fault, stateful_session, local_ratelimit, admission_control, adaptive_concurrency and on_demand in "
+        "clients; RBAC in servers, each with its configuration or with "
         "`config_discovery`. Others are refused, or skipped if `is_optional` or `disabled`"
     ),
     ("HttpConnectionManager", "scoped_routes"): "in clients",

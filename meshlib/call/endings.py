@@ -4,6 +4,7 @@ from dataclasses import replace
 
 from meshlib.balancing.endpoint_state import EndpointState
 from meshlib.call.facts import CallFacts, counted
+from meshlib.call.limiting import Passage
 from meshlib.call.replies import NO_CONTENT, OVERFLOW
 from meshlib.call.report import attempt_finished, call_finished
 from meshlib.call.retry_hosts import TriedPriorities
@@ -232,6 +233,8 @@ class CallEndings(CallFacts):
         if self._has_fault:
             self._has_fault = False
             self.target.faults.release()
+        if self._passage is not None:
+            self._leave(self._passage, now, status, grpc_status)
         if self._flights:
             self._land_all(now)
         hook = self._hook
@@ -239,6 +242,17 @@ class CallEndings(CallFacts):
             if ejected is not None:
                 hook(ejected)
             hook(call_finished(self, now - self._began_at, status, grpc_status))
+
+    def _leave(self, passage: Passage, now: float, status: int, grpc_status: int | None) -> None:
+        """Tell the limiting filters how the call ended."""
+        result = self.result
+        if isinstance(result, Response | LocalReply):
+            status = status or result.status
+            grpc_status = result.grpc_status if grpc_status is None else grpc_status
+        is_grpc = self.head.is_grpc
+        passage.leave(
+            now, self._rng, status=status, grpc_status=grpc_status, is_grpc=is_grpc, is_answered=result is not None
+        )
 
     def _release(self) -> None:
         """Give back the request permit, if one is held."""
@@ -329,6 +343,8 @@ class CallEndings(CallFacts):
                 headers = counted(headers, attempts)
             if headers is not before:
                 reply = replace(reply, headers=headers.items)
+            if self._passage is not None and self._passage.response_headers:
+                reply = replace(reply, headers=(*reply.headers, *self._passage.response_headers))
         return self._finish(reply, reply.flag)
 
     def _unable(self, reply: LocalReply) -> Step:

@@ -1,6 +1,7 @@
 """What there is to know of a call, while it runs and after."""
 
 from meshlib.balancing.endpoint_state import EndpointState
+from meshlib.call.limiting import Passage
 from meshlib.call.report import call_error
 from meshlib.errors import MeshError
 from meshlib.model.endpoint import Endpoint
@@ -37,6 +38,7 @@ class CallFacts:
         "_has_session",
         "_mark",
         "_out",
+        "_passage",
         "_stream_try_s",
         "_tls",
         "_tried",
@@ -68,6 +70,8 @@ class CallFacts:
         self._attempt_at = 0.0
         self._stream_try_s: float | None = None
         self._tls: ClientTls | None = None
+        # Limiting filters on the way; None: there are none.
+        self._passage: Passage | None = None
         # Values of `set-cookie` for the caller, made because its request had no cookie to hash.
         self._cookies: list[str] = []
         # What the request brought of a stateful session that it takes part in.
@@ -133,6 +137,8 @@ class CallFacts:
             headers = self.match.response_headers(headers, self._out, about)
         if self.match.include_attempt_count_in_response:
             headers = counted(headers, len(self._tried))
+        if self._passage is not None and self._passage.response_headers:
+            headers = Headers((*headers.items, *self._passage.response_headers))
         return self.session_headers(headers) if self._has_session else headers
 
     def session_headers(self, headers: Headers) -> Headers:

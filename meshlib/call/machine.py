@@ -7,6 +7,7 @@ from meshlib.balancing.endpoint_state import EndpointState
 from meshlib.balancing.picker import Picker
 from meshlib.call.endings import DELAYED, NEW, RUNNING, WAITING
 from meshlib.call.hedging import HedgedSteps
+from meshlib.call.limiting import Passage
 from meshlib.call.limits import (
     asked_limits,
     has_control_headers,
@@ -62,6 +63,11 @@ class Call(HedgedSteps):
         self._timeout_at = self.deadline
         if stream_s is not None and (self.deadline is None or self._began_at + stream_s < self.deadline):
             self.deadline = self._began_at + stream_s
+        if found.limits:
+            self._passage = Passage(self.target, head)
+            reply = self._passage.enter(found.limits, now, self._rng, after_fault=False)
+            if reply is not None:
+                return self._local(reply)
         if found.fault is not None:
             step = self._inject(found.fault, found.cluster, now)
             if step is not None:
@@ -195,6 +201,11 @@ class Call(HedgedSteps):
         if match.session is not None:
             match = self._begin_session(match, match.session, now)
         head, action = self.head, match.action
+        if self._passage is not None:
+            refused = self._passage.enter(match.limits, now, self._rng, after_fault=True)
+            if refused is not None:
+                return self._local(refused)
+            head = self._passage.head
         cluster = self.target.clusters.get(match.cluster)
         if not isinstance(cluster, ClusterState):
             if cluster is None:

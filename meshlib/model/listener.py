@@ -4,6 +4,7 @@ from dataclasses import dataclass
 
 from meshlib.model.authorization import Rbac
 from meshlib.model.discovery import FilterConfig, ScopedRoutes
+from meshlib.model.filters import ListedLimit
 from meshlib.model.route import FaultPolicy, RouteConfiguration
 from meshlib.model.secret import ServerTls
 from meshlib.model.session import SessionPolicy
@@ -46,6 +47,7 @@ class ClientListener:
         discovered: In filter order.
         on_demand_timeout_s: Clusters are subscribed to when a request first needs them, which waits no longer than this;
             None: those that routes name are all subscribed to.
+        limits: Filters that limit what goes out, in their order.
     """
 
     name: str
@@ -54,6 +56,7 @@ class ClientListener:
     fault: FaultPolicy | None = None
     has_session_filter: bool = False
     session: SessionPolicy | None = None
+    limits: tuple[ListedLimit, ...] = ()
     max_stream_duration_s: float | None = None
     discovered: tuple[DiscoveredFilter, ...] = ()
     on_demand_timeout_s: float | None = None

@@ -2,9 +2,10 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from enum import Enum
 
 from meshlib.model.endpoint import NO_METADATA
+from meshlib.model.filters import LimitOverrides
+from meshlib.model.headers import NO_MUTATION, AppendAction, HeaderAdd, HeaderMutation
 from meshlib.model.matcher import Fraction, HeaderMatcher, PathMatcher, ProxyCondition, QueryMatcher, StringMatcher
 from meshlib.model.retry import HedgePolicy, RetryPolicy
 from meshlib.model.session import MadeCookie, SessionPolicy
@@ -100,41 +101,6 @@ class FaultPolicy:
         return self.delay is not None or self.abort is not None or self.rate_limit is not None
 
 
-class AppendAction(Enum):
-    APPEND_IF_EXISTS_OR_ADD = 0
-    ADD_IF_ABSENT = 1
-    OVERWRITE_IF_EXISTS_OR_ADD = 2
-    OVERWRITE_IF_EXISTS = 3
-
-
-@dataclass(frozen=True, slots=True)
-class HeaderAdd:
-    """Attributes:
-    value: A substitution format string; `%%` is a per cent sign.
-    """
-
-    name: str
-    value: str
-    action: AppendAction = AppendAction.APPEND_IF_EXISTS_OR_ADD
-    keep_empty: bool = False
-
-
-@dataclass(frozen=True, slots=True)
-class HeaderMutation:
-    """What one level (weighted cluster, route, virtual host, route configuration) does to headers."""
-
-    request_remove: tuple[str, ...] = ()
-    request_add: tuple[HeaderAdd, ...] = ()
-    response_remove: tuple[str, ...] = ()
-    response_add: tuple[HeaderAdd, ...] = ()
-
-    def __bool__(self) -> bool:
-        return bool(self.request_remove or self.request_add or self.response_remove or self.response_add)
-
-
-NO_MUTATION = HeaderMutation()
-
-
 @dataclass(frozen=True, slots=True)
 class HeaderChange:
     """One step of a list of changes, each of which sees what the ones before left.
@@ -178,6 +144,7 @@ class ClusterWeight:
     mutation: HeaderMutation = NO_MUTATION
     host_rewrite: str = ""
     fault: FaultPolicy | None = None
+    limits: LimitOverrides = ()
     metadata_match: MatchCriteria | None = None
     session: SessionPolicy | None = None
 
@@ -338,6 +305,7 @@ class Route:
     mutation: HeaderMutation = NO_MUTATION
     fault: FaultPolicy | None = None
     session: SessionPolicy | None = None
+    limits: LimitOverrides = ()
     metadata: Mapping[str, Mapping[str, object]] = field(default_factory=lambda: NO_METADATA, hash=False, repr=False)
 
 
@@ -355,6 +323,7 @@ class VirtualHost:
     mutation: HeaderMutation = NO_MUTATION
     fault: FaultPolicy | None = None
     session: SessionPolicy | None = None
+    limits: LimitOverrides = ()
     include_attempt_count: bool = False
     include_attempt_count_in_response: bool = False
     include_timeout_retry: bool = False
@@ -380,3 +349,4 @@ class RouteConfiguration:
     fault: FaultPolicy | None = None
     session: SessionPolicy | None = None
     has_more_hosts: bool = False
+    limits: LimitOverrides = ()

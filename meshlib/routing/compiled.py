@@ -34,6 +34,7 @@ from meshlib.model.subset import MatchCriteria
 from meshlib.routing.format import Facts, Scene
 from meshlib.routing.hash_policy import CookieMaker, Hash, compile_hash
 from meshlib.routing.headers import Mutator, order_levels, request_mutator, response_mutator
+from meshlib.routing.limits import RouteLimit, limits_of
 from meshlib.routing.matchers import (
     compile_path,
     compile_query,
@@ -70,6 +71,7 @@ class RouteMatch:
     Attributes:
         retry: The route's policy, else the virtual host's; so with `hedge`.
         fault: The most specific one; None when nothing is to be injected or the listener has no fault filter.
+        limits: Filters that limit what goes out, in their order.
         metadata: filter_metadata of the route.
         mirrors: Which clusters get a copy of this request.
         makes_cookies: Working out the hash may make a cookie for the caller.
@@ -85,6 +87,7 @@ class RouteMatch:
     retry: RetryPolicy | None = None
     hedge: HedgePolicy | None = None
     fault: FaultPolicy | None = None
+    limits: tuple[RouteLimit, ...] = ()
     metadata: Mapping[str, Mapping[str, object]] = field(default_factory=lambda: NO_METADATA, repr=False)
     include_attempt_count: bool = False
     include_attempt_count_in_response: bool = False
@@ -200,9 +203,21 @@ class CompiledRoute:
         answer: Makes the answer of one request from its 64 random bits.
         needs_random: A decision of this route reads the random bits.
         clusters: Name and weight of every cluster that the route can lead to; a header's cluster is not among them.
+        limits: What limits the requests that take the route.
     """
 
-    __slots__ = ("answer", "clusters", "conditions", "details", "fixed", "fraction", "needs_random", "path", "route")
+    __slots__ = (
+        "answer",
+        "clusters",
+        "conditions",
+        "details",
+        "fixed",
+        "fraction",
+        "limits",
+        "needs_random",
+        "path",
+        "route",
+    )
 
     def __init__(
         self,
@@ -213,8 +228,10 @@ class CompiledRoute:
         clusters: tuple[tuple[str, int], ...],
         *,
         is_random: bool,
+        limits: frozenset[RouteLimit] = frozenset(),
     ) -> None:
         self.route = route
+        self.limits = limits
         # A condition in `details` stands for a path that has to be looked at with its parameters.
         self.path = always_on if details and details[0].is_path else compile_path(route.match.path)
         self.details = details
@@ -275,6 +292,7 @@ class _Builder:
 
     def __init__(self, route: Route, host: VirtualHost, routes: RouteConfiguration, listener: ClientListener) -> None:
         self.route, self.host, self.routes, self.listener = route, host, routes, listener
+        self.limits: set[RouteLimit] = set()
 
     def _levels(self, weight: HeaderMutation | None) -> tuple[HeaderMutation, ...]:
         return order_levels(
@@ -308,6 +326,21 @@ class _Builder:
         """
         return Facts(self.route.name, cluster, header, self.route.metadata)
 
+    def limited(self, weight: ClusterWeight | None, facts: Facts) -> tuple[RouteLimit, ...]:
+        """Return the limiting filters that hold."""
+        if not self.listener.limits:
+            return ()
+        route, host, routes = self.route, self.host, self.routes
+        # A route without a name is known by its conditions: its place may change with any update.
+        host_place = f"{routes.name}/{host.name}"
+        place = f"{host_place}/{route.name or route.match}"
+        levels = [(place, route.limits), (host_place, host.limits), (routes.name, routes.limits)]
+        if weight is not None:
+            levels.insert(0, (f"{place}/{weight.name}", weight.limits))
+        found = limits_of(self.listener.limits, levels, facts)
+        self.limits.update(found)
+        return found
+
     def response(self, facts: Facts, weight: HeaderMutation | None = None) -> Mutator:
         return response_mutator(self._levels(weight), facts)
 
@@ -328,6 +361,7 @@ class _Builder:
             retry=action.retry if action.retry is not None else self.host.retry,
             hedge=action.hedge if action.hedge is not None else self.host.hedge,
             fault=self.fault(None if weight is None else weight.fault),
+            limits=self.limited(weight, facts),
             metadata=self.route.metadata,
             include_attempt_count=self.host.include_attempt_count,
             include_attempt_count_in_response=self.host.include_attempt_count_in_response,
@@ -516,4 +550,5 @@ def compile_route(
             answer = _with_mirrors(action, answer)
             is_random = True
     conditions = _conditions(route, strips_parameters=routes.ignores_path_parameters)
-    return CompiledRoute(route, conditions, answer, fixed, clusters, is_random=is_random)
+    limits = frozenset(build.limits)
+    return CompiledRoute(route, conditions, answer, fixed, clusters, is_random=is_random, limits=limits)

@@ -14,6 +14,7 @@ from meshlib.model.route import RouteConfiguration
 from meshlib.model.snapshot import ConfigFault, Demand, DemandKind, ScopeConfig
 from meshlib.ports import Rng
 from meshlib.routing.compiled import RouteMatch
+from meshlib.routing.limits import RouteLimit
 from meshlib.routing.replies import no_route
 from meshlib.routing.table import RouteTable
 from meshlib.routing.trace import RouteTrace, trace_routes
@@ -116,6 +117,11 @@ class ScopeTable:
         """All domains of all virtual hosts of all scopes."""
         tables = (table for table in self.tables.values() if isinstance(table, RouteTable))
         return tuple(dict.fromkeys(domain for table in tables for domain in table.domains))
+
+    @property
+    def limits(self) -> frozenset[RouteLimit]:
+        """What limits the requests of any route of any scope."""
+        return frozenset().union(*(table.limits for table in self.tables.values() if isinstance(table, RouteTable)))
 
     def match(self, head: RequestHead, rng: Rng) -> RouteMatch | LocalReply:
         """As `RouteTable.match`, in the request's scope; a request that is in none has no route."""

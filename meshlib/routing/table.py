@@ -47,6 +47,7 @@ class RouteTable:
     Attributes:
         name: Of the route configuration.
         has_demands: `demands` may return something.
+        limits: What limits the requests of any route.
     """
 
     __slots__ = (
@@ -57,6 +58,7 @@ class RouteTable:
         "_index",
         "_strips_parameters",
         "has_demands",
+        "limits",
         "name",
     )
 
@@ -82,6 +84,7 @@ class RouteTable:
             is_random = any(route.needs_random for route in compiled)
             entry = _Host(host, tuple(compiled), is_random, host.requires_tls)
             hosts.append((host.domains, entry))
+        self.limits = frozenset(limit for _, entry in hosts for route in entry.routes for limit in route.limits)
         self._index = DomainIndex(hosts, ignore_port=routes.ignore_port_in_host)
         self._host_header = routes.host_header
         self._strips_parameters = routes.ignores_path_parameters

@@ -1,16 +1,21 @@
 """One target: its routes, and what the options of each come to."""
 
 from collections.abc import Mapping
-from typing import Final
+from typing import Final, assert_never
 
 from meshlib.model.discovery import ScopedRoutes
+from meshlib.model.filters import AdaptiveConcurrency, AdmissionControl, LimitFilter, LocalRateLimit
 from meshlib.model.request import RequestHead
 from meshlib.model.retry import RetryPolicy
 from meshlib.model.route import RouteAction, RouteConfiguration
 from meshlib.model.snapshot import ConfigFault, Demand, TargetConfig
 from meshlib.ports import Lock, Rng
+from meshlib.resilience.adaptive_concurrency import ConcurrencyLimiter
+from meshlib.resilience.admission_control import AdmissionController
 from meshlib.resilience.deadline import per_try_timeout_s, route_timeout_s, stream_duration_s
+from meshlib.resilience.rate_limit import RateLimiter
 from meshlib.resilience.retry import RetryRules
+from meshlib.routing.limits import RouteLimit
 from meshlib.routing.scopes import ScopeTable
 from meshlib.routing.table import RouteTable
 from meshlib.view.cluster_state import ClusterState
@@ -56,6 +61,9 @@ class RoutePlan:
         )
 
 
+Limiter = RateLimiter | AdmissionController | ConcurrencyLimiter
+
+
 class ActiveFaults:
     """Counts injected faults in progress, for `max_active_faults`; one per target, over its configurations."""
 
@@ -79,6 +87,19 @@ class ActiveFaults:
             self.active -= 1
 
 
+def _make_limiter(config: LimitFilter, now: float) -> Limiter:
+    match config:
+        case LocalRateLimit(bucket=bucket):
+            assert bucket is not None
+            return RateLimiter(bucket, now)
+        case AdmissionControl():
+            return AdmissionController(config)
+        case AdaptiveConcurrency():
+            return ConcurrencyLimiter(config, now)
+        case _:
+            assert_never(config)
+
+
 class TargetView:
     """One target: its routes and the clusters they lead to.
 
@@ -94,6 +115,7 @@ class TargetView:
 
     __slots__ = (
         "_client_ids",
+        "_limiters",
         "_plans",
         "clusters",
         "config",
@@ -147,12 +169,26 @@ class TargetView:
                 _check_retries(routes)
         self.has_demands = self.routes.has_demands
 
+        # By scope and configuration; what has been counted goes on as long as neither changes.
+        self._limiters: dict[tuple[str, LimitFilter], Limiter] = {}
+        limits = self.routes.limits if config.listener.limits else ()
+        if previous is not None and limits:
+            wanted = {(limit.scope, limit.config) for limit in limits}
+            self._limiters.update(item for item in tuple(previous._limiters.items()) if item[0] in wanted)
+
     def __repr__(self) -> str:
         return f"TargetView({self.name!r})"
 
     def unmet(self, head: RequestHead) -> frozenset[Demand]:
         """Return what a request needs and the configuration has no answer for yet."""
         return frozenset(self.routes.demands(head)) - self.config.answered
+
+    def limiter(self, limit: RouteLimit, now: float) -> Limiter:
+        """Return what counts for a limiting filter."""
+        key = (limit.scope, limit.config)
+        found = self._limiters.get(key)
+        # Two threads may both be first: the first entry counts.
+        return self._limiters.setdefault(key, _make_limiter(limit.config, now)) if found is None else found
 
     def client_id(self, rng: Rng) -> int:
         """Return the 64 bits by which this client is known in the cookies that it makes; the same over all updates."""

@@ -5,11 +5,13 @@ from typing import Any, Final
 
 from meshlib.model.authorization import Rbac
 from meshlib.model.discovery import FilterConfig
+from meshlib.model.filters import ListedLimit
 from meshlib.model.listener import DiscoveredFilter
 from meshlib.model.route import FaultPolicy
 from meshlib.model.session import SessionPolicy
 from meshlib.xds.decode_common import any_type, cover, duration, is_discovered_by_ads, join, unpack
 from meshlib.xds.decode_fault import FAULT_TYPE, fault_policy
+from meshlib.xds.decode_limits import LIMIT_TYPES, limit_filter
 from meshlib.xds.decode_rbac import RBAC_TYPE, decode_rbac
 from meshlib.xds.decode_session import SESSION_TYPE, session_policy
 from meshlib.xds.problems import Problems
@@ -30,6 +32,7 @@ class FilterChain:
     """Attributes:
     has_fault: A fault filter takes part, with `fault` as its own configuration.
     has_session: A filter for stateful sessions takes part, with `session` as its own configuration.
+    limits: In filter order.
     rbac: In filter order.
     discovered: Filters whose configuration comes by ECDS, in filter order.
     on_demand_timeout_s: How long a request may wait for a cluster; None: clusters are not on demand.
@@ -37,6 +40,7 @@ class FilterChain:
 
     has_fault: bool
     fault: FaultPolicy | None
+    limits: tuple[ListedLimit, ...]
     rbac: tuple[Rbac, ...]
     has_session: bool = False
     session: SessionPolicy | None = None
@@ -61,6 +65,7 @@ def decode_filters(filters: Any, path: str, problems: Problems, *, is_server: bo
     discovered: list[DiscoveredFilter] = []
     on_demand_s: float | None = None
     has_session, session = False, None
+    limits: list[ListedLimit] = []
     names: set[str] = set()
     routers = []
     for index, item in enumerate(filters):
@@ -109,6 +114,10 @@ def decode_filters(filters: Any, path: str, problems: Problems, *, is_server: bo
             if message is not None:
                 policy = session_policy(message, config_path, problems)
                 session = None if item.disabled else policy
+        elif kind in LIMIT_TYPES and not is_server:
+            limit = limit_filter(kind, item.typed_config, config_path, problems)
+            if limit is not None:
+                limits.append(ListedLimit(item.name, None if item.disabled else limit, is_after_fault=has_fault))
         elif kind == RBAC_TYPE and is_server:
             message = unpack(item.typed_config, config_path, problems)
             decoded_rbac = None if message is None else decode_rbac(message, item.name, config_path, problems)
@@ -124,7 +133,9 @@ def decode_filters(filters: Any, path: str, problems: Problems, *, is_server: bo
             problems.error(place, f"filter {kind or item.name!r} is not supported")
     if routers != [len(filters) - 1]:
         problems.error(path, _router_fault(routers, len(filters)))
-    return FilterChain(has_fault, fault, tuple(rbac), has_session, session, tuple(discovered), on_demand_s)
+    return FilterChain(
+        has_fault, fault, tuple(limits), tuple(rbac), has_session, session, tuple(discovered), on_demand_s
+    )
 
 
 def decode_filter_config(message: Any, path: str, problems: Problems) -> FilterConfig:

@@ -8,7 +8,7 @@ from meshlib.xds.decode_common import cover, join
 from meshlib.xds.decode_matcher import string_matcher
 from meshlib.xds.problems import Problems
 
-__all__ = ["MUTATION_FIELDS", "check_name", "header_addition", "header_changes", "header_mutation"]
+__all__ = ["MUTATION_FIELDS", "check_name", "header_addition", "header_additions", "header_changes", "header_mutation"]
 
 MUTATION_FIELDS: Final = frozenset(
     {"request_headers_to_add", "request_headers_to_remove", "response_headers_to_add", "response_headers_to_remove"}
@@ -19,9 +19,9 @@ def header_mutation(message: Any, path: str, problems: Problems) -> HeaderMutati
     """Decode the four header fields that a route, virtual host, route configuration and weighted cluster share."""
     return HeaderMutation(
         request_remove=_removals(message, "request_headers_to_remove", path, problems),
-        request_add=_additions(message, "request_headers_to_add", path, problems),
+        request_add=header_additions(message, "request_headers_to_add", path, problems),
         response_remove=_removals(message, "response_headers_to_remove", path, problems),
-        response_add=_additions(message, "response_headers_to_add", path, problems),
+        response_add=header_additions(message, "response_headers_to_add", path, problems),
     )
 
 
@@ -31,7 +31,8 @@ def _removals(message: Any, name: str, path: str, problems: Problems) -> tuple[s
     return tuple(header.lower() for header in getattr(message, name))
 
 
-def _additions(message: Any, name: str, path: str, problems: Problems) -> tuple[HeaderAdd, ...]:
+def header_additions(message: Any, name: str, path: str, problems: Problems) -> tuple[HeaderAdd, ...]:
+    """Decode a repeated `HeaderValueOption`."""
     return tuple(
         header_addition(option, f"{join(path, name)}[{index}]", problems)
         for index, option in enumerate(getattr(message, name))

@@ -94,6 +94,7 @@ def _client_listener(message: Any, path: str, problems: Problems) -> ClientListe
         fault=filters.fault,
         has_session_filter=filters.has_session,
         session=filters.session,
+        limits=filters.limits,
         max_stream_duration_s=duration(
             manager.common_http_protocol_options,
             "max_stream_duration",

@@ -20,6 +20,7 @@ from meshlib.model.route import (
 from meshlib.xds.decode_common import cover, inline_data, is_discovered_by_ads, join, metadata
 from meshlib.xds.decode_fault import fault_override
 from meshlib.xds.decode_headers import MUTATION_FIELDS, header_mutation
+from meshlib.xds.decode_limits import limit_overrides
 from meshlib.xds.decode_matcher import header_matchers, path_matcher, query_matcher, regex_rewrite, runtime_fraction
 from meshlib.xds.decode_proxy_match import proxy_conditions
 from meshlib.xds.decode_retry import hedge_policy, retry_policy
@@ -156,6 +157,7 @@ def decode_route_configuration(message: Any, path: str, problems: Problems) -> R
         fault=fault_override(message.typed_per_filter_config, join(path, "typed_per_filter_config"), problems),
         session=session_override(message.typed_per_filter_config, join(path, "typed_per_filter_config"), problems),
         has_more_hosts=message.HasField("vhds"),
+        limits=limit_overrides(message.typed_per_filter_config, join(path, "typed_per_filter_config"), problems),
     )
 
 
@@ -212,6 +214,7 @@ def _virtual_host(message: Any, path: str, problems: Problems, above: _Above) ->
         mutation=header_mutation(message, path, problems),
         fault=fault_override(message.typed_per_filter_config, join(path, "typed_per_filter_config"), problems),
         session=session_override(message.typed_per_filter_config, join(path, "typed_per_filter_config"), problems),
+        limits=limit_overrides(message.typed_per_filter_config, join(path, "typed_per_filter_config"), problems),
         include_attempt_count=message.include_request_attempt_count,
         include_attempt_count_in_response=message.include_attempt_count_in_response,
         include_timeout_retry=message.include_is_timeout_retry_header,
@@ -236,6 +239,7 @@ def _route(message: Any, path: str, problems: Problems, above: _Above) -> Route:
         mutation=header_mutation(message, path, problems),
         fault=fault,
         session=session_override(message.typed_per_filter_config, filters, problems),
+        limits=limit_overrides(message.typed_per_filter_config, filters, problems),
         metadata=metadata(message.metadata),
     )
 

@@ -1,0 +1,133 @@
+"""HTTP filters that limit what goes out: rates, admission, concurrency."""
+
+from dataclasses import dataclass
+
+from meshlib.model.headers import HeaderAdd
+from meshlib.model.matcher import Fraction
+
+__all__ = [
+    "AdaptiveConcurrency",
+    "AdmissionControl",
+    "LimitFilter",
+    "LimitOverrides",
+    "ListedLimit",
+    "LocalRateLimit",
+    "TokenBucket",
+]
+
+GRPC_FAULTS = frozenset({4, 8, 10, 13, 14, 15})
+"""DEADLINE_EXCEEDED, RESOURCE_EXHAUSTED, ABORTED, INTERNAL, UNAVAILABLE, DATA_LOSS."""
+HTTP_SUCCESS = ((100, 500),)
+
+
+@dataclass(frozen=True, slots=True)
+class TokenBucket:
+    """Attributes:
+    max_tokens: Capacity; 0: nothing ever passes.
+    tokens_per_fill: How many come per `fill_interval_s`; they come continuously. Envoy's default is 1.
+    fill_interval_s: At least 0.05.
+    """
+
+    max_tokens: int
+    tokens_per_fill: int
+    fill_interval_s: float
+
+
+@dataclass(frozen=True, slots=True)
+class LocalRateLimit:
+    """Attributes:
+    bucket: None: nothing is limited.
+    enabled: Share of requests that take a token; Envoy's default is none.
+    enforced: Share of those without a token that are refused; Envoy's default is none.
+    status: Of the refusal; at least 400.
+    response_headers: Of the refusal.
+    unenforced_headers: Added to a request that found no token and passes all the same.
+    is_exhaustion: A refused gRPC call gets RESOURCE_EXHAUSTED instead of UNAVAILABLE.
+    tells_limits: Responses carry `x-ratelimit-limit`, `-remaining` and `-reset`.
+    """
+
+    bucket: TokenBucket | None
+    enabled: Fraction
+    enforced: Fraction
+    status: int = 429
+    response_headers: tuple[HeaderAdd, ...] = ()
+    unenforced_headers: tuple[HeaderAdd, ...] = ()
+    is_exhaustion: bool = False
+    tells_limits: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class AdmissionControl:
+    """Refuse at random what a failing service would fail anyway. Envoy's fields and defaults.
+
+    Attributes:
+        is_enabled: Else the filter only passes requests on.
+        window_s: How long results count.
+        aggression: Above 0; 1.0 is linear, more refuses earlier.
+        threshold: Success rate from which on all pass, above 0.0, up to 1.0.
+        rps_threshold: Requests per second below which all pass.
+        max_rejection: Probability of a refusal at most, 0.0-1.0.
+        http_success: Ranges of statuses that are successes, `start <= status < end`.
+        grpc_success: Codes that are successes; None: all but `GRPC_FAULTS`.
+    """
+
+    is_enabled: bool = True
+    window_s: float = 30.0
+    aggression: float = 1.0
+    threshold: float = 0.95
+    rps_threshold: int = 0
+    max_rejection: float = 0.8
+    http_success: tuple[tuple[int, int], ...] = HTTP_SUCCESS
+    grpc_success: frozenset[int] | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class AdaptiveConcurrency:
+    """Find out by latency how many requests may be under way. Envoy's gradient controller, fields and defaults.
+
+    Attributes:
+        is_enabled: Else the filter only passes requests on.
+        status: Of the refusal; at least 400.
+        percentile: Which of the latencies of a window counts, 0-100.
+        max_limit: Highest limit.
+        update_interval_s: Time between updates of the limit.
+        min_rtt_interval_s: Time between measurements of the least latency; None: it is `min_rtt_s`, never measured.
+        min_rtt_s: Fixed least latency.
+        min_rtt_requests: Samples of one measurement.
+        min_rtt_jitter_percent: Longest delay of a measurement, in percent of its interval.
+        min_limit: Limit during a measurement, and lowest limit.
+        buffer_percent: How much longer than the least a latency may be before the limit shrinks.
+    """
+
+    is_enabled: bool = True
+    status: int = 503
+    percentile: float = 50.0
+    max_limit: int = 1000
+    update_interval_s: float = 0.1
+    min_rtt_interval_s: float | None = 60.0
+    min_rtt_s: float = 0.0
+    min_rtt_requests: int = 50
+    min_rtt_jitter_percent: float = 15.0
+    min_limit: int = 3
+    buffer_percent: float = 25.0
+
+
+LimitFilter = LocalRateLimit | AdmissionControl | AdaptiveConcurrency
+
+LimitOverrides = tuple[tuple[str, LimitFilter | None], ...]
+"""What a level above or below says about filters, by their names; None: the filter is switched off there."""
+
+
+@dataclass(frozen=True, slots=True)
+class ListedLimit:
+    """One such filter in a listener's chain.
+
+    Attributes:
+        name: By which routes refer to it.
+        config: None: switched off, unless a route has a configuration for it.
+        is_after_fault: It stands behind the fault filter: what is delayed or aborted there has not come to it yet.
+    """
+
+    name: str
+    config: LimitFilter | None
+    is_after_fault: bool = False
