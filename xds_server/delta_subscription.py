@@ -64,6 +64,10 @@ class DeltaSubscription(Subscription):
 
     def _widen(self) -> None:
         self.wildcard = True
+        if self.in_flight is not None:
+            # It will be taken as an answer to the wildcard that is there again: what it names and has gone meanwhile
+            # must be said to be gone.
+            self.retell.update(set(self.in_flight.names) - self.known.keys())
         self.must_answer = self.pending = self.urgent = True  # DX-6
 
     def _change(self, asked: Iterable[str], dropped: frozenset[str]) -> None:

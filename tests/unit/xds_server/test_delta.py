@@ -70,6 +70,19 @@ def test_unsubscribing_from_a_name_that_the_wildcard_covers_brings_it(delta):
     assert delta.is_silent()
 
 
+def test_what_is_under_way_and_gone_is_told_when_the_wildcard_comes_back(delta):
+    """The client takes the response as an answer to the wildcard that it has again."""
+    delta.publish({CDS: {"a": "1", "b": "1"}})
+    delta.ask(CDS)
+    under_way = delta.expect(CDS, "a", "b")
+    delta.publish({CDS: {}})
+    delta.ask(CDS, "+c", "-*")
+    delta.ask(CDS, "+*")
+    delta.answer(under_way)
+    delta.accept(CDS, "-a", "-b", "-c")
+    assert delta.is_silent()
+
+
 def test_unsubscribing_from_a_name_that_the_wildcard_does_not_cover_says_that_it_is_gone(delta):
     delta.ask(CDS, "+*", "+a")
     delta.answer(delta.expect(CDS, "-a"), "-a")
