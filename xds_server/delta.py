@@ -110,7 +110,8 @@ class DeltaStream(StreamMachine[DeltaSubscription]):
         if subscription.suspect & (changed | gone | asked):
             # ACK-5: of a rejected response the client may have taken over all, some or nothing.
             subscription.resend |= subscription.suspect & (wanted.keys() | known.keys())
-            subscription.retell |= subscription.suspect - wanted.keys()
+            # Also what is there now and was said to be gone: it may go again before it is sent.
+            subscription.retell |= subscription.suspect - (wanted.keys() & known.keys())
             subscription.suspect.clear()
         if subscription.type_url in PUSH_ORDER:  # about unknown types nothing is said (STR-4)
             gone |= {name for name in subscription.unreported | subscription.retell if not _is_there(name, wanted)}

@@ -370,6 +370,20 @@ def test_ack_5_also_when_the_rejected_resource_is_gone_by_then(delta):
     delta.expect(LDS, "-a", "-b")
 
 
+def test_ack_5_what_came_and_went_while_a_rejected_removal_waited_is_said_to_be_gone(make_delta):
+    delta = make_delta(settings={"max_response_bytes": 180})
+    delta.publish({LDS: {"a": "bad"}})
+    delta.ask(LDS, "+c", "+*")
+    delta.answer(delta.expect(LDS, "a", "-c"), error="a is bad")
+    delta.publish({LDS: {"a": "1", "b": "1", "c": "1"}})
+    full = delta.expect(LDS, "a", "b")  # c is to follow
+    delta.publish({})
+    delta.answer(full)
+    delta.accept(LDS, "-a", "-b")
+    delta.accept(LDS, "-c")
+    assert delta.is_silent()
+
+
 def test_ack_9_after_the_timeout_the_next_response_goes_out_anyway(delta):
     delta.publish({CDS: {"a": "1"}})
     delta.ask(CDS)
