@@ -346,5 +346,7 @@ def _cluster_lines(cluster: ClusterExplanation) -> list[str]:
     for endpoint in status.endpoints:
         ejected = ", ejected" if endpoint.is_ejected else ""
         place = f" in {endpoint.locality}" if endpoint.locality else ""
-        lines.append(f"  {endpoint.address}{place}: {endpoint.health.lower()}{ejected}, {endpoint.active} in flight")
+        score = f", {endpoint.score}" if endpoint.score else ""
+        state = f"{endpoint.health.lower()}{ejected}, {endpoint.active} in flight{score}"
+        lines.append(f"  {endpoint.address}{place}: {state}")
     return lines

@@ -5,6 +5,7 @@ from dataclasses import asdict, dataclass
 from typing import Any, Protocol
 
 from meshlib.admin.certificates import CertificateStatus, certificate_statuses
+from meshlib.balancing.score import score_words
 from meshlib.model.snapshot import ConfigFault, InboundConfig
 from meshlib.ports import Clock
 from meshlib.runtime.control import ControlPlane
@@ -30,6 +31,7 @@ class EndpointStatus:
     """Attributes:
     health: As EDS says.
     active: Attempts in flight.
+    score: What the policy makes of it beside its weight, in words, or empty.
     """
 
     address: str
@@ -39,6 +41,7 @@ class EndpointStatus:
     health: str
     is_ejected: bool
     active: int
+    score: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -228,7 +231,7 @@ def cluster_status(name: str, cluster: ClusterState | ConfigFault) -> ClusterSta
     """Return how a cluster is."""
     if isinstance(cluster, ConfigFault):
         return ClusterStatus(name, "failed", cluster.message)
-    states = cluster.states
+    states, policy = cluster.states, cluster.config.cluster.lb_policy
     endpoints = []
     for locality in cluster.config.assignment.localities:
         for endpoint in locality.endpoints:
@@ -242,6 +245,7 @@ def cluster_status(name: str, cluster: ClusterState | ConfigFault) -> ClusterSta
                     endpoint.health.name,
                     state is not None and state.is_ejected,
                     0 if state is None else state.active,
+                    "" if state is None else score_words(policy, state, cluster.memory.now),
                 )
             )
     active = cluster.breaker.active + cluster.high_breaker.active

@@ -126,7 +126,15 @@ class Call(HedgedSteps):
         else:
             self._is_good = outcome.grpc_status == 0 if self.head.is_grpc else outcome.status < 500
 
-        wait_s = self._retry_wait_s(outcome, now) if self._rules.on else None
+        if (
+            learner is not None
+            and isinstance(outcome, Failure)
+            and learner.moves_on(cluster.states, self._tried, outcome)
+        ):
+            # The policy's own business, as in gRPC, where a call waits until one of the addresses is connected to.
+            wait_s: float | None = 0.0
+        else:
+            wait_s = self._retry_wait_s(outcome, now) if self._rules.on else None
         step: Step
         if wait_s is not None:
             self._release()

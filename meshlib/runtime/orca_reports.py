@@ -36,6 +36,8 @@ class OrcaConnection(Protocol):
 
     def close(self) -> None: ...
 
+    def join(self) -> None: ...
+
 
 class OpenOrcaStream(Protocol):
     """Opens a stream; as `OrcaStream`."""
@@ -127,9 +129,12 @@ class OrcaListener:
 
     def close(self) -> None:
         """End all streams; `step` opens them again."""
+        ended = [session.stream for session in self._sessions.values() if session.stream is not None]
         for session in self._sessions.values():
             self._end(session)
         self._sessions.clear()
+        for stream in ended:
+            stream.join()
         if self._relay is not None:
             self._relay.close()
             self._relay = None

@@ -82,6 +82,9 @@ class OrcaStream:
             cancel, self._cancel = self._cancel, None
         if cancel is not None:
             cancel()
+
+    def join(self) -> None:
+        """After `close`: wait until the connection is closed."""
         self._thread.join(timeout=2.0)
 
     def _run(self) -> None:

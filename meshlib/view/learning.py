@@ -1,6 +1,6 @@
 """What a cluster learns of its endpoints from how attempts end, for the policies and load reports that want it."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping, Sequence
 
 from meshlib.balancing.custom import make_custom, wants_results
 from meshlib.balancing.endpoint_state import EndpointState
@@ -95,6 +95,14 @@ class Learner:
                 state.unreachable = None
         elif self._custom is not None:
             self._custom.record(state, _result(outcome, latency_s, now, report))
+
+    def moves_on(self, states: Mapping[str, EndpointState], tried: Sequence[EndpointState], failure: Failure) -> bool:
+        """Whether a call that could not connect goes to the next endpoint by itself: pick first has one to try yet."""
+        return (
+            isinstance(self._policy, PickFirst)
+            and failure.kind in _NOT_REACHED
+            and any(state.unreachable is None and state.is_healthy and state not in tried for state in states.values())
+        )
 
     def trailers(
         self, state: EndpointState, metadata: Iterable[tuple[str, str | bytes]], now: float, *, is_grpc: bool

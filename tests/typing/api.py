@@ -1,7 +1,8 @@
 """Typed use of every public entry point. Checked by mypy, never run."""
 
 import logging
-from collections.abc import Mapping
+from collections import Counter
+from collections.abc import Mapping, Sequence
 from concurrent.futures import Future
 from pathlib import Path
 from typing import assert_type
@@ -41,8 +42,10 @@ from meshlib.testing import (
     any_path,
     assignment,
     cluster,
+    lb_endpoints,
     merge,
     mesh_source,
+    pick_many,
     service,
     split,
     target,
@@ -203,6 +206,30 @@ def errors(mesh: meshlib.Mesh) -> tuple[str, int] | None:
     except meshlib.MeshError as error:
         return error.flag, 0
     return None
+
+
+# --- load balancing
+
+
+@meshlib.register_lb_policy("typing.First")
+class First(meshlib.LbPolicy):
+    uses_hash = True
+
+    def __init__(self, config: Mapping[str, object]) -> None:
+        self.config = config
+
+    def pick(self, endpoints: Sequence[meshlib.LbEndpoint], request: meshlib.LbRequest) -> meshlib.LbEndpoint | None:
+        assert_type(request.hash, int | None)
+        return endpoints[int(request.rng.random() * len(endpoints))] if request.now else endpoints[0]
+
+    def record(self, endpoint: meshlib.LbEndpoint, result: meshlib.LbResult) -> None:
+        assert_type(result.load, meshlib.LoadReport | None)
+        assert_type(endpoint.endpoint.weight, int)
+
+
+def balancing() -> None:
+    endpoints = lb_endpoints("127.0.0.1:1", meshlib.Endpoint("127.0.0.1:2"))
+    assert_type(pick_many(First({}), endpoints, 10), Counter[str])
 
 
 # --- meshlib.testing

@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 
+from meshlib.admin.status import cluster_status
 from meshlib.call import Attempt, Call, Done
 from meshlib.model.cluster import Cluster, EdsDiscovery, LoadReports
 from meshlib.model.custom_policy import LbEndpoint, LbPolicy, LbRequest, LbResult, register_lb_policy
@@ -158,11 +159,61 @@ def test_peak_ewma_honours_retry_after() -> None:
 
 
 def test_pick_first_goes_to_the_next_when_one_cannot_be_reached() -> None:
-    mesh = mesh_of(PickFirst())
-    refused = Failure(FailureKind.CONNECT, False)
+    mesh = mesh_of(PickFirst(), A, B, "c:1")
+    refused, reset = Failure(FailureKind.CONNECT, False), Failure(FailureKind.RESET, True)
+    assert [run(mesh, answered()), run(mesh, reset), run(mesh, answered())] == [A, A, A]
 
-    assert [run(mesh, answered()), run(mesh, refused), run(mesh, answered()), run(mesh, answered())] == [A, A, B, B]
-    assert [run(mesh, refused), run(mesh, answered())] == [B, A]
+    call, attempt = make(mesh)
+    assert attempt.endpoint.address == A
+    step = call.finished(refused, mesh.clock())
+    assert isinstance(step, Attempt), "the same call goes on, without a retry policy"
+    assert step.endpoint.address == B
+    assert isinstance(call.finished(answered(), mesh.clock()), Done)
+    call.close(mesh.clock())
+    assert [run(mesh, answered()) for _ in range(3)] == [B, B, B]
+
+
+def test_pick_first_fails_when_nobody_can_be_reached() -> None:
+    mesh, refused = mesh_of(PickFirst()), Failure(FailureKind.CONNECT, False)
+    call, _ = make(mesh)
+    assert isinstance(call.finished(refused, mesh.clock()), Attempt)
+    assert isinstance(call.finished(refused, mesh.clock()), Done)
+    assert (call.attempts, call.flag) == (2, "UF")
+    call.close(mesh.clock())
+    assert mesh.cluster("s").breaker.active == 0
+
+    # Both are left alone for a second; then the first of the list is tried again.
+    mesh.clock.advance(2.0)  # type: ignore[attr-defined]
+    assert run(mesh, answered()) == A
+
+
+def test_explanations_say_what_the_policy_makes_of_an_endpoint() -> None:
+    mesh = mesh_of(ClientSideWeightedRoundRobin(blackout_s=0.0, slow_start=SlowStart(10.0)))
+    mesh.clock.advance(5.0)  # type: ignore[attr-defined]
+    call, attempt = make(mesh)
+    call.finished(answered([(TEXT, "TEXT cpu_utilization:0.2,rps_fractional:100")]), mesh.clock())
+    call.close(mesh.clock())
+    scores = {one.address: one.score for one in cluster_status("s", mesh.cluster("s")).endpoints}
+    known = attempt.endpoint.address
+
+    assert scores[known] == "weight 500 by its reports, slow start at 50 %"
+    assert scores[B if known == A else A] == "not reported yet, slow start at 50 %"
+
+
+@pytest.mark.parametrize(
+    ("policy", "words"),
+    [
+        (PeakEwma(), "cost 500 ms"),
+        (PickFirst(), "chosen"),
+        (RandomSubsetting(2, PickFirst()), "chosen"),
+        (RoundRobin(), ""),
+    ],
+)
+def test_scores_of_other_policies(policy: PolicyConfig, words: str) -> None:
+    mesh = mesh_of(policy, A)
+    run(mesh, answered(), took_s=0.5)
+
+    assert [one.score for one in cluster_status("s", mesh.cluster("s")).endpoints] == [words]
 
 
 def test_slow_start_begins_when_an_endpoint_is_first_healthy() -> None:

@@ -33,6 +33,9 @@ class FakeStream:
     def close(self) -> None:
         self.is_open = False
 
+    def join(self) -> None:
+        assert not self.is_open
+
 
 class World:
     """A listener, whose streams are in `streams`, in the order of their opening."""
