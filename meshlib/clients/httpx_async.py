@@ -30,6 +30,7 @@ from meshlib.clients.httpx_common import (
     head_of,
     is_replayable,
     is_small,
+    learn_of_trailers,
     local_response,
     passthrough_event,
     pool_key_of,
@@ -335,7 +336,10 @@ class _Exchange:
         try:
             await cast(httpx.AsyncByteStream, raw.stream).aclose()
         finally:
-            self._call.close(self._mesh.clock(), status=raw.status)
+            now = self._mesh.clock()
+            if self._call.wants_trailers:
+                learn_of_trailers(self._call, raw.extensions, now)
+            self._call.close(now, status=raw.status)
             await self._release()
 
     async def _release(self) -> None:

@@ -1,7 +1,7 @@
 """What the blocking and the async httpx transport share: requests, responses and the names of pools."""
 
 import importlib.util
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import lru_cache
 from typing import Any, Literal, NamedTuple
 
@@ -41,6 +41,7 @@ __all__ = [
     "is_in_memory",
     "is_replayable",
     "is_small",
+    "learn_of_trailers",
     "local_response",
     "passthrough_event",
     "pool_key_of",
@@ -235,6 +236,13 @@ class _RawHeaders(Headers):
             raise AttributeError(name)
         self.items = tuple((_lower(raw), value.decode("latin-1")) for raw, value in self._raw)
         return self.items
+
+
+def learn_of_trailers(call: Call, extensions: Mapping[str, Any], now: float) -> None:
+    """Have a call learn from the trailers that came after a response's body, if any did; before `close`."""
+    trailers = extensions.get("trailers")
+    if trailers:
+        call.trailers([(_lower(name), value.decode("latin-1")) for name, value in trailers], now)
 
 
 def response_of(raw: RawResponse | httpcore.Response) -> Response:

@@ -1,5 +1,7 @@
 """Weights out of load reports (ORCA) over real gRPC and HTTP: in trailers, in headers and out of band."""
 
+import os
+import socket
 import threading
 import time
 from collections import Counter
@@ -176,19 +178,30 @@ def test_endpoints_without_the_service_go_on_in_turns(ads: Any, tools: Any, back
         assert share_of_first(lambda: int(unary(b"", timeout=10)), idle.port) == 0.5
 
 
-@pytest.fixture
-def sites() -> Iterator[list[int]]:
-    """Two HTTP servers, used to 0.2 and 0.8, which say so in a header."""
+@pytest.fixture(params=["header", "trailer"])
+def sites(request: pytest.FixtureRequest) -> Iterator[list[int]]:
+    """Two HTTP servers, used to 0.2 and 0.8, which say so in a header, or in a trailer."""
     servers = []
+    in_trailer = request.param == "trailer"
     for used in (0.2, 0.8):
 
         class Handler(BaseHTTPRequestHandler):
             protocol_version = "HTTP/1.1"
             text = f"TEXT cpu_utilization:{used},rps_fractional:100"
 
+            def do_POST(self) -> None:
+                self.do_GET()
+
             def do_GET(self) -> None:
                 body = str(self.server.server_address[1]).encode()
                 self.send_response(200)
+                if in_trailer:
+                    self.send_header("transfer-encoding", "chunked")
+                    self.send_header("trailer", "Endpoint-Load-Metrics")
+                    self.end_headers()
+                    last = f"0\r\nEndpoint-Load-Metrics: {self.text}\r\n\r\n".encode()
+                    self.wfile.write(b"%x\r\n%b\r\n" % (len(body), body) + last)
+                    return
                 self.send_header("endpoint-load-metrics", self.text)
                 self.send_header("content-length", str(len(body)))
                 self.end_headers()
@@ -207,8 +220,86 @@ def sites() -> Iterator[list[int]]:
         server.server_close()
 
 
-def test_reports_in_headers(ads: Any, tools: Any, sites: list[int]) -> None:
+def test_reports_of_http(ads: Any, tools: Any, sites: list[int]) -> None:
     put(ads, tools, sites)
     with Mesh.connect(ads.address, node_id="orders-1", state_dir="") as mesh:
         with httpx.Client(transport=mesh.httpx_transport()) as client:
             settles(lambda: int(client.get("http://checkout/").text), sites[0])
+
+
+async def test_reports_of_async_http(ads: Any, tools: Any, sites: list[int]) -> None:
+    put(ads, tools, sites)
+    with Mesh.connect(ads.address, node_id="orders-1", state_dir="") as mesh:
+        async with httpx.AsyncClient(transport=mesh.async_httpx_transport()) as client:
+            for _ in range(30):
+                assert (await client.get("http://checkout/")).status_code == 200
+        cluster = mesh.view.clusters["checkout"]
+        known = {address: state.reported for address, state in cluster.states.items()}  # type: ignore[union-attr]
+        weights = {address: one.weight for address, one in known.items() if one is not None}
+        assert weights == {f"127.0.0.1:{sites[0]}": 500.0, f"127.0.0.1:{sites[1]}": 125.0}
+
+
+@pytest.fixture
+def dead() -> Iterator[int]:
+    """A port that nobody listens on."""
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        yield taken.getsockname()[1]
+
+
+def first_of(ads: Any, tools: Any, *ports: int) -> None:
+    entry = {"@type": "type.googleapis.com/envoy.extensions.load_balancing_policies.pick_first.v3.PickFirst"}
+    listed = {"policies": [{"typed_extension_config": {"name": "p", "typed_config": entry}}]}
+    ads.put(CDS, {**tools.eds_cluster("checkout"), "load_balancing_policy": listed})
+    ads.put(EDS, tools.load_assignment("checkout", *ports))
+
+
+async def test_pick_first_passes_over_who_cannot_be_reached(ads: Any, tools: Any, backends: Any, dead: int) -> None:
+    one, other = backends("nowhere")
+    first_of(ads, tools, dead, one.port, other.port)
+    with Mesh.connect(ads.address, node_id="orders-1", state_dir="") as mesh:
+        with mesh.channel("xds:///checkout") as channel:
+            unary, stream = channel.unary_unary("/test.Service/Unary"), channel.unary_stream("/test.Service/Responses")
+            assert {int(unary(b"", timeout=10)) for _ in range(10)} == {one.port}
+            assert [int(message) for message in stream(b"", timeout=10)] == [one.port]
+    with Mesh.connect(ads.address, node_id="orders-2", state_dir="") as mesh:
+        async with mesh.aio_channel("xds:///checkout") as channel:
+            assert int(await channel.unary_unary("/test.Service/Unary")(b"", timeout=10)) == one.port
+
+
+def test_pick_first_of_http_passes_over_who_cannot_be_reached(
+    ads: Any, tools: Any, sites: list[int], dead: int
+) -> None:
+    first_of(ads, tools, dead, *sites)
+    with Mesh.connect(ads.address, node_id="orders-1", state_dir="") as mesh:
+        with httpx.Client(transport=mesh.httpx_transport()) as client:
+            # A POST too: nothing of it was sent.
+            assert {int(client.post("http://checkout/").text) for _ in range(5)} == {sites[0]}
+
+
+def test_a_fork_leaves_both_sides_with_reports(ads: Any, tools: Any, backends: Any) -> None:
+    idle, busy = backends("out of band")
+    put(ads, tools, [idle.port, busy.port], enable_oob_load_report=True, oob_reporting_period="0.2s")
+    with Mesh.connect(ads.address, node_id="orders-1", state_dir="") as mesh:
+        mesh.wait_ready("checkout", timeout_s=5.0)
+
+        def is_reported() -> bool:
+            states = mesh.view.clusters["checkout"].states  # type: ignore[union-attr]
+            return all(state.reported is not None for state in states.values())
+
+        wait_until(is_reported)
+        child = os.fork()
+        if child == 0:
+            status = 1
+            try:
+                wait_until(is_reported, 15.0)
+                status = 0
+            finally:
+                os._exit(status)
+        wait_until(lambda: (idle.streams, busy.streams) == (2, 2) or _has_ended(child))
+        assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
+        wait_until(lambda: (idle.streams, busy.streams) == (1, 1))
+
+
+def _has_ended(child: int) -> bool:
+    return os.waitid(os.P_PID, child, os.WEXITED | os.WNOHANG | os.WNOWAIT) is not None

@@ -103,6 +103,36 @@ def test_load_is_reported_on_the_connection_of_the_discovery_stream(ads: Any, lo
         assert len(loads.requests) <= 3 + time.monotonic() - started
 
 
+def test_what_endpoints_say_of_themselves_goes_along(ads: Any, loads: LoadServer, tools: Any) -> None:
+    options = {"lrs_server": {"self": {}}, "lrs_report_endpoint_metrics": ["named_metrics.queue", "cpu_utilization"]}
+    ads.put(CDS, {**tools.eds_cluster("checkout"), **options})
+    text = "TEXT cpu_utilization:0.5,mem_utilization:0.1,named_metrics.queue:3,named_metrics.other:1"
+    with Mesh.connect(ads.address, node_id="orders-1", state_dir="") as mesh:
+        target = mesh.wait_target("checkout", 5.0)
+        loads.wait_for(lambda: bool(loads.requests))
+        for _ in range(2):
+            now = mesh.clock()
+            call = Call(target, RequestHead("GET", "checkout", "/", Headers.of({})), rng=mesh.rng, now=now)
+            call.start(now)
+            call.finished(Response(200, Headers((("endpoint-load-metrics", text),))), now)
+            call.close(now)
+        loads.wait_for(lambda: loads.total("total_issued_requests") == 2)
+    (locality,) = [
+        one
+        for _, request in loads.requests
+        for stats in request.cluster_stats
+        for one in stats.upstream_locality_stats
+        if one.total_issued_requests
+    ]
+    assert [("named_metrics.queue", 2, 6.0)] == [
+        (one.metric_name, one.num_requests_finished_with_metric, one.total_metric_value)
+        for one in locality.load_metric_stats
+    ]
+    cpu = locality.cpu_utilization
+    assert (2, 1.0) == (cpu.num_requests_finished_with_metric, cpu.total_metric_value)
+    assert not locality.HasField("mem_utilization")
+
+
 def test_reports_go_on_after_the_server_was_away_and_lose_nothing(ads: Any, loads: LoadServer) -> None:
     with Mesh.connect(ads.address, node_id="orders-1", state_dir="") as mesh:
         target = mesh.wait_target("checkout", 5.0)
