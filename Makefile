@@ -67,6 +67,7 @@ conformance: setup envoy   ## Envoy, gRPC's own client and meshlib on the same r
 	$(BIN)/python -m pytest tests/conformance $(PYTEST_ARGS)
 	PYTHONPATH=tests/conformance $(BIN)/python -m differential --configurations 1100 --requests 10
 	PYTHONPATH=tests/conformance $(BIN)/python -m differential.hosts --clusters 200 --requests 10
+	PYTHONPATH=tests/conformance $(BIN)/python -m differential.retries --cases 1000
 	PYTHONPATH=tests/conformance $(BIN)/python -m differential.tls --cases 500
 	PYTHONPATH=tests/conformance $(BIN)/python -m differential.hosts --subsets --clusters 200 --requests 6
 	PYTHONPATH=tests/conformance $(BIN)/python -m differential.hosts --sessions --clusters 200 --requests 6

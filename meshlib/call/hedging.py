@@ -9,7 +9,7 @@ flight or about to be; what comes last is the result.
 A hedge is a retry in all that limits retries: number, permit, budget, deadline, replayable body, and whether repeating
 does harm. Attempts at the beginning (`initial_requests`) do not use up `num_retries`.
 
-Source: Envoy, `Filter::onSoftPerTryTimeout` and what `upstream_request.retried()` changes.
+Source: Envoy, `Filter::onPerTryTimeoutCommon`, `Filter::onSoftPerTryTimeout` and what `upstream_request.retried()` changes.
 """
 
 from meshlib.call.endings import RUNNING, WAITING, CallEndings, Flight, NoFurther
@@ -49,7 +49,7 @@ class HedgedSteps(CallEndings):
         self._wake_at = None
         newest = self._flights[-1]
         self._record_timeout(newest, now)
-        if not self._rules.on or not self._may_hedge():
+        if not self._rules.can_hedge or not self._may_hedge():
             return self._wait_on(now)
         self._drop_permit()
         wait_s = self._permit_s(None, now)
@@ -111,12 +111,14 @@ class HedgedSteps(CallEndings):
         policy = match.hedge
         self._is_hedged, self._patience_s, self._initial_left = False, None, 0
         on_timeout = policy is not None and policy.on_per_try_timeout
-        if asked is not None and asked.lower() in ("true", "false"):
-            on_timeout = asked.lower() == "true"
-        if on_timeout and self._per_try_s is not None:
-            # The time of an attempt ends nothing any more.
+        if asked in ("true", "false"):
+            on_timeout = asked == "true"
+        times = [seconds for seconds in (self._per_try_s, self._idle_try_s) if seconds is not None]
+        if on_timeout and times:
+            # The times of an attempt end nothing any more.
             self._is_hedged = True
-            self._patience_s, self._per_try_s = self._per_try_s, None
+            self._patience_s = min(times)
+            self._per_try_s = self._idle_try_s = None
         if policy is not None and match.metadata.get("meshlib", {}).get("hedge_initial_requests") is True:
             more = in_fraction(policy.additional_chance, self._rng.getrandbits(64))
             self._initial_left = policy.initial_requests - 1 + more

@@ -136,10 +136,20 @@ class RetryRules:
     Attributes:
         on: The conditions; may be empty, then nothing is.
         num_retries: Attempts beyond the first.
+        can_hedge: A slow attempt may be hedged: there was something to retry on to begin with.
         needs_request: The request has a say: `for_request` must be asked.
     """
 
-    __slots__ = ("_codes", "_names", "_request_tests", "_response_tests", "needs_request", "num_retries", "on")
+    __slots__ = (
+        "_codes",
+        "_names",
+        "_request_tests",
+        "_response_tests",
+        "can_hedge",
+        "needs_request",
+        "num_retries",
+        "on",
+    )
 
     def __init__(
         self,
@@ -150,6 +160,7 @@ class RetryRules:
         response_tests: tuple[Callable[[Headers], bool], ...] = (),
         names: frozenset[str] = frozenset(),
         request_tests: tuple[HeadTest, ...] = (),
+        can_hedge: bool | None = None,
     ) -> None:
         """Make rules.
 
@@ -157,10 +168,12 @@ class RetryRules:
             codes: HTTP statuses, for `retriable-status-codes`.
             response_tests: On the response's headers, for `retriable-headers`.
             names: Response headers whose presence is enough, for `retriable-headers`.
+            can_hedge: None: if there is a condition.
             request_tests: When there are any, one must hold for the request, else nothing is repeated.
         """
         self.on = on.value
         self.num_retries = num_retries
+        self.can_hedge = bool(on) if can_hedge is None else can_hedge
         self.needs_request = bool(request_tests)
         self._codes = codes
         self._response_tests = response_tests
@@ -195,11 +208,12 @@ class RetryRules:
             head: With the header mutations of the route applied: a header added there counts too.
         """
         on = self.on
-        if self._request_tests and not any(test(head) for test in self._request_tests):
-            on = 0
         headers = head.headers
         on |= _parse_words(headers, "x-envoy-retry-on", _WORDS)
         on |= _parse_words(headers, "x-envoy-retry-grpc-on", _GRPC_WORDS)
+        can_hedge = bool(self.on) or any(name in headers for name in ("x-envoy-retry-on", "x-envoy-retry-grpc-on"))
+        if self._request_tests and not any(test(head) for test in self._request_tests):
+            on = 0  # whatever the request asks for
         num_retries = _parse_number((headers.get("x-envoy-max-retries") or "").strip())
         listed = (_parse_number(word) for word in _split(headers, "x-envoy-retriable-status-codes"))
         return RetryRules(
@@ -208,6 +222,7 @@ class RetryRules:
             codes=self._codes.union(code for code in listed if code is not None),
             response_tests=self._response_tests,
             names=self._names.union(map(str.lower, _split(headers, "x-envoy-retriable-header-names"))),
+            can_hedge=can_hedge,
         )
 
     def wants_response(self, response: Response) -> bool:

@@ -36,7 +36,7 @@ def test_a_fault_is_found_and_shrunk(tmp_path, monkeypatch):
 
     monkeypatch.setattr(subject, "decide", forgetful)
     with EnvoySide(tmp_path) as side:
-        report = run(side, seed=1, configurations=5, requests=5)
+        report = run(side, seed=1, configurations=30, requests=5)
     assert report.disagreeing
     told = json.loads(report.disagreements[0])
     (host,) = told["configuration"]["virtual_hosts"]

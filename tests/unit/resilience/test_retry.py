@@ -187,3 +187,11 @@ def test_requests_that_match_none_of_the_request_headers_are_not_repeated() -> N
     assert policy.for_request(head(x_retry_me="1")).wants_response(Response(500))
     assert not policy.for_request(head()).wants_response(Response(500))
     assert policy.for_request(head(x_envoy_retry_on="reset")).wants_failure(Failure(FailureKind.RESET, True))
+
+
+def test_request_headers_that_must_match_clear_what_the_request_asks_for_too():
+    policy = RetryPolicy(frozenset({"5xx"}), retriable_request_headers=(HeaderMatcher("x-may", True),))
+    head = RequestHead("GET", "a", "/", Headers((("x-envoy-retry-on", "retriable-4xx"),)))
+    rules = RetryRules.of_policy(policy).for_request(head)
+    assert rules.on == 0
+    assert rules.can_hedge

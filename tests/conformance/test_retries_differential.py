@@ -1,0 +1,18 @@
+"""Retries, timeouts and hedging over scripted upstreams, as a real Envoy: a slice of what `make conformance` does."""
+
+import random
+
+import pytest
+from differential.retries import run
+
+
+@pytest.mark.timeout(180)
+def test_meshlib_retries_as_envoy_does(tmp_path, record_property):
+    """Every run draws cases of its own; the report says which: `python -m differential.retries --seed`."""
+    seed = random.SystemRandom().randrange(2**32)
+    report = run(seed, 180, tmp_path)
+    print(report)
+    record_property("report", str(report))
+    assert 0 == report.disagreeing, "\n".join([str(report), *report.disagreements])
+    # A run that never gets somewhere says nothing about that place.
+    assert [] == [name for name in ("1 attempts", "2 attempts", "503", "URX") if not report.met[name]]
