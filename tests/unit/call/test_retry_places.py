@@ -149,13 +149,17 @@ def test_idle_time_of_an_attempt(driver: MakeDriver) -> None:
     assert isinstance(call.finished(LATE, 1000.5), Attempt | Sleep)
 
 
-def test_idle_time_is_no_time_to_hedge(driver: MakeDriver) -> None:
-    retry = policy(per_try_timeout_s=1.0, per_try_idle_timeout_s=3.0)
+@pytest.mark.parametrize(("per_try_s", "idle_s"), [(1.0, 3.0), (None, 1.0), (3.0, 1.0)])
+def test_time_to_hedge_is_the_first_of_an_attempts_times(
+    driver: MakeDriver, per_try_s: float | None, idle_s: float | None
+) -> None:
+    retry = policy(per_try_timeout_s=per_try_s, per_try_idle_timeout_s=idle_s)
     action = RouteAction(SingleCluster(""), retry=retry, hedge=HedgePolicy(True))
     call = driver(service("a", "h:1", action=action)).call(can_hedge=True)
     step = call.start(1000.0)
     assert isinstance(step, Attempt)
-    assert (step.is_raced, step.timeout_s) == (True, 3.0)
+    assert (step.is_raced, step.timeout_s) == (True, 15.0)
+    assert call.racing(1000.0).seconds == 1.0  # type: ignore[union-attr]
 
 
 def test_policy_of_the_cluster_comes_before_the_routes(driver: MakeDriver) -> None:
