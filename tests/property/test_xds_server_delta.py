@@ -53,8 +53,8 @@ class DeltaModel(RuleBasedStateMachine):
         self.connect()
 
     def connect(self) -> None:
-        # Two or three entries fill a response.
-        limits = Settings(max_response_bytes=180)
+        # Two or three entries fill a response. This client answers in the end, so that nothing goes out without an answer (ACK-9).
+        limits = Settings(max_response_bytes=180, ack_timeout_s=10_000.0)
         self.server = DeltaStream(self.snapshot, settings=limits)
         self.arriving: list[tuple[Response, dict[str, str | None]]] = []
         self.names: dict[str, set[str]] = {}

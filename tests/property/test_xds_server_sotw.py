@@ -46,7 +46,7 @@ class SotwModel(RuleBasedStateMachine):
         self.now = 0.0
         self.content: dict[str, dict[str, str]] = {}
         self.snapshot = NOTHING
-        self.server = SotwStream(NOTHING, settings=Settings(max_response_bytes=4))
+        self.server = SotwStream(NOTHING, settings=Settings(max_response_bytes=4, ack_timeout_s=10_000.0))
         self.arriving: list[Response] = []
         self.names: dict[str, frozenset[str]] = {}
         self.named_once: set[str] = set()
