@@ -179,9 +179,10 @@ class DeltaClient(RuleBasedStateMachine):
             if request.nonce:
                 stream.unanswered.remove(request.nonce)
             known.update(request.held)
+            before = set(names)
             for name in request.subscribe:
-                if name in names:
-                    known.pop(name, None)  # asked for again: sent again
+                if name in before or "*" in before:
+                    known.pop(name, None)  # asked for again, or by name now: sent again
                 names.add(name)
             for name in request.unsubscribe:
                 names.discard(name)
