@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from meshlib.model.endpoint import NO_METADATA
 from meshlib.model.filters import LimitOverrides
 from meshlib.model.headers import NO_MUTATION, AppendAction, HeaderAdd, HeaderMutation
+from meshlib.model.match_tree import MatchTree
 from meshlib.model.matcher import Fraction, HeaderMatcher, PathMatcher, ProxyCondition, QueryMatcher, StringMatcher
 from meshlib.model.retry import HedgePolicy, RetryPolicy
 from meshlib.model.session import MadeCookie, SessionPolicy
@@ -313,6 +314,7 @@ class Route:
 class VirtualHost:
     """Attributes:
     requires_tls: Requests over plain http are sent to https (`require_tls: ALL`).
+    has_tree: Routes are not tried in order: `tree` says which may take a request; None: it is empty, and none may.
     """
 
     name: str
@@ -328,6 +330,8 @@ class VirtualHost:
     include_attempt_count_in_response: bool = False
     include_timeout_retry: bool = False
     requires_tls: bool = False
+    tree: MatchTree | None = None
+    has_tree: bool = False
 
 
 @dataclass(frozen=True, slots=True)

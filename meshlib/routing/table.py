@@ -16,6 +16,7 @@ from meshlib.model.route import NonForwarding, RouteAction, RouteConfiguration, 
 from meshlib.model.snapshot import Demand, DemandKind
 from meshlib.ports import Rng
 from meshlib.routing.compiled import CompiledRoute, RouteMatch, cluster_headers, compile_route, named_clusters
+from meshlib.routing.match_tree import Finder, compile_tree
 from meshlib.routing.matchers import path_of, without_parameters
 from meshlib.routing.redirect import https_redirect
 from meshlib.routing.replies import no_route, no_virtual_host
@@ -29,12 +30,20 @@ __all__ = ["InboundTable", "RouteMatch", "RouteTable", "RouteTrace"]
 class _Host:
     """Attributes:
     needs_random: One of the routes reads the request's random bits.
+    finder: Of a virtual host with a matcher tree; None: all routes are tried in order.
     """
 
     host: VirtualHost
     routes: tuple[CompiledRoute, ...]
     needs_random: bool
     requires_tls: bool
+    finder: Finder | None = None
+
+    def routes_for(self, head: RequestHead) -> tuple[CompiledRoute, ...]:
+        """Return the routes to try, in order."""
+        if self.finder is None:
+            return self.routes
+        return tuple(self.routes[number] for number in self.finder(head) or ())
 
     def needs_https(self, head: RequestHead) -> bool:
         """Whether the request has to come again over TLS; gRPC knows no such answer."""
@@ -82,7 +91,8 @@ class RouteTable:
                     where = f"virtual host {host.name!r}, route {number}" + (f" {route.name!r}" if route.name else "")
                     raise ValueError(f"{routes.name}: {where}: {error}") from error
             is_random = any(route.needs_random for route in compiled)
-            entry = _Host(host, tuple(compiled), is_random, host.requires_tls)
+            finder = compile_tree(host.tree) if host.has_tree else None
+            entry = _Host(host, tuple(compiled), is_random, host.requires_tls, finder)
             hosts.append((host.domains, entry))
         self.limits = frozenset(limit for _, entry in hosts for route in entry.routes for limit in route.limits)
         self._index = DomainIndex(hosts, ignore_port=routes.ignore_port_in_host)
@@ -123,7 +133,8 @@ class RouteTable:
         # One number per request: shares of routes, weights and mirrors all read it (as Envoy's stream id).
         stream_id = rng.getrandbits(64) if host.needs_random else 0
         path = self._path_of(head) if self._strips_parameters else path_of(head.path)
-        for route in host.routes:
+        routes = host.routes if host.finder is None else host.routes_for(head)
+        for route in routes:
             if route.path(path) and (route.conditions is None or route.holds(head, stream_id)):
                 fixed = route.fixed
                 return fixed if fixed is not None else route.answer(head, stream_id)
@@ -139,7 +150,7 @@ class RouteTable:
             return ((DemandKind.VIRTUAL_HOST, head.authority.lower()),) if self._has_more_hosts else ()
         found: dict[Demand, None] = {}
         path = self._path_of(head)
-        for route in host.routes:
+        for route in host.routes_for(head):
             if not route.path(path) or not all(test(head) for test in route.conditions or ()):
                 continue
             action = route.route.action
@@ -183,7 +194,14 @@ class RouteTable:
         entry = found.value
         routes = () if entry.needs_https(head) else entry.routes
         trace = trace_routes(
-            head, self._path_of(head), self.name, entry.host.name, routes, domain=found.domain, domain_kind=found.kind
+            head,
+            self._path_of(head),
+            self.name,
+            entry.host.name,
+            routes,
+            domain=found.domain,
+            domain_kind=found.kind,
+            chosen=None if entry.finder is None else entry.finder(head) or (),
         )
         return trace if routes else replace(trace, reason=f"{trace.reason}; it sends plain http to https")
 
@@ -220,7 +238,7 @@ class InboundTable:
             return https_redirect(head)
         stream_id = rng.getrandbits(64) if entry.needs_random else 0
         path = table._path_of(head)
-        for route in entry.routes:
+        for route in entry.routes_for(head):
             if route.path(path) and (route.conditions is None or route.holds(head, stream_id)):
                 if isinstance(route.route.action, NonForwarding):
                     return None

@@ -131,6 +131,19 @@ def _step(route: CompiledRoute, number: int, head: RequestHead, path: str, *, re
     return step(Verdict.YES, f"taken ({holds})")
 
 
+def _passed_by(route: CompiledRoute, number: int) -> RouteStep:
+    spec = route.route
+    return RouteStep(
+        number,
+        spec.name,
+        describe_path(spec.match.path),
+        Verdict.NO,
+        "not taken: the matcher tree leads elsewhere",
+        _leads_to(route),
+        route.clusters,
+    )
+
+
 def trace_routes(
     head: RequestHead,
     path: str,
@@ -141,6 +154,7 @@ def trace_routes(
     domain: str = "",
     domain_kind: str = "",
     domains: Sequence[str] = (),
+    chosen: Sequence[int] | None = None,
 ) -> RouteTrace:
     """Walk the routes as a request would, and keep the reasons.
 
@@ -149,6 +163,7 @@ def trace_routes(
         virtual_host: None: no domain fits.
         domain_kind: As `DomainMatch.kind`.
         domains: What there would have been, for the case that none fits.
+        chosen: Numbers of the routes that a matcher tree leads to; None: there is no tree, all are tried.
     """
     if virtual_host is None:
         known = ", ".join(domains[:SHOWN_DOMAINS]) + (", ..." if len(domains) > SHOWN_DOMAINS else "")
@@ -159,6 +174,9 @@ def trace_routes(
     steps: list[RouteStep] = []
     reached = True
     for number, route in enumerate(routes):
+        if chosen is not None and number not in chosen:
+            steps.append(_passed_by(route, number))
+            continue
         step = _step(route, number, head, path, reached=reached)
         steps.append(step)
         reached = reached and step.verdict is not Verdict.YES

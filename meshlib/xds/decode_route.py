@@ -21,6 +21,7 @@ from meshlib.xds.decode_common import cover, inline_data, is_discovered_by_ads, 
 from meshlib.xds.decode_fault import fault_override
 from meshlib.xds.decode_headers import MUTATION_FIELDS, header_mutation
 from meshlib.xds.decode_limits import limit_overrides
+from meshlib.xds.decode_match_tree import match_tree
 from meshlib.xds.decode_matcher import header_matchers, path_matcher, query_matcher, regex_rewrite, runtime_fraction
 from meshlib.xds.decode_proxy_match import proxy_conditions
 from meshlib.xds.decode_retry import hedge_policy, retry_policy
@@ -65,6 +66,7 @@ _HOST_USED: Final = MUTATION_FIELDS | {
     "typed_per_filter_config",
     "hedge_policy",
     "require_tls",
+    "matcher",
     "metadata",
 }
 _HOST_HARMLESS: Final = frozenset(
@@ -200,6 +202,18 @@ def _virtual_host(message: Any, path: str, problems: Problems, above: _Above) ->
     routes = tuple(
         _route(route, f"{join(path, 'routes')}[{index}]", problems, above) for index, route in enumerate(message.routes)
     )
+    tree = None
+    if message.HasField("matcher"):
+        if routes:
+            problems.error(join(path, "matcher"), "cannot be given together with routes")
+        found: list[Route] = []
+
+        def add_route(route: Any, place: str) -> int:
+            found.append(_route(route, place, problems, above))
+            return len(found) - 1
+
+        tree = match_tree(message.matcher, join(path, "matcher"), problems, add_route)
+        routes = tuple(found)
     retry = hedge = None
     if message.HasField("retry_policy"):
         retry = retry_policy(message.retry_policy, join(path, "retry_policy"), problems)
@@ -219,6 +233,8 @@ def _virtual_host(message: Any, path: str, problems: Problems, above: _Above) ->
         include_attempt_count_in_response=message.include_attempt_count_in_response,
         include_timeout_retry=message.include_is_timeout_retry_header,
         requires_tls=message.require_tls == _TLS_FOR_ALL,
+        tree=tree,
+        has_tree=message.HasField("matcher"),
     )
 
 

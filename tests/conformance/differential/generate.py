@@ -130,7 +130,8 @@ class Generator:
             routes = [self._route(name) for name in names]
             if self._maybe(0.6):
                 routes.append({**self._route(f"r{number}.last"), "match": {"prefix": "/"}})
-            hosts.append({"name": f"v{number}", "domains": taken, "routes": routes, **self._mutations(0.15)})
+            asked = {"matcher": self._tree(routes)} if self._maybe(0.1) else {"routes": routes}
+            hosts.append({"name": f"v{number}", "domains": taken, **asked, **self._mutations(0.15)})
         result: Json = {"name": "differential", "virtual_hosts": hosts, **self._mutations(0.15)}
         if self._maybe(0.3):
             result["most_specific_header_mutations_wins"] = True
@@ -148,8 +149,8 @@ class Generator:
 
     def _spoil(self, result: Json) -> None:
         """Make a configuration one that has to be refused."""
-        host = self._pick(result["virtual_hosts"])
-        route = self._pick(host["routes"])
+        host = self._pick([host for host in result["virtual_hosts"] if "routes" in host] or [{"domains": []}])
+        route = self._pick(host.get("routes", [{}]))
         match self._pick(("regex", "domain", "both rewrites", "no path", "no weight", "no domains", "bad format")):
             case "regex":
                 route["match"] = {"safe_regex": {"regex": "(a"}}
@@ -168,6 +169,43 @@ class Generator:
                 host["domains"] = []
             case "bad format":
                 route["request_headers_to_add"] = [{"header": {"key": "x-1", "value": "%REQ(x-1"}}]
+
+    def _tree(self, routes: list[Json]) -> Json:
+        """Make a matcher tree that leads to routes."""
+
+        def leaf() -> Json:
+            if self._maybe(0.2):
+                return {"matcher": self._tree(routes)}
+            several = self._maybe(0.3)
+            config = {"routes": self._some(lambda: self._pick(routes), 1, 2)} if several else self._pick(routes)
+            kind = "RouteList" if several else "Route"
+            return {"action": {"name": "a", "typed_config": {"@type": f"{TYPE}envoy.config.route.v3.{kind}", **config}}}
+
+        def value() -> Json:
+            name = self._pick(HEADERS[:3] if self._for_grpc else (*HEADERS[:3], ":path"))
+            kind = f"{TYPE}envoy.type.matcher.v3.HttpRequestHeaderMatchInput"
+            return {"name": "header", "typed_config": {"@type": kind, "header_name": name}}
+
+        def predicate(depth: int = 0) -> Json:
+            kind = self._pick(("single", "single", "and", "or", "not")) if depth < 2 else "single"
+            if kind == "single":
+                test = self._string()
+                if "safe_regex" in test:
+                    test["safe_regex"]["google_re2"] = {}
+                return {"single_predicate": {"input": value(), "value_match": test}}
+            if kind == "not":
+                return {"not_matcher": predicate(depth + 1)}
+            return {f"{kind}_matcher": {"predicate": [predicate(depth + 1), predicate(depth + 1)]}}
+
+        result: Json = {"on_no_match": leaf()} if self._maybe(0.7) else {}
+        if self._maybe(0.5):
+            entries = self._some(lambda: {"predicate": predicate(), "on_match": leaf()}, 1, 2)
+            result["matcher_list"] = {"matchers": entries}
+        else:
+            keys = {self._pick(("a", "ab", "", "/", "/a", "b", "1")): leaf() for _ in range(3)}
+            kind = self._pick(("exact_match_map", "prefix_match_map"))
+            result["matcher_tree"] = {"input": value(), kind: {"map": keys}}
+        return result
 
     def _route(self, name: str) -> Json:
         match = self._match()

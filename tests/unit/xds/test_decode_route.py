@@ -1,5 +1,6 @@
 import pytest
 
+from meshlib.model.match_tree import Field, MatchList, Single, ToRoutes
 from meshlib.model.matcher import (
     Fraction,
     HeaderMatcher,
@@ -324,7 +325,6 @@ def test_configurations_that_cannot_be_honoured_are_refused(decode_host, config,
 @pytest.mark.parametrize(
     "fields",
     [
-        {"matcher": {}},
         {"retry_policy_typed_config": {"@type": "type.googleapis.com/google.protobuf.Struct", "value": {}}},
     ],
 )
@@ -436,3 +436,45 @@ def test_rewrites_by_template_need_a_template(decode_route, packed):
     path = f"{ROUTE}.route.path_rewrite_policy"
     for rewrite, match in (("/n/{y}", template), ("n", template), ("/n", {"prefix": "/"})):
         assert [error.partition(": ")[0] for error in errors_of(decode(rewrite, match))] == [path]
+
+
+def tree_route(name, prefix="/"):
+    kind = "type.googleapis.com/envoy.config.route.v3.Route"
+    config = {"@type": kind, "name": name, "match": {"prefix": prefix}, "route": {"cluster": "c"}}
+    return {"action": {"name": "a", "typed_config": config}}
+
+
+def tree_list(kind, **on_match):
+    config = {"@type": f"type.googleapis.com/{kind}", **on_match.pop("config", {})}
+    predicate = {"single_predicate": {"input": {"name": "i", "typed_config": config}, "value_match": {"exact": "a"}}}
+    return {"matcher_list": {"matchers": [{"predicate": predicate, "on_match": on_match}]}}
+
+
+def test_matcher_trees_keep_their_routes_in_one_list(decode_host):
+    header = "envoy.type.matcher.v3.HttpRequestHeaderMatchInput"
+    matcher = tree_list(header, config={"header_name": "X-1"}, **tree_route("r1"))
+    matcher["on_no_match"] = tree_route("r2")
+    host = decode_host(matcher=matcher, routes=[]).value.virtual_hosts[0]
+    single = Single("x-1", StringMatcher(StringKind.EXACT, "a"))
+    assert host.tree == MatchList((Field(single, ToRoutes((1,))),), ToRoutes((0,)))
+    assert [route.name for route in host.routes] == ["r2", "r1"]
+
+
+def test_an_empty_matcher_tree_leads_nowhere(decode_host):
+    host = decode_host(matcher={}, routes=[]).value.virtual_hosts[0]
+    assert (host.has_tree, host.tree, host.routes) == (True, None, ())
+
+
+def test_matcher_trees_that_envoy_refuses(decode_host):
+    header, place = "envoy.type.matcher.v3.HttpRequestHeaderMatchInput", "virtual_hosts[0].matcher"
+    query = tree_list(
+        "envoy.type.matcher.v3.HttpRequestQueryParamMatchInput", **tree_route("r"), config={"query_param": "q"}
+    )
+    keeping = tree_list(header, **tree_route("r"), keep_matching=True, config={"header_name": "a"})
+    given = [{"match": {"prefix": "/"}, "route": {"cluster": "c"}}]
+    with_routes = decode_host(matcher=tree_list(header, **tree_route("r"), config={"header_name": "a"}), routes=given)
+    assert errors_of(with_routes) == (f"{place}: cannot be given together with routes",)
+    assert "by request headers only" in errors_of(decode_host(matcher=query, routes=[]))[0]
+    assert "keep_matching" in errors_of(decode_host(matcher=keeping, routes=[]))[0]
+    bad = {"matcher_tree": {"exact_match_map": {}, "input": {"name": "i"}}}
+    assert any(".map: needs at least 1" in error for error in errors_of(decode_host(matcher=bad, routes=[])))
