@@ -63,9 +63,9 @@ docs: setup            ## write the generated reference pages
 	$(BIN)/python tools/build_api_reference.py
 	$(BIN)/python tools/build_xds_features.py
 
-conformance: setup envoy   ## Envoy, gRPC's own client and meshlib on the same resources; then some 10,000 random decisions
+conformance: setup envoy   ## Envoy, gRPC's own client and meshlib on the same resources; then 10,000 random decisions of each layer
 	$(BIN)/python -m pytest tests/conformance $(PYTEST_ARGS)
-	PYTHONPATH=tests/conformance $(BIN)/python -m differential --configurations 1100 --requests 10
+	PYTHONPATH=tests/conformance $(BIN)/python -m differential --layer each --cases 10000
 	PYTHONPATH=tests/conformance $(BIN)/python -m differential.hosts --clusters 200 --requests 10
 	PYTHONPATH=tests/conformance $(BIN)/python -m differential.retries --cases 1000
 	PYTHONPATH=tests/conformance $(BIN)/python -m differential.tls --cases 500

@@ -69,10 +69,7 @@ def header_addition(option: Any, path: str, problems: Problems) -> HeaderAdd:
     check_name(header.key, join(path, "header.key"), problems)
     value: str = header.value
     if header.raw_value:
-        if value:
-            problems.error(join(path, "header.raw_value"), "cannot be given together with value")
-        # Header values are bytes; strings stand for them as Latin-1.
-        value = header.raw_value.decode("latin-1")
+        problems.unused(join(path, "header.raw_value"), "is not looked at, as in Envoy")
     if fault := check_format(value):
         problems.error(join(path, "header.value"), fault)
     action = AppendAction.APPEND_IF_EXISTS_OR_ADD

@@ -39,6 +39,7 @@ MAX_REGEX_PROGRAM: Final = 32_768
 """Envoy's limit is the runtime value `re2.max_program_size.error_level`: 100 by default, 32768 in what Istio starts.
 RE2 takes linear time whatever the size, so the larger one only bounds memory."""
 
+_ENVOY_REGEX: Final = "envoy.type.matcher.v3.RegexMatcher"
 _DENOMINATORS: Final = {0: 100, 1: 10_000, 2: 1_000_000}
 _STRING_KINDS: Final = {
     "exact": StringKind.EXACT,
@@ -90,6 +91,10 @@ def regex(message: Any, path: str, problems: Problems) -> str:
     fault, _ = _regex_fault(message.regex)
     if fault:
         problems.error(join(path, "regex"), fault)
+    elif message.DESCRIPTOR.full_name == _ENVOY_REGEX and message.google_re2.HasField("max_program_size"):
+        size, most = wire_regex(message.regex).programsize, message.google_re2.max_program_size.value
+        if size > most:
+            problems.error(join(path, "regex"), f"its RE2 program size {size} is more than {most}")
     return str(message.regex)
 
 

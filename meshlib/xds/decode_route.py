@@ -194,6 +194,9 @@ def _check_domains(hosts: tuple[VirtualHost, ...], path: str, problems: Problems
 
 def _virtual_host(message: Any, path: str, problems: Problems, above: _Above) -> VirtualHost:
     cover(message, path, problems, used=_HOST_USED, harmless=_HOST_HARMLESS)
+    for index, cluster in enumerate(message.virtual_clusters):
+        if not cluster.headers:
+            problems.error(f"{join(path, 'virtual_clusters')}[{index}].headers", "is required")
     if message.require_tls == _EXTERNAL_ONLY:
         problems.unused(join(path, "require_tls"), "is about requests from outside; a client's are its own")
     own = mirror_policies(message.request_mirror_policies, join(path, "request_mirror_policies"), problems)
@@ -303,8 +306,6 @@ def _action(
 def _redirect(message: Any, path: str, problems: Problems) -> Redirect:
     used = frozenset(field.name for field in message.DESCRIPTOR.fields)
     cover(message, path, problems, used=used, harmless=frozenset())
-    if message.port_redirect > 65535:
-        problems.error(join(path, "port_redirect"), "must be at most 65535")
     rewrite = None
     if message.WhichOneof("path_rewrite_specifier") == "regex_rewrite":
         rewrite = regex_rewrite(message.regex_rewrite, join(path, "regex_rewrite"), problems)
@@ -326,6 +327,6 @@ def _direct_response(message: Any, path: str, problems: Problems, max_body: int)
     body = b""
     if message.HasField("body"):
         body = inline_data(message.body, join(path, "body"), problems) or b""
-        if len(body) > max_body:
+        if max_body and len(body) > max_body:  # 0 is no limit, as in Envoy
             problems.error(join(path, "body"), f"has {len(body)} bytes, at most {max_body} are allowed")
     return DirectResponse(message.status, body)

@@ -1,29 +1,58 @@
 """Random routes and requests, decided alike by meshlib and a real Envoy: a slice of what `make conformance` does."""
 
 import json
+import random
 
 import pytest
 from differential import subject
 from differential.envoy_side import EnvoySide
+from differential.generate import LAYERS
+from differential.rejection import run_rejection
 from differential.run import run
 
-CONFIGURATIONS, REQUESTS = 150, 10
+CASES = 200
+MOST_CASES = 1000
+
+
+@pytest.fixture(scope="module")
+def side(tmp_path_factory):
+    with EnvoySide(tmp_path_factory.mktemp("envoy")) as side:
+        yield side
+
+
+@pytest.fixture
+def seed(record_property):
+    """A new one for each run; it is in the report, and `python -m differential --seed` repeats it."""
+    drawn = random.SystemRandom().randrange(2**32)
+    record_property("seed", drawn)
+    print(f"seed {drawn}")
+    return drawn
 
 
 @pytest.mark.timeout(120)
-def test_meshlib_decides_as_envoy_does(tmp_path, record_property):
-    """The seed is fixed, so that a failure is one of the change at hand; `make conformance` draws new ones."""
-    with EnvoySide(tmp_path) as side:
-        report = run(side, seed=1, configurations=CONFIGURATIONS, requests=REQUESTS)
+@pytest.mark.parametrize("layer", LAYERS)
+def test_meshlib_decides_as_envoy_does(side, seed, layer, record_property):
+    report = run(side, seed, MOST_CASES if layer == "all" else CASES, layer=layer)
     record_property("report", str(report))
     assert 0 == report.disagreeing, "\n".join([str(report), *report.disagreements])
+    if layer != "all":
+        return
     # A run that never gets somewhere says nothing about that place.
     met = ("forwarded", "route_not_found", "direct_response", "cluster_not_found", "fault_filter_abort")
-    assert {} == {details: report.outcomes[details] for details in met if report.outcomes[details] < 20}
+    assert {} == {details: report.outcomes[details] for details in met if not report.outcomes[details]}
     assert report.refused
 
 
-def test_a_fault_is_found_and_shrunk(tmp_path, monkeypatch):
+@pytest.mark.timeout(120)
+def test_meshlib_refuses_what_envoy_refuses(side, seed, record_property):
+    report = run_rejection(side, seed, CASES)
+    record_property("report", str(report))
+    assert 0 == report.disagreeing, "\n".join([str(report), *report.disagreements])
+    assert report.outcomes["both take it"] > CASES / 10
+    assert report.outcomes["both refuse it"] > CASES / 10
+
+
+def test_a_fault_is_found_and_shrunk(side, monkeypatch):
     """A meshlib that forgets what a route adds to the request disagrees, and the report shows little more than that."""
     decide = subject.decide
 
@@ -35,8 +64,7 @@ def test_a_fault_is_found_and_shrunk(tmp_path, monkeypatch):
         return decide(smaller, requests)
 
     monkeypatch.setattr(subject, "decide", forgetful)
-    with EnvoySide(tmp_path) as side:
-        report = run(side, seed=1, configurations=30, requests=5)
+    report = run(side, seed=1, cases=150, requests=5)
     assert report.disagreeing
     told = json.loads(report.disagreements[0])
     (host,) = told["configuration"]["virtual_hosts"]

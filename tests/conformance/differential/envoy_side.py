@@ -62,7 +62,7 @@ class EnvoySide:
 
     def decide(self, configuration: Json, requests: Sequence[Request]) -> Outcome:
         """Return what Envoy does."""
-        if refusal := self._install(configuration):
+        if refusal := self.install(configuration):
             return refusal
         answers = [self._send(request) for request in requests]
         logged = self._logged({answer["case"] for answer in answers})
@@ -71,7 +71,8 @@ class EnvoySide:
             for request, answer in zip(requests, answers, strict=True)
         ]
 
-    def _install(self, configuration: Json) -> Refusal | None:
+    def install(self, configuration: Json) -> Refusal | None:
+        """Give Envoy a configuration; None: it took it."""
         before = self._counters()
         self._write(configuration)
 
@@ -81,7 +82,7 @@ class EnvoySide:
         poll(changed, "Envoy to read the routes", every_s=_SOON_S)
         if self._counters()[0] > before[0]:
             return None
-        return Refusal(self._envoy.tail(12).rpartition("rejected: ")[2].strip())
+        return Refusal(self._envoy.tail(500).rpartition("rejected: ")[2].strip())
 
     def _counters(self) -> tuple[int, int]:
         """Return how many configurations it has taken, and how many refused."""

@@ -72,6 +72,10 @@ FORMATS = (
 )  # fmt: skip
 
 
+LAYERS = ("all", "matching", "rewriting", "clusters", "answers")
+"""Everything at once; conditions; what is changed in a request; where it goes; what is answered instead."""
+
+
 @dataclass(frozen=True, slots=True)
 class Request:
     """A request; header names are in lower case and may repeat."""
@@ -101,8 +105,14 @@ def _template(kind: str, **fields: str) -> Json:
 class Generator:
     """Makes configurations and requests out of a seed."""
 
-    def __init__(self, seed: int | str) -> None:
-        self._random = random.Random(seed)
+    def __init__(self, seed: int | str, layer: str = "all") -> None:
+        """Make a generator.
+
+        Args:
+            layer: What configurations are mostly about: one of `LAYERS`.
+        """
+        self._random = random.Random(f"{layer}/{seed}" if layer != "all" else seed)
+        self._layer = layer
         # For gRPC calls pseudo headers cannot be matched, and repeated ones are joined: see DIFFERENCES.md.
         self._for_grpc = self._maybe(0.25)
 
@@ -149,8 +159,11 @@ class Generator:
 
     def _spoil(self, result: Json) -> None:
         """Make a configuration one that has to be refused."""
-        host = self._pick([host for host in result["virtual_hosts"] if "routes" in host] or [{"domains": []}])
-        route = self._pick(host.get("routes", [{}]))
+        hosts = [host for host in result["virtual_hosts"] if "routes" in host]
+        if not hosts:
+            return
+        host = self._pick(hosts)
+        route = self._pick(host["routes"])
         match self._pick(("regex", "domain", "both rewrites", "no path", "no weight", "no domains", "bad format")):
             case "regex":
                 route["match"] = {"safe_regex": {"regex": "(a"}}
@@ -223,6 +236,8 @@ class Generator:
         return result
 
     def _match(self) -> Json:
+        if self._layer in ("rewriting", "clusters", "answers") and self._maybe(0.6):
+            return {"prefix": self._pick(("/", "/a", "/v1"))}
         kind = self._random.random()
         result: Json
         if kind < 0.4:
@@ -291,8 +306,18 @@ class Generator:
             result["present_match"] = self._pick((True, False))
         return result
 
+    def _action_kind(self) -> float:
+        """Return a number below 1; the layer says which part of the range it comes from."""
+        low, high = {
+            "matching": (0.12, 0.2),
+            "rewriting": (0.5, 1.0),
+            "clusters": (0.2, 0.7),
+            "answers": (0.0, 0.3),
+        }.get(self._layer, (0.0, 1.0))
+        return self._random.uniform(low, high) if self._maybe(0.9) else self._random.random()
+
     def _action(self, has_template: bool) -> Json:
-        kind = self._random.random()
+        kind = self._action_kind()
         if kind < 0.12:
             return {"redirect": self._redirect()}
         if kind < 0.2:
@@ -381,6 +406,9 @@ class Generator:
         return result
 
     def _mutations(self, chance: float) -> Json:
+        if self._layer == "matching":
+            return {}
+        chance *= {"rewriting": 2.0, "clusters": 0.4}.get(self._layer, 1.0)
         result: Json = {}
         if self._maybe(chance):
             result["request_headers_to_add"] = self._some(self._addition, 1, 2, 3)

@@ -25,6 +25,7 @@ class Report:
     """
 
     seed: int
+    layer: str = "all"
     cases: int = 0
     refused: int = 0
     disagreeing: int = 0
@@ -34,16 +35,26 @@ class Report:
     def __str__(self) -> str:
         met = ", ".join(f"{name} {count}" for name, count in self.outcomes.most_common())
         return (
-            f"seed {self.seed}: {self.cases} cases, {self.disagreeing} disagreements, "
+            f"layer {self.layer}, seed {self.seed}: {self.cases} cases, {self.disagreeing} disagreements, "
             f"{self.refused} configurations refused by both; {met}"
         )
 
 
-def run(side: EnvoySide, seed: int, configurations: int, requests: int) -> Report:
-    """Compare the decisions about random requests under random configurations."""
-    report = Report(seed)
-    for number in range(configurations):
-        generator = Generator(f"{seed}/{number}")
+def run(side: EnvoySide, seed: int, cases: int, requests: int = 10, layer: str = "all") -> Report:
+    """Compare the decisions about random requests under random configurations.
+
+    Args:
+        side: Envoy's.
+        seed: Decides everything.
+        cases: So many requests, at least, under configurations that both take.
+        requests: For each configuration.
+        layer: One of `generate.LAYERS`.
+    """
+    report = Report(seed, layer)
+    number = -1
+    while report.cases < cases:
+        number += 1
+        generator = Generator(f"{seed}/{number}", layer)
         configuration = generator.configuration()
         asked = [generator.request() for _ in range(requests)]
         envoy, meshlib = side.decide(configuration, asked), subject.decide(configuration, asked)

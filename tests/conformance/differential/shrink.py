@@ -17,7 +17,7 @@ def shrink(configuration: Json, request: Request, persists: Callable[[Json, Requ
     progress = True
     while progress and tries < MAX_TRIES:
         progress = False
-        for candidate in _smaller_configurations(configuration):
+        for candidate in smaller_configurations(configuration):
             tries += 1
             if persists(candidate, request):
                 configuration, progress = candidate, True
@@ -33,7 +33,8 @@ def shrink(configuration: Json, request: Request, persists: Callable[[Json, Requ
     return configuration, request
 
 
-def _smaller_configurations(configuration: Json) -> Iterator[Json]:
+def smaller_configurations(configuration: Json) -> Iterator[Json]:
+    """Leave out one part after the other."""
     # Large parts first: their paths are short.
     for path in sorted(_paths(configuration), key=len):
         if path == ("name",) or path[-1] == "header_name":

@@ -3,6 +3,8 @@
 import random
 from collections.abc import Iterable, Sequence
 
+from google.protobuf.json_format import ParseError
+
 from differential.decision import Decision, Outcome, Refusal, comparable
 from differential.envoy_side import ENDPOINT_ADDRESS, ENDPOINT_HOSTNAME, UPSTREAM_HEADERS
 from differential.generate import CLUSTERS, Json, Request
@@ -20,19 +22,32 @@ from meshlib.xds.decode import decode_resource
 from meshlib.xds.resources import RDS
 
 
+def refusal(configuration: Json) -> Refusal | None:
+    """Return why meshlib does not take a configuration; None: it does."""
+    try:
+        made = _table(configuration)
+    except ParseError as error:  # a part that had to be there was left out while shrinking
+        return Refusal(str(error))
+    return made if isinstance(made, Refusal) else None
+
+
 def decide(configuration: Json, requests: Sequence[Request]) -> Outcome:
     """Return what meshlib would do."""
+    made = _table(configuration)
+    return made if isinstance(made, Refusal) else [_decide(made, request) for request in requests]
+
+
+def _table(configuration: Json) -> RouteTable | Refusal:
     message = from_dict("envoy.config.route.v3.RouteConfiguration", configuration)
     decoded = decode_resource(RDS, message.SerializeToString())
     if decoded.errors:
-        return Refusal("; ".join(decoded.errors))
+        return Refusal("\n".join(decoded.errors))
     routes = decoded.value
     assert isinstance(routes, RouteConfiguration)
     try:
-        table = RouteTable(ClientListener("listener", routes, has_fault_filter=True), routes)
+        return RouteTable(ClientListener("listener", routes, has_fault_filter=True), routes)
     except ValueError as error:
         return Refusal(f"decoded, but not compiled: {error}")
-    return [_decide(table, request) for request in requests]
 
 
 def _decide(table: RouteTable, request: Request) -> Decision:
