@@ -5,70 +5,67 @@ from dataclasses import asdict, dataclass
 from typing import Any, Protocol
 from urllib.parse import urlsplit
 
-from meshlib.admin.status import ClusterStatus, cluster_status
+from meshlib.admin.explain_cluster import ClusterExplanation, cluster_lines, explain_cluster
+from meshlib.admin.explain_source import Fact, fact
+from meshlib.call.limits import asked_limits, has_control_headers
+from meshlib.call.repeat import IDEMPOTENT
 from meshlib.errors import ConfigError, MeshError
-from meshlib.model.cluster import UNLIMITED, Cluster, EdsDiscovery
-from meshlib.model.lb_policy import (
-    ClientSideWeightedRoundRobin,
-    CustomPolicy,
-    LbPolicy,
-    LeastRequest,
-    Maglev,
-    PickFirst,
-    RandomSubsetting,
-    RingHash,
-    RoundRobin,
-)
+from meshlib.model.outcome import LocalReply
 from meshlib.model.request import Headers, RequestHead
-from meshlib.model.retry import RetryPolicy
+from meshlib.model.retry import HedgePolicy, RetryPolicy
 from meshlib.model.route import FaultPolicy, Route, RouteAction, RouteConfiguration, VirtualHost
-from meshlib.model.secret import ClientTls
-from meshlib.model.snapshot import DemandKind
-from meshlib.resilience.deadline import route_timeout_s
+from meshlib.ports import Clock
+from meshlib.routing import RouteMatch
 from meshlib.routing.trace import RouteStep, RouteTrace, Verdict
 from meshlib.view import ClusterState, TargetView, View
-from meshlib.xds.resources import CDS, EDS, LDS, RDS
+from meshlib.xds.resources import LDS, RDS
 
-__all__ = ["ClusterExplanation", "Explanation", "PolicyExplanation", "explain"]
-
-
-@dataclass(frozen=True, slots=True)
-class ClusterExplanation:
-    """One cluster that the request may go to.
-
-    Attributes:
-        share: 0.0-1.0 of the requests that take the route.
-        policy: How an endpoint is chosen.
-        limits: Circuit breakers by name.
-        outlier: When endpoints are taken out, or empty.
-        tls: How the peer is verified, per kind of endpoint; empty: plaintext.
-        resources: Versions of the resources behind it, by `type name`.
-    """
-
-    name: str
-    share: float
-    status: ClusterStatus
-    policy: str = ""
-    limits: Mapping[str, int] | None = None
-    outlier: str = ""
-    tls: tuple[str, ...] = ()
-    resources: Mapping[str, str] | None = None
+__all__ = ["AnswerExplanation", "ClusterExplanation", "Explanation", "Fact", "PolicyExplanation", "explain"]
 
 
 @dataclass(frozen=True, slots=True)
 class PolicyExplanation:
-    """What a route does to a request on its way.
+    """What a route does to a request on its way. Seconds; None: no limit.
 
     Attributes:
-        timeout_s: Of the whole call; None: no limit.
+        timeout_s: From the first attempt on, retries included.
+        per_try_timeout_s: Of one attempt, until its response headers.
+        stream_s: Of the whole exchange, from the call's beginning on.
+        idle_s: How long nothing may happen.
         retry: In words, or empty.
+        retries: How often an attempt may be repeated.
+        retry_on: For which reasons, sorted.
+        repeats: Which failures of this very request are repeated: `all`, or `unprocessed` (what may have been processed
+            is not sent twice, because the request does not say that this does no harm).
+        hedge: In words, or empty.
         fault: In words, or empty.
+        mirrors: Clusters that get a copy, with the share of requests, 0.0-1.0.
+        is_high_priority: The limits of high priority hold.
     """
 
     route: str
     timeout_s: float | None
     retry: str
     fault: str
+    per_try_timeout_s: float | None = None
+    stream_s: float | None = None
+    idle_s: float | None = None
+    retries: int = 0
+    retry_on: tuple[str, ...] = ()
+    repeats: str = "all"
+    hedge: str = ""
+    mirrors: tuple[tuple[str, float], ...] = ()
+    is_high_priority: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class AnswerExplanation:
+    """An answer of the mesh itself, which reaches no endpoint."""
+
+    status: int
+    flag: str
+    details: str
+    headers: tuple[tuple[str, str], ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,6 +75,9 @@ class Explanation:
     routes: The virtual host and every route with the reason for or against it; None with an error before that.
     policies: Of each route that may take it.
     resources: Versions by `type name`, of the listener and the routes.
+    facts: The same, then virtual host and routes, with where they were written.
+    sends: The request line as it goes out: method and URL after all rewrites, and which headers the route changes.
+    answer: What the mesh answers by itself; None: the request goes to a cluster.
     """
 
     method: str
@@ -89,6 +89,9 @@ class Explanation:
     routes: RouteTrace | None = None
     policies: tuple[PolicyExplanation, ...] = ()
     clusters: tuple[ClusterExplanation, ...] = ()
+    facts: tuple[Fact, ...] = ()
+    sends: str = ""
+    answer: AnswerExplanation | None = None
 
     def to_dict(self) -> dict[str, Any]:
         """Return plain data, for JSON."""
@@ -103,16 +106,22 @@ class Explanation:
         lines = [f"{self.method} {self.url}"]
         if self.error:
             return "\n".join([*lines, f"service {self.authority}: {self.error}"])
-        sources = ", ".join(f"{name} version {version}" for name, version in (self.resources or {}).items())
-        lines.append(f"service {self.authority}, view {self.view}: {sources}")
+        resources = ", ".join(str(one) for one in self.facts if one.version or one.type in ("LDS", "RDS"))
+        lines.append(f"service {self.authority}, view {self.view}: {resources}")
         if self.routes is not None:
             lines.append(str(self.routes))
+        lines += [f"  {one}" for one in self.facts if one.config or one.source]
+        if self.answer is not None:
+            headers = "".join(f", {name}: {value}" for name, value in self.answer.headers)
+            lines.append(
+                f"answered by the mesh: {self.answer.status} {self.answer.flag or self.answer.details}{headers}"
+            )
+        if self.sends:
+            lines.append(f"goes out as {self.sends}")
         for policy in self.policies:
-            timeout = "no timeout" if policy.timeout_s is None else f"timeout {policy.timeout_s:g} s"
-            facts = "; ".join(part for part in (timeout, policy.retry or "no retries", policy.fault) if part)
-            lines.append(f"{policy.route}: {facts}")
+            lines.append(f"{policy.route}: {_policy_text(policy)}")
         for cluster in self.clusters:
-            lines += _cluster_lines(cluster)
+            lines += cluster_lines(cluster)
         return "\n".join(lines)
 
 
@@ -121,6 +130,9 @@ class Source(Protocol):
 
     @property
     def view(self) -> View: ...
+
+    @property
+    def clock(self) -> Clock: ...
 
     def wait_target(self, authority: str, timeout_s: float | None = None) -> TargetView: ...
 
@@ -159,24 +171,31 @@ def explain(
     resources = {f"LDS {target.name}": versions.get((LDS, target.name), "")}
     if isinstance(config.listener.routes, str):
         resources[f"RDS {config.listener.routes}"] = versions.get((RDS, config.listener.routes), "")
+    facts = [fact(label.partition(" ")[0], label.partition(" ")[2], version) for label, version in resources.items()]
     trace = target.routes.trace(head)
-    table = next((routes for routes in config.all_routes if routes.name == trace.routes), config.routes)
-    if (RDS, table.name) in versions:
-        resources[f"RDS {table.name}"] = versions[RDS, table.name]
     steps = [step for step in trace.steps if step.verdict in (Verdict.YES, Verdict.MAYBE)]
-    host = next((host for host in table.virtual_hosts if host.name == trace.virtual_host), None)
+    host = next((host for host in config.routes.virtual_hosts if host.name == trace.virtual_host), None)
+    if host is not None:
+        facts.append(fact("virtual host", host.name, metadata=host.metadata))
     policies = []
-    shares: dict[str, float] = {}
+    shares: dict[str, tuple[float, bool]] = {}
     for step in steps:
+        route = None if host is None else host.routes[step.number]
+        action = None if route is None else route.action
+        is_high = isinstance(action, RouteAction) and action.high_priority
         total = sum(weight for _, weight in step.clusters)
         for name, weight in step.clusters:
-            shares.setdefault(name, weight / total if total else 0.0)
-        policy = _policy(step, host, table, target)
-        if policy is not None:
-            policies.append(policy)
-    if steps and not shares:
-        # The cluster that a header of this request names.
-        shares = {name: 1.0 for kind, name in target.routes.demands(head) if kind is DemandKind.CLUSTER}
+            shares.setdefault(name, (weight / total if total else 0.0, is_high))
+        if host is None or route is None:
+            continue
+        facts.append(fact("route", step.name or str(step.number), metadata=route.metadata))
+        if isinstance(action, RouteAction):
+            policies.append(_policy(step, route, action, host, target, head))
+    found = target.routes.match(head, _NoChance())
+    out = found.rewrite(head) if isinstance(found, RouteMatch) else head
+    if isinstance(found, RouteMatch) and not shares and found.cluster:
+        shares[found.cluster] = (1.0, found.action.high_priority)  # a header of the request names it
+    now = mesh.clock()
     return Explanation(
         head.method,
         shown,
@@ -185,8 +204,36 @@ def explain(
         resources=resources,
         routes=trace,
         policies=tuple(policies),
-        clusters=tuple(_cluster(name, share, view) for name, share in shares.items()),
+        clusters=tuple(
+            explain_cluster(name, share, view, now=now, is_high=is_high) for name, (share, is_high) in shares.items()
+        ),
+        facts=tuple(facts),
+        sends=_sent_words(head, out) if isinstance(found, RouteMatch) else "",
+        answer=AnswerExplanation(found.status, found.flag, found.details, found.headers)
+        if isinstance(found, LocalReply)
+        else None,
     )
+
+
+class _NoChance:
+    """Takes the place of chance: where shares of requests decide, the first that has one is shown."""
+
+    def getrandbits(self, bits: int, /) -> int:
+        return 0
+
+    def random(self) -> float:
+        return 0.0
+
+    def randrange(self, stop: int, /) -> int:
+        return 0
+
+
+def _sent_words(head: RequestHead, out: RequestHead) -> str:
+    before, after = dict(head.headers.items), dict(out.headers.items)
+    names = [f"+{name}" for name in after if name not in before] + [f"-{name}" for name in before if name not in after]
+    names += [f"~{name}" for name, value in after.items() if name in before and before[name] != value]
+    changed = f" ({', '.join(sorted(names))})" if names else ""
+    return f"{out.method} {out.scheme}://{out.authority}{out.path}{changed}"
 
 
 def _request(method: str, url: str, headers: Mapping[str, str] | None) -> tuple[str, RequestHead, str]:
@@ -210,18 +257,66 @@ def _request(method: str, url: str, headers: Mapping[str, str] | None) -> tuple[
 
 
 def _policy(
-    step: RouteStep, host: VirtualHost | None, routes: RouteConfiguration, target: TargetView
-) -> PolicyExplanation | None:
-    if host is None:
-        return None
-    route = host.routes[step.number]
-    if not isinstance(route.action, RouteAction):
-        return None
-    retry = route.action.retry or host.retry
-    label = f"route {step.number}{f' {step.name}' if step.name else ''}"
+    step: RouteStep, route: Route, action: RouteAction, host: VirtualHost, target: TargetView, head: RequestHead
+) -> PolicyExplanation:
+    retry = _retry_of(step, action, host, target)
+    plan = target.plan(action, retry)
+    timeout_s, per_try_s, stream_s = plan.grpc if head.is_grpc else plan.http
+    if has_control_headers(head.headers):
+        asked = asked_limits(head, plan, target.max_stream_duration_s)
+        timeout_s, per_try_s, stream_s = asked.timeout_s, asked.per_try_s, asked.stream_s
+    rules = plan.rules.for_request(head)
+    retries = rules.num_retries if rules.on else 0
+    hedge = action.hedge if action.hedge is not None else host.hedge
     return PolicyExplanation(
-        label, route_timeout_s(route.action), _retry_words(retry), _fault_words(_fault(route, host, routes, target))
+        f"route {step.number}{f' {step.name}' if step.name else ''}",
+        timeout_s,
+        _retry_words(retry),
+        _fault_words(_fault(route, host, target.config.routes, target)),
+        per_try_timeout_s=per_try_s,
+        stream_s=stream_s,
+        idle_s=action.idle_timeout_s or None,
+        retries=retries,
+        retry_on=() if retry is None else tuple(sorted(retry.retry_on)),
+        repeats="all" if _may_repeat(head, route) else "unprocessed",
+        hedge=_hedge_words(hedge),
+        mirrors=tuple(
+            (mirror.cluster or f"(header {mirror.cluster_header})", mirror.share.numerator / mirror.share.denominator)
+            for mirror in action.mirrors
+        ),
+        is_high_priority=action.high_priority,
     )
+
+
+def _retry_of(step: RouteStep, action: RouteAction, host: VirtualHost, target: TargetView) -> RetryPolicy | None:
+    """Return the policy in force: the cluster's own, if it has one, else the route's, else the virtual host's."""
+    for name, _ in step.clusters:
+        cluster = target.clusters.get(name)
+        if isinstance(cluster, ClusterState) and cluster.config.cluster.retry is not None:
+            return cluster.config.cluster.retry
+    return action.retry if action.retry is not None else host.retry
+
+
+def _may_repeat(head: RequestHead, route: Route) -> bool:
+    """Whether what may have been processed can be sent again; see `meshlib.call.repeat`."""
+    if head.is_grpc or head.method in IDEMPOTENT or "idempotency-key" in head.headers:
+        return True
+    return route.metadata.get("meshlib", {}).get("retry_non_idempotent") is True
+
+
+def _policy_text(policy: PolicyExplanation) -> str:
+    facts = ["no timeout" if policy.timeout_s is None else f"timeout {policy.timeout_s:g} s"]
+    for value, words in ((policy.per_try_timeout_s, "per try"), (policy.stream_s, "in all"), (policy.idle_s, "idle")):
+        if value is not None:
+            facts.append(f"{value:g} s {words}")
+    facts.append(policy.retry or "no retries")
+    if policy.retries and policy.repeats != "all":
+        facts.append("what may have been processed is not repeated")
+    facts += [policy.hedge, policy.fault]
+    facts += [f"{100 * share:g} % copied to {name}" for name, share in policy.mirrors]
+    if policy.is_high_priority:
+        facts.append("high priority")
+    return "; ".join(part for part in facts if part)
 
 
 def _fault(route: Route, host: VirtualHost, routes: RouteConfiguration, target: TargetView) -> FaultPolicy | None:
@@ -235,7 +330,14 @@ def _retry_words(retry: RetryPolicy | None) -> str:
     if retry is None or retry.num_retries == 0 or not retry.retry_on:
         return ""
     words = f"up to {retry.num_retries} retries on {','.join(sorted(retry.retry_on))}"
-    return words + (f", {retry.per_try_timeout_s:g} s per try" if retry.per_try_timeout_s is not None else "")
+    if retry.per_try_timeout_s is not None:
+        words += f", {retry.per_try_timeout_s:g} s per try"
+    most_s = retry.base_interval_s * 10 if retry.max_interval_s is None else retry.max_interval_s
+    return words + f", waits of up to {retry.base_interval_s:g} s, doubling to {most_s:g} s"
+
+
+def _hedge_words(hedge: HedgePolicy | None) -> str:
+    return "a second attempt beside one that is slow" if hedge is not None and hedge.on_per_try_timeout else ""
 
 
 def _fault_words(fault: FaultPolicy | None) -> str:
@@ -243,110 +345,3 @@ def _fault_words(fault: FaultPolicy | None) -> str:
         return ""
     kinds = [kind for kind, part in (("delay", fault.delay), ("abort", fault.abort)) if part is not None]
     return f"injects faults: {', '.join(kinds)}" if kinds else ""
-
-
-def _cluster(name: str, share: float, view: View) -> ClusterExplanation:
-    found = view.clusters.get(name)
-    if not isinstance(found, ClusterState):
-        if found is None:
-            return ClusterExplanation(name, share, ClusterStatus(name, "failed", "not in the configuration"))
-        return ClusterExplanation(name, share, cluster_status(name, found))
-    cluster = found.config.cluster
-    versions = view.snapshot.versions
-    resources = {f"CDS {name}": versions.get((CDS, name), "")}
-    if isinstance(cluster.discovery, EdsDiscovery):
-        service = cluster.discovery.service_name or name
-        resources[f"EDS {service}"] = versions.get((EDS, service), "")
-    limits = cluster.circuit_breakers
-    return ClusterExplanation(
-        name,
-        share,
-        cluster_status(name, found),
-        _policy_words(cluster.lb_policy),
-        {
-            "max_requests": limits.max_requests,
-            "max_retries": limits.max_retries,
-            "max_connections": limits.max_connections,
-            "max_pending_requests": limits.max_pending_requests,
-        },
-        _outlier_words(cluster),
-        _tls_words(cluster),
-        resources,
-    )
-
-
-def _policy_words(policy: LbPolicy) -> str:
-    name = type(policy).__name__
-    match policy:
-        case RingHash():
-            found = f"{name}, {policy.min_size} points or more by {policy.function.value}"
-        case Maglev():
-            found = f"{name}, {policy.table_size} slots"
-        case LeastRequest():
-            found = f"{name}, {'all' if policy.full_scan else policy.choice_count} looked at"
-        case ClientSideWeightedRoundRobin():
-            found = f"{name}, load reports {'out of band' if policy.out_of_band else 'with answers'}"
-        case PickFirst(shuffle=True):
-            found = f"{name}, shuffled"
-        case CustomPolicy():
-            found = f"{name} {policy.name}"
-        case RandomSubsetting():
-            found = f"{name}, {policy.size} of each {'locality' if policy.per_locality else 'priority'}"
-            return f"{found}: {_policy_words(policy.child)}"
-        case _:
-            found = name
-    if isinstance(policy, RingHash | Maglev) and policy.balance_factor is not None:
-        found += f", loads bounded at {policy.balance_factor} %"
-    if isinstance(policy, RoundRobin | LeastRequest | ClientSideWeightedRoundRobin) and policy.slow_start is not None:
-        found += f", slow start over {policy.slow_start.window_s:g} s"
-    return found
-
-
-def _outlier_words(cluster: Cluster) -> str:
-    rules = cluster.outlier_detection
-    if rules is None:
-        return ""
-    return (
-        f"out after {rules.consecutive_5xx} consecutive 5xx for {rules.base_ejection_time_s:g} s, "
-        f"at most {rules.max_ejection_percent} %"
-    )
-
-
-def _tls_words(cluster: Cluster) -> tuple[str, ...]:
-    if cluster.socket_matches:
-        return tuple(f"{match.name}: {_context_words(match.tls)}" for match in cluster.socket_matches)
-    return (_context_words(cluster.tls),) if cluster.tls is not None else ()
-
-
-def _context_words(tls: ClientTls | None) -> str:
-    if tls is None:
-        return "plaintext"
-    names = " or ".join(f"{san.san_type.value} {san.matcher.kind.value} {san.matcher.value}" for san in tls.sans)
-    kind = "mTLS" if tls.certificate is not None else "TLS"
-    verified = "peer not verified" if tls.trust is None else f"peer is {names or 'any name of a trusted certificate'}"
-    return f"{kind}, {verified}{f', SNI {tls.sni}' if tls.sni else ''}"
-
-
-def _limit(value: int) -> str:
-    return "unlimited" if value >= UNLIMITED else str(value)
-
-
-def _cluster_lines(cluster: ClusterExplanation) -> list[str]:
-    status = cluster.status
-    sources = ", ".join(f"{name} version {version}" for name, version in (cluster.resources or {}).items())
-    lines = [f"cluster {cluster.name} ({100 * cluster.share:.4g} %): {status.state}{f', {sources}' if sources else ''}"]
-    if status.note:
-        lines.append(f"  {status.note}")
-    if cluster.policy:
-        limits = ", ".join(f"{name} {_limit(value)}" for name, value in (cluster.limits or {}).items())
-        lines.append(f"  {cluster.policy}; {status.active} in flight; {limits}")
-    if cluster.outlier:
-        lines.append(f"  outlier detection: {cluster.outlier}")
-    lines += [f"  {words}" for words in cluster.tls]
-    for endpoint in status.endpoints:
-        ejected = ", ejected" if endpoint.is_ejected else ""
-        place = f" in {endpoint.locality}" if endpoint.locality else ""
-        score = f", {endpoint.score}" if endpoint.score else ""
-        state = f"{endpoint.health.lower()}{ejected}, {endpoint.active} in flight{score}"
-        lines.append(f"  {endpoint.address}{place}: {state}")
-    return lines

@@ -21,7 +21,7 @@ __all__ = [
 GRPC_MAX_ATTEMPTS = 5
 """gRPC's cap on attempts, whatever the policy says (A6, A44)."""
 
-_IDEMPOTENT = frozenset({"GET", "HEAD", "OPTIONS", "TRACE", "PUT", "DELETE"})
+IDEMPOTENT = frozenset({"GET", "HEAD", "OPTIONS", "TRACE", "PUT", "DELETE"})
 """By RFC 9110, section 9.2.2."""
 
 _NO_MORE = -1.0
@@ -55,7 +55,7 @@ def is_safe_to_hedge(head: RequestHead, match: RouteMatch) -> bool:
 
 
 def _is_idempotent(head: RequestHead, match: RouteMatch) -> bool:
-    if head.method in _IDEMPOTENT or "idempotency-key" in head.headers:
+    if head.method in IDEMPOTENT or "idempotency-key" in head.headers:
         return True
     return match.metadata.get("meshlib", {}).get("retry_non_idempotent") is True
 

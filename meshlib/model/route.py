@@ -315,6 +315,7 @@ class VirtualHost:
     """Attributes:
     requires_tls: Requests over plain http are sent to https (`require_tls: ALL`).
     has_tree: Routes are not tried in order: `tree` says which may take a request; None: it is empty, and none may.
+    metadata: filter_metadata by filter name; `meshlib` holds the origin.
     """
 
     name: str
@@ -332,6 +333,7 @@ class VirtualHost:
     requires_tls: bool = False
     tree: MatchTree | None = None
     has_tree: bool = False
+    metadata: Mapping[str, Mapping[str, object]] = field(default_factory=lambda: NO_METADATA, hash=False, repr=False)
 
 
 @dataclass(frozen=True, slots=True)

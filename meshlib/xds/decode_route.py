@@ -238,6 +238,7 @@ def _virtual_host(message: Any, path: str, problems: Problems, above: _Above) ->
         requires_tls=message.require_tls == _TLS_FOR_ALL,
         tree=tree,
         has_tree=message.HasField("matcher"),
+        metadata=metadata(message.metadata),
     )
 
 

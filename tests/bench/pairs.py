@@ -5,7 +5,9 @@ from typing import Any
 
 import grpc
 import grpc.aio
+import httpx
 import pairs_httpx
+from core import decider
 from pair import Pair, Runner
 from pairs_httpx import event_loop, spread
 from world import SERVICE, World
@@ -50,8 +52,20 @@ def _grpc_aio(world: World, stack: ExitStack) -> tuple[Runner, Runner]:
     return runner(channels[0]), runner(channels[1])
 
 
+def _decision(world: World, stack: ExitStack) -> tuple[Runner, Runner]:
+    """A plain call, and the decisions about one alone: route, endpoint, limits, record. The goal is below 5 %."""
+    client = stack.enter_context(httpx.Client())
+
+    def plain(calls: int) -> None:
+        for _ in range(calls):
+            assert client.get(f"http://{world.http}/orders/1").status_code == 200
+
+    return plain, decider()
+
+
 PAIRS = (
     *pairs_httpx.PAIRS,
+    Pair("decision alone, 100 routes and 50 endpoints", _decision, 1000),
     Pair("grpc sync unary", _grpc_sync, 1000),
     Pair("grpc.aio unary", _grpc_aio, 1000),
 )

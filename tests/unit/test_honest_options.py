@@ -35,6 +35,7 @@ NOT_READERS = ("model", "admin", "cli", "testing", "integrations", "protos")
 DESCRIPTIVE = {
     ("TransportSocketMatch", "name"): "names the entry in explanations",
     ("Cluster", "metadata"): "for explanations; no condition or format that is supported reads it",
+    ("VirtualHost", "metadata"): "where it was written, for explanations",
     ("ClusterLoadAssignment", "name"): "the name of the resource",
     ("Policy", "name"): "names the rule in explanations",
     ("Rbac", "name"): "names the filter in explanations",
