@@ -66,7 +66,7 @@ def next_weight(
         return before
     weight = min(qps / used, MAX_WEIGHT)
     if not is_grpc:
-        weight = float(int(weight))
+        weight = float(max(1, int(weight)))  # as seen with Envoy 1.40: what is less than 1 counts as 1
     if not weight > 0 or not isfinite(weight):
         return before
     is_new = before is None or now - before.last_at >= config.expiration_s

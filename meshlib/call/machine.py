@@ -129,7 +129,7 @@ class Call(HedgedSteps):
         if (
             learner is not None
             and isinstance(outcome, Failure)
-            and learner.moves_on(cluster.states, self._tried, outcome)
+            and learner.moves_on(cluster.states, self._tried, outcome, now)
         ):
             # The policy's own business, as in gRPC, where a call waits until one of the addresses is connected to.
             wait_s: float | None = 0.0

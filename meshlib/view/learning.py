@@ -96,12 +96,19 @@ class Learner:
         elif self._custom is not None:
             self._custom.record(state, _result(outcome, latency_s, now, report))
 
-    def moves_on(self, states: Mapping[str, EndpointState], tried: Sequence[EndpointState], failure: Failure) -> bool:
+    def moves_on(
+        self, states: Mapping[str, EndpointState], tried: Sequence[EndpointState], failure: Failure, now: float
+    ) -> bool:
         """Whether a call that could not connect goes to the next endpoint by itself: pick first has one to try yet."""
         return (
             isinstance(self._policy, PickFirst)
             and failure.kind in _NOT_REACHED
-            and any(state.unreachable is None and state.is_healthy and state not in tried for state in states.values())
+            and any(
+                state.is_healthy
+                and state not in tried
+                and (state.unreachable is None or state.unreachable.until <= now)
+                for state in states.values()
+            )
         )
 
     def trailers(

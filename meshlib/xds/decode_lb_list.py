@@ -270,7 +270,8 @@ def _values(packed: Any) -> Mapping[str, Any]:
     """Return what a policy is configured with: the Struct of a TypedStruct, else the bytes of the message, if any."""
     if is_typed_struct(packed):
         try:
-            return struct(from_any(packed).value)
+            found: Mapping[str, Any] = _whole(struct(from_any(packed).value))
+            return found
         except DecodeError:
             return MappingProxyType({})
     return MappingProxyType({"value": bytes(packed.value)} if packed.value else {})
@@ -285,6 +286,15 @@ def _contributed_ewma(config: Any, path: str, problems: Problems) -> PeakEwma:
         duration(config, "decay_time", path, problems) or default.decay_s,
         duration(config, "default_rtt", path, problems) or default.default_rtt_s,
     )
+
+
+def _whole(value: Any) -> Any:
+    """Return a Struct's value with whole numbers as such: JSON knows one kind of numbers, programs two."""
+    if isinstance(value, Mapping):
+        return MappingProxyType({key: _whole(one) for key, one in value.items()})
+    if isinstance(value, tuple):
+        return tuple(_whole(one) for one in value)
+    return int(value) if isinstance(value, float) and value.is_integer() else value
 
 
 _PEAK_EWMA_FIELDS: Final = {

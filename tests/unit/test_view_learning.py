@@ -182,9 +182,14 @@ def test_pick_first_fails_when_nobody_can_be_reached() -> None:
     call.close(mesh.clock())
     assert mesh.cluster("s").breaker.active == 0
 
-    # Both are left alone for a second; then the first of the list is tried again.
+    # Both are left alone for a second; then the first of the list is tried again, and after it the other.
     mesh.clock.advance(2.0)  # type: ignore[attr-defined]
-    assert run(mesh, answered()) == A
+    call, attempt = make(mesh)
+    step = call.finished(refused, mesh.clock())
+    assert isinstance(step, Attempt)
+    assert (attempt.endpoint.address, step.endpoint.address) == (A, B)
+    assert isinstance(call.finished(answered(), mesh.clock()), Done)
+    call.close(mesh.clock())
 
 
 def test_explanations_say_what_the_policy_makes_of_an_endpoint() -> None:

@@ -118,6 +118,8 @@ def test_errors_weigh_as_the_penalty_says() -> None:
     assert weight(report, is_grpc=False) == 200.0  # Envoy's penalty that is not set is 0
     assert weight(report, doubled, is_grpc=False) == 66.0  # whole numbers in Envoy
     assert weight(report, doubled) == pytest.approx(66.67, abs=0.01)
+    assert weight(LoadReport(cpu_utilization=1.0, qps=0.5), is_grpc=False) == 1.0
+    assert weight(LoadReport(cpu_utilization=1.0, qps=0.5)) == 0.5
 
 
 def test_errors_alone_are_a_utilisation_in_envoy_only() -> None:

@@ -130,6 +130,13 @@ def test_policies(policy_of, entry, expected):
     assert policy_of(entry) == expected
 
 
+def test_whole_numbers_come_as_such(policy_of):
+    found = policy_of(typed_struct("test.Picky", {"size": 2, "part": 0.5, "inside": {"list": [3, True, None]}}))
+    assert repr(found.config["size"]) == "2"
+    assert repr(found.config["part"]) == "0.5"
+    assert repr(found.config["inside"]["list"]) == "(3, True, None)"
+
+
 def test_the_first_known_is_taken(policy_of):
     unknown = typed_struct("nobody.has.This", {})
     assert policy_of(unknown, typed_struct("test.Picky", {}), any_of("random.v3.Random")) == CustomPolicy("test.Picky")
