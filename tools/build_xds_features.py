@@ -414,6 +414,7 @@ IN_PART: Mapping[tuple[str, str], str] = {
     ("RouteAction", "idle_timeout"): "for httpx; of a function only the time before its end counts, gRPC has none",
     ("RouteAction", "max_grpc_timeout"): "if it equals `timeout`, as Istio writes it",
     ("RouteAction", "hedge_policy"): HEDGED,
+    ("RouteAction", "internal_redirect_policy"): "for httpx",
     ("RouteAction", "hash_policy"): "header, cookie, query parameter; of gRPC calls the header alone (A42)",
     ("RouteAction", "metadata_match"): "its `envoy.lb` metadata",
     ("WeightedCluster.ClusterWeight", "metadata_match"): "its `envoy.lb` metadata",

@@ -103,6 +103,11 @@ class CallFacts:
         return "" if self.match is None else self.match.cluster
 
     @property
+    def sent_head(self) -> RequestHead:
+        """The head after the route's changes, without what concerns a single attempt."""
+        return self._out
+
+    @property
     def body_deadline(self) -> float | None:
         """When the response's body must be there, in monotonic seconds: the deadline, or the attempt's own before it."""
         if self._stream_try_s is None:

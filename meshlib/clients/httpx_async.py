@@ -13,7 +13,7 @@ import anyio
 import httpcore
 import httpx
 
-from meshlib.call import Attempt, Call
+from meshlib.call import Attempt, Call, Done
 from meshlib.clients.connections_async import AsyncHttp1Pool
 from meshlib.clients.drive import AsyncShell, arun
 from meshlib.clients.http1_response import RawResponse
@@ -46,6 +46,7 @@ from meshlib.clients.httpx_errors import (
     is_safe_to_resend,
     refusal,
 )
+from meshlib.clients.httpx_redirects import FollowedRedirects
 from meshlib.clients.httpx_requests import http1_request_for, http2_request_for
 from meshlib.clients.mirrors import AsyncMirrors, Copy, copies_of
 from meshlib.clients.pacing import Pacer
@@ -121,6 +122,8 @@ class AsyncMeshTransport(httpx.AsyncBaseTransport):
         call = call_for(mesh, target, head, request, replayable=replayable)
         exchange = _Exchange(mesh, self._pools, request, call, replayable=replayable, mirrors=self._mirrors)
         done = await arun(call, exchange, clock=mesh.clock, sleep=anyio.sleep)
+        if call.match is not None and call.match.action.internal_redirect is not None:
+            call, exchange, done = await self._follow(call, exchange, done, request, replayable)
         match done.result:
             case LocalReply() as reply:
                 call.close(mesh.clock(), status=reply.status)
@@ -132,6 +135,25 @@ class AsyncMeshTransport(httpx.AsyncBaseTransport):
                 return exchange.response(outcome, record_of(call, done))
             case _:
                 assert_never(done.result)
+
+    async def _follow(
+        self, call: Call, exchange: "_Exchange", done: Done, request: httpx.Request, replayable: bool
+    ) -> tuple[Call, "_Exchange", Done]:
+        """Follow redirects that are the mesh's own business."""
+        mesh = self._mesh
+        redirects = FollowedRedirects(request)
+        while (head := redirects.next(call, done, mesh.rng, replayable=replayable)) is not None:
+            assert isinstance(done.result, Response)
+            try:
+                await exchange.discard()
+            finally:
+                call.close(mesh.clock(), status=done.result.status)
+            call = call_for(mesh, call.target, head, redirects.request, replayable=replayable)
+            exchange = _Exchange(
+                mesh, self._pools, redirects.request, call, replayable=replayable, mirrors=self._mirrors
+            )
+            done = await arun(call, exchange, clock=mesh.clock, sleep=anyio.sleep)
+        return call, exchange, done
 
     async def warm_up(self, url: str, *, connections: int = 1, timeout_s: float = 5.0) -> int:
         """As `MeshTransport.warm_up`."""

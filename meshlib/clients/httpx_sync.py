@@ -12,7 +12,7 @@ from typing import assert_never, cast
 import httpcore
 import httpx
 
-from meshlib.call import Attempt, Call
+from meshlib.call import Attempt, Call, Done
 from meshlib.clients.connections import Http1Pool
 from meshlib.clients.drive import Shell, run
 from meshlib.clients.hedge_threads import HedgeThreads
@@ -46,6 +46,7 @@ from meshlib.clients.httpx_errors import (
     is_safe_to_resend,
     refusal,
 )
+from meshlib.clients.httpx_redirects import FollowedRedirects
 from meshlib.clients.httpx_requests import http1_request_for, http2_request_for
 from meshlib.clients.mirrors import Copy, Mirrors, copies_of
 from meshlib.clients.pacing import Pacer
@@ -122,6 +123,8 @@ class MeshTransport(httpx.BaseTransport):
             mesh, self._pools, request, call, replayable=replayable, mirrors=self._mirrors, threads=self._threads
         )
         done = run(call, exchange, clock=mesh.clock, sleep=time.sleep)
+        if call.match is not None and call.match.action.internal_redirect is not None:
+            call, exchange, done = self._follow(call, exchange, done, request, replayable)
         match done.result:
             case LocalReply() as reply:
                 call.close(mesh.clock(), status=reply.status)
@@ -133,6 +136,31 @@ class MeshTransport(httpx.BaseTransport):
                 return exchange.response(outcome, record_of(call, done))
             case _:
                 assert_never(done.result)
+
+    def _follow(
+        self, call: Call, exchange: "_Exchange", done: Done, request: httpx.Request, replayable: bool
+    ) -> tuple[Call, "_Exchange", Done]:
+        """Follow redirects that are the mesh's own business."""
+        mesh = self._mesh
+        redirects = FollowedRedirects(request)
+        while (head := redirects.next(call, done, mesh.rng, replayable=replayable)) is not None:
+            assert isinstance(done.result, Response)
+            try:
+                exchange.discard()
+            finally:
+                call.close(mesh.clock(), status=done.result.status)
+            call = call_for(mesh, call.target, head, redirects.request, replayable=replayable)
+            exchange = _Exchange(
+                mesh,
+                self._pools,
+                redirects.request,
+                call,
+                replayable=replayable,
+                mirrors=self._mirrors,
+                threads=self._threads,
+            )
+            done = run(call, exchange, clock=mesh.clock, sleep=time.sleep)
+        return call, exchange, done
 
     def warm_up(self, url: str, *, connections: int = 1, timeout_s: float = 5.0) -> int:
         """Connect to every healthy endpoint that a GET of a URL may reach, so that the first requests need not.

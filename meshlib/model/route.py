@@ -25,6 +25,7 @@ __all__ = [
     "HeaderAdd",
     "HeaderChange",
     "HeaderMutation",
+    "InternalRedirectPolicy",
     "MadeCookie",
     "MirrorPolicy",
     "NonForwarding",
@@ -211,6 +212,29 @@ class MirrorPolicy:
 
 
 @dataclass(frozen=True, slots=True)
+class InternalRedirectPolicy:
+    """Redirects that the mesh follows itself (httpx).
+
+    Attributes:
+        max_redirects: Of one request.
+        codes: Statuses that count.
+        allows_cross_scheme: From http to https, or back.
+        copied_headers: From the response into the new request, in lower case.
+        avoids_previous_routes: Predicate previous_routes: no route twice from the same one.
+        allowed_routes: Predicate allow_listed_routes: names; None: it is not there.
+        is_safe_cross_scheme: Predicate safe_cross_scheme: never from http to https.
+    """
+
+    max_redirects: int = 1
+    codes: frozenset[int] = frozenset({302})
+    allows_cross_scheme: bool = False
+    copied_headers: tuple[str, ...] = ()
+    avoids_previous_routes: bool = False
+    allowed_routes: frozenset[str] | None = None
+    is_safe_cross_scheme: bool = False
+
+
+@dataclass(frozen=True, slots=True)
 class RouteAction:
     """Forward the request.
 
@@ -232,6 +256,7 @@ class RouteAction:
     idle_timeout_s: float | None = None
     retry: RetryPolicy | None = None
     hedge: HedgePolicy | None = None
+    internal_redirect: InternalRedirectPolicy | None = None
     max_stream_duration_s: float | None = None
     grpc_timeout_header_max_s: float | None = None
     grpc_timeout_header_offset_s: float = 0.0

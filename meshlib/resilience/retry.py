@@ -143,6 +143,7 @@ class RetryRules:
     __slots__ = (
         "_codes",
         "_names",
+        "_reads_status",
         "_request_tests",
         "_response_tests",
         "can_hedge",
@@ -161,6 +162,7 @@ class RetryRules:
         names: frozenset[str] = frozenset(),
         request_tests: tuple[HeadTest, ...] = (),
         can_hedge: bool | None = None,
+        reads_status: bool = False,
     ) -> None:
         """Make rules.
 
@@ -169,6 +171,7 @@ class RetryRules:
             response_tests: On the response's headers, for `retriable-headers`.
             names: Response headers whose presence is enough, for `retriable-headers`.
             can_hedge: None: if there is a condition.
+            reads_status: One of the tests is on `:status`.
             request_tests: When there are any, one must hold for the request, else nothing is repeated.
         """
         self.on = on.value
@@ -179,6 +182,7 @@ class RetryRules:
         self._response_tests = response_tests
         self._names = names
         self._request_tests = request_tests
+        self._reads_status = reads_status
 
     @classmethod
     def of_policy(cls, policy: RetryPolicy | None) -> "RetryRules":
@@ -195,6 +199,7 @@ class RetryRules:
             codes=frozenset(policy.retriable_status_codes),
             response_tests=tuple(map(compile_response_header, policy.retriable_headers)),
             request_tests=tuple(map(compile_header, policy.retriable_request_headers)),
+            reads_status=any(matcher.name == ":status" for matcher in policy.retriable_headers),
         )
 
     def for_request(self, head: RequestHead) -> "RetryRules":
@@ -215,14 +220,16 @@ class RetryRules:
         if self._request_tests and not any(test(head) for test in self._request_tests):
             on = 0  # whatever the request asks for
         num_retries = _parse_number((headers.get("x-envoy-max-retries") or "").strip())
+        asked_names = [name.lower() for name in _split(headers, "x-envoy-retriable-header-names")]
         listed = (_parse_number(word) for word in _split(headers, "x-envoy-retriable-status-codes"))
         return RetryRules(
             RetryOn(on),
             self.num_retries if num_retries is None else min(num_retries, max(self.num_retries, MAX_ASKED_RETRIES)),
             codes=self._codes.union(code for code in listed if code is not None),
             response_tests=self._response_tests,
-            names=self._names.union(map(str.lower, _split(headers, "x-envoy-retriable-header-names"))),
+            names=self._names.union(asked_names),
             can_hedge=can_hedge,
+            reads_status=self._reads_status or ":status" in asked_names,
         )
 
     def wants_response(self, response: Response) -> bool:
@@ -236,7 +243,7 @@ class RetryRules:
             return False
         wants = (
             (on & _BY_HTTP_STATUS and self._wants_status(response.status))
-            or (on & _HEADERS and self._has_retriable_header(response.headers))
+            or (on & _HEADERS and self._has_retriable_header(response))
             or (on & _GRPC and on & _BY_GRPC_STATUS.get(_grpc_status(response), 0))
         )
         # Asked last, as hardly any response has it and a look at the headers is dear.
@@ -253,7 +260,10 @@ class RetryRules:
             or (on & _STATUS_CODES and status in self._codes)
         )
 
-    def _has_retriable_header(self, headers: Headers) -> bool:
+    def _has_retriable_header(self, response: Response) -> bool:
+        headers = response.headers
+        if self._reads_status:  # as a header, which it is in Envoy
+            headers = Headers(((":status", str(response.status)), *headers.items))
         if any(name in headers for name in self._names):
             return True
         return any(test(headers) for test in self._response_tests)

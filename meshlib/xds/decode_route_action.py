@@ -18,6 +18,7 @@ from meshlib.xds.decode_common import any_type, cover, duration, join, unpack_ex
 from meshlib.xds.decode_fault import fault_override
 from meshlib.xds.decode_hash_policy import hash_policies
 from meshlib.xds.decode_headers import MUTATION_FIELDS, header_changes, header_mutation
+from meshlib.xds.decode_internal_redirect import internal_redirect
 from meshlib.xds.decode_matcher import regex_rewrite, runtime_fraction
 from meshlib.xds.decode_retry import hedge_policy, retry_policy
 from meshlib.xds.decode_session import session_override
@@ -55,6 +56,7 @@ _USED: Final = frozenset(
         "max_grpc_timeout",
         "grpc_timeout_offset",
         "hedge_policy",
+        "internal_redirect_policy",
         "max_stream_duration",
         "metadata_match",
     }
@@ -67,7 +69,7 @@ _HARMLESS: Final = frozenset(
         "upgrade_configs",  # which upgrades a proxy lets through
         "early_data_policy",
         "flush_timeout",
-        "max_internal_redirects",  # internal redirects themselves are refused
+        "max_internal_redirects",  # of the deprecated internal_redirect_action, which is refused
     }
 )
 _WEIGHT_USED: Final = MUTATION_FIELDS | {
@@ -131,6 +133,11 @@ def route_action(message: Any, path: str, problems: Problems, plugins: Mapping[s
     retry = rewrite = hedge = None
     if message.HasField("retry_policy"):
         retry = retry_policy(message.retry_policy, join(path, "retry_policy"), problems)
+    redirects = None
+    if message.HasField("internal_redirect_policy"):
+        redirects = internal_redirect(
+            message.internal_redirect_policy, join(path, "internal_redirect_policy"), problems
+        )
     if message.HasField("hedge_policy"):
         hedge = hedge_policy(message.hedge_policy, join(path, "hedge_policy"), problems)
     if message.HasField("regex_rewrite"):
@@ -145,6 +152,7 @@ def route_action(message: Any, path: str, problems: Problems, plugins: Mapping[s
         idle_timeout_s=duration(message, "idle_timeout", path, problems),
         retry=retry,
         hedge=hedge,
+        internal_redirect=redirects,
         # The message itself switches the global timeout off, also when it says nothing about the stream: no limit then.
         max_stream_duration_s=0.0 if stream_s is None and message.HasField("max_stream_duration") else stream_s,
         grpc_timeout_header_max_s=duration(limits, "grpc_timeout_header_max", limits_path, problems),

@@ -52,7 +52,16 @@ HOSTS = {
     "told": {"include_request_attempt_count": True, "include_is_timeout_retry_header": True},
     "counted": {"include_attempt_count_in_response": True},
 }
-COMPARED = ("x-envoy-attempt-count", "x-envoy-is-timeout-retry")
+COMPARED = ("x-envoy-attempt-count", "x-envoy-is-timeout-retry", "x-envoy-original-url", "x-copied")
+LOCATIONS = (
+    "http://{here}",
+    "http://{here}",
+    "http://{here}#part",
+    "https://{here}",
+    "http://nowhere/",
+    "/relative",
+    "",
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,7 +95,7 @@ class End:
     status: int
     attempts: int
     flags: frozenset[str]
-    told: tuple[tuple[str | None, ...], ...]
+    told: tuple[tuple[str, ...], ...]
     count: str | None = None
 
 
@@ -127,7 +136,9 @@ class Cases:
             action["retry_policy"] = self._policy()
         if self._maybe(0.35):
             action["hedge_policy"] = {"hedge_on_per_try_timeout": self._maybe(0.8)}
-        script = tuple(self._step() for _ in range(self._pick(0, 1, 2, 3, 4, 5)))
+        if is_redirected := self._maybe(0.25):
+            action["internal_redirect_policy"] = self._redirects()
+        script = tuple(self._step(is_redirected) for _ in range(self._pick(0, 1, 2, 3, 4, 5)))
         return Case(number, self._pick(*HOSTS), action, tuple(self._headers()), script)
 
     def _policy(self) -> Json:
@@ -169,10 +180,30 @@ class Cases:
             if self._maybe(chance):
                 yield name, self._pick(*values)
 
-    def _step(self) -> Step:
+    def _redirects(self) -> Json:
+        result: Json = {}
+        if self._maybe(0.7):
+            result["max_internal_redirects"] = self._pick(0, 1, 2, 3)
+        if self._maybe(0.7):
+            result["redirect_response_codes"] = self._random.sample((301, 302, 303, 307, 308), 3)
+        if self._maybe(0.3):
+            result["allow_cross_scheme_redirect"] = True
+        if self._maybe(0.4):
+            result["response_headers_to_copy"] = ["x-copied"]
+        if self._maybe(0.3):
+            kind = self._pick("previous_routes.v3.PreviousRoutesConfig", "safe_cross_scheme.v3.SafeCrossSchemeConfig")
+            config = {"@type": f"{TYPE}envoy.extensions.internal_redirect.{kind}"}
+            result["predicates"] = [{"name": kind, "typed_config": config}]
+        return result
+
+    def _step(self, is_redirected: bool = False) -> Step:
         if self._maybe(0.15):
             return Step(is_reset=True)
         headers = []
+        if is_redirected and self._maybe(0.6):
+            if self._maybe(0.5):
+                headers.append(("x-copied", self._pick("1", "2")))
+            return Step(self._pick(301, 302, 302, 303, 307), headers=(*headers, ("location", self._pick(*LOCATIONS))))
         for name, value in (("x-again", "1"), ("x-envoy-ratelimited", "true"), ("grpc-status", "14")):
             if self._maybe(0.12):
                 headers.append((name, value))
@@ -219,12 +250,15 @@ class EnvoySide:
         answer = self._http.get(f"http://{self._envoy.listen}{path}", headers=headers)
         entry = poll(lambda: self._logged(mark), "a line of the access log", every_s=0.04)
         flags = frozenset((entry["flags"] or "-").split(",")) - {"-"}
-        told = _told(self._up.take(path))
+        told = _told(self._up.take(path), mark)
         return End(answer.status_code, int(entry["attempts"]), flags, told, answer.headers.get(COMPARED[0]))
 
     def _logged(self, mark: str) -> Json | None:
         for line in self._log.read_text().splitlines(keepends=True):
-            if line.endswith("\n") and (entry := json.loads(line))["case"] == mark:
+            if not line.endswith("\n"):
+                break
+            entry = json.loads(line)
+            if entry["case"] == mark and entry["details"] != "internal_redirect":
                 found: Json = entry
                 return found
         return None
@@ -233,6 +267,7 @@ class EnvoySide:
         fields = {
             "case": "%REQ(X-CASE)%",
             "flags": "%RESPONSE_FLAGS%",
+            "details": "%RESPONSE_CODE_DETAILS%",
             "attempts": "%UPSTREAM_REQUEST_ATTEMPT_COUNT%",
         }
         log = {
@@ -332,12 +367,14 @@ class MeshlibSide:
             status, count = answer.status_code, answer.headers.get(COMPARED[0])
             record = answer.extensions["mesh"]
             attempts, flag = record.attempts, record.flag
-        return End(status, attempts, frozenset(flag.split(",")) - {"-", ""}, _told(self._up.take(path)), count)
+        return End(status, attempts, frozenset(flag.split(",")) - {"-", ""}, _told(self._up.take(path), mark), count)
 
 
-def _told(seen: list[dict[str, str]]) -> tuple[tuple[str | None, ...], ...]:
+def _told(seen: list[dict[str, str]], mark: str) -> tuple[tuple[str, ...], ...]:
     """Return what the upstream heard of each attempt; hedges may come in any order."""
-    return tuple(sorted((tuple(headers.get(name) for name in COMPARED) for headers in seen), key=str))
+    return tuple(
+        sorted((tuple(headers.get(name, "").replace(mark, "*") for name in COMPARED) for headers in seen), key=str)
+    )
 
 
 def is_same(envoy: End, meshlib: End) -> bool:

@@ -1,4 +1,4 @@
-"""An upstream that follows a script for each path."""
+"""An upstream that follows a script for each path; `{here}` in its headers is the host and path of the request."""
 
 import threading
 import time
@@ -43,8 +43,9 @@ class ScriptedUpstream:
                     self.close_connection = True
                     return
                 self.send_response_only(step.status)
+                here = f"{self.headers.get('host')}{self.path}"
                 for name, value in step.headers:
-                    self.send_header(name, value)
+                    self.send_header(name, value.replace("{here}", here))
                 self.send_header("content-length", "2")
                 self.end_headers()
                 self.wfile.write(b"ok")

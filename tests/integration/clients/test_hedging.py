@@ -15,7 +15,14 @@ from meshlib.clients.httpx_sync import MeshTransport
 from meshlib.events import AttemptFinished
 from meshlib.model.matcher import Fraction
 from meshlib.model.retry import HedgePolicy, RetryPolicy
-from meshlib.model.route import FaultPolicy, FaultRateLimit, Route, RouteAction, SingleCluster
+from meshlib.model.route import (
+    FaultPolicy,
+    FaultRateLimit,
+    InternalRedirectPolicy,
+    Route,
+    RouteAction,
+    SingleCluster,
+)
 
 from .conftest import ANY_PATH
 
@@ -211,4 +218,30 @@ def test_body_comes_no_faster_than_an_injected_fault_lets_it(mesh, http_server, 
     began = time.monotonic()
     assert send(mesh, is_async=is_async).content == b"x" * 8192
     assert time.monotonic() - began > 0.3  # 8 KiB at 16 KiB/s, the first sixteenth of a second free
+    assert mesh.held("c") == (0, 0)
+
+
+@both
+def test_redirects_that_are_the_meshs_business_are_followed(mesh, http_server, is_async):
+    def answer(handler, body):
+        path = handler.path
+        handler.send_response(303 if path == "/" else 200)
+        if path == "/":
+            handler.send_header("location", "http://checkout/next?a=1")
+        handler.send_header("content-length", "4")
+        handler.end_headers()
+        handler.wfile.write(b"done")
+
+    server = http_server(answer=answer)
+    policy = InternalRedirectPolicy(codes=frozenset({303}))
+    mesh.serve(
+        "checkout",
+        {"c": [server.address]},
+        route=Route(ANY_PATH, RouteAction(SingleCluster("c"), internal_redirect=policy)),
+    )
+    response = send(mesh, method="PUT", is_async=is_async, content=b"body")
+    assert (response.status_code, response.text) == (200, "done")
+    seen = [(method, path, body) for method, path, _, body in server.requests]
+    assert seen == [("PUT", "/", b"body"), ("GET", "/next?a=1", b"")]
+    assert server.requests[1][2]["x-envoy-original-url"] == "http://checkout/"
     assert mesh.held("c") == (0, 0)

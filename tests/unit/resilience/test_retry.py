@@ -196,3 +196,12 @@ def test_request_headers_that_must_match_clear_what_the_request_asks_for_too():
     rules = RetryRules.of_policy(policy).for_request(head)
     assert rules.on == 0
     assert rules.can_hedge
+
+
+def test_status_is_a_header_too():
+    policy = RetryPolicy(
+        frozenset({"retriable-headers"}),
+        retriable_headers=(HeaderMatcher(":status", StringMatcher(StringKind.EXACT, "404")),),
+    )
+    rules = RetryRules.of_policy(policy)
+    assert [rules.wants_response(Response(status)) for status in (404, 500)] == [True, False]

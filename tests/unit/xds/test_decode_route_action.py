@@ -10,6 +10,7 @@ from meshlib.model.route import (
     FaultPolicy,
     FaultRateLimit,
     HashPolicy,
+    InternalRedirectPolicy,
     MadeCookie,
     MirrorPolicy,
     RegexRewrite,
@@ -17,6 +18,7 @@ from meshlib.model.route import (
 )
 
 ACTION = "virtual_hosts[0].routes[0].route"
+STRUCT = "type.googleapis.com/google.protobuf.Struct"
 HTTP_FAULT = "envoy.extensions.filters.http.fault.v3.HTTPFault"
 FILTER_CONFIG = "envoy.config.route.v3.FilterConfig"
 
@@ -140,7 +142,15 @@ def test_legacy_grpc_timeouts_that_change_nothing_are_accepted(decode_route, fie
             {"host_rewrite_path_regex": {"pattern": {"regex": "("}}},
             "host_rewrite_path_regex.pattern.regex",
         ),
-        ({"internal_redirect_policy": {}}, "internal_redirect_policy"),
+        (
+            {
+                "internal_redirect_policy": {
+                    "predicates": [{"name": "p", "typed_config": {"@type": STRUCT, "value": {}}}]
+                }
+            },
+            "internal_redirect_policy.predicates[0]",
+        ),
+        ({"internal_redirect_action": "HANDLE_INTERNAL_REDIRECT"}, "internal_redirect_action"),
         ({"timeout": "-1s"}, "timeout"),
         ({"request_mirror_policies": [{"cluster": ""}]}, "request_mirror_policies[0].cluster"),
         (
@@ -269,6 +279,31 @@ def test_where_and_when_retries_go(decode_route, packed):
         avoid_metadata=((("v", "1"), ("zone", "a")),),
         priority_update=2,
     )
+
+
+def test_internal_redirects(decode_route, packed):
+    prefix = "envoy.extensions.internal_redirect"
+    predicates = [
+        {"name": "p", "typed_config": packed(f"{prefix}.previous_routes.v3.PreviousRoutesConfig")},
+        {
+            "name": "a",
+            "typed_config": packed(
+                f"{prefix}.allow_listed_routes.v3.AllowListedRoutesConfig", allowed_route_names=["r", "s"]
+            ),
+        },
+        {"name": "s", "typed_config": packed(f"{prefix}.safe_cross_scheme.v3.SafeCrossSchemeConfig")},
+    ]
+    policy = {
+        "max_internal_redirects": 3,
+        "redirect_response_codes": [301, 303, 200],
+        "predicates": predicates,
+        "allow_cross_scheme_redirect": True,
+        "response_headers_to_copy": ["X-A", "x-b"],
+    }
+    assert action_of(decode_route({"internal_redirect_policy": policy})).internal_redirect == InternalRedirectPolicy(
+        3, frozenset({301, 303}), True, ("x-a", "x-b"), True, frozenset({"r", "s"}), True
+    )
+    assert action_of(decode_route({"internal_redirect_policy": {}})).internal_redirect == InternalRedirectPolicy()
 
 
 def test_hedge_policies(decode_route):
