@@ -11,7 +11,7 @@ of HTTP/2 or endpoints on unix sockets are refused, since aiohttp does not speak
 
 import asyncio
 import inspect
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Iterable
 from types import SimpleNamespace
 from typing import Any, assert_never, cast
 
@@ -23,6 +23,7 @@ from yarl import URL
 
 from meshlib.call import Attempt, Call, Done
 from meshlib.clients.drive import AsyncShell, arun
+from meshlib.clients.filters import AsyncFilter, AsyncFilterChain, Filter, FilterHeaders, FilterRequest, FilterResponse
 from meshlib.clients.httpx_common import MeshRecord, Passthrough, record_of
 from meshlib.clients.source import MeshSource
 from meshlib.clients.tracing import begin_call
@@ -61,11 +62,20 @@ class MeshMiddleware:
     Args:
         mesh: Where policies come from.
         passthrough: `never`: a host that is not in the mesh is an error. `unknown`: such requests go out directly.
+        filters: The application's own code around each call, in order.
     """
 
-    def __init__(self, mesh: MeshSource, *, passthrough: Passthrough = "never") -> None:
+    def __init__(
+        self,
+        mesh: MeshSource,
+        *,
+        passthrough: Passthrough = "never",
+        filters: Iterable[Filter | AsyncFilter] = (),
+    ) -> None:
         self._mesh = mesh
         self._passthrough = passthrough
+        chosen = tuple(filters)
+        self._chain = AsyncFilterChain(chosen) if chosen else None
 
     async def __call__(self, request: aiohttp.ClientRequest, handler: Handler) -> aiohttp.ClientResponse:
         """Send one request; called by the session.
@@ -73,9 +83,40 @@ class MeshMiddleware:
         Raises:
             aiohttp.ClientError: As without the mesh; `error.mesh` has the details.
         """
-        mesh = self._mesh
-        if mesh.is_disabled or request.url.scheme not in ("http", "https"):
+        if self._mesh.is_disabled or request.url.scheme not in ("http", "https"):
             return await handler(request)
+        chain = self._chain
+        if chain is None:
+            return await self._send(request, handler)
+        seen = FilterRequest(
+            _authority(request.url), request.method, request.url.raw_path_qs, FilterHeaders(request.headers.items())
+        )
+        answer, count = await chain.begin(seen)
+        try:
+            if answer is None:
+                request.method = seen.method
+                request.url = request.url.origin().join(URL(seen.path, encoded=True))
+                request.headers = CIMultiDict(seen.headers.items_list)
+                response = await self._send(request, handler)
+            else:
+                reply = LocalReply(answer.status, "", "filter", answer.body, answer.headers)
+                response = _with_record(_local_response(reply, request), MeshRecord("", "", 0, "-"))
+        except BaseException as error:
+            chain.fail(seen, error, count)
+            raise
+        found = FilterResponse(response.status, FilterHeaders(response.headers.items()), response.mesh)  # type: ignore[attr-defined]
+        try:
+            await chain.end(seen, found, count)
+        except BaseException:
+            response.close()
+            raise
+        response.status = found.status
+        if found.headers.is_changed:
+            _set_headers(response, found.headers.items_list)
+        return response
+
+    async def _send(self, request: aiohttp.ClientRequest, handler: Handler) -> aiohttp.ClientResponse:
+        mesh = self._mesh
         authority = _authority(request.url)
         head = _head(request, authority)
         try:
@@ -110,7 +151,7 @@ class MeshMiddleware:
         try:
             response = await handler(request)
             status = response.status
-            return response
+            return _with_record(response, MeshRecord("PassthroughCluster", "", 1, "-"))
         finally:
             duration_s = mesh.clock() - start
             mesh.emit(
@@ -198,12 +239,17 @@ class _Shell(AsyncShell):
             response.connection.add_callback(lambda: call.close(mesh.clock(), status=status))
         changed = call.response_headers(Headers(_fields(response)))
         if changed.items != _fields(response):
-            response._headers = CIMultiDictProxy(CIMultiDict(changed.items))
+            _set_headers(response, changed.items)
         return _with_record(response, record_of(call, done))
 
 
 def _fields(response: aiohttp.ClientResponse) -> tuple[tuple[str, str], ...]:
     return tuple((name.decode("latin-1").lower(), value.decode("latin-1")) for name, value in response.raw_headers)
+
+
+def _set_headers(response: aiohttp.ClientResponse, items: Iterable[tuple[str, str]]) -> None:
+    response._headers = CIMultiDictProxy(CIMultiDict(items))
+    response._cache.pop("headers", None)
 
 
 def _with_record(response: aiohttp.ClientResponse, record: MeshRecord) -> aiohttp.ClientResponse:

@@ -10,7 +10,7 @@ they are reached (`proxies` do not apply). With `MESHLIB_DISABLE=1`, and for hos
 """
 
 import io
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from email.message import Message
 from types import SimpleNamespace
 from typing import Any, cast
@@ -22,7 +22,9 @@ from urllib3 import HTTPHeaderDict, HTTPResponse
 from urllib3.exceptions import HTTPError, ProtocolError, ReadTimeoutError
 from urllib3.util import Timeout
 
+from meshlib.clients.filters import AsyncFilter, Filter
 from meshlib.clients.httpx_common import DEFAULT_LIMITS, Passthrough, authority_of, passthrough_event
+from meshlib.clients.httpx_filters import FilteredTransport
 from meshlib.clients.httpx_sync import MeshTransport
 from meshlib.clients.source import MeshSource
 from meshlib.errors import IdentityError, RoutingError
@@ -45,15 +47,26 @@ class MeshAdapter(BaseAdapter):
         mesh: Where policies come from.
         passthrough: `never`: a host that is not in the mesh is an error. `unknown`: such requests go out directly.
         limits: Of connections, per endpoint.
+        filters: The application's own code around each call, in order.
+
+    Raises:
+        TypeError: A filter is async.
     """
 
     def __init__(
-        self, mesh: MeshSource, *, passthrough: Passthrough = "never", limits: httpx.Limits = DEFAULT_LIMITS
+        self,
+        mesh: MeshSource,
+        *,
+        passthrough: Passthrough = "never",
+        limits: httpx.Limits = DEFAULT_LIMITS,
+        filters: Iterable[Filter | AsyncFilter] = (),
     ) -> None:
         super().__init__()
         self._mesh = mesh
         self._passthrough = passthrough
-        self._transport = MeshTransport(mesh, limits=limits)
+        transport = MeshTransport(mesh, limits=limits)
+        chosen = tuple(filters)
+        self._transport = FilteredTransport(transport, chosen) if chosen else transport
         self._plain = HTTPAdapter()
 
     def send(

@@ -4,6 +4,14 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from meshlib.clients.filters import (
+        AsyncFilter,
+        Filter,
+        FilterAnswer,
+        FilterHeaders,
+        FilterRequest,
+        FilterResponse,
+    )
     from meshlib.clients.response_cache import ResponseCache
     from meshlib.errors import (
         BootstrapError,
@@ -35,12 +43,18 @@ if TYPE_CHECKING:
     from meshlib.xds.bootstrap import Bootstrap
 
 __all__ = [
+    "AsyncFilter",
     "Bootstrap",
     "BootstrapError",
     "ConfigError",
     "ContextExecutor",
     "DeadlineExceeded",
     "Endpoint",
+    "Filter",
+    "FilterAnswer",
+    "FilterHeaders",
+    "FilterRequest",
+    "FilterResponse",
     "IdentityError",
     "InboundContext",
     "LbEndpoint",
@@ -63,6 +77,12 @@ __all__ = [
 
 # Loaded on first use (PEP 562): `import meshlib` costs nothing, and `import meshlib.protos` alone loads no client.
 _HOMES = {
+    "AsyncFilter": "meshlib.clients.filters",
+    "Filter": "meshlib.clients.filters",
+    "FilterAnswer": "meshlib.clients.filters",
+    "FilterHeaders": "meshlib.clients.filters",
+    "FilterRequest": "meshlib.clients.filters",
+    "FilterResponse": "meshlib.clients.filters",
     "Bootstrap": "meshlib.xds.bootstrap",
     "Endpoint": "meshlib.model.endpoint",
     "LoadReport": "meshlib.model.load_report",

@@ -20,13 +20,16 @@ from meshlib.xds.names import inbound_name
 
 if TYPE_CHECKING:
     import grpc
-    import httpx
     from opentelemetry.trace import TracerProvider
 
     from meshlib.admin.certificates import CertificateStatus
     from meshlib.admin.explain import Explanation
     from meshlib.admin.status import MeshStatus, ResourceStatus
+    from meshlib.clients.filters import AsyncFilter, Filter
     from meshlib.clients.function import Decorator
+    from meshlib.clients.httpx_async import AsyncMeshTransport
+    from meshlib.clients.httpx_filters import AsyncFilteredTransport, FilteredTransport
+    from meshlib.clients.httpx_sync import MeshTransport
     from meshlib.model.snapshot import InboundConfig
     from meshlib.runtime.inbound import InboundSubscription
     from meshlib.runtime.registration import Registration
@@ -313,31 +316,61 @@ class Mesh(MeshEngine):
 
     # Clients.
 
-    def httpx_transport(self, **options: Any) -> "httpx.BaseTransport":
+    def httpx_transport(
+        self, *, filters: "Iterable[Filter | AsyncFilter]" = (), **options: Any
+    ) -> "MeshTransport | FilteredTransport":
         """Return a transport for `httpx.Client`.
 
         Args:
+            filters: The application's own code around each call, in order.
             **options: As for `meshlib.clients.httpx_sync.MeshTransport`.
+
+        Raises:
+            TypeError: A filter is async.
         """
+        from meshlib.clients.httpx_filters import FilteredTransport
         from meshlib.clients.httpx_sync import MeshTransport
 
-        return MeshTransport(self, **options)
+        transport = MeshTransport(self, **options)
+        chosen = tuple(filters)
+        return FilteredTransport(transport, chosen) if chosen else transport
 
-    def async_httpx_transport(self, **options: Any) -> "httpx.AsyncBaseTransport":
+    def async_httpx_transport(
+        self, *, filters: "Iterable[Filter | AsyncFilter]" = (), **options: Any
+    ) -> "AsyncMeshTransport | AsyncFilteredTransport":
         """Return a transport for `httpx.AsyncClient`.
 
         Args:
+            filters: The application's own code around each call, in order.
             **options: As for `meshlib.clients.httpx_async.AsyncMeshTransport`.
         """
         from meshlib.clients.httpx_async import AsyncMeshTransport
+        from meshlib.clients.httpx_filters import AsyncFilteredTransport
 
-        return AsyncMeshTransport(self, **options)
+        transport = AsyncMeshTransport(self, **options)
+        chosen = tuple(filters)
+        return AsyncFilteredTransport(transport, chosen) if chosen else transport
 
-    def channel(self, target: str, options: Any = None) -> "grpc.Channel":
-        """Return a channel to a service, e.g. `xds:///checkout`."""
+    def channel(
+        self, target: str, options: Any = None, *, filters: "Iterable[Filter | AsyncFilter]" = ()
+    ) -> "grpc.Channel":
+        """Return a channel to a service, e.g. `xds:///checkout`.
+
+        Args:
+            filters: The application's own code around each call, in order.
+
+        Raises:
+            TypeError: A filter is async.
+        """
         from meshlib.clients.grpc_sync import MeshChannel
 
-        return MeshChannel(self, target, options=options)
+        channel = MeshChannel(self, target, options=options)
+        chosen = tuple(filters)
+        if not chosen:
+            return channel
+        from meshlib.clients.grpc_filters import filtered_channel
+
+        return filtered_channel(channel, target.removeprefix("xds:").lstrip("/"), chosen)
 
     def aio_channel(self, target: str, options: Any = None) -> "grpc.aio.Channel":
         """Return an asyncio channel to a service, e.g. `xds:///checkout`."""

@@ -176,7 +176,8 @@ class AsyncioStream(httpcore.AsyncNetworkStream):
 
     def close(self) -> None:
         """Close at once; what was not sent yet is dropped."""
-        self._transport.abort()
+        if not self._protocol.is_lost:  # a transport that is gone already does not take it
+            self._transport.abort()
 
     @property
     def is_readable(self) -> bool:
