@@ -74,6 +74,10 @@ class _Session:
     opened_at: float = 0.0
     has_report: bool = False
     number: int = 0
+    # Written by the stream's thread: the report that came last, and whether the control thread knows of one. However
+    # fast an endpoint reports, one waits at most.
+    newest: bytes = b""
+    is_told: bool = False
 
 
 class OrcaListener:
@@ -160,19 +164,26 @@ class OrcaListener:
                 key.tls,
                 encode_stream_request(key.period_s),
                 self._relay,
-                received=lambda data: post(partial(self._received, key, number, data)),
+                received=partial(self._arrived, key, session, number),
                 ended=lambda is_unimplemented: post(partial(self._ended, key, number, is_unimplemented)),
             )
         except MeshError as error:
             _LOG.debug("no load reports of %s: %s", key.address, error)
             self._again(key, session)
 
-    def _received(self, key: _Key, number: int, data: bytes) -> None:
-        session = self._sessions.get(key)
-        if session is None or session.number != number:
+    def _arrived(self, key: _Key, session: _Session, number: int, data: bytes) -> None:
+        """Note a report, on the stream's thread."""
+        session.newest = data
+        if not session.is_told:
+            session.is_told = True
+            self._scheduler.post(partial(self._received, key, session, number))
+
+    def _received(self, key: _Key, session: _Session, number: int) -> None:
+        session.is_told = False  # before it is read: what comes from now on is told again
+        if self._sessions.get(key) is not session or session.number != number:
             return
         session.has_report = True
-        report = decode_report(data)
+        report = decode_report(session.newest)
         state, learner = key.cluster.states.get(key.address), key.cluster.learner
         if report is not None and state is not None and learner is not None:
             learner.out_of_band(state, report, self._clock())

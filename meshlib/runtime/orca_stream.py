@@ -17,6 +17,8 @@ from meshlib.view import ClusterState, View
 __all__ = ["OrcaStream"]
 
 METHOD: Final = "/xds.service.orca.v3.OpenRcaService/StreamCoreMetrics"
+MAX_MESSAGE: Final = 64 * 1024
+"""Larger than any report that is read."""
 KEEPALIVE_MS: Final = 60_000
 """A host that vanished without a word is noticed by this; its weight expires meanwhile."""
 
@@ -58,6 +60,7 @@ class OrcaStream:
             ("grpc.service_config_disable_resolution", 1),
             ("grpc.min_reconnect_backoff_ms", max(1, round(timeout_s * 1000))),
             ("grpc.keepalive_time_ms", KEEPALIVE_MS),
+            ("grpc.max_receive_message_length", MAX_MESSAGE),
             # Two streams to one endpoint, of two clusters, are not to share a connection that one of them closes.
             ("grpc.use_local_subchannel_pool", 1),
         )

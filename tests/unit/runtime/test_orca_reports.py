@@ -122,6 +122,20 @@ def test_a_report_is_taken_to_its_endpoint(world: World) -> None:
     assert reported["b:1"].weight == 20.0
 
 
+def test_of_many_reports_at_once_the_last_counts_and_one_waits(world: World) -> None:
+    world.publish("a:1")
+    for used in (0.1, 0.2, 0.5):
+        fields = {"cpu_utilization": used, "rps_fractional": 10}
+        world.streams[0].received(from_dict("xds.data.orca.v3.OrcaLoadReport", fields).SerializeToString())
+    assert world.scheduler.run(block=False) == 1
+    cluster = world.view.clusters["s"]
+    assert isinstance(cluster, ClusterState)
+
+    reported = cluster.states["a:1"].reported
+    assert reported is not None
+    assert reported.weight == 20.0
+
+
 def test_streams_follow_the_configuration(world: World) -> None:
     world.publish("a:1", "b:1")
     world.publish("b:1", "c:1")
