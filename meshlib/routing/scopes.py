@@ -144,6 +144,12 @@ class ScopeTable:
             return ((DemandKind.SCOPE, self._names[key]),)
         return table.demands(head) if isinstance(table, RouteTable) else ()
 
+    def wishes(self, head: RequestHead) -> tuple[Demand, ...]:
+        """As `RouteTable.wishes`."""
+        key = scope_key(self._fragments, head)
+        table = None if key is None else self.tables.get(key)
+        return table.wishes(head) if isinstance(table, RouteTable) else ()
+
     def trace(self, head: RequestHead) -> RouteTrace:
         """Say which scope a request meets, and then as `RouteTable.trace`."""
         key = scope_key(self._fragments, head)

@@ -7,12 +7,13 @@ path alone, and what it answers exists already.
 Source: Envoy `RouteMatcher`, `VirtualHostImpl::getRouteFromEntries`; for gRPC calls gRFC A28.
 """
 
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
 
 from meshlib.model.listener import ClientListener
 from meshlib.model.outcome import LocalReply
 from meshlib.model.request import RequestHead
-from meshlib.model.route import NonForwarding, RouteAction, RouteConfiguration, VirtualHost
+from meshlib.model.route import NonForwarding, RouteAction, RouteConfiguration, SingleCluster, VirtualHost
 from meshlib.model.snapshot import Demand, DemandKind
 from meshlib.ports import Rng
 from meshlib.routing.compiled import CompiledRoute, RouteMatch, cluster_headers, compile_route, named_clusters
@@ -24,6 +25,8 @@ from meshlib.routing.trace import RouteTrace, trace_routes
 from meshlib.routing.virtual_host import DomainIndex
 
 __all__ = ["InboundTable", "RouteMatch", "RouteTable", "RouteTrace"]
+
+NO_CLUSTER = SingleCluster("")
 
 
 @dataclass(frozen=True, slots=True)
@@ -145,23 +148,40 @@ class RouteTable:
 
         Where shares of requests decide, it is what any of the routes and clusters would need.
         """
+        name = self._name_of(head)
+        host = None if name is None else self._index.find(name)
+        if host is None:
+            return ((DemandKind.VIRTUAL_HOST, name.lower()),) if name and self._has_more_hosts else ()
+        actions = (replace(action, mirrors=()) if action.mirrors else action for action in self._actions(host, head))
+        return self._clusters(actions, head)
+
+    def wishes(self, head: RequestHead) -> tuple[Demand, ...]:
+        """Return what copies of this request would need of the same kind; nobody waits for that."""
         host = self._host_of(head)
         if host is None:
-            return ((DemandKind.VIRTUAL_HOST, head.authority.lower()),) if self._has_more_hosts else ()
-        found: dict[Demand, None] = {}
+            return ()
+        actions = [replace(action, cluster=NO_CLUSTER) for action in self._actions(host, head) if action.mirrors]
+        return self._clusters(actions, head)
+
+    def _actions(self, host: _Host, head: RequestHead) -> Iterator[RouteAction]:
+        """Yield what routes that may take a request do with it, as far as shares of requests leave it open."""
         path = self._path_of(head)
         for route in host.routes_for(head):
             if not route.path(path) or not all(test(head) for test in route.conditions or ()):
                 continue
-            action = route.route.action
-            if isinstance(action, RouteAction):
-                for header in cluster_headers(action):
-                    names = head.values(header)[:1]
-                    found.update(((DemandKind.CLUSTER, name), None) for name in names if name)
-                if self._are_clusters_lazy:
-                    found.update(((DemandKind.CLUSTER, name), None) for name in named_clusters(action))
+            if isinstance(route.route.action, RouteAction):
+                yield route.route.action
             if route.fraction is None:
-                break
+                return
+
+    def _clusters(self, actions: Iterable[RouteAction], head: RequestHead) -> tuple[Demand, ...]:
+        found: dict[Demand, None] = {}
+        for action in actions:
+            for header in cluster_headers(action):
+                names = head.values(header)[:1]
+                found.update(((DemandKind.CLUSTER, name), None) for name in names if name)
+            if self._are_clusters_lazy:
+                found.update(((DemandKind.CLUSTER, name), None) for name in named_clusters(action))
         return tuple(found)
 
     def _path_of(self, head: RequestHead) -> str:

@@ -336,10 +336,11 @@ class MeshEngine:
 
     def _begin_to_meet(self, target: TargetView, head: RequestHead, timeout_s: float | None) -> float | None:
         """Ask for what a request needs; returns how long it may wait, or None if it need not or must not."""
-        unmet = target.unmet(head)
+        unmet, wished = target.unmet(head), target.wished(head)
+        if unmet or wished:
+            self._running().demand(target.name, unmet | wished)
         if not unmet:
             return None
-        self._running().demand(target.name, unmet)
         # Adding and taking away are one step each; a few more than the limit would do no harm.
         if len(self._parked) >= MAX_PARKED:
             return None

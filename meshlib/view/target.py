@@ -183,6 +183,10 @@ class TargetView:
         """Return what a request needs and the configuration has no answer for yet."""
         return frozenset(self.routes.demands(head)) - self.config.answered
 
+    def wished(self, head: RequestHead) -> frozenset[Demand]:
+        """Return what copies of a request need likewise, which nobody waits for."""
+        return frozenset(self.routes.wishes(head)) - self.config.answered
+
     def limiter(self, limit: RouteLimit, now: float) -> Limiter:
         """Return what counts for a limiting filter."""
         key = (limit.scope, limit.config)

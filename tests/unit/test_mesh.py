@@ -11,10 +11,11 @@ from meshlib import Bootstrap, Mesh
 from meshlib.errors import BootstrapError, ConfigError, RoutingError, UnavailableError
 from meshlib.events import ControlPlaneConnected
 from meshlib.model.listener import ClientListener
-from meshlib.model.matcher import PathKind, PathMatcher
+from meshlib.model.matcher import Fraction, PathKind, PathMatcher
 from meshlib.model.request import Headers, RequestHead
 from meshlib.model.route import (
     ClusterHeader,
+    MirrorPolicy,
     Route,
     RouteAction,
     RouteConfiguration,
@@ -188,6 +189,7 @@ def on_demand(*answered: Demand) -> Snapshot:
     return Snapshot({"shop": TargetConfig(ClientListener("shop", routes), routes, None, frozenset(answered))})
 
 
+ROOT = RouteMatcher(PathMatcher(PathKind.PREFIX, "/"))
 REQUEST = RequestHead("GET", "shop", "/", Headers([("x-cluster", "c")]))
 DEMAND = (DemandKind.CLUSTER, "c")
 
@@ -242,6 +244,17 @@ def test_request_goes_on_with_what_there_is_when_its_time_is_over() -> None:
     assert mesh.meet(before, REQUEST, timeout_s=0.0) is before
     assert set(control.asked) == {DEMAND}
     assert not mesh._parked
+
+
+def test_cluster_of_a_copy_is_asked_for_and_not_waited_for() -> None:
+    mirrors = (MirrorPolicy("", Fraction(100), cluster_header="x-mirror"),)
+    action = RouteAction(SingleCluster("a"), mirrors=mirrors)
+    routes = RouteConfiguration("r", (VirtualHost("h", ("*",), (Route(ROOT, action),)),))
+    mesh, control = meeting()
+    mesh.publish(Snapshot({"shop": TargetConfig(ClientListener("shop", routes), routes)}))
+    before = shop_of(mesh)
+    assert mesh.meet(before, RequestHead("GET", "shop", "/", Headers([("x-mirror", "m")]))) is before
+    assert control.asked == [(DemandKind.CLUSTER, "m")]
 
 
 def test_only_so_many_requests_wait() -> None:

@@ -1,6 +1,7 @@
 """Scopes, virtual hosts and clusters on demand, single endpoints, discovered filters and runtime values from the real
 xds-server, in a process of its own, to real requests: each type over every variant of the protocol that carries it."""
 
+import asyncio
 import json
 import re
 import subprocess
@@ -8,10 +9,12 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
+import grpc
 import httpx
 import pytest
 
@@ -131,13 +134,20 @@ class World:
             assert found, line
             self._address = found[1]
 
-    def mesh(self, *features: str, **bootstrap: Any) -> Mesh:
+    def cut(self) -> None:
+        """End the management server."""
+        if self._process is not None:
+            self._process.kill()
+            self._process.communicate()
+            self._process = None
+
+    def mesh(self, *features: str, state_dir: Path | str = "", **bootstrap: Any) -> Mesh:
         server = {
             "server_uri": self._address,
             "channel_creds": [{"type": "insecure"}],
             "server_features": [*self._features, *features],
         }
-        mesh = Mesh({"xds_servers": [server], "node": {"id": "n"}, **bootstrap}, state_dir="")
+        mesh = Mesh({"xds_servers": [server], "node": {"id": "n"}, **bootstrap}, state_dir=state_dir)
         self._meshes.append(mesh)
         return mesh
 
@@ -152,9 +162,7 @@ class World:
         for mesh in self._meshes:
             mesh.close()
         self.upstreams.stop()
-        if self._process is not None:
-            self._process.kill()
-            self._process.communicate()
+        self.cut()
 
 
 @pytest.fixture
@@ -445,3 +453,110 @@ def test_virtual_hosts_without_the_incremental_variant_say_what_to_do(world: Wor
     assert client.get("http://shop/").status_code == 404
     (refused,) = [resource for resource in mesh.dump() if resource.type == "VHDS"]
     assert (refused.name, "meshlib.delta" in refused.error) == ("r/shop", True)
+
+
+@pytest.mark.parametrize("variant", ["delta"], indirect=True)
+def test_scopes_and_virtual_hosts_are_there_without_the_server_after_a_restart(world: World, tmp_path: Path) -> None:
+    """What requests asked for once is on disk, and serves a new process while no server answers."""
+    ups = world.upstreams
+    more = typed("envoy.config.route.v3.VirtualHost", **host("more", {"cluster": "b"}, "more.example"))
+    world.serve(
+        listener("shop", **SCOPED),
+        scope("one", "red", "r"),
+        routes("r", host("base", {"cluster": "a"}, "shop"), vhds={"config_source": ADS}),
+        named("r/more", more),
+        *ups.cluster("a"),
+        *ups.cluster("b"),
+    )
+    headers = {"x-tenant": "red", "host": "more.example"}
+    for is_up in (True, False):
+        mesh = world.mesh(state_dir=tmp_path / "state")
+        client = world.client(mesh)
+        assert client.get("http://shop/", headers={"x-tenant": "red"}).text == "a"
+        assert client.get("http://shop/", headers=headers).text == "b"
+        assert all(resource.is_from_disk is not is_up for resource in mesh.dump() if resource.type in ("SRDS", "VHDS"))
+        mesh.close()
+        world.cut()
+
+
+@ALL
+async def test_waiting_for_a_cluster_holds_no_event_loop(world: World) -> None:
+    """Clusters that do not come keep their requests waiting, and only those."""
+    ups = world.upstreams
+    on_demand = typed("envoy.extensions.filters.http.on_demand.v3.OnDemand", odcds={"source": ADS, "timeout": "0.5s"})
+    shop = listener(
+        "shop",
+        {"name": "od", "typed_config": on_demand},
+        route_config=inline(host("all", {"cluster_header": "x-cluster"})),
+    )
+    world.serve(shop, *ups.cluster("a"))
+    mesh = world.mesh()
+    async with httpx.AsyncClient(transport=mesh.async_httpx_transport()) as client:
+        assert (await client.get("http://shop/", headers={"x-cluster": "a"})).text == "a"
+        world.cut()  # from now on nobody answers for a cluster
+        waiting = [
+            asyncio.create_task(client.get("http://shop/", headers={"x-cluster": f"c{index}"})) for index in range(20)
+        ]
+        await asyncio.sleep(0)
+        served = 0
+        while not all(task.done() for task in waiting):
+            assert (await client.get("http://shop/", headers={"x-cluster": "a"})).text == "a"
+            served += 1
+        assert served > 5, "the loop went on"
+        assert {task.result().status_code for task in waiting} == {503}
+
+
+GRPC_METHOD = "/shop.Shop/Get"
+
+
+@pytest.fixture
+def grpc_port() -> Iterator[int]:
+    """The port of a gRPC server."""
+    handler = grpc.unary_unary_rpc_method_handler(lambda request, context: b"grpc")
+    server = grpc.server(ThreadPoolExecutor(4), options=(("grpc.so_reuseport", 0),))
+    server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler("shop.Shop", {"Get": handler}),))
+    port = server.add_insecure_port("127.0.0.1:0")
+    server.start()
+    yield port
+    server.stop(None)
+
+
+@pytest.mark.parametrize("variant", ["sotw"], indirect=True)
+async def test_grpc_calls_wait_for_what_they_need_too(world: World, grpc_port: int) -> None:
+    """Blocking and asyncio channels, and channels of the application's own."""
+    cluster, endpoints = world.upstreams.cluster("g")
+    options = "envoy.extensions.upstreams.http.v3.HttpProtocolOptions"
+    cluster["typed_extension_protocol_options"] = {
+        options: typed(options, explicit_http_config={"http2_protocol_options": {}})
+    }
+    address = endpoints["endpoints"][0]["lb_endpoints"][0]["endpoint"]["address"]
+    address["socket_address"]["port_value"] = grpc_port
+    names = [f"g{index}" for index in range(4)]
+    shop = listener("shop", route_config=inline(host("all", {"cluster_header": "x-cluster"})))
+    copies = [{**cluster, "name": name} for name in names]
+    world.serve(shop, *copies, *({**endpoints, "cluster_name": name} for name in names))
+    mesh = world.mesh()
+    with mesh.channel("xds:///shop") as channel:
+        call: Any = channel.unary_unary(GRPC_METHOD)
+        assert call(b"", metadata=(("x-cluster", "g0"),), timeout=10) == b"grpc"
+        with pytest.raises(grpc.RpcError) as raised:
+            call(b"", metadata=(("x-cluster", "none"),), timeout=10)
+        assert raised.value.code() is grpc.StatusCode.UNAVAILABLE
+    async with mesh.aio_channel("xds:///shop") as aio:
+        method: Any = aio.unary_unary(GRPC_METHOD)
+        assert await method(b"", metadata=(("x-cluster", "g1"),), timeout=10) == b"grpc"
+        stream: Any = aio.unary_stream(GRPC_METHOD)
+        with pytest.raises(grpc.RpcError) as raised:
+            async for _ in stream(b"", metadata=(("x-cluster", "none"),), timeout=10):
+                pass
+        assert raised.value.code() is grpc.StatusCode.UNAVAILABLE
+    with grpc.insecure_channel(f"127.0.0.1:{grpc_port}") as plain:
+        own: Any = mesh.intercept(plain, target="shop").unary_unary(GRPC_METHOD)
+        assert own(b"", metadata=(("x-cluster", "g2"),), timeout=10) == b"grpc"
+
+    @mesh.call("shop")
+    def plain_function() -> str:
+        return "never"
+
+    with pytest.raises(MeshError):
+        plain_function()

@@ -6,12 +6,13 @@ from typing import Any
 import pytest
 
 from meshlib.admin.csds import client_status, client_status_dict, client_status_text
+from meshlib.model.discovery import Collection, ScopedRoute
 from meshlib.model.endpoint import ClusterLoadAssignment
 from meshlib.protos import from_any, from_dict
 from meshlib.xds.bootstrap import parse_bootstrap
 from meshlib.xds.cache import Entry, ResourceState
 from meshlib.xds.redact import REDACTED, redacted
-from meshlib.xds.resources import CDS, EDS, LDS, SDS
+from meshlib.xds.resources import CDS, EDS, LDS, LEDS, SDS, SRDS
 
 SECRET = b"-----BEGIN PRIVATE KEY----- very secret"
 EDS_BODY = from_dict("envoy.config.endpoint.v3.ClusterLoadAssignment", {"cluster_name": "a"}).SerializeToString()
@@ -175,3 +176,13 @@ def test_what_nobody_can_read_is_left_out() -> None:
     assert b"c" in found
     assert b"" == redacted("type.googleapis.com/unknown.Type", SECRET)
     assert b"" == redacted(CDS, b"\xff")
+
+
+def test_subscription_to_many_resources_is_none_of_them() -> None:
+    whole, one = Entry(SRDS, "*", state=ResourceState.ACKED), Entry(SRDS, "a", state=ResourceState.ACKED)
+    whole.value, one.value = Collection(), ScopedRoute("a", ("x",), "r")
+    silent = Entry(LEDS, "xdstp://a/b/*")
+    assert [(config.type_url, config.name) for config in shown(whole, one, silent).generic_xds_configs] == [
+        (LEDS, "xdstp://a/b/*"),
+        (SRDS, "a"),
+    ]

@@ -162,4 +162,17 @@ def test_all_that_chance_may_choose_is_a_demand() -> None:
     routes = to(half, weighted, simple("never"))
     assert RouteTable(ClientListener("l", "r"), routes).demands(request) == ((DemandKind.CLUSTER, "c"),)
     lazy = RouteTable(ClientListener("l", "r", on_demand_timeout_s=5.0), routes)
-    assert [name for _, name in lazy.demands(request)] == ["c", "a", "b", "m"]
+    assert [name for _, name in lazy.demands(request)] == ["c", "a", "b"]
+    assert [name for _, name in lazy.wishes(request)] == ["m"]
+
+
+def test_nobody_waits_for_the_cluster_of_a_copy() -> None:
+    mirrors = (MirrorPolicy("", Fraction(100), cluster_header="x-mirror"),)
+    route = Route(RouteMatcher(ROOT), RouteAction(SingleCluster("a"), mirrors=mirrors))
+    found = RouteTable(ClientListener("l", "r"), to(route))
+    request = head(("x-mirror", "m"))
+    assert (found.has_demands, found.demands(request)) == (True, ())
+    assert found.wishes(request) == ((DemandKind.CLUSTER, "m"),)
+    assert table(WHOLE, red=to(route)).wishes(head(("x-scope", "red"), ("x-mirror", "m"))) == (
+        (DemandKind.CLUSTER, "m"),
+    )
