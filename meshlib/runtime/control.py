@@ -187,6 +187,7 @@ class ControlPlane:
         self._save_timer: Timer | None = None
         self._was_absent: frozenset[str] = frozenset()
         self._absent_demands: frozenset[tuple[str, Demand]] = frozenset()
+        self._wanted: Mapping[str, frozenset[str]] | None = None
         self._demands_seen: tuple[object, Mapping[str, frozenset[Demand]]] = (None, {})
         self._unpark = threading.Event()
         self._has_parked = False
@@ -499,8 +500,10 @@ class ControlPlane:
             resolution = self._closure.resolve(facts, snapshot)
             snapshot = resolution.snapshot
             self._links.want(resolution.wanted)
-            # Each round of copies from disk leads to further names; without any this runs once.
-            if not self._links.adopt_spares(self._clock()):
+            # Each round of copies from disk leads to further names. New names may also be refused at once (an authority
+            # that is not in the bootstrap, a type that the variant does not carry); without any this runs once.
+            is_new, self._wanted = resolution.wanted is not self._wanted, resolution.wanted
+            if not self._links.adopt_spares(self._clock()) and not is_new:
                 break
         self.waiting = resolution.waiting
         self._keep_resolved(resolution.dns_names)

@@ -62,6 +62,10 @@ def rds(name: str) -> dict[str, Any]:
     return {"route_config_name": name, "config_source": ADS}
 
 
+def eds_cluster(name: str) -> dict[str, Any]:
+    return typed("envoy.config.cluster.v3.Cluster", name=name, type="EDS", eds_cluster_config={"eds_config": ADS})
+
+
 class Upstreams:
     """HTTP servers that answer with their names."""
 
@@ -82,14 +86,12 @@ class Upstreams:
                     pass
 
             server = self._servers[name] = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-            threading.Thread(target=server.serve_forever, daemon=True).start()
+            threading.Thread(target=server.serve_forever, args=(0.02,), daemon=True).start()
         return int(self._servers[name].server_address[1])
 
     def cluster(self, name: str) -> list[dict[str, Any]]:
         """Return a cluster with one endpoint, and its endpoints."""
-        cluster = typed(
-            "envoy.config.cluster.v3.Cluster", name=name, type="EDS", eds_cluster_config={"eds_config": ADS}
-        )
+        cluster = eds_cluster(name)
         found = {"locality": {"zone": "z"}, "lb_endpoints": [self.endpoint(name)]}
         return [cluster, typed("envoy.config.endpoint.v3.ClusterLoadAssignment", cluster_name=name, endpoints=[found])]
 
@@ -300,7 +302,7 @@ def test_only_clusters_in_use_are_held_with_the_filter_for_it(world: World) -> N
     ups = world.upstreams
     hosts = [host(f"h{index}", {"cluster": f"c{index}"}, f"c{index}") for index in range(50)]
     on_demand = typed("envoy.extensions.filters.http.on_demand.v3.OnDemand", odcds={"source": ADS, "timeout": "10s"})
-    clusters = [part for index in range(50) for part in ups.cluster(f"c{index}")[:1]]
+    clusters = [eds_cluster(f"c{index}") for index in range(50)]
     endpoints = [ups.cluster(f"c{index}")[1] for index in (1, 2)]
     empty = [
         typed("envoy.config.endpoint.v3.ClusterLoadAssignment", cluster_name=f"c{index}")
@@ -450,7 +452,10 @@ def test_virtual_hosts_without_the_incremental_variant_say_what_to_do(world: Wor
     world.serve(listener("shop", rds=rds("r")), base)
     mesh = world.mesh()
     client = world.client(mesh)
+    mesh.wait_ready("shop")
+    began = time.monotonic()
     assert client.get("http://shop/").status_code == 404
+    assert time.monotonic() - began < 4.0, "it is refused at once"
     (refused,) = [resource for resource in mesh.dump() if resource.type == "VHDS"]
     assert (refused.name, "meshlib.delta" in refused.error) == ("r/shop", True)
 

@@ -239,3 +239,14 @@ def test_demands_go_with_their_target() -> None:
     world.answer(LDS, missing="made-up")
     world.pass_time(125)
     assert not world.control._demands
+
+
+def test_name_whose_authority_nobody_knows_is_refused_at_once() -> None:
+    world = World()
+    world.control.watch(targets=frozenset(("shop",)))
+    world.spin()
+    found = listener("shop", "xdstp://nowhere/envoy.config.cluster.v3.Cluster/c")
+    world.answer(LDS, found)
+    (cluster,) = world.control.snapshot.clusters.values()
+    assert isinstance(cluster, ConfigFault)
+    assert 'authority "nowhere" not present in bootstrap config' in cluster.message
