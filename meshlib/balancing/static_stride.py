@@ -14,6 +14,7 @@ __all__ = ["MAX_RATIO", "MIN_RATIO", "StaticStride"]
 FULL = 65535
 OFFSET = 32767
 """Half of `FULL`: puts the hosts' generations out of step with each other."""
+TINY = 1e-290
 MAX_RATIO = 10.0
 MIN_RATIO = 0.01
 """C-core's: no host's weight is above ten times the mean, or below one hundredth of it."""
@@ -32,6 +33,9 @@ class StaticStride:
             sequence: Returns the next whole number; any thread may ask.
             is_clamped: Keep weights near the mean, as C-core does.
         """
+        if max(weights) < TINY:
+            # Their reciprocals would be no numbers any more; only the ratios count.
+            weights = [weight / TINY for weight in weights]
         known = [weight for weight in weights if weight > 0]
         mean = sum(known) / len(known)
         top = max(known)

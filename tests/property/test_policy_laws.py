@@ -3,7 +3,7 @@
 from collections import Counter
 from random import Random
 
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from meshlib.balancing import EndpointState, build_picker
@@ -56,6 +56,7 @@ def test_a_slow_start_never_goes_back(config: SlowStart, one: float, other: floa
 
 
 @given(st.lists(st.floats(0, 1e6), min_size=2, max_size=8).filter(any), st.booleans())
+@example([0.0, 5e-324], False)
 @settings(max_examples=25, deadline=None)
 def test_strides_meet_their_weights_exactly(weights: list[float], is_clamped: bool) -> None:
     left = iter(range(FULL * len(weights)))
