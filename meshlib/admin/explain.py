@@ -171,10 +171,14 @@ def explain(
     resources = {f"LDS {target.name}": versions.get((LDS, target.name), "")}
     if isinstance(config.listener.routes, str):
         resources[f"RDS {config.listener.routes}"] = versions.get((RDS, config.listener.routes), "")
-    facts = [fact(label.partition(" ")[0], label.partition(" ")[2], version) for label, version in resources.items()]
     trace = target.routes.trace(head)
+    # Of scoped routes, those of the request's scope.
+    table = next((routes for routes in config.all_routes if routes.name == trace.routes), config.routes)
+    if (RDS, table.name) in versions:
+        resources[f"RDS {table.name}"] = versions[RDS, table.name]
+    facts = [fact(label.partition(" ")[0], label.partition(" ")[2], version) for label, version in resources.items()]
     steps = [step for step in trace.steps if step.verdict in (Verdict.YES, Verdict.MAYBE)]
-    host = next((host for host in config.routes.virtual_hosts if host.name == trace.virtual_host), None)
+    host = next((host for host in table.virtual_hosts if host.name == trace.virtual_host), None)
     if host is not None:
         facts.append(fact("virtual host", host.name, metadata=host.metadata))
     policies = []
