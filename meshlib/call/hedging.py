@@ -12,10 +12,11 @@ does harm. Attempts at the beginning (`initial_requests`) do not use up `num_ret
 Source: Envoy, `Filter::onPerTryTimeoutCommon`, `Filter::onSoftPerTryTimeout` and what `upstream_request.retried()` changes.
 """
 
-from meshlib.call.endings import RUNNING, WAITING, CallEndings, Flight, NoFurther
+from meshlib.call.endings import RUNNING, WAITING, Flight, NoFurther
 from meshlib.call.repeat import is_safe_to_hedge
 from meshlib.call.replies import OVERFLOW
 from meshlib.call.report import attempt_finished
+from meshlib.call.retrying import RetryDecisions
 from meshlib.call.steps import Attempt, Done, RaceStep, Sleep, Step, Wait
 from meshlib.events import HostEjected
 from meshlib.model.outcome import Failure, FailureKind, Outcome, Response
@@ -25,7 +26,7 @@ from meshlib.routing.table import RouteMatch
 __all__ = ["HedgedSteps"]
 
 
-class HedgedSteps(CallEndings):
+class HedgedSteps(RetryDecisions):
     """The steps of a call whose attempts may run beside each other; `Call` has the others."""
 
     __slots__ = ()
@@ -248,13 +249,4 @@ class HedgedSteps(CallEndings):
     # --- of `Call` -----------------------------------------------------------------------------------------------
 
     def _again(self, now: float) -> Step:
-        raise NotImplementedError
-
-    def _retry_wait_s(self, outcome: Outcome, now: float) -> float | None:
-        raise NotImplementedError
-
-    def _permit_s(self, pushback_s: float | None, now: float) -> float | None:
-        raise NotImplementedError
-
-    def _take_budget(self, now: float) -> bool:
         raise NotImplementedError

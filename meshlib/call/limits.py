@@ -19,6 +19,7 @@ __all__ = [
     "AskedLimits",
     "asked_limits",
     "has_control_headers",
+    "is_longer",
     "without_retry_headers",
     "without_timeout_headers",
     "written_head",
@@ -54,6 +55,12 @@ def has_control_headers(headers: Headers) -> bool:
         if (name[:2] == "x-" and (name[:8] == "x-envoy-" or name == ATTEMPT_HEADER)) or name == "grpc-timeout":
             return True
     return False
+
+
+def is_longer(headers: Headers, limit: int) -> bool:
+    """Whether a request says that its body has more bytes; one that does not say cannot be repeated anyway."""
+    text = headers.get("content-length")
+    return text is not None and text.isascii() and text.isdigit() and len(text) < 19 and int(text) > limit
 
 
 def asked_limits(head: RequestHead, plan: RoutePlan, max_stream_duration_s: float | None) -> AskedLimits:

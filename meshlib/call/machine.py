@@ -11,11 +11,12 @@ from meshlib.call.limiting import Passage
 from meshlib.call.limits import (
     asked_limits,
     has_control_headers,
+    is_longer,
     without_retry_headers,
     without_timeout_headers,
     written_head,
 )
-from meshlib.call.repeat import GRPC_MAX_ATTEMPTS, backoff_s, grpc_pushback_s, is_safe_to_repeat, was_not_processed
+from meshlib.call.repeat import GRPC_MAX_ATTEMPTS
 from meshlib.call.replies import NO_HOST, OVERFLOW, drop_reply, no_cluster_reply
 from meshlib.call.report import attempt_finished
 from meshlib.call.retry_hosts import TriedPriorities, unwanted_hosts
@@ -25,8 +26,8 @@ from meshlib.model.lb_policy import Maglev, RandomSubsetting, RingHash
 from meshlib.model.outcome import Failure, FailureKind, LocalReply, Outcome, Response
 from meshlib.model.request import Headers
 from meshlib.model.route import FaultPolicy
-from meshlib.resilience.backoff import rate_limited_s
 from meshlib.resilience.deadline import parse_ms
+from meshlib.resilience.retry import NO_RETRIES
 from meshlib.routing.compiled import FaultedReply
 from meshlib.routing.fault import NO_FAULT, decide_fault
 from meshlib.routing.hash_policy import CookieMaker, cluster_hash
@@ -240,6 +241,8 @@ class Call(HedgedSteps):
         if out is not head or rules.needs_request or self._is_asking:
             rules = rules.for_request(out)
             out = without_retry_headers(out, counts_attempts=match.include_attempt_count)
+        if match.body_limit is not None and is_longer(head.headers, match.body_limit):
+            rules = NO_RETRIES
         self._out, self._rules = out, rules
         retries = rules.num_retries
         self._retries_left = min(retries, GRPC_MAX_ATTEMPTS - 1) if head.is_grpc else retries
@@ -430,75 +433,6 @@ class Call(HedgedSteps):
         return self._hash
 
     # --- after an attempt ----------------------------------------------------------------------------------------
-
-    def _retry_wait_s(self, outcome: Outcome, now: float) -> float | None:
-        """Decide about a retry, and take its permit.
-
-        Returns:
-            Seconds to wait before; None: no retry.
-        """
-        rules, is_grpc, sent_before = self._rules, self.head.is_grpc, self._was_sent
-        if isinstance(outcome, Failure):
-            self._was_sent = sent_before or outcome.request_sent
-            if outcome.kind is FailureKind.TIMEOUT and self._is_deadline_next:
-                return None
-            if not rules.wants_failure(outcome, is_grpc=is_grpc, sent_before=sent_before):
-                return None
-        else:
-            if not rules.wants_response(outcome):
-                return None
-            self._was_sent = True
-        if not self._replayable and self._was_sent:
-            return None
-        if self._is_repeated and self._one_layer and not was_not_processed(outcome):
-            return None
-        assert self.match is not None
-        if self._guard_unsafe and not is_safe_to_repeat(outcome, self.head, self.match, rules):
-            return None
-        pushback_s = grpc_pushback_s(outcome) if is_grpc else None
-        if pushback_s is not None and pushback_s < 0:
-            return None
-        self._is_timeout_retry = isinstance(outcome, Failure) and outcome.kind is FailureKind.TIMEOUT
-        wait_s = self._permit_s(pushback_s, now)
-        retry = self._plan.retry
-        if wait_s is not None and retry is not None and retry.reset_headers and isinstance(outcome, Response):
-            wall_now = now + self.target.wall_offset_s
-            limited_s = rate_limited_s(outcome.headers, retry.reset_headers, retry.max_reset_s, wall_now, self._rng)
-            return wait_s if limited_s is None else limited_s
-        return wait_s
-
-    def _permit_s(self, pushback_s: float | None, now: float) -> float | None:
-        """Take the permit of a retry.
-
-        Args:
-            pushback_s: How long the server asks to wait; None: it does not say.
-
-        Returns:
-            Seconds to wait before it; None: there is none to be had.
-        """
-        if self._retries_left <= 0:
-            self._add_flag("URX")
-            return None
-        self._retries_left -= 1  # A retry that the breaker then refuses has used up its count too.
-        if not self._breaker.try_acquire_retry():
-            self._add_flag("UO")
-            return None
-        self._has_retry = True
-        if not self._take_budget(now):
-            self._drop_permit()
-            self._add_flag("UO")
-            return None
-        if pushback_s is not None:
-            self._backoffs = 0
-            return pushback_s
-        self._backoffs += 1
-        return backoff_s(self._backoffs, self._plan.retry, self._rng, is_grpc=self.head.is_grpc)
-
-    def _take_budget(self, now: float) -> bool:
-        """Take what another attempt costs of the process's own budget."""
-        cluster = self.cluster
-        assert cluster is not None
-        return cluster.account is None or cluster.account.try_take(cluster.attempts, now)
 
     def _wait(self, wait_s: float, now: float) -> Step:
         if self._ends_at is not None and wait_s > self._ends_at - now:

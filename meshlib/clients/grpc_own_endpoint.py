@@ -9,10 +9,11 @@ from meshlib.events import Event
 from meshlib.model.cluster import EdsDiscovery
 from meshlib.model.endpoint import Endpoint, Locality, LocalityEndpoints
 from meshlib.model.request import RequestHead
+from meshlib.model.retry import DEFAULT_SAFETY
 from meshlib.model.route import RouteAction, SingleCluster, WeightedClusters
 from meshlib.model.snapshot import ClusterConfig, ConfigFault, Snapshot, TargetConfig
 from meshlib.ports import Lock
-from meshlib.view import TargetView, View, build_view
+from meshlib.view import ClusterState, TargetView, View, build_view
 
 __all__ = ["OwnEndpoint", "authority_of", "measure"]
 
@@ -99,7 +100,9 @@ class OwnEndpoint:
         if view is None or known is not target:
             configs = {name: self._cluster(found) for name, found in self._clusters(target).items()}
             snapshot = Snapshot(targets={target.name: target.config}, clusters=configs)
-            view = build_view(snapshot, view, now=self.clock())
+            states = (found for found in target.clusters.values() if isinstance(found, ClusterState))
+            safety = next((state.safety for state in states), DEFAULT_SAFETY)
+            view = build_view(snapshot, view, now=self.clock(), safety=safety)
             with self._lock:
                 self._of, self._view = target, view
         adapted = view.targets[target.name]

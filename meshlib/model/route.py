@@ -322,6 +322,7 @@ class Route:
     """Attributes:
     fault: This route's override of the fault filter; None: not given here.
     session: Of the filter for stateful sessions, likewise.
+    body_limit: Bytes of a request's body up to which it is repeated; None: no limit.
     metadata: filter_metadata by filter name; `meshlib` holds the origin.
     """
 
@@ -332,6 +333,7 @@ class Route:
     fault: FaultPolicy | None = None
     session: SessionPolicy | None = None
     limits: LimitOverrides = ()
+    body_limit: int | None = None
     metadata: Mapping[str, Mapping[str, object]] = field(default_factory=lambda: NO_METADATA, hash=False, repr=False)
 
 

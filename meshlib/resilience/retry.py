@@ -15,7 +15,7 @@ from meshlib.model.request import Headers, RequestHead
 from meshlib.model.retry import RetryPolicy
 from meshlib.resilience.classify import grpc_code
 
-__all__ = ["ATTEMPT_HEADER", "RETRY_HEADERS", "RetryOn", "RetryRules", "parse_retry_on"]
+__all__ = ["ATTEMPT_HEADER", "NO_RETRIES", "RETRY_HEADERS", "RetryOn", "RetryRules", "parse_retry_on"]
 
 
 class RetryOn(IntFlag):
@@ -292,3 +292,7 @@ class RetryRules:
     def wants_grpc_code(self, outcome: Outcome) -> bool:
         """Whether the status of an outcome, as a gRPC caller sees it, is one of the policy's gRPC words (A44)."""
         return bool(self.on & _BY_GRPC_STATUS.get(grpc_code(outcome), 0))
+
+
+NO_RETRIES = RetryRules(RetryOn(0))
+"""Nothing is repeated."""

@@ -72,6 +72,7 @@ class RouteMatch:
         retry: The route's policy, else the virtual host's; so with `hedge`.
         fault: The most specific one; None when nothing is to be injected or the listener has no fault filter.
         limits: Filters that limit what goes out, in their order.
+        body_limit: Bytes of a request's body up to which it is repeated; None: no limit.
         metadata: filter_metadata of the route.
         mirrors: Which clusters get a copy of this request.
         makes_cookies: Working out the hash may make a cookie for the caller.
@@ -92,6 +93,7 @@ class RouteMatch:
     include_attempt_count: bool = False
     include_attempt_count_in_response: bool = False
     include_timeout_retry: bool = False
+    body_limit: int | None = None
     mirrors: tuple[MirrorPolicy, ...] = ()
     makes_cookies: bool = False
     criteria: MatchCriteria | None = None
@@ -366,6 +368,7 @@ class _Builder:
             include_attempt_count=self.host.include_attempt_count,
             include_attempt_count_in_response=self.host.include_attempt_count_in_response,
             include_timeout_retry=self.host.include_timeout_retry,
+            body_limit=self.route.body_limit,
             makes_cookies=any(policy.made is not None for policy in action.hash_policies),
             session=self.session(None if weight is None else weight.session),
             criteria=_criteria(action.metadata_match, None if weight is None else weight.metadata_match),

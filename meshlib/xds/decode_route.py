@@ -17,7 +17,7 @@ from meshlib.model.route import (
     RouteMatcher,
     VirtualHost,
 )
-from meshlib.xds.decode_common import cover, inline_data, is_discovered_by_ads, join, metadata
+from meshlib.xds.decode_common import cover, inline_data, is_discovered_by_ads, join, metadata, wrapped
 from meshlib.xds.decode_fault import fault_override
 from meshlib.xds.decode_headers import MUTATION_FIELDS, header_mutation
 from meshlib.xds.decode_limits import limit_overrides
@@ -67,6 +67,8 @@ _HOST_USED: Final = MUTATION_FIELDS | {
     "hedge_policy",
     "require_tls",
     "matcher",
+    "per_request_buffer_limit_bytes",
+    "request_body_buffer_limit",
     "metadata",
 }
 _HOST_HARMLESS: Final = frozenset(
@@ -74,8 +76,6 @@ _HOST_HARMLESS: Final = frozenset(
         "virtual_clusters",  # statistics
         "rate_limits",  # without the filter, which is refused, they have no effect
         "cors",
-        "per_request_buffer_limit_bytes",
-        "request_body_buffer_limit",
     }
 )
 _ROUTE_USED: Final = MUTATION_FIELDS | {
@@ -86,11 +86,11 @@ _ROUTE_USED: Final = MUTATION_FIELDS | {
     "direct_response",
     "non_forwarding_action",
     "metadata",
+    "per_request_buffer_limit_bytes",
+    "request_body_buffer_limit",
     "typed_per_filter_config",
 }
-_ROUTE_HARMLESS: Final = frozenset(
-    {"decorator", "tracing", "stat_prefix", "per_request_buffer_limit_bytes", "request_body_buffer_limit"}
-)
+_ROUTE_HARMLESS: Final = frozenset({"decorator", "tracing", "stat_prefix"})
 _MATCH_USED: Final = frozenset(
     {
         "prefix",
@@ -122,11 +122,13 @@ class _Above:
         mirrors: Of the nearest level that has some.
         max_body: Bytes that a direct response may have.
         plugins: Cluster specifier plugins by name.
+        body_limits: Of a virtual host, as `_body_limits` returns them.
     """
 
     mirrors: tuple[MirrorPolicy, ...]
     max_body: int
     plugins: Mapping[str, str]
+    body_limits: tuple[int | None, int | None] = (None, None)
 
 
 def decode_route_configuration(message: Any, path: str, problems: Problems) -> RouteConfiguration:
@@ -202,6 +204,7 @@ def _virtual_host(message: Any, path: str, problems: Problems, above: _Above) ->
     own = mirror_policies(message.request_mirror_policies, join(path, "request_mirror_policies"), problems)
     if own:
         above = replace(above, mirrors=own)
+    above = replace(above, body_limits=_body_limits(message))
     routes = tuple(
         _route(route, f"{join(path, 'routes')}[{index}]", problems, above) for index, route in enumerate(message.routes)
     )
@@ -242,6 +245,17 @@ def _virtual_host(message: Any, path: str, problems: Problems, above: _Above) ->
     )
 
 
+def _body_limits(message: Any) -> tuple[int | None, int | None]:
+    """Return how much of a request's body is kept: by the field of today, and by the one before it."""
+    return wrapped(message, "request_body_buffer_limit"), wrapped(message, "per_request_buffer_limit_bytes")
+
+
+def _body_limit(message: Any, above: _Above) -> int | None:
+    """Return the limit of a route: the field of today counts before the other, the route's own before its host's."""
+    levels = zip(_body_limits(message), above.body_limits, strict=True)
+    return next((limit for level in levels for limit in level if limit is not None), None)
+
+
 def _route(message: Any, path: str, problems: Problems, above: _Above) -> Route:
     cover(message, path, problems, used=_ROUTE_USED, harmless=_ROUTE_HARMLESS)
     action = _action(message, path, problems, above)
@@ -260,6 +274,7 @@ def _route(message: Any, path: str, problems: Problems, above: _Above) -> Route:
         fault=fault,
         session=session_override(message.typed_per_filter_config, filters, problems),
         limits=limit_overrides(message.typed_per_filter_config, filters, problems),
+        body_limit=_body_limit(message, above),
         metadata=metadata(message.metadata),
     )
 

@@ -245,3 +245,34 @@ def test_redirects_that_are_the_meshs_business_are_followed(mesh, http_server, i
     assert seen == [("PUT", "/", b"body"), ("GET", "/next?a=1", b"")]
     assert server.requests[1][2]["x-envoy-original-url"] == "http://checkout/"
     assert mesh.held("c") == (0, 0)
+
+
+def test_cancelling_at_any_await_leaves_nothing_behind(mesh, raw_server, http_server):
+    """One more turn of the loop each time, from before the first byte to the winner's body."""
+    quick = http_server(200, b"quick")
+    retry = RetryPolicy(frozenset({"5xx"}), 3, per_try_timeout_s=0.002, base_interval_s=0.001)
+    action = RouteAction(SingleCluster("c"), timeout_s=8.0, retry=retry, hedge=HedgePolicy(on_per_try_timeout=True))
+    mesh.serve("checkout", {"c": [raw_server(Hanging()).address, quick.address]}, route=Route(ANY_PATH, action))
+
+    async def main() -> tuple[int, int]:
+        cancelled = finished = 0
+        async with httpx.AsyncClient(transport=AsyncMeshTransport(mesh)) as client:
+            for turns in range(60):
+                task = asyncio.create_task(client.get("http://checkout/"))
+                for _ in range(turns):
+                    await asyncio.sleep(0)
+                if turns % 3 == 2:
+                    await asyncio.sleep(0.001 * turns / 8)
+                task.cancel()
+                try:
+                    await task
+                    finished += 1
+                except asyncio.CancelledError:
+                    cancelled += 1
+                assert mesh.held("c") == (0, 0), turns
+                assert mesh.cluster("c").breaker.retries == 0
+                assert asyncio.all_tasks() == {asyncio.current_task()}
+        return cancelled, finished
+
+    cancelled, _ = asyncio.run(main())
+    assert cancelled

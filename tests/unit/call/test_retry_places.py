@@ -228,3 +228,17 @@ def test_other_failures_look_as_ever(driver: MakeDriver) -> None:
     end = call.finished(Failure(FailureKind.RESET, True), 1000.5)
     assert isinstance(end, Done)
     assert isinstance(end.result, Failure)
+
+
+@pytest.mark.parametrize(("length", "attempts"), [("100", 5), ("101", 1), (None, 5)])
+def test_long_bodies_are_not_repeated(driver: MakeDriver, length: str | None, attempts: int) -> None:
+    snapshot = service("a", "h:1", retry=policy())
+    config = snapshot.targets["a"]
+    host = config.routes.virtual_hosts[0]  # type: ignore[union-attr]
+    routes = replace(
+        config.routes,  # type: ignore[union-attr]
+        virtual_hosts=(replace(host, routes=(replace(host.routes[0], body_limit=100),)),),
+    )
+    d = driver(replace(snapshot, targets={"a": replace(config, routes=routes)}))  # type: ignore[type-var]
+    headers = {} if length is None else {"content-length": length}
+    assert len(places(d.call("PUT", headers))) == attempts

@@ -496,3 +496,22 @@ def test_virtual_clusters_need_conditions(decode_host):
 def test_a_regex_may_have_a_limit_of_its_own(decode_route):
     match = {"safe_regex": {"regex": "/a+b", "google_re2": {"max_program_size": 3}}}
     assert "program size" in errors_of(decode_route(match=match))[0]
+
+
+@pytest.mark.parametrize(
+    ("host", "route", "expected"),
+    [
+        ({}, {}, None),
+        ({"request_body_buffer_limit": 5}, {}, 5),
+        ({"request_body_buffer_limit": 5}, {"request_body_buffer_limit": 0}, 0),
+        ({"request_body_buffer_limit": 5}, {"per_request_buffer_limit_bytes": 3}, 5),
+        ({"per_request_buffer_limit_bytes": 4}, {"per_request_buffer_limit_bytes": 3}, 3),
+        ({"per_request_buffer_limit_bytes": 4}, {}, 4),
+    ],
+)
+def test_how_much_of_a_body_is_kept(decode, host, route, expected):
+    made = {"match": {"prefix": "/"}, "route": {"cluster": "c"}, **route}
+    hosts = [{"name": "vh", "domains": ["*"], "routes": [made], **host}]
+    decoded = decode("RDS", {"name": "rc", "virtual_hosts": hosts})
+    assert decoded.value.virtual_hosts[0].routes[0].body_limit == expected
+    assert decoded.unused == ()
