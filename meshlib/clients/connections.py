@@ -96,21 +96,26 @@ class Http1Pool:
         return opened
 
     def _may_add(self, connections: int) -> bool:
-        """Take a place and a permit for one more connection."""
+        """Take a permit and a place for one more connection."""
         breaker = self._key.breaker
+        if not self._has_room(connections):
+            return False
+        if breaker is not None and not breaker.try_connect(is_first=not self._permits):
+            return False
         with self._lock:
-            if self._is_closed or self._free == 0 or len(self._open) >= connections:
-                return False
-            if self._max_idle is not None and len(self._idle) >= self._max_idle:
-                return False
-            is_first = not self._permits
-            if self._free is not None:
-                self._free -= 1
-            self._permits += 1
-        if breaker is None or breaker.try_connect(is_first=is_first):
-            return True
-        self._return(None, keep=False)
+            if self._has_room(connections):
+                if self._free is not None:
+                    self._free -= 1
+                self._permits += 1
+                return True
+        if breaker is not None:
+            breaker.disconnected()
         return False
+
+    def _has_room(self, connections: int) -> bool:
+        """Whether one more connection may be opened ahead of requests."""
+        is_full = self._max_idle is not None and len(self._idle) >= self._max_idle
+        return not (self._is_closed or is_full or self._free == 0 or len(self._open) >= connections)
 
     def _take(self, request: Http1Request) -> Http1Connection:
         while True:

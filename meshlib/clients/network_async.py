@@ -107,8 +107,8 @@ class AsyncioStream(httpcore.AsyncNetworkStream):
     async def read(self, max_bytes: int, timeout: float | None = None) -> bytes:
         protocol = self._protocol
         chunks = protocol.chunks
+        left = left_of(timeout, httpcore.ReadTimeout)  # a peer that sends faster than is read has its time, too
         if not chunks and not protocol.is_eof:
-            left = left_of(timeout, httpcore.ReadTimeout)
             loop = self._loop
             waiter = protocol.waiter = loop.create_future()
             timer = None if left is None else loop.call_later(left, _expire, waiter)

@@ -12,6 +12,7 @@ from httpx_drivers import DRIVERS, opened
 
 from meshlib.clients import network, network_async
 from meshlib.clients.network import idle_limit_s
+from meshlib.model.cluster import CircuitBreakers
 
 MESHED = [name for name in DRIVERS if not name.startswith("plain")]
 OK = b"HTTP/1.1 200 OK\r\ncontent-length: 2\r\n\r\nok"
@@ -49,6 +50,25 @@ def test_warm_up_opens_connections_that_requests_then_use(
         assert client.get("http://checkout/").status_code == 200
     assert sum(len(server.connections) for server in servers) == 4
     assert driver.call(lambda: transport.warm_up("http://checkout/", connections=1)) == 0
+
+
+def test_warm_up_keeps_to_limits(driver: Any, mesh: Any, http_server: Any) -> None:
+    servers = [http_server(), http_server()]
+    limits = CircuitBreakers(max_connections=1)
+    mesh.serve("checkout", {"c": [server.address for server in servers]}, circuit_breakers=limits)
+    client = driver.client()
+    transport = client.inner._transport
+    assert driver.call(lambda: transport.warm_up("http://checkout/", connections=3)) == 2, (
+        "a host's first is always allowed"
+    )
+    assert mesh.cluster("c").breaker.connections == 2
+    client.close()
+    assert mesh.cluster("c").breaker.connections == 0
+    client = driver.client(limits=httpx.Limits(max_connections=2, max_keepalive_connections=1))
+    mesh.serve("checkout", {"c": [servers[0].address]})
+    transport = client.inner._transport
+    assert driver.call(lambda: transport.warm_up("http://checkout/", connections=3)) == 1
+    assert client.get("http://checkout/").status_code == 200
 
 
 def test_warm_up_of_a_stranger_is_an_error(driver: Any, mesh: Any) -> None:
