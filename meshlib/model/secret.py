@@ -161,7 +161,7 @@ class TlsParameters:
 DEFAULT_PARAMETERS = TlsParameters()
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, weakref_slot=True)
 class ClientTls:
     """`UpstreamTlsContext`.
 
@@ -192,7 +192,7 @@ class ClientTls:
         return hash((self.sni, self.authority_name, self.minimum_version))
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, weakref_slot=True)
 class ServerTls:
     """`DownstreamTlsContext`."""
 

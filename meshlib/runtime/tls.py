@@ -6,17 +6,19 @@ the system's roots are loaded only where a resource asks for them by name.
 """
 
 import ssl
-from collections import OrderedDict
+import weakref
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any, TypeVar
+from functools import partial
+from threading import RLock
+from typing import Any
 
 from meshlib.errors import IdentityError
 from meshlib.identity.certificates import check_certificate
 from meshlib.identity.san import PeerNames
 from meshlib.identity.verify import PeerRule, compile_peer_rule
 from meshlib.model.secret import ClientTls, Secret, SecretRef, ServerTls, TlsCertificate, TrustedCa
-from meshlib.ports import Lock, WallClock
+from meshlib.ports import WallClock
 from meshlib.runtime.clock import wall as system_wall
 from meshlib.runtime.tls_context import MeshContext, load_identity, load_trust, peer_identity
 from meshlib.xds.follow import provider_secret_names
@@ -32,36 +34,39 @@ __all__ = [
     "server_material",
 ]
 
-K = TypeVar("K")
-
 _CRL = b"-----BEGIN X509 CRL-----"
 
 VERSIONS = {"TLSv1_2": ssl.TLSVersion.TLSv1_2, "TLSv1_3": ssl.TLSVersion.TLSv1_3}
 
 
-@dataclass(slots=True)
+@dataclass(frozen=True, slots=True)
 class _Made:
-    """A context and what it was made of."""
+    """What a context was made of, beside the configuration, and when it may be used."""
 
-    tls: ClientTls | ServerTls
     certificate: TlsCertificate | None
     trust: TrustedCa | None
-    context: MeshContext
-    valid_from: float
-    valid_until: float
+    valid_from: float = 0.0
+    valid_until: float = 0.0
 
 
 class _Contexts:
-    """Contexts that were made, by identity of their configuration, and by value for a configuration sent again."""
+    """Contexts that were made, by identity of their configuration, and by value for a configuration sent again.
 
-    # Two versions of a few hundred services' settings; a context takes some 20 kB.
-    CAPACITY = 1024
+    Kept is the newest context of each configuration that somebody still has. Others live as long as the connections that
+    hold on to them: a context takes a quarter of a megabyte, and each rotation makes new ones.
+    """
 
     def __init__(self) -> None:
-        self._lock = Lock()
-        # Guarded by the lock. An entry of `_recent` holds the configuration, so its id stays taken.
-        self._recent: OrderedDict[tuple[int, tuple[str, ...]], _Made] = OrderedDict()
-        self._by_value: OrderedDict[tuple[object, ...], _Made] = OrderedDict()
+        # Reentrant: a configuration may be collected, and then its entry goes, anywhere in here.
+        self._lock = RLock()
+        # Guarded by the lock.
+        self._recent: dict[
+            tuple[int, tuple[str, ...]], tuple[weakref.ref[ClientTls | ServerTls], MeshContext, _Made]
+        ] = {}
+        self._by_value: weakref.WeakValueDictionary[tuple[object, ...], MeshContext] = weakref.WeakValueDictionary()
+
+    def __len__(self) -> int:
+        return len(self._recent)
 
     def get(
         self,
@@ -73,51 +78,46 @@ class _Contexts:
         wall: WallClock,
     ) -> MeshContext:
         key, now = (id(tls), alpn), wall()
-        with self._lock:
-            made = self._recent.get(key)
+        found = self._recent.get(key)
         if (
-            made is None
-            or made.tls is not tls
-            or not (made.certificate is certificate or made.certificate == certificate)
-            or not (made.trust is trust or made.trust == trust)
+            found is not None
+            and found[0]() is tls
+            and (found[2].certificate is certificate or found[2].certificate == certificate)
+            and (found[2].trust is trust or found[2].trust == trust)
         ):
-            made = self._by_content(tls, certificate, trust, alpn, make, now)
+            context, made = found[1], found[2]
+        else:
+            made = _made(tls, certificate, trust, now)
+            context = self._by_content((tls, certificate, trust, alpn), make)
             with self._lock:
-                _keep(self._recent, key, made, self.CAPACITY)
+                self._recent[key] = (weakref.ref(tls, partial(self._forget, key)), context, made)
         if certificate is not None and not made.valid_from <= now <= made.valid_until:
             check_certificate(certificate, wall_now=now, name=_name_of(tls.certificate))  # says what is wrong
-        return made.context
+        return context
 
-    def _by_content(
-        self,
-        tls: ClientTls | ServerTls,
-        certificate: TlsCertificate | None,
-        trust: TrustedCa | None,
-        alpn: tuple[str, ...],
-        make: Callable[[], MeshContext],
-        wall_now: float,
-    ) -> _Made:
-        key = (tls, certificate, trust, alpn)
+    def _forget(self, key: tuple[int, tuple[str, ...]], gone: object) -> None:
+        with self._lock:
+            found = self._recent.get(key)
+            if found is not None and found[0] is gone:
+                del self._recent[key]
+
+    def _by_content(self, key: tuple[object, ...], make: Callable[[], MeshContext]) -> MeshContext:
         with self._lock:
             found = self._by_value.get(key)
         if found is None:
-            valid_from, valid_until = 0.0, 0.0
-            if certificate is not None:
-                leaf = check_certificate(certificate, wall_now=wall_now, name=_name_of(tls.certificate))
-                valid_from, valid_until = leaf.not_before, leaf.not_after
-            found = _Made(tls, certificate, trust, make(), valid_from, valid_until)
-        with self._lock:
-            found = self._by_value.get(key, found)
-            _keep(self._by_value, key, found, self.CAPACITY)
-        # Its own entry for this very object, with the context that equal configurations share.
-        return _Made(tls, certificate, trust, found.context, found.valid_from, found.valid_until)
+            made = make()
+            with self._lock:
+                found = self._by_value.setdefault(key, made)
+        return found
 
 
-def _keep(entries: OrderedDict[K, _Made], key: K, made: _Made, capacity: int) -> None:
-    entries[key] = made
-    entries.move_to_end(key)
-    while len(entries) > capacity:
-        entries.popitem(last=False)
+def _made(
+    tls: ClientTls | ServerTls, certificate: TlsCertificate | None, trust: TrustedCa | None, wall_now: float
+) -> _Made:
+    if certificate is None:
+        return _Made(None, trust)
+    leaf = check_certificate(certificate, wall_now=wall_now, name=_name_of(tls.certificate))
+    return _Made(certificate, trust, leaf.not_before, leaf.not_after)
 
 
 _contexts = _Contexts()
