@@ -337,7 +337,7 @@ class CallEndings(CallFacts):
             headers = before = Headers(reply.headers)
             if match.changes_responses:
                 flag = ",".join(part for part in (self.flag, reply.flag) if part)
-                about = Scene(self._out, None, 0, flag, reply.details, self.endpoint, self.attempts)
+                about = Scene(self._out, None, 0, flag, reply.details, self.endpoint, attempts or self.attempts)
                 headers = match.response_headers(headers, self._out, about)
             if attempts and match.include_attempt_count_in_response:
                 headers = counted(headers, attempts)

@@ -9,7 +9,7 @@ from meshlib.model.route import FaultPolicy, RouteConfiguration
 from meshlib.model.secret import ServerTls
 from meshlib.model.session import SessionPolicy
 
-__all__ = ["ClientListener", "DiscoveredFilter", "Listener", "ServerListener"]
+__all__ = ["ClientListener", "DiscoveredFilter", "HeadRules", "Listener", "ServerListener"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,6 +31,31 @@ class DiscoveredFilter:
     skips_warming: bool = False
     is_disabled: bool = False
     position: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class HeadRules:
+    """What happens to a request before routes see it.
+
+    Attributes:
+        strips_port: Of any number (`strip_any_host_port`); or
+        strips_this_port: of this one only (`strip_matching_host_port`); 0: of none.
+        strips_dot: A dot at the end of the host (`strip_trailing_host_dot`).
+        merges_slashes: Of the path.
+        scheme: Takes the place of the request's; empty: it stays.
+    """
+
+    strips_port: bool = False
+    strips_this_port: int = 0
+    strips_dot: bool = False
+    merges_slashes: bool = False
+    scheme: str = ""
+
+    def __bool__(self) -> bool:
+        return self != NO_RULES
+
+
+NO_RULES = HeadRules()
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,6 +82,7 @@ class ClientListener:
     has_session_filter: bool = False
     session: SessionPolicy | None = None
     limits: tuple[ListedLimit, ...] = ()
+    head_rules: HeadRules = NO_RULES
     max_stream_duration_s: float | None = None
     discovered: tuple[DiscoveredFilter, ...] = ()
     on_demand_timeout_s: float | None = None

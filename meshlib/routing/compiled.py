@@ -45,6 +45,7 @@ from meshlib.routing.matchers import (
     path_of,
 )
 from meshlib.routing.mirror import pick_mirrors
+from meshlib.routing.prepare import Prepare, compile_prepare
 from meshlib.routing.redirect import compile_direct_response, compile_redirect
 from meshlib.routing.replies import TEXT, cluster_not_found, finish_headers, unusable_action
 from meshlib.routing.rewrite import compile_rewrite, rewrite_host
@@ -346,6 +347,13 @@ class _Builder:
     def response(self, facts: Facts, weight: HeaderMutation | None = None) -> Mutator:
         return response_mutator(self._levels(weight), facts)
 
+    def _prepared(self, rewrite: Prepare | None) -> Prepare | None:
+        """Have what the listener does to a request done first."""
+        prepare = compile_prepare(self.listener.head_rules)
+        if prepare is None or rewrite is None:
+            return rewrite or prepare
+        return lambda head: rewrite(prepare(head))
+
     def forward(
         self, action: RouteAction, cluster: str, facts: Facts, weight: ClusterWeight | None = None
     ) -> RouteMatch:
@@ -353,7 +361,7 @@ class _Builder:
         request = request_mutator(self._levels(None), facts)
         first = None if mutation is None else request_mutator([mutation], facts)
         weight_host = "" if weight is None else weight.host_rewrite
-        rewrite = compile_rewrite(action, self.route.match.path, request, first, weight_host, facts)
+        rewrite = self._prepared(compile_rewrite(action, self.route.match.path, request, first, weight_host, facts))
         response = self.response(facts, mutation)
         return RouteMatch(
             cluster=cluster,

@@ -19,8 +19,10 @@ from meshlib.ports import Rng
 from meshlib.routing.compiled import CompiledRoute, RouteMatch, cluster_headers, compile_route, named_clusters
 from meshlib.routing.match_tree import Finder, compile_tree
 from meshlib.routing.matchers import path_of, without_parameters
+from meshlib.routing.prepare import compile_prepare
 from meshlib.routing.redirect import https_redirect
 from meshlib.routing.replies import no_route, no_virtual_host
+from meshlib.routing.segments import SegmentIndex, first_segment, index_routes
 from meshlib.routing.trace import RouteTrace, trace_routes
 from meshlib.routing.virtual_host import DomainIndex
 
@@ -34,6 +36,7 @@ class _Host:
     """Attributes:
     needs_random: One of the routes reads the request's random bits.
     finder: Of a virtual host with a matcher tree; None: all routes are tried in order.
+    segments: Of one with many routes: which of them a path can meet.
     """
 
     host: VirtualHost
@@ -41,6 +44,7 @@ class _Host:
     needs_random: bool
     requires_tls: bool
     finder: Finder | None = None
+    segments: SegmentIndex | None = None
 
     def routes_for(self, head: RequestHead) -> tuple[CompiledRoute, ...]:
         """Return the routes to try, in order."""
@@ -68,6 +72,7 @@ class RouteTable:
         "_has_more_hosts",
         "_host_header",
         "_index",
+        "_prepare",
         "_strips_parameters",
         "has_demands",
         "limits",
@@ -95,10 +100,12 @@ class RouteTable:
                     raise ValueError(f"{routes.name}: {where}: {error}") from error
             is_random = any(route.needs_random for route in compiled)
             finder = compile_tree(host.tree) if host.has_tree else None
-            entry = _Host(host, tuple(compiled), is_random, host.requires_tls, finder)
+            segments = None if host.has_tree else index_routes(compiled)
+            entry = _Host(host, tuple(compiled), is_random, host.requires_tls, finder, segments)
             hosts.append((host.domains, entry))
         self.limits = frozenset(limit for _, entry in hosts for route in entry.routes for limit in route.limits)
         self._index = DomainIndex(hosts, ignore_port=routes.ignore_port_in_host)
+        self._prepare = compile_prepare(listener.head_rules)
         self._host_header = routes.host_header
         self._strips_parameters = routes.ignores_path_parameters
         # Requests whose host is found elsewhere than in their authority find nothing here, and then look further.
@@ -126,6 +133,8 @@ class RouteTable:
             Where the request goes; or the answer to it: a redirect, a direct response, no route (`NR`), or a route that
             names no cluster (`NC`). Whether the cluster exists is not decided here.
         """
+        if self._prepare is not None:
+            head = self._prepare(head)
         host = self._exact.get(head.authority)
         if host is None:
             host = self._host_of(head)
@@ -136,7 +145,11 @@ class RouteTable:
         # One number per request: shares of routes, weights and mirrors all read it (as Envoy's stream id).
         stream_id = rng.getrandbits(64) if host.needs_random else 0
         path = self._path_of(head) if self._strips_parameters else path_of(head.path)
-        routes = host.routes if host.finder is None else host.routes_for(head)
+        routes = host.routes
+        if host.segments is not None:
+            routes = host.segments[0].get(first_segment(path), host.segments[1])
+        elif host.finder is not None:
+            routes = host.routes_for(head)
         for route in routes:
             if route.path(path) and (route.conditions is None or route.holds(head, stream_id)):
                 fixed = route.fixed
@@ -148,6 +161,8 @@ class RouteTable:
 
         Where shares of requests decide, it is what any of the routes and clusters would need.
         """
+        if self._prepare is not None:
+            head = self._prepare(head)
         name = self._name_of(head)
         host = None if name is None else self._index.find(name)
         if host is None:
@@ -157,6 +172,8 @@ class RouteTable:
 
     def wishes(self, head: RequestHead) -> tuple[Demand, ...]:
         """Return what copies of this request would need of the same kind; nobody waits for that."""
+        if self._prepare is not None:
+            head = self._prepare(head)
         host = self._host_of(head)
         if host is None:
             return ()
@@ -207,6 +224,8 @@ class RouteTable:
 
     def trace(self, head: RequestHead) -> RouteTrace:
         """Say which virtual host and route a request meets, and why not the others; for people, not for requests."""
+        if self._prepare is not None:
+            head = self._prepare(head)
         name = self._name_of(head)
         found = None if name is None else self._index.explain(name)
         if found is None:

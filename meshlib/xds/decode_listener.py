@@ -3,7 +3,7 @@
 from typing import Any, Final
 
 from meshlib.model.discovery import ScopedRoutes
-from meshlib.model.listener import ClientListener, Listener, ServerListener
+from meshlib.model.listener import ClientListener, HeadRules, Listener, ServerListener
 from meshlib.model.route import RouteConfiguration
 from meshlib.xds.decode_common import any_type, cover, duration, is_discovered_by_ads, join, unpack
 from meshlib.xds.decode_endpoint import socket_address
@@ -35,15 +35,19 @@ _MANAGER_REFUSED: Final = frozenset(
         "original_ip_detection_extensions",
         "early_header_mutation_extensions",
         "local_reply_config",
+        "normalize_path",
+        "path_with_escaped_slashes_action",
+        "path_normalization_options",
+        "forward_client_cert_matcher",
+    }
+)
+_MANAGER_OF_CLIENTS: Final = frozenset(
+    {
         "strip_matching_host_port",
         "strip_any_host_port",
         "strip_trailing_host_dot",
-        "normalize_path",
         "merge_slashes",
-        "path_with_escaped_slashes_action",
-        "path_normalization_options",
         "scheme_header_transformation",
-        "forward_client_cert_matcher",
     }
 )
 _OFF: Final = frozenset({"normalize_path"})
@@ -83,7 +87,7 @@ def decode_listener(message: Any, path: str, problems: Problems) -> Listener:
 def _client_listener(message: Any, path: str, problems: Problems) -> ClientListener:
     place = join(path, "api_listener.api_listener")
     packed = message.api_listener.api_listener
-    manager = _manager(packed, place, problems)
+    manager = _manager(packed, place, problems, is_client=True)
     if manager is None:
         return ClientListener(message.name, "")
     filters = decode_filters(manager.http_filters, join(place, "http_filters"), problems, is_server=False)
@@ -95,6 +99,7 @@ def _client_listener(message: Any, path: str, problems: Problems) -> ClientListe
         has_session_filter=filters.has_session,
         session=filters.session,
         limits=filters.limits,
+        head_rules=_head_rules(manager, message, place, problems),
         max_stream_duration_s=duration(
             manager.common_http_protocol_options,
             "max_stream_duration",
@@ -141,7 +146,25 @@ def _server_listener(message: Any, path: str, problems: Problems) -> ServerListe
     return ServerListener(message.name, address, tls, filters.rbac, routes, filters.discovered)
 
 
-def _manager(packed: Any, path: str, problems: Problems) -> Any:
+def _head_rules(manager: Any, listener: Any, path: str, problems: Problems) -> HeadRules:
+    if manager.strip_matching_host_port and manager.strip_any_host_port:
+        problems.error(join(path, "strip_matching_host_port"), "cannot be given together with strip_any_host_port")
+    port = listener.address.socket_address.port_value
+    if manager.strip_matching_host_port and not port:
+        problems.unused(join(path, "strip_matching_host_port"), "the listener has no port")
+    scheme = manager.scheme_header_transformation
+    if scheme.match_upstream:
+        problems.error(join(path, "scheme_header_transformation.match_upstream"), "is not supported")
+    return HeadRules(
+        strips_port=manager.strip_any_host_port,
+        strips_this_port=port if manager.strip_matching_host_port else 0,
+        strips_dot=manager.strip_trailing_host_dot,
+        merges_slashes=manager.merge_slashes,
+        scheme=scheme.scheme_to_overwrite,
+    )
+
+
+def _manager(packed: Any, path: str, problems: Problems, *, is_client: bool = False) -> Any:
     """Return the HttpConnectionManager, its own fields accounted for, or None after an error."""
     kind = any_type(packed)
     if kind and kind != HCM_TYPE:
@@ -154,7 +177,8 @@ def _manager(packed: Any, path: str, problems: Problems) -> Any:
     # 1 is KEEP_UNCHANGED.
     if manager.path_with_escaped_slashes_action == 1:
         used |= {"path_with_escaped_slashes_action"}
-    cover(manager, path, problems, used=used, refused=_MANAGER_REFUSED)
+    used |= _MANAGER_OF_CLIENTS if is_client else frozenset()
+    cover(manager, path, problems, used=used, refused=_MANAGER_REFUSED | _MANAGER_OF_CLIENTS)
     return manager
 
 

@@ -31,8 +31,15 @@ _FORWARDED = "via_upstream"
 class EnvoySide:
     """Asks a real Envoy. Use as a context manager."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, clusters: Sequence[Json] = ()) -> None:
+        """Start nothing yet.
+
+        Args:
+            folder: For its files.
+            clusters: Beside `a` and `b`.
+        """
         self._folder = folder
+        self._clusters = clusters
         self._routes = folder / "routes.json"
         self._log = folder / "access.log"
         self._log.touch()
@@ -170,7 +177,7 @@ class EnvoySide:
         endpoint["hostname"] = ENDPOINT_HOSTNAME
         return {
             "node": {"id": "differential", "cluster": "conformance"},
-            "static_resources": {"listeners": [listener], "clusters": clusters},
+            "static_resources": {"listeners": [listener], "clusters": [*clusters, *self._clusters]},
         }
 
 

@@ -1,7 +1,7 @@
 import pytest
 
 from meshlib.model.authorization import Rbac, RbacAction
-from meshlib.model.listener import ClientListener, ServerListener
+from meshlib.model.listener import ClientListener, HeadRules, ServerListener
 from meshlib.model.matcher import Fraction
 from meshlib.model.route import FaultAbort, FaultPolicy, RouteConfiguration
 
@@ -65,8 +65,13 @@ def test_with_an_address_too_it_is_an_api_listener(decode, decode_client, packed
         ({"scoped_routes": {"name": "x"}}, "scoped_routes.config_specifier"),
         ({"xff_num_trusted_hops": 1}, "xff_num_trusted_hops"),
         ({"normalize_path": True}, "normalize_path"),
-        ({"merge_slashes": True}, "merge_slashes"),
-        ({"strip_any_host_port": True}, "strip_any_host_port"),
+        ({"path_with_escaped_slashes_action": "REJECT_REQUEST"}, "path_with_escaped_slashes_action"),
+        ({"local_reply_config": {}}, "local_reply_config"),
+        ({"strip_matching_host_port": True, "strip_any_host_port": True}, "strip_matching_host_port"),
+        (
+            {"scheme_header_transformation": {"match_upstream": True}},
+            "scheme_header_transformation.match_upstream",
+        ),
         ({"http_filters": []}, "http_filters"),
         (
             {"common_http_protocol_options": {"max_stream_duration": "-1s"}},
@@ -77,6 +82,20 @@ def test_with_an_address_too_it_is_an_api_listener(decode, decode_client, packed
 )
 def test_connection_managers_that_cannot_be_honoured_are_refused(decode_client, fields, path):
     assert f"{MANAGER}.{path}" in paths_of(decode_client(**fields))
+
+
+def test_what_happens_to_requests_before_routes_see_them(decode_client):
+    decoded = decode_client(
+        strip_any_host_port=True,
+        strip_trailing_host_dot=True,
+        merge_slashes=True,
+        scheme_header_transformation={"scheme_to_overwrite": "https"},
+    )
+    assert value_of(decoded).head_rules == HeadRules(
+        strips_port=True, strips_dot=True, merges_slashes=True, scheme="https"
+    )
+    without_port = decode_client(strip_matching_host_port=True)
+    assert (value_of(without_port).head_rules, len(without_port.unused)) == (HeadRules(), 1)
 
 
 def test_harmless_options_of_a_connection_manager(decode_client):
