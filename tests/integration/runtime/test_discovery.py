@@ -565,3 +565,41 @@ async def test_grpc_calls_wait_for_what_they_need_too(world: World, grpc_port: i
 
     with pytest.raises(MeshError):
         plain_function()
+
+
+@DELTA
+def test_what_changed_while_the_server_was_away_is_taken_over(world: World) -> None:
+    """Scopes, members of a glob and unasked clusters: of each one goes and one comes while nobody is connected."""
+    ups = world.upstreams
+    base = "xdstp://edge/envoy.config.endpoint.v3.LbEndpoint/shop/"
+    config = {"leds_config": ADS, "leds_collection_name": f"{base}*"}
+    fixed = [
+        listener("shop", **SCOPED),
+        routes("r", host("all", {"cluster": "c"})),
+        eds_cluster("c"),
+        typed(
+            "envoy.config.endpoint.v3.ClusterLoadAssignment",
+            cluster_name="c",
+            endpoints=[{"locality": {"zone": "z"}, "leds_cluster_locality_config": config}],
+        ),
+    ]
+
+    def member(name: str) -> dict[str, Any]:
+        return named(base + name, typed("envoy.config.endpoint.v3.LbEndpoint", **ups.endpoint(name)))
+
+    world.serve(*fixed, scope("one", "red", "r"), member("a"), *ups.cluster("old"))
+    mesh = world.mesh("meshlib.wildcard_cds", authorities={"edge": {}})
+    client = world.client(mesh)
+
+    def ask(tenant: str) -> str:
+        found = client.get("http://shop/", headers={"x-tenant": tenant})
+        return found.text if found.status_code == 200 else str(found.status_code)
+
+    assert [ask("red"), ask("blue")] == ["a", "404"]
+    until(lambda: "old" in held(mesh, "CDS"))
+    world.cut()
+    assert ask("red") == "a", "what is known stays in use"
+    world.serve(*fixed, scope("two", "blue", "r"), member("b"), *ups.cluster("new"))
+    until(lambda: [ask("red"), ask("blue")] == ["404", "b"])
+    until(lambda: held(mesh, "CDS") - {"*"} == {"c", "new"})
+    assert held(mesh, "LEDS") == {f"{base}*", f"{base}b"}
