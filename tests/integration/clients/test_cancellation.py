@@ -7,11 +7,16 @@ import threading
 from collections.abc import Awaitable, Callable, Generator
 from typing import Any
 
+import h2.config
+import h2.connection
+import h2.events
+import h2.exceptions
 import httpx
 import pytest
 import trio
 import trustme
 
+from meshlib.clients.connections_async import AsyncHttp1Pool
 from meshlib.clients.httpx_async import AsyncMeshTransport
 from meshlib.model.cluster import CircuitBreakers
 from meshlib.model.matcher import StringKind, StringMatcher
@@ -141,7 +146,8 @@ async def cancel_everywhere(mesh: Any, run: Any, scenario: Scenario, address: st
             # With a limit of one connection, a lost one would be missed.
             await scenario(client)
             pools = [lease.pool for lease in transport._pools._leases]
-            assert all(len(pool._open) == len(pool._idle) for pool in pools), f"at step {at}"
+            own = [pool for pool in pools if isinstance(pool, AsyncHttp1Pool)]
+            assert all(len(pool._open) == len(pool._idle) for pool in own), f"at step {at}"
         assert mesh.cluster("c").breaker.connections == 0, f"at step {at}"
         if found is not None and found <= at:
             break  # it ended before the step: that was the last one
@@ -194,6 +200,36 @@ async def test_tls(mesh: Any) -> None:
         secrets = {"root": Secret("root", TrustedCa(authority.cert_pem.bytes()))}
         mesh.serve("checkout", {"c": [address]}, tls=tls, secrets=secrets)
         await cancel_everywhere(mesh, asyncio_run, get, address)
+        server.close()
+
+
+async def http2_server(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+    state = h2.connection.H2Connection(h2.config.H2Configuration(client_side=False))
+    state.initiate_connection()
+    try:
+        while True:
+            writer.write(state.data_to_send())
+            data = await reader.read(65536)
+            if not data:
+                break
+            for event in state.receive_data(data):
+                if isinstance(event, h2.events.DataReceived) and event.flow_controlled_length:
+                    state.acknowledge_received_data(event.flow_controlled_length, event.stream_id)
+                if isinstance(event, h2.events.StreamEnded):
+                    state.send_headers(event.stream_id, [(":status", "200"), ("content-length", "9000")])
+                    state.send_data(event.stream_id, b"x" * 9000, end_stream=True)
+    except (OSError, h2.exceptions.ProtocolError):
+        pass
+    finally:
+        writer.close()
+
+
+@pytest.mark.parametrize("scenario", [get, put_in_pieces, stream, two_on_one_connection])
+async def test_http2(scenario: Scenario, mesh: Any) -> None:
+    async with await asyncio.start_server(http2_server, "127.0.0.1", 0) as server:
+        address = f"127.0.0.1:{server.sockets[0].getsockname()[1]}"
+        mesh.serve("checkout", {"c": [address]}, http2=True)
+        await cancel_everywhere(mesh, asyncio_run, scenario, address)
         server.close()
 
 
