@@ -34,6 +34,8 @@ MAX_STREAMS: Final = 256
 class OrcaConnection(Protocol):
     """An open stream."""
 
+    def is_outdated(self, view: View) -> bool: ...
+
     def close(self) -> None: ...
 
     def join(self) -> None: ...
@@ -105,6 +107,7 @@ class OrcaListener:
         self._relay: TlsRelay | None = None
         self._sessions: dict[_Key, _Session] = {}
         self._has_warned = False
+        self._seen: View | None = None
 
     def step(self) -> None:
         """Look whom to listen to, after anything that may have changed that."""
@@ -125,11 +128,20 @@ class OrcaListener:
             wanted = wanted[:MAX_STREAMS]
         for key in self._sessions.keys() - set(wanted):
             self._end(self._sessions.pop(key))
+        if view is not self._seen:
+            self._seen = view
+            self._renew(view)
         for key in wanted:
             session = self._sessions.get(key)
             if session is None:
                 session = self._sessions[key] = _Session(ReconnectBackoff())
                 self._open(key, session)
+
+    def _renew(self, view: View) -> None:
+        """End the streams whose certificate or trust has been replaced: they are opened with the new one."""
+        for key, session in tuple(self._sessions.items()):
+            if session.stream is not None and session.stream.is_outdated(view):
+                self._end(self._sessions.pop(key))
 
     def close(self) -> None:
         """End all streams; `step` opens them again."""

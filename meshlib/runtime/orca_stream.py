@@ -1,5 +1,6 @@
 """The stream on which one endpoint reports its load, on a connection of its own."""
 
+import ssl
 import threading
 from collections.abc import Callable
 from dataclasses import replace
@@ -7,7 +8,7 @@ from typing import Final
 
 import grpc
 
-from meshlib.errors import MeshError
+from meshlib.errors import IdentityError, MeshError
 from meshlib.model.secret import ClientTls
 from meshlib.runtime.dial import dial_target
 from meshlib.runtime.relay import RelayRoute, TlsRelay
@@ -64,12 +65,11 @@ class OrcaStream:
             # Two streams to one endpoint, of two clusters, are not to share a connection that one of them closes.
             ("grpc.use_local_subchannel_pool", 1),
         )
+        self._tls = tls
         if tls is None:
             self._channel = grpc.insecure_channel(dial_target(address), options)
         else:
-            wanted = replace(tls, alpn=("h2",)) if tls.alpn else tls
-            context = client_context(wanted, view.secrets, default_alpn=("h2",))
-            self._route = relay.open(address, context, server_name=tls.sni, connect_timeout_s=timeout_s)
+            self._route = relay.open(address, _context(tls, view), server_name=tls.sni, connect_timeout_s=timeout_s)
             local = grpc.local_channel_credentials(grpc.LocalConnectionType.UDS)
             self._channel = grpc.secure_channel(self._route.target, local, options)
         self._lock = threading.Lock()
@@ -77,6 +77,16 @@ class OrcaStream:
         self._is_closed = False  # guarded by the lock
         self._thread = threading.Thread(target=self._run, name="meshlib-orca", daemon=True)
         self._thread.start()
+
+    def is_outdated(self, view: View) -> bool:
+        """Whether the certificate or the trust that the stream was opened with has been replaced."""
+        if self._tls is None or self._route is None:
+            return False
+        try:
+            return _context(self._tls, view) is not self._route.context
+        except IdentityError:
+            # Nothing to put in its place: the connection that was verified goes on.
+            return False
 
     def close(self) -> None:
         """Give the stream up. `ended` is not called."""
@@ -119,3 +129,8 @@ class OrcaStream:
             # ValueError: grpcio's word for "this channel was closed meanwhile".
             return False
         return False
+
+
+def _context(tls: ClientTls, view: View) -> ssl.SSLContext:
+    wanted = replace(tls, alpn=("h2",)) if tls.alpn else tls
+    return client_context(wanted, view.secrets, default_alpn=("h2",))

@@ -175,6 +175,7 @@ class Mesh:
         mine: Secret,
         peer: str = CHECKOUT,
         minimum_version: str = "TLSv1_3",
+        template: Cluster | None = None,
     ) -> None:
         """Serve an endpoint with mTLS. Of TLS versions gRPC's own TLS cannot be told, so that the relay is used."""
         tls = ClientTls(
@@ -183,7 +184,7 @@ class Mesh:
             (SanMatcher(SanType.URI, StringMatcher(StringKind.EXACT, peer)),),
             minimum_version=minimum_version,
         )
-        template = Cluster("checkout", EdsDiscovery("checkout"), tls=tls)
+        template = replace(template or Cluster("checkout", EdsDiscovery("checkout")), tls=tls)
         plain = service("checkout", address)
         self.source.publish(
             replace(

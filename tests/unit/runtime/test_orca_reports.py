@@ -29,6 +29,10 @@ class FakeStream:
         self.received = received
         self.ended = ended
         self.is_open = True
+        self.has_old_certificate = False
+
+    def is_outdated(self, view: View) -> bool:
+        return self.has_old_certificate
 
     def close(self) -> None:
         self.is_open = False
@@ -186,6 +190,16 @@ def test_what_tls_needs_may_come_later(world: World) -> None:
     world.run(1.1)
 
     assert world.open == ["a:1"]
+
+
+def test_a_stream_with_an_old_certificate_is_opened_anew(world: World) -> None:
+    world.publish("a:1", "b:1")
+    world.streams[0].has_old_certificate = True
+    world.listener.step()
+    assert len(world.streams) == 2, "only a new configuration can bring a new certificate"
+    world.publish("a:1", "b:1")
+
+    assert world.open == ["b:1", "a:1"]
 
 
 def test_after_close_nothing_is_open_and_late_reports_are_dropped(world: World) -> None:
