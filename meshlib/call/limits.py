@@ -125,6 +125,13 @@ def written_head(
         is_timeout_retry: Value of `x-envoy-is-timeout-retry`; None: it is not sent.
     """
     items = head.headers.items
+    if number == 1 and head.is_grpc and left_s is None and is_timeout_retry is None:
+        if not counts_attempts:
+            return head
+        counted = head.counted
+        if counted is None:
+            counted = head.counted = with_headers(head, Headers((*items, (_COUNT, "1"))))
+        return counted
     if counts_attempts:
         items = (*items, (_COUNT, str(number)))
     elif is_marked:

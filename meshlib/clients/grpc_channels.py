@@ -151,6 +151,7 @@ class Channels(Generic[C]):
                 del self._open[channel.key]
             self._retire(idle)
         self._dispose(idle)
+        self._dialler.settle()
 
     def forget(self) -> None:
         """After a fork, in the child: the parent's channels do not work here, and closing them could hang."""

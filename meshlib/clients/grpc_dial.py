@@ -1,22 +1,39 @@
 """How gRPC channels are made and closed, in the sync form and for an event loop."""
 
 import asyncio
+import threading
 import weakref
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any, Protocol, TypeVar
 
 import grpc
 import grpc.aio
 
 from meshlib.clients.grpc_endpoint import CoreChannel, Options
+from meshlib.ports import Lock
 from meshlib.runtime.core import new_node_id, open_aio, open_sync
 
-__all__ = ["AioDialler", "Dialler", "SyncDialler"]
+__all__ = ["AioDialler", "Dialler", "SyncDialler", "in_callback"]
 
 C = TypeVar("C")
 Providers = Mapping[str, Mapping[str, str]]
 
 _WAKE_S = 5.0
+_SETTLE_S = 5.0
+
+_here = threading.local()
+
+
+@contextmanager
+def in_callback() -> Iterator[None]:
+    """Mark a block as run by one of gRPC's own threads, which must not close the channel that it works for."""
+    before = getattr(_here, "is_callback", False)
+    _here.is_callback = True
+    try:
+        yield
+    finally:
+        _here.is_callback = before
 
 
 class Dialler(Protocol[C]):
@@ -38,9 +55,18 @@ class Dialler(Protocol[C]):
         """Run a function where channels can be made, now or soon; not at all when that place is gone."""
         ...
 
+    def settle(self) -> None:
+        """Wait until what is being closed by threads of ours is closed."""
+        ...
+
 
 class SyncDialler:
     """For threads."""
+
+    def __init__(self) -> None:
+        self._lock = Lock()
+        # Guarded by the lock:
+        self._closers: set[threading.Thread] = set()
 
     def dial(
         self, target: str, credentials: grpc.ChannelCredentials | None, options: Options, compression: Any
@@ -61,12 +87,36 @@ class SyncDialler:
         return CoreChannel(node_id, channel, wake.future(b"", timeout=_WAKE_S))
 
     def close(self, channel: grpc.Channel) -> None:
-        """As `Dialler.close`."""
-        channel.close()
+        """As `Dialler.close`.
+
+        `grpc.Channel.close` waits until the thread that works for the channel has handled what is left of its calls. In
+        that very thread, which runs the callbacks of calls, it would wait for itself.
+        """
+        if not getattr(_here, "is_callback", False):
+            channel.close()
+            return
+        thread = threading.Thread(target=self._close, args=(channel,), name="meshlib-grpc-close", daemon=True)
+        with self._lock:
+            self._closers.add(thread)
+        thread.start()
 
     def run(self, function: Callable[[], None]) -> None:
         """As `Dialler.run`."""
         function()
+
+    def settle(self) -> None:
+        """As `Dialler.settle`."""
+        with self._lock:
+            closers = tuple(self._closers)
+        for thread in closers:
+            thread.join(_SETTLE_S)
+
+    def _close(self, channel: grpc.Channel) -> None:
+        try:
+            channel.close()
+        finally:
+            with self._lock:
+                self._closers.discard(threading.current_thread())
 
 
 class AioDialler:
@@ -110,6 +160,9 @@ class AioDialler:
             function()
         else:
             loop.call_soon_threadsafe(function)
+
+    def settle(self) -> None:
+        """As `Dialler.settle`: the loop does it, or nobody."""
 
     def _start(self, channel: grpc.aio.Channel) -> None:
         task = asyncio.get_running_loop().create_task(channel.close(None))

@@ -19,6 +19,7 @@ from meshlib.clients.grpc_flow import Flow, pause_s
 from meshlib.clients.source import MeshSource
 from meshlib.errors import MeshError, RoutingError
 from meshlib.model.outcome import Outcome
+from meshlib.model.request import RequestHead
 from meshlib.runtime.context import remaining_s
 from meshlib.runtime.core import is_unsent
 from meshlib.view import TargetView
@@ -83,6 +84,7 @@ class Invoker(Generic[C]):
         self.is_closed = False
         self._options = options
         self._compression = compression
+        self._known_metadata: tuple[RequestHead, RequestHead, Any] | None = None
         # Ends of calls that were dropped by their callers. Finalizers run anywhere, also while this thread holds the
         # very lock that giving back needs, so they only leave a note here; the next RPC does it.
         self.abandoned: deque[Callable[[], None]] = deque()
@@ -144,7 +146,15 @@ class Invoker(Generic[C]):
 
     def metadata(self, flow: Flow, attempt: Attempt, rpc: Rpc, channel: EndpointChannel[C]) -> Any:
         """Return the metadata of an attempt."""
-        metadata = attempt_metadata(flow.head, attempt.head, rpc.metadata)
+        sent = attempt.head
+        if rpc.metadata:
+            metadata = attempt_metadata(flow.head, sent, rpc.metadata)
+        else:
+            # Calls without metadata share their heads.
+            known = self._known_metadata
+            if known is None or known[0] is not sent or known[1] is not flow.head:
+                known = self._known_metadata = (sent, flow.head, attempt_metadata(flow.head, sent, None))
+            metadata = known[2]
         return channel.steered(metadata) if channel.core is not None else metadata
 
     def is_unsent(self, error: Any, channel: EndpointChannel[C]) -> bool:

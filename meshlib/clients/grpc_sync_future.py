@@ -14,6 +14,7 @@ import grpc
 
 from meshlib.call import Attempt, Sleep, Step
 from meshlib.clients.grpc_common import OK
+from meshlib.clients.grpc_dial import in_callback
 from meshlib.clients.grpc_endpoint import EndpointChannel
 from meshlib.clients.grpc_errors import AnyFuture, CallInfo, MeshRpcError
 from meshlib.clients.grpc_flow import Flow
@@ -93,7 +94,7 @@ class MeshFuture(grpc.Call, AnyFuture):
             with self._changed:
                 self._native = native
                 cancelled = self._is_cancelled
-            native.add_done_callback(partial(self._attempted, flow, channel, step, began_at))
+            native.add_done_callback(partial(self._over, flow, channel, step, began_at))
             if cancelled:
                 native.cancel()
             return
@@ -109,6 +110,10 @@ class MeshFuture(grpc.Call, AnyFuture):
                 timer.start()
             return
         self._settle(error=invoker.ended(flow, step, self._last_error, MeshRpcError))
+
+    def _over(self, *facts: Any) -> None:
+        with in_callback():
+            self._attempted(*facts)
 
     def _attempted(
         self, flow: Flow, channel: EndpointChannel[grpc.Channel], attempt: Attempt, began_at: float, native: Any

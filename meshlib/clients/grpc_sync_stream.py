@@ -16,6 +16,7 @@ import grpc
 
 from meshlib.call import Attempt, Sleep, Step
 from meshlib.clients.grpc_common import OK, STARTED
+from meshlib.clients.grpc_dial import in_callback
 from meshlib.clients.grpc_endpoint import EndpointChannel
 from meshlib.clients.grpc_errors import CallInfo, MeshRpcError
 from meshlib.clients.grpc_flow import Flow
@@ -88,7 +89,9 @@ class _Lease:
 
     def native_over(self, native: "weakref.ref[Any]") -> None:
         """gRPC says that an attempt has ended; before the first message that is the reader's business."""
-        if self.is_committed:
+        if not self.is_committed:
+            return
+        with in_callback():
             found = native()
             self.end(grpc.StatusCode.CANCELLED if found is None else found.code(), found)
 

@@ -67,9 +67,11 @@ class RequestHead:
         path: Path with query, as sent.
         headers: Without pseudo headers.
         is_grpc: The call is a gRPC call (its content type is `application/grpc...`).
+        counted: The same head as a first attempt with its number, once it has been made: gRPC calls without metadata
+            share one head.
     """
 
-    __slots__ = ("authority", "headers", "is_grpc", "method", "path", "scheme")
+    __slots__ = ("authority", "counted", "headers", "is_grpc", "method", "path", "scheme")
 
     def __init__(
         self, method: str, authority: str, path: str, headers: Headers, *, scheme: str = "http", is_grpc: bool = False
@@ -80,6 +82,7 @@ class RequestHead:
         self.headers = headers
         self.scheme = scheme
         self.is_grpc = is_grpc
+        self.counted: RequestHead | None = None
 
     def values(self, name: str) -> tuple[str, ...]:
         """Return the entries of a header or pseudo header (`:method`, `:path`, `:authority`, `:scheme`, `host`)."""
