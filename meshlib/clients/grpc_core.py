@@ -55,6 +55,8 @@ class CoreStatus(NamedTuple):
     relay: int
 
 
+_FAILED: Final = "its thread failed"
+
 # One verdict for the process; written under the lock.
 _verdict: list[str] = []
 _verdict_lock = threading.Lock()
@@ -115,6 +117,8 @@ class CorePath:
         self._wake.set()
         if thread is not None and thread is not threading.current_thread():
             thread.join()
+        if not self._text.startswith(_FAILED):
+            self._mode, self._text = "idle", ""
 
     def forget(self) -> None:
         """After a fork, in the child. `close` came before it."""
@@ -143,7 +147,7 @@ class CorePath:
                 self._pause(self._look(monotonic()))
         except Exception:
             _LOG.exception("gRPC's own TLS is not used any more: its thread failed")
-            self._text = "its thread failed; the log says why"
+            self._text = f"{_FAILED}; the log says why"
             self._mode = "relay"
         finally:
             for channels in self._all_channels():
@@ -166,7 +170,6 @@ class CorePath:
             if not _verdict:
                 found = self_test(lambda: self._is_stopping)
                 if found == STOPPED:
-                    self._mode = "idle"
                     return False
                 _verdict.append(found)
                 if found:
@@ -192,8 +195,6 @@ class CorePath:
             ads.close()
         if slots is not None:
             slots.close()
-        if self._mode == "core":
-            self._mode = "idle"
 
     def _look(self, now: float) -> float:
         """Bring what core knows up to date, and hand over what can be; returns how long nothing is to be done."""

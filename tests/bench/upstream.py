@@ -2,7 +2,7 @@
 
 They do as little as a server can, so that what is measured is the client. HTTP/1.1 over asyncio, without a framework, on
 three ports, and one with TLS when a folder has `ca.pem`, `chain.pem` and `key.pem`; gRPC over grpcio, with bytes for
-messages. They end with their standard input.
+messages, with and without TLS. They end with their standard input.
 """
 
 import asyncio
@@ -56,13 +56,21 @@ class Http(asyncio.Protocol):
                 self._transport.write(self._answer)
 
 
-def start_grpc() -> tuple[grpc.Server, int]:
-    handlers = {"Get": grpc.unary_unary_rpc_method_handler(lambda request, context: BODY)}
+def start_grpc(folder: Path | None) -> tuple[grpc.Server, dict[str, int]]:
+    """Start a server of `/bench.Orders/{Get,List}`; with a folder also with mutual TLS."""
+    handlers = {
+        "Get": grpc.unary_unary_rpc_method_handler(lambda request, context: BODY),
+        "List": grpc.unary_stream_rpc_method_handler(lambda request, context: iter([BODY] * int(request))),
+    }
     server = grpc.server(futures.ThreadPoolExecutor(4))
     server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler("bench.Orders", handlers),))
-    port = server.add_insecure_port("127.0.0.1:0")
+    ports = {"grpc": server.add_insecure_port("127.0.0.1:0")}
+    if folder is not None:
+        pair = ((folder / "key.pem").read_bytes(), (folder / "chain.pem").read_bytes())
+        credentials = grpc.ssl_server_credentials([pair], (folder / "ca.pem").read_bytes(), require_client_auth=True)
+        ports["grpc_tls"] = server.add_secure_port("127.0.0.1:0", credentials)
     server.start()
-    return server, port
+    return server, ports
 
 
 def tls_context(folder: Path) -> ssl.SSLContext:
@@ -81,8 +89,8 @@ async def main() -> None:
         secure = await loop.create_server(Http, "127.0.0.1", 0, backlog=512, ssl=tls_context(Path(sys.argv[1])))
         servers.append(secure)
         ports["tls"] = [secure.sockets[0].getsockname()[1]]
-    grpc_server, grpc_port = start_grpc()
-    print(json.dumps({**ports, "grpc": grpc_port}), flush=True)
+    grpc_server, grpc_ports = start_grpc(Path(sys.argv[1]) if sys.argv[1:] else None)
+    print(json.dumps({**ports, **grpc_ports}), flush=True)
     await asyncio.to_thread(sys.stdin.read)
     for server in servers:
         server.close()

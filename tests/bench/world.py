@@ -20,6 +20,7 @@ import meshlib
 HERE = Path(__file__).parent
 SERVICE = "bench"
 SECURE = "bench-tls"
+SECURE_GRPC = "bench-grpc-tls"
 SPIFFE = "spiffe://cluster.local/ns/default/sa/bench"
 
 # The issue of the goals: 3 endpoints, 10 routes, retries, circuit breaker, outlier detection.
@@ -67,14 +68,18 @@ class World:
     http: Where the servers are without the mesh, as `host:port`.
     tls: The same with TLS.
     grpc: The same for gRPC.
+    grpc_tls: The same for gRPC with mutual TLS.
+    xds: Where the management server is.
     envoy: Where an Envoy with the same configuration takes requests; empty: there is none.
-    roots: File of the certificates by which the server with TLS is known.
+    roots: File of the certificates by which the server with TLS is known; beside it `chain.pem` and `key.pem`.
     """
 
     mesh: meshlib.Mesh
     http: str
     tls: str
     grpc: str
+    grpc_tls: str
+    xds: str
     envoy: str
     roots: Path
 
@@ -88,12 +93,12 @@ def configuration(ports: Mapping[str, Any]) -> str:
     return CONFIGURATION.format(service=SERVICE, endpoints="\n".join(endpoints), routes="".join(routes))
 
 
-def secure_service(address: str, authority: Authority, leaf: Leaf) -> list[dict[str, Any]]:
+def secure_service(name: str, address: str, authority: Authority, leaf: Leaf) -> list[dict[str, Any]]:
     """Return a service that is reached over mutual TLS, as native resources."""
     host, _, port = address.rpartition(":")
     types = "type.googleapis.com/envoy"
     manager = f"{types}.extensions.filters.network.http_connection_manager.v3.HttpConnectionManager"
-    route = {"match": {"prefix": "/"}, "route": {"cluster": SECURE, "timeout": "10s"}}
+    route = {"match": {"prefix": "/"}, "route": {"cluster": name, "timeout": "10s"}}
     router = {
         "name": "envoy.filters.http.router",
         "typed_config": {"@type": f"{types}.extensions.filters.http.router.v3.Router"},
@@ -116,14 +121,14 @@ def secure_service(address: str, authority: Authority, leaf: Leaf) -> list[dict[
     return [
         {
             "@type": f"{types}.config.listener.v3.Listener",
-            "name": SECURE,
+            "name": name,
             "api_listener": {
                 "api_listener": {
                     "@type": manager,
-                    "stat_prefix": SECURE,
+                    "stat_prefix": name,
                     "route_config": {
-                        "name": SECURE,
-                        "virtual_hosts": [{"name": SECURE, "domains": ["*"], "routes": [route]}],
+                        "name": name,
+                        "virtual_hosts": [{"name": name, "domains": ["*"], "routes": [route]}],
                     },
                     "http_filters": [router],
                 }
@@ -131,9 +136,9 @@ def secure_service(address: str, authority: Authority, leaf: Leaf) -> list[dict[
         },
         {
             "@type": f"{types}.config.cluster.v3.Cluster",
-            "name": SECURE,
+            "name": name,
             "type": "STATIC",
-            "load_assignment": {"cluster_name": SECURE, "endpoints": [{"lb_endpoints": [endpoint]}]},
+            "load_assignment": {"cluster_name": name, "endpoints": [{"lb_endpoints": [endpoint]}]},
             "transport_socket": {
                 "name": "envoy.transport_sockets.tls",
                 "typed_config": {"@type": context, "common_tls_context": common},
@@ -164,18 +169,23 @@ def world(*, with_envoy: bool) -> Iterator[World]:
             (folder / f"{name}.pem").write_bytes(content)
         _, line = stack.enter_context(process(sys.executable, str(HERE / "upstream.py"), str(folder)))
         ports = json.loads(line)
-        http, tls, grpc = (f"127.0.0.1:{port}" for port in (ports["http"][0], ports["tls"][0], ports["grpc"]))
+        found = (ports["http"][0], ports["tls"][0], ports["grpc"], ports["grpc_tls"])
+        http, tls, grpc, grpc_tls = (f"127.0.0.1:{port}" for port in found)
         (folder / "mesh").mkdir()
         (folder / "mesh" / "bench.yaml").write_text(configuration(ports))
-        for number, resource in enumerate(secure_service(tls, authority, leaf)):
+        secure = (
+            *secure_service(SECURE, tls, authority, leaf),
+            *secure_service(SECURE_GRPC, grpc_tls, authority, leaf),
+        )
+        for number, resource in enumerate(secure):
             (folder / "mesh" / f"tls-{number}.json").write_text(json.dumps(resource))
         command = (sys.executable, "-m", "xds_server", "serve", str(folder / "mesh"), "--listen", "127.0.0.1:0")
         _, line = stack.enter_context(process(*command, "--admin", "127.0.0.1:0", "--log-level", "error"))
         words = dict(word.partition("=")[::2] for word in line.split())
         mesh = stack.enter_context(meshlib.Mesh.connect(words["xds"], node_id="bench", state_dir=""))
-        mesh.wait_ready(SERVICE, f"{SERVICE}:81", SECURE, timeout_s=10)
+        mesh.wait_ready(SERVICE, f"{SERVICE}:81", SECURE, SECURE_GRPC, timeout_s=10)
         envoy = _envoy(stack, words["xds"], folder) if with_envoy else ""
-        yield World(mesh, http, tls, grpc, envoy, folder / "ca.pem")
+        yield World(mesh, http, tls, grpc, grpc_tls, words["xds"], envoy, folder / "ca.pem")
 
 
 def _envoy(stack: ExitStack, server: str, folder: Path) -> str:
