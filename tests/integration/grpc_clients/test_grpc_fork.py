@@ -1,0 +1,66 @@
+"""gRPC's asyncio side in a forked child: `preload` in the parent, event loops in the workers."""
+
+import asyncio
+import os
+import signal
+import time
+from typing import Any
+
+import grpc
+import grpc.aio
+
+from meshlib.clients.grpc_aio import AioMeshChannel
+from meshlib.clients.grpc_sync import MeshChannel
+
+UNARY = "/test.Service/Unary"
+
+
+async def _serve_and_call(mesh: Any) -> list[bytes]:
+    """Call the parent's server and one of our own, which calls the parent's."""
+    async with AioMeshChannel(mesh.source, "xds:///checkout") as channel:
+
+        async def unary(request: bytes, context: Any) -> bytes:
+            response: bytes = await channel.unary_unary(UNARY)(request + b"!", timeout=20)
+            return response
+
+        server = grpc.aio.server()
+        handlers = {"Unary": grpc.unary_unary_rpc_method_handler(unary)}
+        server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler("test.Service", handlers),))
+        port = server.add_insecure_port("127.0.0.1:0")
+        await server.start()
+        async with grpc.aio.insecure_channel(f"127.0.0.1:{port}") as own:
+            found = [await channel.unary_unary(UNARY)(b"a", timeout=20), await own.unary_unary(UNARY)(b"b", timeout=20)]
+        await server.stop(0)
+        return found
+
+
+def test_aio_client_and_server_in_a_child(server: Any, mesh: Any) -> None:
+    """The parent has made calls and keeps its channel; three children run event loops, and the parent goes on."""
+    one = server()
+    mesh.serve(one.address)
+    with MeshChannel(mesh.source, "xds:///checkout") as channel:
+        unary = channel.unary_unary(UNARY)
+        expected = [b"%d a" % one.port, b"%d b!" % one.port]
+        for _ in range(3):
+            assert b"%d x" % one.port == unary(b"x", timeout=20)
+            pid = os.fork()
+            if pid == 0:  # pragma: no cover - the child's coverage is not collected
+                code = 1
+                try:
+                    code = 0 if asyncio.run(_serve_and_call(mesh)) == expected else 2
+                finally:
+                    os._exit(code)
+            assert b"%d x" % one.port == unary(b"x", timeout=20)
+            assert 0 == _exit_code(pid)
+
+
+def _exit_code(pid: int) -> int:
+    give_up = time.monotonic() + 40
+    while time.monotonic() < give_up:
+        done, status = os.waitpid(pid, os.WNOHANG)
+        if done:
+            return os.waitstatus_to_exitcode(status)
+        time.sleep(0.01)
+    os.kill(pid, signal.SIGKILL)
+    os.waitpid(pid, 0)
+    raise AssertionError("the child hangs")
