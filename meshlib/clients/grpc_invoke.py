@@ -147,7 +147,7 @@ class Invoker(Generic[C]):
     def metadata(self, flow: Flow, attempt: Attempt, rpc: Rpc, channel: EndpointChannel[C]) -> Any:
         """Return the metadata of an attempt."""
         sent = attempt.head
-        if rpc.metadata:
+        if rpc.metadata is not None:
             metadata = attempt_metadata(flow.head, sent, rpc.metadata)
         else:
             # Calls without metadata share their heads.
