@@ -196,7 +196,7 @@ def explain(
         if isinstance(action, RouteAction):
             policies.append(_policy(step, route, action, host, target, head))
     found = target.routes.match(head, _NoChance())
-    out = found.rewrite(head) if isinstance(found, RouteMatch) else head
+    out = found.rewrite(found.filtered(head)) if isinstance(found, RouteMatch) else head
     if isinstance(found, RouteMatch) and not shares and found.cluster:
         shares[found.cluster] = (1.0, found.action.high_priority)  # a header of the request names it
     now = mesh.clock()

@@ -58,6 +58,10 @@ class Call(HedgedSteps):
         if isinstance(found, LocalReply):
             return self._answer(found, now)
         self.match = found
+        self.head = found.filtered(head)
+        # Until it goes out: as the fault filter sees it.
+        self._out = head if found.is_fault_first else self.head
+        head = self.head
         plan = self._plan = self.target.plan(found.action, found.retry)
         self._is_asking = has_control_headers(head.headers)
         stream_s = self._take_limits(found, plan)
@@ -190,7 +194,7 @@ class Call(HedgedSteps):
     def _inject(self, policy: FaultPolicy, cluster: str, now: float) -> Step | None:
         """Inject a fault, if this call is to have one; None: go on."""
         faults = self.target.faults
-        decision = decide_fault(policy, self.head, self._rng, active=faults.active, cluster=cluster)
+        decision = decide_fault(policy, self._out, self._rng, active=faults.active, cluster=cluster)
         if decision is NO_FAULT:
             return None
         if not faults.try_acquire(policy.max_active):

@@ -2,14 +2,17 @@
 
 from dataclasses import dataclass
 
-from meshlib.model.headers import HeaderAdd
+from meshlib.model.headers import HeaderAdd, HeaderChange
 from meshlib.model.matcher import Fraction
 
 __all__ = [
     "AdaptiveConcurrency",
     "AdmissionControl",
+    "HeaderFilter",
+    "HeaderFilters",
     "LimitFilter",
     "LimitOverrides",
+    "ListedHeaderFilter",
     "ListedLimit",
     "LocalRateLimit",
     "TokenBucket",
@@ -130,4 +133,33 @@ class ListedLimit:
 
     name: str
     config: LimitFilter | None
+    is_after_fault: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class HeaderFilter:
+    """What a header mutation filter does, by its own configuration or by that of a level: changes, in order."""
+
+    request: tuple[HeaderChange, ...] = ()
+    response: tuple[HeaderChange, ...] = ()
+
+
+HeaderFilters = tuple[tuple[str, HeaderFilter | None], ...]
+"""What a level says about filters, by their names; None: the filter is switched off there."""
+
+
+@dataclass(frozen=True, slots=True)
+class ListedHeaderFilter:
+    """A header mutation filter in the chain of a listener.
+
+    Attributes:
+        is_disabled: Only a level that configures it switches it on.
+        most_specific_wins: The changes of the most specific level come last.
+        is_after_fault: A fault filter comes first, and sees the request as it was.
+    """
+
+    name: str
+    own: HeaderFilter
+    is_disabled: bool = False
+    most_specific_wins: bool = False
     is_after_fault: bool = False

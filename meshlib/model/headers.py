@@ -3,7 +3,9 @@
 from dataclasses import dataclass
 from enum import Enum
 
-__all__ = ["NO_MUTATION", "AppendAction", "HeaderAdd", "HeaderMutation"]
+from meshlib.model.matcher import StringMatcher
+
+__all__ = ["NO_MUTATION", "AppendAction", "HeaderAdd", "HeaderChange", "HeaderMutation"]
 
 
 class AppendAction(Enum):
@@ -39,3 +41,18 @@ class HeaderMutation:
 
 
 NO_MUTATION = HeaderMutation()
+
+
+@dataclass(frozen=True, slots=True)
+class HeaderChange:
+    """One step of a list of changes, each of which sees what the ones before left.
+
+    Attributes:
+        remove: Name of a header to remove; empty: none.
+        remove_if: Headers whose names it fits are removed; None: none.
+        add: What is added; None: nothing.
+    """
+
+    remove: str = ""
+    remove_if: StringMatcher | None = None
+    add: HeaderAdd | None = None

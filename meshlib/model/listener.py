@@ -4,7 +4,7 @@ from dataclasses import dataclass
 
 from meshlib.model.authorization import Rbac
 from meshlib.model.discovery import FilterConfig, ScopedRoutes
-from meshlib.model.filters import ListedLimit
+from meshlib.model.filters import ListedHeaderFilter, ListedLimit
 from meshlib.model.route import FaultPolicy, RouteConfiguration
 from meshlib.model.secret import ServerTls
 from meshlib.model.session import SessionPolicy
@@ -83,6 +83,7 @@ class ClientListener:
     session: SessionPolicy | None = None
     limits: tuple[ListedLimit, ...] = ()
     head_rules: HeadRules = NO_RULES
+    header_filters: tuple[ListedHeaderFilter, ...] = ()
     max_stream_duration_s: float | None = None
     discovered: tuple[DiscoveredFilter, ...] = ()
     on_demand_timeout_s: float | None = None

@@ -4,10 +4,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from meshlib.model.endpoint import NO_METADATA
-from meshlib.model.filters import LimitOverrides
-from meshlib.model.headers import NO_MUTATION, AppendAction, HeaderAdd, HeaderMutation
+from meshlib.model.filters import HeaderFilters, LimitOverrides
+from meshlib.model.headers import NO_MUTATION, AppendAction, HeaderAdd, HeaderChange, HeaderMutation
 from meshlib.model.match_tree import MatchTree
-from meshlib.model.matcher import Fraction, HeaderMatcher, PathMatcher, ProxyCondition, QueryMatcher, StringMatcher
+from meshlib.model.matcher import Fraction, HeaderMatcher, PathMatcher, ProxyCondition, QueryMatcher
 from meshlib.model.retry import HedgePolicy, RetryPolicy
 from meshlib.model.session import MadeCookie, SessionPolicy
 from meshlib.model.subset import MatchCriteria
@@ -104,21 +104,6 @@ class FaultPolicy:
 
 
 @dataclass(frozen=True, slots=True)
-class HeaderChange:
-    """One step of a list of changes, each of which sees what the ones before left.
-
-    Attributes:
-        remove: Name of a header to remove; empty: none.
-        remove_if: Headers whose names it fits are removed; None: none.
-        add: What is added; None: nothing.
-    """
-
-    remove: str = ""
-    remove_if: StringMatcher | None = None
-    add: HeaderAdd | None = None
-
-
-@dataclass(frozen=True, slots=True)
 class SingleCluster:
     name: str
 
@@ -147,6 +132,7 @@ class ClusterWeight:
     host_rewrite: str = ""
     fault: FaultPolicy | None = None
     limits: LimitOverrides = ()
+    header_filters: HeaderFilters = ()
     metadata_match: MatchCriteria | None = None
     session: SessionPolicy | None = None
 
@@ -334,6 +320,7 @@ class Route:
     session: SessionPolicy | None = None
     limits: LimitOverrides = ()
     body_limit: int | None = None
+    header_filters: HeaderFilters = ()
     metadata: Mapping[str, Mapping[str, object]] = field(default_factory=lambda: NO_METADATA, hash=False, repr=False)
 
 
@@ -354,6 +341,7 @@ class VirtualHost:
     fault: FaultPolicy | None = None
     session: SessionPolicy | None = None
     limits: LimitOverrides = ()
+    header_filters: HeaderFilters = ()
     include_attempt_count: bool = False
     include_attempt_count_in_response: bool = False
     include_timeout_retry: bool = False
@@ -383,3 +371,4 @@ class RouteConfiguration:
     session: SessionPolicy | None = None
     has_more_hosts: bool = False
     limits: LimitOverrides = ()
+    header_filters: HeaderFilters = ()

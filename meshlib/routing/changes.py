@@ -6,14 +6,16 @@ Source: Envoy `HeaderMutations`.
 """
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 
 from meshlib.matching import INLINE_REQUEST_HEADERS, INLINE_RESPONSE_HEADERS, compile_string
 from meshlib.model.request import Headers, RequestHead
 from meshlib.model.route import HeaderChange
 from meshlib.routing.format import Facts, Scene
-from meshlib.routing.headers import Entries, HeaderLevel, with_headers
+from meshlib.routing.headers import Entries, HeaderLevel, Mutator, with_headers
+from meshlib.routing.replies import finish_headers
 
-__all__ = ["Changes"]
+__all__ = ["Changes", "Responder"]
 
 _Step = Callable[[Entries, Scene], Entries]
 
@@ -21,15 +23,24 @@ _Step = Callable[[Entries, Scene], Entries]
 class Changes:
     """A list of changes, compiled. Not changed after creation."""
 
-    __slots__ = ("_is_response", "_steps")
+    __slots__ = ("_attempts", "_is_response", "_steps")
 
-    def __init__(self, changes: Sequence[HeaderChange], *, is_response: bool, facts: Facts | None = None) -> None:
+    def __init__(
+        self, changes: Sequence[HeaderChange], *, is_response: bool, facts: Facts | None = None, attempts: int = 0
+    ) -> None:
         """Compile changes.
+
+        Args:
+            changes: In order.
+            is_response: They concern a response.
+            facts: What formats may speak of.
+            attempts: That have been made when a request is changed.
 
         Raises:
             ValueError: A format or regex that is not valid.
         """
         self._is_response = is_response
+        self._attempts = attempts
         inline = INLINE_RESPONSE_HEADERS if is_response else INLINE_REQUEST_HEADERS
         self._steps = tuple(_compile(change, inline, facts or Facts()) for change in changes)
 
@@ -50,9 +61,42 @@ class Changes:
             if self._is_response:
                 scene = Scene(head, now) if about is None else about.with_response(head, now)
             else:
-                scene = Scene(None if head is None else with_headers(head, now), attempts=1)
+                scene = Scene(None if head is None else with_headers(head, now), attempts=self._attempts)
             entries = step(entries, scene)
         return Headers(entries)
+
+
+class Responder:
+    """What happens to the headers of a response: the mutations of the route, then those of filters."""
+
+    __slots__ = ("_changes", "_mutator")
+
+    def __init__(self, mutator: Mutator, changes: Changes) -> None:
+        self._mutator = mutator
+        self._changes = changes
+
+    def __bool__(self) -> bool:
+        return bool(self._mutator) or bool(self._changes)
+
+    def apply(self, headers: Headers, head: RequestHead | None, about: Scene | None = None) -> Headers:
+        """Return the changed headers; arguments as for `Mutator.apply`."""
+        if self._mutator:
+            headers = self._mutator.apply(headers, head, about)
+        return self._changes.apply(headers, head, about) if self._changes else headers
+
+    def local(
+        self, headers: Headers, body: bytes, head: RequestHead, about: Scene, status: int
+    ) -> tuple[tuple[str, str], ...]:
+        """Return the headers of an answer of the mesh itself.
+
+        The route's mutations meet neither the content type that an answer has by default nor its status; filters do.
+        """
+        if self._mutator:
+            headers = self._mutator.apply(headers, head, about)
+        finished = finish_headers(headers, body)
+        if not self._changes:
+            return finished
+        return self._changes.apply(Headers(finished), head, replace(about, status=status)).items
 
 
 def _compile(change: HeaderChange, inline: frozenset[str], facts: Facts) -> _Step:

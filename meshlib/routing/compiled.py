@@ -8,6 +8,7 @@ from typing import assert_never
 
 from meshlib.matching import HeadTest, compile_header, describe_header, parse_int
 from meshlib.model.endpoint import NO_METADATA, Endpoint
+from meshlib.model.filters import HeaderFilter
 from meshlib.model.listener import ClientListener
 from meshlib.model.matcher import Fraction, PathKind
 from meshlib.model.outcome import LocalReply
@@ -31,9 +32,11 @@ from meshlib.model.route import (
 )
 from meshlib.model.session import SessionPolicy
 from meshlib.model.subset import MatchCriteria
+from meshlib.routing.changes import Changes, Responder
 from meshlib.routing.format import Facts, Scene
 from meshlib.routing.hash_policy import CookieMaker, Hash, compile_hash
-from meshlib.routing.headers import Mutator, order_levels, request_mutator, response_mutator
+from meshlib.routing.header_filters import filter_changes
+from meshlib.routing.headers import order_levels, request_mutator, response_mutator, with_headers
 from meshlib.routing.limits import RouteLimit, limits_of
 from meshlib.routing.matchers import (
     compile_path,
@@ -47,7 +50,7 @@ from meshlib.routing.matchers import (
 from meshlib.routing.mirror import pick_mirrors
 from meshlib.routing.prepare import Prepare, compile_prepare
 from meshlib.routing.redirect import compile_direct_response, compile_redirect
-from meshlib.routing.replies import TEXT, cluster_not_found, finish_headers, unusable_action
+from meshlib.routing.replies import TEXT, cluster_not_found, unusable_action
 from meshlib.routing.rewrite import compile_rewrite, rewrite_host
 from meshlib.routing.session import Session, as_session
 
@@ -63,6 +66,7 @@ __all__ = [
 
 Answer = Callable[[RequestHead, int], "RouteMatch | LocalReply"]
 UINT64 = 2**64 - 1
+NO_CHANGES = HeaderFilter()
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -76,6 +80,7 @@ class RouteMatch:
         body_limit: Bytes of a request's body up to which it is repeated; None: no limit.
         metadata: filter_metadata of the route.
         mirrors: Which clusters get a copy of this request.
+        is_fault_first: Faults see the request as it is before filters change its headers.
         makes_cookies: Working out the hash may make a cookie for the caller.
         criteria: Which endpoints, in clusters with subsets; None: the route does not say.
         session: Reads and writes the marks of stateful sessions; None: there are none.
@@ -102,8 +107,18 @@ class RouteMatch:
     siblings: Mapping[str, "RouteMatch"] = field(default_factory=dict, repr=False)
     _levels: tuple[HeaderMutation, ...] = field(default=(), repr=False)
     _rewrite: Callable[[RequestHead], RequestHead] | None = field(default=None, repr=False)
-    _response: Mutator | None = field(default=None, repr=False)
+    _response: Responder | None = field(default=None, repr=False)
+    _unnamed: Responder | None = field(default=None, repr=False)
+    _filter: Changes | None = field(default=None, repr=False)
+    is_fault_first: bool = False
     _hash: Hash | None = field(default=None, repr=False)
+
+    def filtered(self, head: RequestHead) -> RequestHead:
+        """Return the head after the filters that change headers; `head` itself if there are none.
+
+        They come before all that reads headers except the routes: times, retries, mutations of the route.
+        """
+        return head if self._filter is None else with_headers(head, self._filter.apply(head.headers, head))
 
     def rewrite(self, head: RequestHead) -> RequestHead:
         """Return the head as it goes out: header mutations, host and path rewrite. `head` itself if nothing changes."""
@@ -147,8 +162,8 @@ class RouteMatch:
         about = about or Scene(head, flag=reply.flag, details=reply.details)
         # The default content type is what is left when nobody sets one: a mutation does not meet it.
         own = Headers(entry for entry in reply.headers if entry != TEXT)
-        headers = self._response.apply(own, head, about)
-        return replace(reply, headers=finish_headers(headers, b"" if head.is_grpc else reply.body))
+        headers = self._response.local(own, b"" if head.is_grpc else reply.body, head, about, reply.status)
+        return replace(reply, headers=headers)
 
     def cluster_not_found(self, head: RequestHead) -> LocalReply:
         """Return the answer for the case that the cluster does not exist: flag `NC`."""
@@ -156,9 +171,9 @@ class RouteMatch:
         if self._response is None:
             return reply
         # A cluster that does not exist has no name in %UPSTREAM_CLUSTER% either.
-        mutator = response_mutator(self._levels, Facts(self.route_name, metadata=self.metadata))
+        mutator = self._unnamed or self._response
         about = Scene(head, flag=reply.flag, details=reply.details)
-        return replace(reply, headers=finish_headers(mutator.apply(Headers(), head, about), b""))
+        return replace(reply, headers=mutator.local(Headers(), b"", head, about, reply.status))
 
     def hash(self, head: RequestHead, maker: CookieMaker | None = None) -> int | None:
         """Return the request's hash by the route's hash policies, or None.
@@ -344,8 +359,22 @@ class _Builder:
         self.limits.update(found)
         return found
 
-    def response(self, facts: Facts, weight: HeaderMutation | None = None) -> Mutator:
-        return response_mutator(self._levels(weight), facts)
+    def filters(self, weight: ClusterWeight | None) -> HeaderFilter:
+        """Return what header mutation filters do at the route."""
+        if not self.listener.header_filters:
+            return NO_CHANGES
+        levels = [self.route.header_filters, self.host.header_filters, self.routes.header_filters]
+        if weight is not None:
+            levels.insert(0, weight.header_filters)
+        return filter_changes(self.listener.header_filters, levels)
+
+    def response(
+        self, facts: Facts, mutation: HeaderMutation | None = None, weight: ClusterWeight | None = None
+    ) -> Responder:
+        return Responder(
+            response_mutator(self._levels(mutation), facts),
+            Changes(self.filters(weight).response, is_response=True, facts=facts),
+        )
 
     def _prepared(self, rewrite: Prepare | None) -> Prepare | None:
         """Have what the listener does to a request done first."""
@@ -362,7 +391,8 @@ class _Builder:
         first = None if mutation is None else request_mutator([mutation], facts)
         weight_host = "" if weight is None else weight.host_rewrite
         rewrite = self._prepared(compile_rewrite(action, self.route.match.path, request, first, weight_host, facts))
-        response = self.response(facts, mutation)
+        response = self.response(facts, mutation, weight)
+        first_changes = Changes(self.filters(weight).request, is_response=False, facts=facts)
         return RouteMatch(
             cluster=cluster,
             virtual_host=self.host.name,
@@ -383,6 +413,9 @@ class _Builder:
             _levels=self._levels(mutation),
             _rewrite=rewrite,
             _response=response or None,
+            _unnamed=self.response(replace(facts, cluster=""), mutation, weight),
+            _filter=first_changes or None,
+            is_fault_first=any(item.is_after_fault for item in self.listener.header_filters),
             _hash=compile_hash(action.hash_policies) if action.hash_policies else None,
         )
 
@@ -485,7 +518,7 @@ def _local(build: _Builder, action: Redirect | DirectResponse | NonForwarding) -
             def nowhere(head: RequestHead, stream_id: int) -> LocalReply:
                 reply = unusable_action(head, flag="NC", status=503, details="cluster_not_found")
                 about = Scene(head, flag=reply.flag, details=reply.details)
-                return replace(reply, headers=finish_headers(mutator.apply(Headers(), head, about), reply.body))
+                return replace(reply, headers=mutator.local(Headers(), reply.body, head, about, reply.status))
 
             return nowhere
         case _:

@@ -57,4 +57,4 @@ def _shadow(host: str) -> str:
 @lru_cache(maxsize=256)
 def _compiled(changes: tuple[HeaderChange, ...]) -> Changes:
     """Policies are values of the configuration, and few."""
-    return Changes(changes, is_response=False)
+    return Changes(changes, is_response=False, attempts=1)

@@ -9,9 +9,9 @@ from meshlib.model.matcher import PathMatcher
 from meshlib.model.outcome import LocalReply
 from meshlib.model.request import Headers, RequestHead
 from meshlib.model.route import DirectResponse, Redirect
+from meshlib.routing.changes import Responder
 from meshlib.routing.format import Scene
-from meshlib.routing.headers import Mutator
-from meshlib.routing.replies import finish_headers, unusable_action
+from meshlib.routing.replies import unusable_action
 from meshlib.routing.rewrite import compile_path_rewrite, with_path
 
 __all__ = ["compile_direct_response", "compile_location", "compile_redirect", "https_redirect"]
@@ -61,15 +61,16 @@ def compile_location(redirect: Redirect, matcher: PathMatcher) -> Callable[[Requ
     return location
 
 
-def _reply(head: RequestHead, status: int, headers: list[tuple[str, str]], body: bytes, mutator: Mutator) -> LocalReply:
-    changed = mutator.apply(Headers(headers), head, Scene(head, details=DETAILS)) if mutator else Headers(headers)
-    finished = finish_headers(changed, body)
+def _reply(
+    head: RequestHead, status: int, headers: list[tuple[str, str]], body: bytes, mutator: Responder
+) -> LocalReply:
+    finished = mutator.local(Headers(headers), body, head, Scene(head, details=DETAILS), status)
     if head.method == "HEAD" and body:
         return LocalReply(status, "", DETAILS, b"", (*finished, ("content-length", str(len(body)))))
     return LocalReply(status, "", DETAILS, b"" if status in BODILESS else body, finished)
 
 
-def compile_redirect(redirect: Redirect, matcher: PathMatcher, mutator: Mutator) -> Answer:
+def compile_redirect(redirect: Redirect, matcher: PathMatcher, mutator: Responder) -> Answer:
     """Compile a redirect; a gRPC call cannot follow one and fails.
 
     Args:
@@ -99,7 +100,7 @@ def https_redirect(head: RequestHead) -> LocalReply:
     return LocalReply(301, "", DETAILS, b"", (("location", location),))
 
 
-def compile_direct_response(response: DirectResponse, mutator: Mutator) -> Answer:
+def compile_direct_response(response: DirectResponse, mutator: Responder) -> Answer:
     """Compile a direct response; a gRPC call fails with UNAVAILABLE (gRPC has no such action).
 
     Args:

@@ -8,6 +8,7 @@ from meshlib.model.matcher import Fraction
 from meshlib.model.route import FaultAbort, FaultDelay, FaultPolicy, FaultRateLimit
 from meshlib.protos import message_class
 from meshlib.xds.decode_common import any_type, cover, duration, join, unpack, wrapped
+from meshlib.xds.decode_header_filter import HEADER_FILTER_OVERRIDE
 from meshlib.xds.decode_limits import LIMIT_TYPES
 from meshlib.xds.decode_matcher import fraction, header_matchers
 from meshlib.xds.decode_session import SESSION_OVERRIDE_TYPE
@@ -111,8 +112,8 @@ def fault_override(configs: Mapping[str, Any], path: str, problems: Problems) ->
             result = fault_policy(message, place, problems)
         elif kind == RBAC_OVERRIDE_TYPE or (is_disabled and not kind and "rbac" in name):
             problems.error(place, "an override of authorization is not supported")
-        elif kind in LIMIT_TYPES or (is_disabled and not kind):
-            pass  # `limit_overrides` reads them
+        elif kind in LIMIT_TYPES or kind == HEADER_FILTER_OVERRIDE or (is_disabled and not kind):
+            pass  # `limit_overrides` and `header_filter_overrides` read them
         elif is_optional or is_disabled or _is_known(kind):
             problems.unused(place)
         else:

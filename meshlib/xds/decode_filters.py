@@ -5,12 +5,13 @@ from typing import Any, Final
 
 from meshlib.model.authorization import Rbac
 from meshlib.model.discovery import FilterConfig
-from meshlib.model.filters import ListedLimit
+from meshlib.model.filters import ListedHeaderFilter, ListedLimit
 from meshlib.model.listener import DiscoveredFilter
 from meshlib.model.route import FaultPolicy
 from meshlib.model.session import SessionPolicy
 from meshlib.xds.decode_common import any_type, cover, duration, is_discovered_by_ads, join, unpack
 from meshlib.xds.decode_fault import FAULT_TYPE, fault_policy
+from meshlib.xds.decode_header_filter import HEADER_FILTER_TYPE, header_filter
 from meshlib.xds.decode_limits import LIMIT_TYPES, limit_filter
 from meshlib.xds.decode_rbac import RBAC_TYPE, decode_rbac
 from meshlib.xds.decode_session import SESSION_TYPE, session_policy
@@ -46,6 +47,7 @@ class FilterChain:
     session: SessionPolicy | None = None
     discovered: tuple[DiscoveredFilter, ...] = ()
     on_demand_timeout_s: float | None = None
+    header_filters: tuple[ListedHeaderFilter, ...] = ()
 
 
 def decode_filters(filters: Any, path: str, problems: Problems, *, is_server: bool) -> FilterChain:
@@ -66,6 +68,7 @@ def decode_filters(filters: Any, path: str, problems: Problems, *, is_server: bo
     on_demand_s: float | None = None
     has_session, session = False, None
     limits: list[ListedLimit] = []
+    header_filters: list[ListedHeaderFilter] = []
     names: set[str] = set()
     routers = []
     for index, item in enumerate(filters):
@@ -114,6 +117,9 @@ def decode_filters(filters: Any, path: str, problems: Problems, *, is_server: bo
             if message is not None:
                 policy = session_policy(message, config_path, problems)
                 session = None if item.disabled else policy
+        elif kind == HEADER_FILTER_TYPE and not is_server:
+            header_changes = header_filter(item, config_path, problems, is_after_fault=has_fault)
+            header_filters += [] if header_changes is None else [header_changes]
         elif kind in LIMIT_TYPES and not is_server:
             limit = limit_filter(kind, item.typed_config, config_path, problems)
             if limit is not None:
@@ -134,7 +140,15 @@ def decode_filters(filters: Any, path: str, problems: Problems, *, is_server: bo
     if routers != [len(filters) - 1]:
         problems.error(path, _router_fault(routers, len(filters)))
     return FilterChain(
-        has_fault, fault, tuple(limits), tuple(rbac), has_session, session, tuple(discovered), on_demand_s
+        has_fault,
+        fault,
+        tuple(limits),
+        tuple(rbac),
+        has_session,
+        session,
+        tuple(discovered),
+        on_demand_s,
+        tuple(header_filters),
     )
 
 

@@ -99,6 +99,7 @@ def _client_listener(message: Any, path: str, problems: Problems) -> ClientListe
         has_session_filter=filters.has_session,
         session=filters.session,
         limits=filters.limits,
+        header_filters=filters.header_filters,
         head_rules=_head_rules(manager, message, place, problems),
         max_stream_duration_s=duration(
             manager.common_http_protocol_options,

@@ -19,6 +19,7 @@ from meshlib.model.route import (
 )
 from meshlib.xds.decode_common import cover, inline_data, is_discovered_by_ads, join, metadata, wrapped
 from meshlib.xds.decode_fault import fault_override
+from meshlib.xds.decode_header_filter import header_filter_overrides
 from meshlib.xds.decode_headers import MUTATION_FIELDS, header_mutation
 from meshlib.xds.decode_limits import limit_overrides
 from meshlib.xds.decode_match_tree import match_tree
@@ -162,6 +163,9 @@ def decode_route_configuration(message: Any, path: str, problems: Problems) -> R
         session=session_override(message.typed_per_filter_config, join(path, "typed_per_filter_config"), problems),
         has_more_hosts=message.HasField("vhds"),
         limits=limit_overrides(message.typed_per_filter_config, join(path, "typed_per_filter_config"), problems),
+        header_filters=header_filter_overrides(
+            message.typed_per_filter_config, join(path, "typed_per_filter_config"), problems
+        ),
     )
 
 
@@ -235,6 +239,9 @@ def _virtual_host(message: Any, path: str, problems: Problems, above: _Above) ->
         fault=fault_override(message.typed_per_filter_config, join(path, "typed_per_filter_config"), problems),
         session=session_override(message.typed_per_filter_config, join(path, "typed_per_filter_config"), problems),
         limits=limit_overrides(message.typed_per_filter_config, join(path, "typed_per_filter_config"), problems),
+        header_filters=header_filter_overrides(
+            message.typed_per_filter_config, join(path, "typed_per_filter_config"), problems
+        ),
         include_attempt_count=message.include_request_attempt_count,
         include_attempt_count_in_response=message.include_attempt_count_in_response,
         include_timeout_retry=message.include_is_timeout_retry_header,
@@ -275,6 +282,7 @@ def _route(message: Any, path: str, problems: Problems, above: _Above) -> Route:
         session=session_override(message.typed_per_filter_config, filters, problems),
         limits=limit_overrides(message.typed_per_filter_config, filters, problems),
         body_limit=_body_limit(message, above),
+        header_filters=header_filter_overrides(message.typed_per_filter_config, filters, problems),
         metadata=metadata(message.metadata),
     )
 

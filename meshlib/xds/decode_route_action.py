@@ -17,8 +17,10 @@ from meshlib.substitution import check_format
 from meshlib.xds.decode_common import any_type, cover, duration, join, unpack_extension, wrapped
 from meshlib.xds.decode_fault import fault_override
 from meshlib.xds.decode_hash_policy import hash_policies
+from meshlib.xds.decode_header_filter import header_filter_overrides
 from meshlib.xds.decode_headers import MUTATION_FIELDS, header_changes, header_mutation
 from meshlib.xds.decode_internal_redirect import internal_redirect
+from meshlib.xds.decode_limits import limit_overrides
 from meshlib.xds.decode_matcher import regex_rewrite, runtime_fraction
 from meshlib.xds.decode_retry import hedge_policy, retry_policy
 from meshlib.xds.decode_session import session_override
@@ -316,4 +318,8 @@ def _cluster_weight(message: Any, path: str, problems: Problems) -> ClusterWeigh
         fault=fault_override(message.typed_per_filter_config, join(path, "typed_per_filter_config"), problems),
         metadata_match=match_criteria(message, path, problems),
         session=session_override(message.typed_per_filter_config, join(path, "typed_per_filter_config"), problems),
+        limits=limit_overrides(message.typed_per_filter_config, join(path, "typed_per_filter_config"), problems),
+        header_filters=header_filter_overrides(
+            message.typed_per_filter_config, join(path, "typed_per_filter_config"), problems
+        ),
     )

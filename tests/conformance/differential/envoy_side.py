@@ -11,7 +11,7 @@ from peers.processes import poll
 from peers.upstreams import LOOPBACK, HttpUpstream, Step
 
 from differential.decision import Decision, Outcome, Refusal, comparable
-from differential.generate import TYPE, Json, Request
+from differential.generate import HEADER_FILTER, TYPE, Json, Request
 
 UPSTREAM_HEADERS = (("x-up", "1"), ("x-set", "up"), ("content-type", "application/json"))
 ENDPOINT_HOSTNAME = "endpoint.host"
@@ -146,6 +146,7 @@ class EnvoySide:
     def _bootstrap(self, port: int) -> Json:
         filters = [
             _filter("envoy.filters.http.fault", "envoy.extensions.filters.http.fault.v3.HTTPFault"),
+            _filter(HEADER_FILTER, "envoy.extensions.filters.http.header_mutation.v3.HeaderMutation", mutations={}),
             _filter("envoy.filters.http.router", "envoy.extensions.filters.http.router.v3.Router"),
         ]
         log = {
@@ -185,8 +186,8 @@ _SOON_S = 0.002
 _LOG_SOON = ("--file-flush-interval-msec", "10", "--file-flush-min-size-kb", "1")
 
 
-def _filter(name: str, kind: str) -> Json:
-    return {"name": name, "typed_config": {"@type": TYPE + kind}}
+def _filter(name: str, kind: str, **fields: Any) -> Json:
+    return {"name": name, "typed_config": {"@type": TYPE + kind, **fields}}
 
 
 def _decision(request: Request, answer: dict[str, Any], logged: dict[str, Any]) -> Decision:

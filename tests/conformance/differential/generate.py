@@ -14,6 +14,7 @@ T = TypeVar("T")
 
 TYPE = "type.googleapis.com/"
 FAULT_FILTER = "envoy.filters.http.fault"
+HEADER_FILTER = "envoy.filters.http.header_mutation"
 FAULT_HEADERS = {
     "x-envoy-fault-abort-request": ("503", "200", "599", "600", "199", "x", "+418"),
     "x-envoy-fault-abort-grpc-request": ("5", "0", "x"),
@@ -115,6 +116,7 @@ class Generator:
         self._layer = layer
         # For gRPC calls pseudo headers cannot be matched, and repeated ones are joined: see DIFFERENCES.md.
         self._for_grpc = self._maybe(0.25)
+        self._has_filters = self._maybe(0.3)
 
     def _pick(self, items: Sequence[T]) -> T:
         return self._random.choice(items)
@@ -231,8 +233,9 @@ class Generator:
         if self._maybe(0.3):
             result["metadata"] = {"filter_metadata": {"ns": {"k": self._pick(("v", 1.5, True, [1, "a"], {"b": None}))}}}
         # A gRPC call that a route answers by itself never gets to a filter: see DIFFERENCES.md.
-        if ("route" in result or not self._for_grpc) and self._maybe(0.3):
-            result["typed_per_filter_config"] = {FAULT_FILTER: self._fault()}
+        # Nor does a fault before such an answer meet header filters.
+        if ("route" in result or not (self._for_grpc or self._has_filters)) and self._maybe(0.3):
+            result.setdefault("typed_per_filter_config", {})[FAULT_FILTER] = self._fault()
         return result
 
     def _match(self) -> Json:
@@ -416,9 +419,29 @@ class Generator:
             result["request_headers_to_remove"] = [self._pick(("x-1", "x-2", "x-set", "accept"))]
         if self._maybe(chance):
             result["response_headers_to_add"] = self._some(self._addition, 1, 2)
+        if self._has_filters and self._maybe(chance):
+            result["typed_per_filter_config"] = {HEADER_FILTER: self._header_filter()}
         if self._maybe(chance / 2):
             result["response_headers_to_remove"] = [self._pick(("x-set", "content-type", "x-up"))]
         return result
+
+    def _header_filter(self) -> Json:
+        if self._maybe(0.15):
+            return {"@type": TYPE + "envoy.config.route.v3.FilterConfig", "disabled": True, "config": {}}
+
+        def change() -> Json:
+            kind = self._random.random()
+            if kind < 0.25:
+                return {"remove": self._pick(("x-1", "x-2", "x-set", "x-up", "accept"))}
+            if kind < 0.4:
+                return {"remove_on_match": {"key_matcher": {"prefix": self._pick(("x-n", "x-se", "x-u"))}}}
+            return {"append": self._addition()}
+
+        mutations = {
+            name: self._some(change, 1, 2) for name in ("request_mutations", "response_mutations") if self._maybe(0.7)
+        }
+        kind = TYPE + "envoy.extensions.filters.http.header_mutation.v3.HeaderMutationPerRoute"
+        return {"@type": kind, "mutations": mutations}
 
     def _addition(self) -> Json:
         name = self._pick(("x-set", "x-1", "x-2", "X-New", "accept", "user-agent", "location", "content-type"))

@@ -10,6 +10,7 @@ from differential.envoy_side import ENDPOINT_ADDRESS, ENDPOINT_HOSTNAME, UPSTREA
 from differential.generate import CLUSTERS, Json, Request
 from meshlib.matching import INLINE_REQUEST_HEADERS
 from meshlib.model.endpoint import Endpoint
+from meshlib.model.filters import HeaderFilter, ListedHeaderFilter
 from meshlib.model.listener import ClientListener
 from meshlib.model.outcome import LocalReply
 from meshlib.model.request import Headers, RequestHead
@@ -20,6 +21,9 @@ from meshlib.routing.compiled import FaultedReply
 from meshlib.routing.format import Scene
 from meshlib.xds.decode import decode_resource
 from meshlib.xds.resources import RDS
+
+HEADER_FILTER = ListedHeaderFilter("envoy.filters.http.header_mutation", HeaderFilter(), is_after_fault=True)
+"""As the bootstrap of Envoy's side has it."""
 
 
 def refusal(configuration: Json) -> Refusal | None:
@@ -45,7 +49,9 @@ def _table(configuration: Json) -> RouteTable | Refusal:
     routes = decoded.value
     assert isinstance(routes, RouteConfiguration)
     try:
-        return RouteTable(ClientListener("listener", routes, has_fault_filter=True), routes)
+        return RouteTable(
+            ClientListener("listener", routes, has_fault_filter=True, header_filters=(HEADER_FILTER,)), routes
+        )
     except ValueError as error:
         return Refusal(f"decoded, but not compiled: {error}")
 
@@ -66,6 +72,7 @@ def _decide(table: RouteTable, request: Request) -> Decision:
     fault = decide_fault(found.fault, head, rng, cluster=found.cluster)
     if fault.abort is not None:
         return _local(found.local_reply(fault.abort, head), found.route_name, head)
+    head = found.filtered(head)
     if found.cluster not in CLUSTERS:
         return _local(found.cluster_not_found(head), found.route_name, head)
     return _forwarded(found, head)

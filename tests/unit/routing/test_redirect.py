@@ -4,15 +4,17 @@ from meshlib.model.matcher import PathKind, PathMatcher
 from meshlib.model.outcome import LocalReply
 from meshlib.model.request import Headers, RequestHead
 from meshlib.model.route import AppendAction, DirectResponse, HeaderAdd, HeaderMutation, Redirect, RegexRewrite
+from meshlib.routing.changes import Changes, Responder
 from meshlib.routing.format import Facts
-from meshlib.routing.headers import Mutator, response_mutator
+from meshlib.routing.headers import response_mutator
 from meshlib.routing.redirect import compile_direct_response, compile_location, compile_redirect
 
 PREFIX = PathMatcher(PathKind.PREFIX, "/old")
 
 
-def mutator(*adds: HeaderAdd) -> Mutator:
-    return response_mutator([HeaderMutation(response_add=adds)], Facts())
+def mutator(*adds: HeaderAdd) -> Responder:
+    route = response_mutator([HeaderMutation(response_add=adds)], Facts())
+    return Responder(route, Changes((), is_response=True))
 
 
 def request(

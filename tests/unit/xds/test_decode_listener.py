@@ -245,3 +245,17 @@ def test_harmless_options_of_a_server_listener(decode_server):
     )
     assert decoded.errors == ()
     assert set(decoded.unused) == {"traffic_direction", "use_original_dst"}
+
+
+def test_the_header_mutation_filter(decode_client, http_filter):
+    append = {"append": {"header": {"key": "X-A", "value": "1"}}}
+    config = {"mutations": {"request_mutations": [append, {"remove": "X-B"}]}}
+    listener = value_of(decode_client(http_filter("header_mutation.v3.HeaderMutation", **config)))
+    (listed,) = listener.header_filters
+    assert [(change.remove, change.add and change.add.name) for change in listed.own.request] == [
+        ("", "x-a"),
+        ("x-b", None),
+    ]
+    trailers = {"mutations": {"response_trailers_mutations": [append]}}
+    decoded = decode_client(http_filter("header_mutation.v3.HeaderMutation", **trailers))
+    assert "response_trailers_mutations: is not supported" in decoded.errors[0]
