@@ -17,6 +17,7 @@ __all__ = [
     "ControlPlaneConnected",
     "ControlPlaneLost",
     "Event",
+    "HealthChecked",
     "Hook",
     "HostEjected",
     "HostUnejected",
@@ -137,6 +138,26 @@ class HostUnejected:
 
 
 @dataclass(frozen=True, slots=True)
+class HealthChecked:
+    """An active health check ended in a way that is worth telling. The words are those of Envoy's event log.
+
+    Attributes:
+        change: `eject_unhealthy`, `add_healthy`, `health_check_failure`, `successful_health_check`,
+            `degraded_healthy_host` or `no_longer_degraded_host`.
+        failure: `ACTIVE`, `PASSIVE`, `NETWORK` or `NETWORK_TIMEOUT`; empty: it passed.
+        reason: For people; empty: it passed.
+        is_first: It was the endpoint's first check.
+    """
+
+    cluster: str
+    endpoint: Endpoint
+    change: str
+    failure: str
+    reason: str
+    is_first: bool
+
+
+@dataclass(frozen=True, slots=True)
 class ResourceAccepted:
     """A resource was taken over."""
 
@@ -210,6 +231,7 @@ Event = (
     | RequestServed
     | HostEjected
     | HostUnejected
+    | HealthChecked
     | ResourceAccepted
     | ResourceRejected
     | ControlPlaneConnected

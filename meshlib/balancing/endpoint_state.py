@@ -37,6 +37,10 @@ class EndpointState:
         address: `host:port`; fixed at creation.
         endpoint: The newest configuration; swapped by updates, one assignment.
         is_ejected: Outlier detection took it out; written by the cluster only.
+        is_failed: It does not pass its health checks, or has not been checked yet; written by the cluster only, like
+            the next two.
+        is_marked_degraded: Its health checks say that others are to be preferred.
+        is_held_out: It asked not to be counted, or waits for its first check where new endpoints do.
         active: Attempts in flight; guarded by the cluster's lock.
         load: None: nobody wants to know. Guarded by the cluster's lock.
         healthy_since: When it first was healthy, or became so again by a health check; None: not yet. For slow start.
@@ -56,6 +60,9 @@ class EndpointState:
         "endpoint",
         "healthy_since",
         "is_ejected",
+        "is_failed",
+        "is_held_out",
+        "is_marked_degraded",
         "is_selected",
         "latency",
         "load",
@@ -67,6 +74,9 @@ class EndpointState:
         self.address = endpoint.address
         self.endpoint = endpoint
         self.is_ejected = False
+        self.is_failed = False
+        self.is_marked_degraded = False
+        self.is_held_out = False
         self.active = 0
         self.load: LoadCount | None = None
         self.healthy_since: float | None = None
@@ -77,23 +87,31 @@ class EndpointState:
 
     @property
     def is_healthy(self) -> bool:
-        """EDS says UNKNOWN or HEALTHY, and it is not ejected (an unhealthy flag wins over degraded)."""
-        return not self.is_ejected and self.endpoint.health in _HEALTHY
+        """EDS says UNKNOWN or HEALTHY, it is not ejected, and passes its checks without being marked degraded."""
+        if self.is_ejected or self.is_failed or self.is_marked_degraded:
+            return False
+        return self.endpoint.health in _HEALTHY
 
     @property
     def is_degraded(self) -> bool:
-        """EDS says DEGRADED, and it is not ejected: used when the healthy ones cannot take all."""
-        return not self.is_ejected and self.endpoint.health is HealthStatus.DEGRADED
+        """EDS or a check says so: used when the healthy ones cannot take all. An unhealthy flag wins over degraded."""
+        if self.is_ejected or self.is_failed:
+            return False
+        health = self.endpoint.health
+        return health is HealthStatus.DEGRADED or (self.is_marked_degraded and health in _HEALTHY)
 
     @property
     def is_excluded(self) -> bool:
-        """EDS says DRAINING: it does not count as a host, but is used in panic."""
-        return self.endpoint.health is HealthStatus.DRAINING
+        """EDS says DRAINING, or a check: it does not count as a host, but is used in panic."""
+        return self.is_held_out or self.endpoint.health is HealthStatus.DRAINING
 
     @property
     def status(self) -> HealthStatus:
         """All that is known put into one word, as Envoy does for `override_host_status`."""
-        return HealthStatus.UNHEALTHY if self.is_ejected else self.endpoint.health
+        health = self.endpoint.health
+        if self.is_ejected or self.is_failed:
+            return HealthStatus.UNHEALTHY
+        return HealthStatus.DEGRADED if self.is_marked_degraded and health in _HEALTHY else health
 
     def __repr__(self) -> str:
-        return f"EndpointState({self.address}, active={self.active}{', ejected' if self.is_ejected else ''})"
+        return f"EndpointState({self.address}, active={self.active}{', ejected' if self.is_ejected else ''}{', failed' if self.is_failed else ''})"

@@ -27,6 +27,7 @@ from meshlib.model.outcome import Failure, FailureKind, LocalReply, Outcome, Res
 from meshlib.model.request import Headers
 from meshlib.model.route import FaultPolicy
 from meshlib.resilience.deadline import parse_ms
+from meshlib.resilience.health_check import IMMEDIATE_FAILURE
 from meshlib.resilience.retry import NO_RETRIES
 from meshlib.routing.compiled import FaultedReply
 from meshlib.routing.fault import NO_FAULT, decide_fault
@@ -110,6 +111,8 @@ class Call(HedgedSteps):
         assert state is not None and cluster is not None
         if isinstance(outcome, Failure) and outcome.kind is FailureKind.OVERFLOW:
             return self._overflowed(state.endpoint, outcome, now)
+        if cluster.checks is not None and isinstance(outcome, Response) and IMMEDIATE_FAILURE in outcome.headers:
+            cluster.fail_at_once(state)
         began_at, number = self._attempt_at, len(self._tried)
         if self._has_session:
             self._answered_at = now

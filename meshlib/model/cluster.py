@@ -4,6 +4,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from meshlib.model.endpoint import NO_METADATA, ClusterLoadAssignment, HealthStatus
+from meshlib.model.health import HealthCheck
 from meshlib.model.lb_policy import (
     ClientSideWeightedRoundRobin,
     CustomPolicy,
@@ -106,6 +107,7 @@ class OutlierDetection:
 
     Attributes:
         success_rate_stdev_factor: In thousandths.
+        check_unejects: A passing active health check brings an endpoint back at once.
     """
 
     consecutive_5xx: int = 5
@@ -131,6 +133,7 @@ class OutlierDetection:
     failure_percentage_request_volume: int = 50
     enforcing_failure_percentage: int = 0
     enforcing_failure_percentage_local_origin: int = 0
+    check_unejects: bool = True
 
 
 @dataclass(frozen=True, slots=True)
@@ -189,6 +192,9 @@ class Cluster:
         override_statuses: Endpoints of stateful sessions are used while they are one of these; None: the resource does
             not say.
         subsets: None: requests choose among all endpoints, whatever their criteria.
+        health_check: None: endpoints are not checked.
+        counts_new_hosts: An endpoint counts before its first check, as one that is out.
+        keeps_passing_hosts: An endpoint that the resource names no more stays while it passes its checks.
         authority_names: None: TLS takes nothing from requests.
     """
 
@@ -212,4 +218,7 @@ class Cluster:
     subsets: SubsetConfig | None = None
     authority_names: AuthorityNames | None = None
     override_statuses: frozenset[HealthStatus] | None = None
+    health_check: HealthCheck | None = None
+    counts_new_hosts: bool = True
+    keeps_passing_hosts: bool = True
     metadata: Mapping[str, Mapping[str, object]] = field(default_factory=lambda: NO_METADATA, hash=False, repr=False)

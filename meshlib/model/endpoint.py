@@ -6,6 +6,8 @@ from enum import Enum
 from types import MappingProxyType
 from typing import Any
 
+from meshlib.model.health import CheckTarget
+
 __all__ = [
     "NO_METADATA",
     "ClusterLoadAssignment",
@@ -47,6 +49,7 @@ class Endpoint:
         weight: At least 1.
         metadata: filter_metadata by filter name.
         hostname: For `auto_host_rewrite`, or empty.
+        check: How its health is checked, where that is different from the cluster's other endpoints.
     """
 
     address: str
@@ -54,6 +57,7 @@ class Endpoint:
     health: HealthStatus = HealthStatus.UNKNOWN
     hostname: str = ""
     metadata: Mapping[str, Mapping[str, Any]] = field(default_factory=lambda: NO_METADATA, hash=False, repr=False)
+    check: CheckTarget | None = None
 
     @property
     def host(self) -> str:

@@ -252,6 +252,22 @@ class OutlierDetector:
     def _time_s(self, host: _Host) -> float:
         return min(self.config.base_ejection_time_s * host.multiplier, self._max_s()) + host.jitter_s
 
+    def uneject(self, address: str, now: float) -> bool:
+        """Bring a host back before its time: an active health check has passed. False: it is not out."""
+        host = self._hosts.get(address)
+        with self._lock:
+            if host is None or host.ejected_at is None or not self.config.check_unejects:
+                return False
+            self._bring_back(host, now)
+            return True
+
+    def _bring_back(self, host: _Host, now: float) -> None:
+        """The lock is held."""
+        host.ejected_at = None
+        host.unejected_at = now
+        host.consecutive_5xx = host.consecutive_gateway = host.consecutive_local = 0
+        self.ejections_active -= 1
+
     def sweep(self, now: float, rng: Rng) -> "tuple[Unejection | Ejection, ...]":
         """Close the interval when it is over: bring back hosts whose time is over, take out those that compare badly.
 
@@ -270,10 +286,7 @@ class OutlierDetector:
             changes: list[Unejection | Ejection] = []
             for address, host in self._hosts.items():
                 if host.ejected_at is not None and now - host.ejected_at >= self._time_s(host):
-                    host.ejected_at = None
-                    host.unejected_at = now
-                    host.consecutive_5xx = host.consecutive_gateway = host.consecutive_local = 0
-                    self.ejections_active -= 1
+                    self._bring_back(host, now)
                     changes.append(Unejection(address))
             changes += self._compare(now, rng)
             for host in self._hosts.values():

@@ -20,6 +20,7 @@ from meshlib.runtime import fork
 from meshlib.runtime.context import HANDED_ON, names_to_hand_on, remaining_s
 from meshlib.runtime.control import ControlPlane
 from meshlib.runtime.exit import close_at_exit
+from meshlib.runtime.health_checks import HealthCheckRunner
 from meshlib.runtime.pauses import TurnTaking
 from meshlib.runtime.server_link import OpenStream
 from meshlib.runtime.state_store import StateStore, default_directory
@@ -96,6 +97,9 @@ class MeshEngine:
         self._names: dict[str, str] = {}
         self._waiters = Waiters()
         self._parked: list[None] = []
+        self._health = HealthCheckRunner(
+            lambda: self._view, clock=self.clock, rng=self.rng, emit=self.emit, changed=self.changed
+        )
 
     # Life.
 
@@ -125,12 +129,14 @@ class MeshEngine:
             self._is_closed = False
             control.start()
             self._is_dormant = False
+        self._health.step()
 
     def close(self) -> None:
         """End the stream and the thread, and write the copy on disk. Safe to call twice."""
         with self._lock:
             control = self._control
             self._is_closed = self._is_dormant = True
+        self._health.close()
         if control is not None:
             control.close()
         self._waiters.notify()
@@ -276,6 +282,7 @@ class MeshEngine:
             pause=self._pause,
             safety=self._safety,
         )
+        self._health.step()
 
     def tick(self, now: float) -> None:
         """Do periodic work. Called by the control thread."""
@@ -290,6 +297,7 @@ class MeshEngine:
 
     def before_fork(self) -> None:
         """Stand still. Called by the fork hooks."""
+        self._health.close()
         if self._control is not None:
             self._control.before_fork()
 
@@ -297,11 +305,14 @@ class MeshEngine:
         """Go on. Called by the fork hooks."""
         if self._control is not None:
             self._control.after_fork_in_parent()
+        if not self._is_dormant:
+            self._health.step()
 
     def after_fork_in_child(self) -> None:
         """Start again on first use. Called by the fork hooks."""
         self._lock = threading.Lock()
         self._waiters = Waiters()
+        self._health.after_fork_in_child()
         self._parked = []
         self._is_dormant = True
         self._needs_rebuild = True
@@ -371,7 +382,7 @@ class MeshEngine:
 
     def _ready(self, name: str) -> TargetView | None:
         found = self._view.targets.get(name)
-        return None if isinstance(found, ConfigFault) else found
+        return None if isinstance(found, ConfigFault) or found is None or found.is_warming else found
 
     def _usable(self, name: str) -> TargetView | None:
         found = self._view.targets.get(name)
@@ -379,7 +390,7 @@ class MeshEngine:
             if found.is_absent:
                 raise RoutingError(found.message, flag="NR", resource=name)
             raise UnavailableError(found.message, resource=name)
-        return found
+        return None if found is not None and found.warming and found.is_warming else found
 
     def _subscribe(self, authority: str, timeout_s: float | None, *, keep: bool = False) -> tuple[str, float]:
         control = self._running()

@@ -11,6 +11,7 @@ from meshlib.model.snapshot import ClusterConfig, ConfigFault, InboundConfig, Sn
 from meshlib.ports import Pause, Rng, no_pause
 from meshlib.view.cluster_state import AggregateState, ClusterState
 from meshlib.view.target import TargetView
+from meshlib.xds.follow import clusters_of
 from meshlib.xds.load_report import ClusterLoad
 
 __all__ = ["View", "build_view"]
@@ -126,6 +127,16 @@ def _link_leaves(clusters: Mapping[str, ClusterState | ConfigFault]) -> None:
                 state.leaves = found
 
 
+def _warming(config: TargetConfig, clusters: Mapping[str, ClusterState | ConfigFault]) -> tuple[ClusterState, ...]:
+    """Return the clusters of a target whose endpoints have not all had their first health check."""
+    found: list[ClusterState] = []
+    for name in clusters_of(config.routes):
+        state = clusters.get(name)
+        if isinstance(state, ClusterState):
+            found += state.leaves if isinstance(state, AggregateState) else (state,)
+    return tuple([state for state in found if state.checks is not None and state.checks.is_warming])
+
+
 def _build_target(
     name: str,
     config: TargetConfig | ConfigFault,
@@ -138,8 +149,10 @@ def _build_target(
     old = previous if isinstance(previous, TargetView) else None
     if old is not None and old.clusters is clusters and (old.config is config or old.config == config):
         return old
+    # Who uses it already goes on; in panic, if need be.
+    warming = () if old is not None and not old.is_warming else _warming(config, clusters)
     try:
-        return TargetView(name, config, clusters, previous=old, wall_offset_s=wall_offset_s)
+        return TargetView(name, config, clusters, warming=warming, previous=old, wall_offset_s=wall_offset_s)
     except ValueError as error:
         # The decoders refuse what cannot be compiled; a snapshot from elsewhere must not take the other targets down.
         return ConfigFault(f"RouteConfiguration: {config.routes.name}", f"target {name!r} cannot be used: {error}")

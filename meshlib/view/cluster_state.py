@@ -13,6 +13,7 @@ from meshlib.balancing.picker import Picker
 from meshlib.events import Event, HostEjected, HostUnejected
 from meshlib.model.cluster import AuthorityNames, DnsDiscovery, EdsDiscovery
 from meshlib.model.endpoint import Endpoint, HealthStatus, Locality
+from meshlib.model.health import HealthCheck
 from meshlib.model.outcome import Outcome, Response
 from meshlib.model.request import RequestHead
 from meshlib.model.retry import DEFAULT_SAFETY, Safety
@@ -22,7 +23,9 @@ from meshlib.ports import Lock, Pause, Rng, no_pause
 from meshlib.resilience.budget import RetryAccount
 from meshlib.resilience.circuit_breaker import CircuitBreaker
 from meshlib.resilience.classify import failure_code, http_code
+from meshlib.resilience.health_check import CheckResult, CheckTurn
 from meshlib.resilience.outlier import Ejection, OutlierDetector, Unejection
+from meshlib.view.health import HealthChecks
 from meshlib.view.learning import Learner, make_learner
 from meshlib.xds.load_report import ClusterLoad
 
@@ -33,6 +36,9 @@ GRPC_STATUSES: Final = frozenset({HealthStatus.UNKNOWN, HealthStatus.HEALTHY})
 GRPC_KNOWN: Final = GRPC_STATUSES | {HealthStatus.DRAINING}
 HTTP_STATUSES: Final = GRPC_STATUSES | {HealthStatus.DEGRADED}
 """Which endpoints keep their sessions when a cluster does not say: the defaults of gRPC (A55) and of Envoy."""
+
+MAX_KEPT: Final = 4096
+"""Endpoints that are kept though the resource names them no more."""
 
 PAUSE_EVERY: Final = 256
 """Endpoints: about 0.2 ms."""
@@ -51,6 +57,7 @@ class ClusterState:
         breaker: Limits and counts of requests of the default priority.
         high_breaker: Of routes with high priority.
         outlier: None: the cluster has no outlier detection.
+        checks: None: the cluster has no active health checks.
         drops: Shares of requests that EDS asks to drop.
         safety: Of the process; fixed at creation.
         attempts: So far; guarded by the lock.
@@ -62,6 +69,8 @@ class ClusterState:
 
     __slots__ = (
         "_generation",
+        "_given",
+        "_kept",
         "_lock",
         "_named",
         "_retry_pickers",
@@ -69,6 +78,7 @@ class ClusterState:
         "account",
         "attempts",
         "breaker",
+        "checks",
         "config",
         "drops",
         "high_breaker",
@@ -108,6 +118,8 @@ class ClusterState:
         self.learner: Learner | None = None
         self.states: Mapping[str, EndpointState] = {}
         self._retry_pickers: tuple[Picker | None, dict[frozenset[int], Picker | None]] = (None, {})
+        self.checks: HealthChecks | None = None
+        self._kept: frozenset[str] = frozenset()
         self._configure(config, now)
 
     def __repr__(self) -> str:
@@ -115,10 +127,12 @@ class ClusterState:
 
     def update(self, config: ClusterConfig, now: float, pause: Pause = no_pause) -> None:
         """Take over a configuration; equal ones change nothing. Endpoints that stay keep their state."""
-        if config is not self.config and config != self.config:
+        if config is not self._given and config != self._given:
             self._configure(config, now, pause)
 
     def _configure(self, config: ClusterConfig, now: float, pause: Pause = no_pause) -> None:
+        self._given = config
+        config = self._with_passing(config)
         cluster, old = config.cluster, self.states
         self.memory.now = now
         states: dict[str, EndpointState] = {}
@@ -134,8 +148,6 @@ class ClusterState:
                     state = EndpointState(endpoint)
                 elif state.endpoint is not endpoint:
                     state.endpoint = endpoint
-                if state.healthy_since is None and state.is_healthy:
-                    state.healthy_since = now
                 states[address] = state
         self.breaker.limits = cluster.circuit_breakers
         self.high_breaker.limits = cluster.high_priority_circuit_breakers
@@ -151,6 +163,10 @@ class ClusterState:
         with self._lock:
             self.load = load
             self._count_load(config, states)
+            self._follow_checks(config, states, old)
+            for state in states.values():
+                if state.healthy_since is None and state.is_healthy:
+                    state.healthy_since = now
             if outlier is not None or had_outlier:
                 for address, state in states.items():
                     state.is_ejected = outlier is not None and outlier.is_ejected(address)
@@ -168,6 +184,96 @@ class ClusterState:
         self.learner = make_learner(cluster.lb_policy, self.memory, self._lock, load)
         pause()
         self._rebuild(pause)
+
+    def _with_passing(self, config: ClusterConfig) -> ClusterConfig:
+        """Return a configuration with the endpoints that it leaves out and that still pass their checks.
+
+        Discovery may be wrong about a host that is well: in Envoy it stays until it fails a check.
+        """
+        self._kept = frozenset()
+        cluster = config.cluster
+        if self.checks is None or cluster.health_check is None or not cluster.keeps_passing_hosts:
+            return config
+        named = {endpoint.address for group in config.assignment.localities for endpoint in group.endpoints}
+        groups = {(group.priority, group.locality): group for group in config.assignment.localities}
+        kept = 0
+        for group in self.config.assignment.localities:
+            left = tuple([one for one in group.endpoints if one.address not in named and self._stays(one)])
+            if left and kept < MAX_KEPT:
+                kept += len(left)
+                key = (group.priority, group.locality)
+                into = groups.get(key) or replace(group, endpoints=())
+                groups[key] = replace(into, endpoints=(*into.endpoints, *left))
+                self._kept |= {endpoint.address for endpoint in left}
+        if not self._kept:
+            return config
+        return replace(config, assignment=replace(config.assignment, localities=tuple(groups.values())))
+
+    def _stays(self, endpoint: Endpoint) -> bool:
+        state = self.states.get(endpoint.address)
+        return (
+            state is not None
+            and not state.is_failed
+            and HealthChecks.concerns(endpoint)
+            and endpoint.health in (HealthStatus.UNKNOWN, HealthStatus.HEALTHY, HealthStatus.DEGRADED)
+        )
+
+    def _follow_checks(
+        self, config: ClusterConfig, states: Mapping[str, EndpointState], old: Mapping[str, EndpointState]
+    ) -> None:
+        """Have the endpoints checked that are to be; the lock is held."""
+        cluster = config.cluster
+        if cluster.health_check is None:
+            if self.checks is not None:
+                self.checks = None
+                for state in states.values():
+                    state.is_failed = state.is_marked_degraded = state.is_held_out = False
+            return
+        if self.checks is None:
+            self.checks = HealthChecks(cluster.health_check, self._lock)
+        self.checks.follow(cluster.health_check, states, old, counts=cluster.counts_new_hosts)
+
+    def check_ended(self, state: EndpointState, result: CheckResult, now: float, rng: Rng) -> CheckTurn | None:
+        """Take in what a health check came to.
+
+        Returns:
+            When to check again, and what happened; None: not at all.
+        """
+        unejected = False
+        with self._lock:
+            checks = self.checks
+            if checks is None or self.states.get(state.address) is not state:
+                return None
+            was_healthy = state.is_healthy
+            turn = checks.ended(state, result, rng, has_traffic=self.attempts > 0)
+            if turn is None:
+                return None
+            if state.is_healthy and not was_healthy:
+                state.healthy_since = now  # slow start begins anew
+            if turn.is_news:
+                self._generation += 1
+        if result.failure is None and not state.is_failed and state.is_ejected:
+            unejected = self.outlier is not None and self.outlier.uneject(state.address, now) and self._follow(state)
+        if turn.is_news or unejected:
+            self.memory.now = now
+            self._rebuild()
+        return turn
+
+    def fail_at_once(self, state: EndpointState) -> None:
+        """An answer asked for no more requests (`x-envoy-immediate-health-check-fail`): heard where there are checks."""
+        with self._lock:
+            if self.checks is None or not self.checks.fail_at_once(state):
+                return
+            self._generation += 1
+        self._rebuild()
+
+    def tls_for_check(self, endpoint: Endpoint, config: HealthCheck) -> ClientTls | None:
+        """Return how a health check reaches an endpoint; None: plaintext."""
+        if config.socket_match is None:
+            tls = self.tls_for(endpoint)
+        else:
+            tls = self._tls_matching(dict(config.socket_match), endpoint)
+        return replace(tls, alpn=config.alpn) if tls is not None and config.alpn else tls
 
     def _in_flight(self) -> int:
         return self.breaker.active + self.high_breaker.active
@@ -246,15 +352,19 @@ class ClusterState:
             return known[endpoint.address]
         except KeyError:
             metadata = endpoint.metadata.get("envoy.transport_socket_match", {})
-            tls = cluster.tls
-            for entry in cluster.socket_matches:
-                if all(key in metadata and metadata[key] == value for key, value in entry.match):
-                    tls = entry.tls
-                    break
-            if tls is not None and tls.sni_source is SniSource.HOSTNAME and endpoint.hostname:
-                tls = replace(tls, sni=endpoint.hostname)
-            known[endpoint.address] = tls
+            known[endpoint.address] = tls = self._tls_matching(metadata, endpoint)
             return tls
+
+    def _tls_matching(self, metadata: Mapping[str, object], endpoint: Endpoint) -> ClientTls | None:
+        cluster = self.config.cluster
+        tls = cluster.tls
+        for entry in cluster.socket_matches:
+            if all(key in metadata and metadata[key] == value for key, value in entry.match):
+                tls = entry.tls
+                break
+        if tls is not None and tls.sni_source is SniSource.HOSTNAME and endpoint.hostname:
+            tls = replace(tls, sni=endpoint.hostname)
+        return tls
 
     def tls_for_request(self, tls: ClientTls, names: AuthorityNames, head: RequestHead) -> ClientTls:
         """Return how to reach an endpoint for a request whose authority TLS takes names from.
@@ -371,6 +481,8 @@ class ClusterState:
     def sweep(self, now: float, rng: Rng) -> tuple[Event, ...]:
         """Do the periodic work of outlier detection when it is due."""
         self.memory.now = now
+        if self._kept and any(state.is_failed for address in self._kept if (state := self.states.get(address))):
+            self._configure(self._given, now)
         outlier = self.outlier
         changes = () if outlier is None else outlier.sweep(now, rng)
         if not changes:

@@ -125,6 +125,7 @@ class TargetView:
         "name",
         "routes",
         "wall_offset_s",
+        "warming",
     )
 
     faults: ActiveFaults
@@ -136,12 +137,14 @@ class TargetView:
         config: TargetConfig,
         clusters: Mapping[str, ClusterState | ConfigFault],
         *,
+        warming: "tuple[ClusterState, ...]" = (),
         previous: "TargetView | None" = None,
         wall_offset_s: float = 0.0,
     ) -> None:
         """Make the view of a target.
 
         Args:
+            warming: Clusters to wait for, as `is_warming` says.
             previous: Its route table is taken over when the configuration is the same.
             wall_offset_s: As for `build_view`.
 
@@ -151,6 +154,7 @@ class TargetView:
         self.name = name
         self.config = config
         self.clusters = clusters
+        self.warming = warming
         self.wall_offset_s = wall_offset_s
         self.max_stream_duration_s = config.listener.max_stream_duration_s
         self.faults = ActiveFaults() if previous is None else previous.faults
@@ -193,6 +197,15 @@ class TargetView:
         found = self._limiters.get(key)
         # Two threads may both be first: the first entry counts.
         return self._limiters.setdefault(key, _make_limiter(limit.config, now)) if found is None else found
+
+    @property
+    def is_warming(self) -> bool:
+        """The target is new, and not all endpoints of its clusters have had their first health check."""
+        if self.warming:
+            self.warming = tuple(
+                [state for state in self.warming if state.checks is not None and state.checks.is_warming]
+            )
+        return bool(self.warming)
 
     def client_id(self, rng: Rng) -> int:
         """Return the 64 bits by which this client is known in the cookies that it makes; the same over all updates."""

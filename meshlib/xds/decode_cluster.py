@@ -30,6 +30,7 @@ from meshlib.xds.decode_common import (
     wrapped,
 )
 from meshlib.xds.decode_endpoint import decode_assignment
+from meshlib.xds.decode_health_check import health_check
 from meshlib.xds.decode_matcher import percent
 from meshlib.xds.decode_tls import client_socket
 from meshlib.xds.problems import Problems
@@ -57,6 +58,8 @@ _USED: Final = frozenset(
         "metadata",
         "lrs_server",
         "lrs_report_endpoint_metrics",
+        "health_checks",
+        "ignore_health_on_host_removal",
         # Read by decode_balancing.
         "lb_policy",
         "load_balancing_policy",
@@ -90,9 +93,7 @@ _HARMLESS: Final = frozenset(
         "connection_pool_per_downstream_connection",
         "cleanup_interval",
         "wait_for_warm_on_init",
-        # About active health checks, which are refused.
-        "close_connections_on_host_health_failure",
-        "ignore_health_on_host_removal",
+        "close_connections_on_host_health_failure",  # an endpoint that is out gets no requests; its connections idle
     }
 )
 _DNS_USED: Final = frozenset({"dns_refresh_rate"})
@@ -135,9 +136,9 @@ _OUTLIER_USED: Final = frozenset(
         "max_ejection_time",
         "max_ejection_time_jitter",
         "always_eject_one_host",
+        "successful_active_health_check_uneject_host",
     }
 )
-_OUTLIER_HARMLESS: Final = frozenset({"successful_active_health_check_uneject_host"})  # health checks are refused
 _THRESHOLDS_USED: Final = frozenset(
     {"priority", "max_connections", "max_pending_requests", "max_requests", "max_retries", "retry_budget"}
 )
@@ -188,6 +189,9 @@ def decode_cluster(message: Any, path: str, problems: Problems) -> Cluster:
         subsets=balancing.subsets,
         authority_names=_authority_names(protocol.authority_names, tls, matches, path, problems),
         override_statuses=override_statuses(message.common_lb_config),
+        health_check=health_check(message, path, problems),
+        counts_new_hosts=not message.common_lb_config.ignore_new_hosts_until_first_hc,
+        keeps_passing_hosts=not message.ignore_health_on_host_removal,
         metadata=metadata(message.metadata),
     )
 
@@ -323,7 +327,7 @@ def _thresholds(message: Any, path: str, problems: Problems) -> CircuitBreakers:
 
 
 def _outlier_detection(message: Any, path: str, problems: Problems) -> OutlierDetection:
-    cover(message, path, problems, used=_OUTLIER_USED, harmless=_OUTLIER_HARMLESS)
+    cover(message, path, problems, used=_OUTLIER_USED, harmless=frozenset())
     given: dict[str, Any] = {name: value for name in _OUTLIER_INTEGERS if (value := wrapped(message, name)) is not None}
     for name in ("interval", "base_ejection_time", "max_ejection_time_jitter"):
         if (seconds := duration(message, name, path, problems)) is not None:
@@ -337,4 +341,5 @@ def _outlier_detection(message: Any, path: str, problems: Problems) -> OutlierDe
         max_ejection_time_s=max(DEFAULT_MAX_EJECTION_S, base_s) if max_s is None else max_s,
         split_external_local_origin_errors=message.split_external_local_origin_errors,
         always_eject_one_host=bool(wrapped(message, "always_eject_one_host")),
+        check_unejects=wrapped(message, "successful_active_health_check_uneject_host") is not False,
     )

@@ -20,7 +20,6 @@ STRICT_DNS: Final = 1
 _COMMON_HARMLESS: Final = frozenset(
     {
         "update_merge_window",  # a view is made of a whole update anyway
-        "ignore_new_hosts_until_first_hc",  # about active health checks, which are refused
         "close_connections_on_host_set_change",
     }
 )
@@ -47,7 +46,7 @@ def decode_balancing(message: Any, path: str, problems: Problems, *, is_aggregat
     """
     common, place = message.common_lb_config, join(path, "common_lb_config")
     used = {"healthy_panic_threshold", "locality_weighted_lb_config", "zone_aware_lb_config"}
-    used |= {"consistent_hashing_lb_config", "override_host_status"}
+    used |= {"consistent_hashing_lb_config", "override_host_status", "ignore_new_hosts_until_first_hc"}
     cover(common, place, problems, used=frozenset(used), harmless=_COMMON_HARMLESS)
     check_zone_aware(common, place, problems)
     subsets = _subsets(message, path, problems)

@@ -19,8 +19,10 @@ from meshlib.model.endpoint import (
     Locality,
     LocalityEndpoints,
 )
+from meshlib.model.health import CheckTarget
 from meshlib.ports import Pause, no_pause
 from meshlib.xds.decode_common import cover, is_discovered_by_ads, join, metadata
+from meshlib.xds.decode_health_check import check_target
 from meshlib.xds.decode_matcher import fraction
 from meshlib.xds.names import is_collection, normal
 from meshlib.xds.problems import Problems
@@ -52,9 +54,9 @@ _LOCALITY_USED: Final = frozenset(
 )
 _LOCALITY_HARMLESS: Final = frozenset({"proximity"})
 _ENDPOINT_FIELDS: Final = frozenset({"endpoint", "health_status", "metadata", "load_balancing_weight"})
-_HOST_USED: Final = frozenset({"address", "hostname"})
+_HOST_USED: Final = frozenset({"address", "hostname", "health_check_config"})
 # Other addresses of the same endpoint are tried when the first cannot be connected to; the first one serves.
-_HOST_HARMLESS: Final = frozenset({"health_check_config", "additional_addresses"})
+_HOST_HARMLESS: Final = frozenset({"additional_addresses"})
 _SOCKET_USED: Final = frozenset({"protocol", "address", "port_value"})
 _SOCKET_HARMLESS: Final = frozenset({"ipv4_compat"})
 
@@ -143,6 +145,7 @@ def decode_member(message: Any, path: str, problems: Problems) -> Endpoint:
         health=_HEALTH.get(message.health_status, HealthStatus.UNKNOWN),
         hostname=message.endpoint.hostname,
         metadata=metadata(message.metadata),
+        check=_check_target(message.endpoint, join(path, "endpoint"), problems, allow_names=False),
     )
 
 
@@ -238,12 +241,13 @@ def _endpoints(
             place = f"{path}.lb_endpoints[{index}]"
             address = _check_endpoint(message, place, problems, allow_names)
             health = health or HealthStatus.UNKNOWN
+        check = _check_target(host, f"{path}.lb_endpoints[{index}].endpoint", problems, allow_names)
         if seen is not None:
             if address in seen:
                 problems.unused(f"{path}.lb_endpoints[{index}]", f"{address} is there already")
                 continue
             seen.add(address)
-        append(Endpoint(address, weight, health, host.hostname, data))
+        append(Endpoint(address, weight, health, host.hostname, data, check))
 
 
 def _fast_address(message: Any) -> str | None:
@@ -271,6 +275,16 @@ def _check_endpoint(message: Any, path: str, problems: Problems, allow_names: bo
     place = join(path, "endpoint")
     cover(message.endpoint, place, problems, used=_HOST_USED, harmless=_HOST_HARMLESS)
     return socket_address(message.endpoint.address, join(place, "address"), problems, allow_names=allow_names)
+
+
+def _check_target(host: Any, path: str, problems: Problems, allow_names: bool) -> CheckTarget | None:
+    if not host.HasField("health_check_config"):
+        return None
+    place = join(path, "health_check_config")
+    config, address = host.health_check_config, ""
+    if config.HasField("address"):
+        address = socket_address(config.address, join(place, "address"), problems, allow_names=allow_names)
+    return check_target(config, place, problems, address)
 
 
 def _check_sums(

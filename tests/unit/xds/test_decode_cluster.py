@@ -54,7 +54,7 @@ def test_an_eds_cluster_with_a_service_name(decode_cluster):
         ({"type": "ORIGINAL_DST"}, "type"),
         ({"type": "LOGICAL_DNS"}, "load_assignment"),
         ({"connect_timeout": "0s"}, "connect_timeout"),
-        ({"health_checks": [{}]}, "health_checks"),
+        ({"health_checks": [{}]}, "health_checks[0].health_checker"),
         ({"transport_socket_matcher": {}}, "transport_socket_matcher"),
         ({"upstream_bind_config": {}}, "upstream_bind_config"),
         ({"lb_policy": "CLUSTER_PROVIDED"}, "lb_policy"),

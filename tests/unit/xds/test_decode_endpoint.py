@@ -214,7 +214,6 @@ def test_harmless_fields_are_reported(assignment):
     assert set(decoded.unused) == {
         "endpoints[0].proximity",
         "endpoints[0].metadata",
-        f"{E0}.endpoint.health_check_config",
         f"{E0}.endpoint.additional_addresses",
     }
 

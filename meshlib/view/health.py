@@ -1,0 +1,100 @@
+"""The active health checks of one cluster: what is known of each endpoint, and what that changes."""
+
+from collections.abc import Mapping
+
+from meshlib.balancing.endpoint_state import EndpointState
+from meshlib.model.endpoint import Endpoint
+from meshlib.model.health import HealthCheck
+from meshlib.ports import Lock, Rng
+from meshlib.resilience.health_check import CheckResult, CheckTurn, EndpointCheck
+
+__all__ = ["HealthChecks"]
+
+
+class HealthChecks:
+    """Any thread may ask and report; the cluster's lock guards it.
+
+    Attributes:
+        config: Swapped by updates, one assignment.
+        is_warming: There are endpoints without a first result, and there have been from the cluster's beginning on.
+    """
+
+    __slots__ = ("_checks", "_lock", "config", "is_warming")
+
+    def __init__(self, config: HealthCheck, lock: Lock) -> None:
+        self.config = config
+        self._lock = lock
+        self._checks: dict[str, EndpointCheck] = {}
+        self.is_warming = True
+
+    @staticmethod
+    def concerns(endpoint: Endpoint) -> bool:
+        """Whether an endpoint is checked at all."""
+        return endpoint.check is None or not endpoint.check.is_off
+
+    def follow(
+        self,
+        config: HealthCheck,
+        states: Mapping[str, EndpointState],
+        old: Mapping[str, EndpointState],
+        *,
+        counts: bool,
+    ) -> None:
+        """Take over the configuration and the endpoints; those that stay keep what is known of them. The lock is held.
+
+        Args:
+            old: Those before. One that was not checked until now goes on as it is until its first result.
+            counts: An endpoint counts before its first result, as one that is out.
+        """
+        self.config = config
+        before, self._checks = self._checks, {}
+        for address, state in states.items():
+            if not self.concerns(state.endpoint):
+                state.is_failed = state.is_marked_degraded = state.is_held_out = False
+                continue
+            check = before.get(address)
+            if check is None:
+                check = EndpointCheck(waits=not counts and address not in old)
+                check.is_failed = address not in old
+            self._checks[address] = check
+            _show(check, state)
+        self._end_warming()
+
+    def _end_warming(self) -> None:
+        if self.is_warming:
+            self.is_warming = any(check.is_first for check in self._checks.values())
+
+    @property
+    def addresses(self) -> frozenset[str]:
+        """Of the endpoints that are checked."""
+        with self._lock:
+            return frozenset(self._checks)
+
+    def first_wait_s(self, rng: Rng) -> float:
+        """Return how long to wait before an endpoint's first check."""
+        jitter_s = self.config.initial_jitter_s
+        return rng.random() * jitter_s if jitter_s else 0.0
+
+    def ended(self, state: EndpointState, result: CheckResult, rng: Rng, *, has_traffic: bool) -> CheckTurn | None:
+        """Take in what a check came to; None: the endpoint is gone, or not checked any more. The lock is held."""
+        check = self._checks.get(state.address)
+        if check is None:
+            return None
+        turn = check.ended(result, self.config, rng, has_traffic=has_traffic)
+        _show(check, state)
+        self._end_warming()
+        return turn
+
+    def fail_at_once(self, state: EndpointState) -> bool:
+        """An answer to a request asked for no more of them; True: that is news. The lock is held."""
+        check = self._checks.get(state.address)
+        if check is None or not check.fail_at_once():
+            return False
+        _show(check, state)
+        return True
+
+
+def _show(check: EndpointCheck, state: EndpointState) -> None:
+    state.is_failed = check.is_failed
+    state.is_marked_degraded = check.is_degraded
+    state.is_held_out = check.is_excluded
