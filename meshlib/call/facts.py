@@ -116,6 +116,11 @@ class CallFacts:
         return ends_at if self.deadline is None else min(ends_at, self.deadline)
 
     @property
+    def has_session(self) -> bool:
+        """The call takes part in a stateful session."""
+        return self._has_session
+
+    @property
     def idle_s(self) -> float | None:
         """How long nothing may come of a response, in seconds (the route's `idle_timeout`); None: no limit."""
         return None if self.match is None else self.match.action.idle_timeout_s or None

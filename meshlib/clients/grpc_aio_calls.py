@@ -8,7 +8,7 @@ import grpc
 import grpc.aio
 
 from meshlib.call import Attempt
-from meshlib.clients.grpc_aio_rpc import AioRpc
+from meshlib.clients.grpc_aio_rpc import AioRpc, metadata_of
 from meshlib.clients.grpc_common import OK, STARTED
 from meshlib.clients.grpc_flow import Flow
 from meshlib.clients.grpc_replay import AioReplay
@@ -129,7 +129,8 @@ class _StreamResponse(AioRpc):
                     # Its first message is still to come; a retry would bring other metadata.
                     assert self._flow is not None
                     self._flow.commit()
-                    return metadata
+                    marked: grpc.aio.Metadata = self._flow.marked(metadata, metadata_of)
+                    return marked
                 await self._driven()
         return await super().initial_metadata()
 

@@ -28,7 +28,7 @@ from meshlib.errors import IdentityError, MeshError
 from meshlib.model.outcome import Failure, FailureKind, Outcome
 from meshlib.view import TargetView
 
-__all__ = ["AioRpc"]
+__all__ = ["AioRpc", "metadata_of"]
 
 
 class AioRpc:
@@ -392,7 +392,7 @@ class AioRpc:
     async def initial_metadata(self) -> grpc.aio.Metadata:
         final = await self._final()
         found: grpc.aio.Metadata = grpc.aio.Metadata() if final is None else await final.initial_metadata()
-        return found
+        return found if self._flow is None else self._flow.marked(found, metadata_of)
 
     async def trailing_metadata(self) -> grpc.aio.Metadata:
         final = await self._final()
@@ -483,6 +483,11 @@ def _status_of(native: Any) -> grpc.aio.AioRpcError:
         details=_now(native.details()),
         debug_error_string=_now(native.debug_error_string()),
     )
+
+
+def metadata_of(pairs: Any) -> grpc.aio.Metadata:
+    """Return metadata of pairs."""
+    return grpc.aio.Metadata(*pairs)
 
 
 def _now(answer: Coroutine[Any, Any, Any]) -> Any:

@@ -14,7 +14,7 @@ from meshlib.clients.grpc_errors import CallInfo, Refusal, refusal_of_failure, r
 from meshlib.clients.source import MeshSource
 from meshlib.clients.tracing import begin_call
 from meshlib.errors import MeshError
-from meshlib.model.outcome import Failure, FailureKind, LocalReply, Outcome, Response
+from meshlib.model.outcome import NO_HEADERS, Failure, FailureKind, LocalReply, Outcome, Response
 from meshlib.model.request import RequestHead
 from meshlib.view import TargetView
 
@@ -123,6 +123,17 @@ class Flow:
         """Return what errors of this call carry."""
         call = self.call
         return CallInfo(call.cluster_name, call.endpoints, call.attempts, call.flag)
+
+    def marked(self, metadata: Any, make: Callable[..., Any] = tuple) -> Any:
+        """Return initial metadata with the mark of a stateful session, if there is a new one (A55).
+
+        Args:
+            make: Makes metadata of pairs.
+        """
+        if not self.call.has_session:
+            return metadata
+        added = self.call.session_headers(NO_HEADERS).items
+        return make((*(metadata or ()), *added)) if added else metadata
 
     def refusal(self, done: Done) -> Refusal | None:
         """Return why the mesh ends the call; None: the answer is the server's."""

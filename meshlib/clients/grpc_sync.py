@@ -19,6 +19,7 @@ from meshlib.clients.grpc_channels import channels_of
 from meshlib.clients.grpc_common import OK, HeadMaker, parse_target, split_options
 from meshlib.clients.grpc_errors import MeshRpcError
 from meshlib.clients.grpc_invoke import Method, Rpc, SyncInvoker
+from meshlib.clients.grpc_marked import marked_call
 from meshlib.clients.grpc_race import race_unary
 from meshlib.clients.grpc_replay import Replay
 from meshlib.clients.grpc_sync_future import MeshFuture
@@ -272,7 +273,7 @@ class _Multicallable:
                         flow.finished(OK, now)
                         flow.learn(call.trailing_metadata, now)
                         flow.close(now, 0)
-                        return response, call
+                        return response, marked_call(call, flow)
                     finally:
                         invoker.release(channel)
                     if replay is not None and replay.is_committed:

@@ -232,7 +232,8 @@ class MeshFuture(grpc.Call, AnyFuture):
         return self._native if error is None else error
 
     def initial_metadata(self) -> Any:
-        return self._final().initial_metadata()
+        metadata = self._final().initial_metadata()
+        return metadata if self._flow is None else self._flow.marked(metadata)
 
     def trailing_metadata(self) -> Any:
         return self._final().trailing_metadata()

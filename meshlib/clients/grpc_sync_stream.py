@@ -309,7 +309,8 @@ class MeshStream(grpc.Call):
                         break
                 self._advance(lease)
         final = self._native if self._error is None else self._error
-        return final.initial_metadata()
+        metadata = final.initial_metadata()
+        return metadata if lease is None else lease.flow.marked(metadata)
 
     def trailing_metadata(self) -> Any:
         return self._final().trailing_metadata()
