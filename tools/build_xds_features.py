@@ -454,7 +454,10 @@ IN_PART: Mapping[tuple[str, str], str] = {
         "CircuitBreakers.Thresholds",
         "max_pending_requests",
     ): "over HTTP/1.1; with HTTP/2 and gRPC it has no effect (A32)",
-    ("Cluster.CommonLbConfig", "zone_aware_lb_config"): "refused with `fail_traffic_on_panic`",
+    (
+        "Cluster.CommonLbConfig",
+        "zone_aware_lb_config",
+    ): "`fail_traffic_on_panic`; zone aware routing itself is off, as in an Envoy without a local cluster",
     **{
         (message, "slow_start_config"): "with a window"
         for message in ("RoundRobin", "LeastRequest", "ClientSideWeightedRoundRobin")

@@ -231,7 +231,8 @@ def _by_turns(
     ):
         if panicking:
             if healthy + degraded:
-                sources.append((healthy + degraded, _host_picker(policy, priority.states, memory)))
+                everybody = _NOBODY if config.cluster.fails_on_panic else _host_picker(policy, priority.states, memory)
+                sources.append((healthy + degraded, everybody))
             continue
         if healthy:
             sources.append((healthy, source(priority, lambda state: state.is_healthy)))

@@ -100,7 +100,8 @@ class Http1Pool:
         breaker = self._key.breaker
         if not self._has_room(connections):
             return False
-        if breaker is not None and not breaker.try_connect(is_first=not self._permits):
+        of_host = self._permits
+        if breaker is not None and not breaker.try_connect(is_first=not of_host, of_host=of_host):
             return False
         with self._lock:
             if self._has_room(connections):
@@ -169,9 +170,9 @@ class Http1Pool:
                     return turn
                 if self._free is not None:
                     self._free -= 1
-                is_first = not self._permits
+                of_host = self._permits
                 self._permits += 1
-            if breaker is None or breaker.try_connect(is_first=is_first):
+            if breaker is None or breaker.try_connect(is_first=not of_host, of_host=of_host):
                 return None
             with self._lock:
                 self._permits -= 1

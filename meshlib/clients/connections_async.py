@@ -110,7 +110,10 @@ class AsyncHttp1Pool:
 
     def _may_open(self, breaker: CircuitBreaker | None) -> bool:
         """Take a place with a permit to open a connection, if they are to be had."""
-        if self._free == 0 or (breaker is not None and not breaker.try_connect(is_first=not self._permits)):
+        if self._free == 0:
+            return False
+        of_host = self._permits
+        if breaker is not None and not breaker.try_connect(is_first=not of_host, of_host=of_host):
             return False
         if self._free is not None:
             self._free -= 1

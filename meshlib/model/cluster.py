@@ -90,6 +90,7 @@ class CircuitBreakers:
     """Thresholds of one priority. Envoy's defaults: 1024 each, and 3 retries.
 
     Attributes:
+        max_connections_per_host: Open to one endpoint (`per_host_thresholds`); None: no limit.
         retry_budget_percent: When given, retries are limited to this share of active requests instead of `max_retries`.
     """
 
@@ -97,6 +98,7 @@ class CircuitBreakers:
     max_pending_requests: int = 1024
     max_requests: int = 1024
     max_retries: int = 3
+    max_connections_per_host: int | None = None
     retry_budget_percent: float | None = None
     min_retry_concurrency: int = 3
 
@@ -182,6 +184,7 @@ class Cluster:
         connect_timeout_s: Envoy's default is 5 s.
         tls: For endpoints that no `socket_matches` entry takes.
         panic_threshold_percent: `healthy_panic_threshold`; Envoy's default is 50; 0: no panic.
+        fails_on_panic: A priority in panic takes no requests, instead of giving them to all its hosts.
         locality_weighted: Locality weights are honoured.
         http2: The endpoints are spoken to over HTTP/2.
         max_requests_per_connection: None: no limit.
@@ -208,6 +211,7 @@ class Cluster:
     tls: ClientTls | None = None
     socket_matches: tuple[TransportSocketMatch, ...] = ()
     panic_threshold_percent: float = 50.0
+    fails_on_panic: bool = False
     locality_weighted: bool = False
     http2: bool = False
     max_requests_per_connection: int | None = None

@@ -83,17 +83,23 @@ class CircuitBreaker:
         with self.lock:
             self.pending -= 1
 
-    def try_connect(self, *, is_first: bool) -> bool:
+    def try_connect(self, *, is_first: bool, of_host: int = 0) -> bool:
         """Take a permit to open a connection; False: the limit is reached, nothing is taken.
 
         Args:
+            of_host: Connections that the endpoint has, in the pool that asks.
             is_first: The endpoint has none. "A host with no connection at all may always open one."
         """
         with self.lock:
             while self._abandoned:
                 self.connections -= self._abandoned.popleft()
-            if not is_first and self.connections >= self.limits.max_connections:
-                return False
+            limits = self.limits
+            if not is_first:
+                of_host_limit = limits.max_connections_per_host
+                if self.connections >= limits.max_connections:
+                    return False
+                if of_host_limit is not None and of_host >= of_host_limit:
+                    return False
             self.connections += 1
             return True
 

@@ -1,5 +1,6 @@
 """Clusters (CDS)."""
 
+from dataclasses import replace
 from typing import Any, Final
 
 from meshlib.model.cluster import (
@@ -187,6 +188,7 @@ def decode_cluster(message: Any, path: str, problems: Problems) -> Cluster:
         retry=protocol.retry,
         load_reports=_load_reports(message, path, problems),
         subsets=balancing.subsets,
+        fails_on_panic=balancing.fails_on_panic,
         authority_names=_authority_names(protocol.authority_names, tls, matches, path, problems),
         override_statuses=override_statuses(message.common_lb_config),
         health_check=health_check(message, path, problems),
@@ -288,7 +290,7 @@ def _circuit_breakers(
     message: Any, path: str, problems: Problems, *, http2: bool
 ) -> tuple[CircuitBreakers, CircuitBreakers]:
     """Return the limits of the default and of the high priority; the first entry of a priority counts."""
-    used = frozenset({"thresholds"})
+    used = frozenset({"thresholds", "per_host_thresholds"})
     cover(message, path, problems, used=used, harmless=frozenset())
     found: dict[int, CircuitBreakers] = {}
     for index, item in enumerate(message.thresholds):
@@ -301,7 +303,29 @@ def _circuit_breakers(
             problems.unused(place, "is not the first of its priority")
             continue
         found[item.priority] = _thresholds(item, place, problems)
-    return found.get(0, CircuitBreakers()), found.get(1, CircuitBreakers())
+    per_host = _per_host(message, path, problems, http2=http2)
+    default, high = (
+        replace(found.get(priority, CircuitBreakers()), max_connections_per_host=per_host.get(priority))
+        for priority in (0, 1)
+    )
+    return default, high
+
+
+def _per_host(message: Any, path: str, problems: Problems, *, http2: bool) -> dict[int, int]:
+    """Return the limits of one endpoint's connections, by priority; the first entry of a priority counts."""
+    found: dict[int, int] = {}
+    for index, item in enumerate(message.per_host_thresholds):
+        place = f"{join(path, 'per_host_thresholds')}[{index}]"
+        # As in Envoy nothing else may be limited per endpoint.
+        cover(item, place, problems, used=frozenset({"priority", "max_connections"}), harmless=frozenset())
+        limit = wrapped(item, "max_connections")
+        if item.priority in found:
+            problems.unused(place, "is not the first of its priority")
+        elif limit is not None:
+            found[item.priority] = limit
+            if http2:
+                problems.unused(join(place, "max_connections"), "connections are only limited where HTTP/1.1 is spoken")
+    return found
 
 
 def _report_connection_limits(message: Any, path: str, problems: Problems) -> None:

@@ -8,7 +8,7 @@ from meshlib.model.lb_policy import LbPolicy, Random, RoundRobin
 from meshlib.model.subset import SubsetConfig
 from meshlib.xds.decode_common import cover, join
 from meshlib.xds.decode_hashing_lb import common_hashing, maglev_policy, ring_hash_policy
-from meshlib.xds.decode_lb_list import check_zone_aware, least_request, policy_of_list, slow_start
+from meshlib.xds.decode_lb_list import fails_on_panic, least_request, policy_of_list, slow_start
 from meshlib.xds.decode_matcher import percent
 from meshlib.xds.decode_subset import subset_config
 from meshlib.xds.problems import Problems
@@ -31,12 +31,14 @@ class Balancing:
     locality_weighted: Locality weights are honoured.
     panic_threshold_percent: 0-100.
     subsets: None: there are none.
+    fails_on_panic: A priority in panic takes no requests.
     """
 
     policy: LbPolicy
     locality_weighted: bool = False
     panic_threshold_percent: float = 50.0
     subsets: SubsetConfig | None = None
+    fails_on_panic: bool = False
 
 
 def decode_balancing(message: Any, path: str, problems: Problems, *, is_aggregate: bool) -> Balancing:
@@ -48,7 +50,7 @@ def decode_balancing(message: Any, path: str, problems: Problems, *, is_aggregat
     used = {"healthy_panic_threshold", "locality_weighted_lb_config", "zone_aware_lb_config"}
     used |= {"consistent_hashing_lb_config", "override_host_status", "ignore_new_hosts_until_first_hc"}
     cover(common, place, problems, used=frozenset(used), harmless=_COMMON_HARMLESS)
-    check_zone_aware(common, place, problems)
+    fails = fails_on_panic(common, place, problems)
     subsets = _subsets(message, path, problems)
     if common.consistent_hashing_lb_config.use_hostname_for_hashing and message.type != STRICT_DNS:
         # Envoy's rule for this field; the extensions' own is free.
@@ -56,7 +58,9 @@ def decode_balancing(message: Any, path: str, problems: Problems, *, is_aggregat
         problems.error(named, "is only for clusters of type STRICT_DNS")
     if message.HasField("load_balancing_policy"):
         listed = policy_of_list(message.load_balancing_policy, join(path, "load_balancing_policy"), problems)
-        result = Balancing(listed.policy, listed.locality_weighted, subsets=listed.subsets)
+        result = Balancing(
+            listed.policy, listed.locality_weighted, subsets=listed.subsets, fails_on_panic=listed.fails_on_panic
+        )
         if config := message.WhichOneof("lb_config"):
             problems.unused(join(path, config))
         if common.HasField("consistent_hashing_lb_config"):
@@ -65,7 +69,7 @@ def decode_balancing(message: Any, path: str, problems: Problems, *, is_aggregat
         result = Balancing(RoundRobin())
     else:
         weighted = common.HasField("locality_weighted_lb_config")
-        result = Balancing(_enum_policy(message, path, problems), weighted, subsets=subsets)
+        result = Balancing(_enum_policy(message, path, problems), weighted, subsets=subsets, fails_on_panic=fails)
     if common.HasField("healthy_panic_threshold"):
         result = replace(result, panic_threshold_percent=percent(common.healthy_panic_threshold))
     return result

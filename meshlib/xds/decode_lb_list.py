@@ -35,7 +35,7 @@ from meshlib.xds.decode_matcher import percent
 from meshlib.xds.decode_subset import SUBSET_TYPE, subset_config
 from meshlib.xds.problems import Problems
 
-__all__ = ["ListedPolicy", "check_zone_aware", "least_request", "policy_of_list", "slow_start"]
+__all__ = ["ListedPolicy", "fails_on_panic", "least_request", "policy_of_list", "slow_start"]
 
 _POLICIES: Final = "envoy.extensions.load_balancing_policies."
 ROUND_ROBIN_TYPE: Final = f"{_POLICIES}round_robin.v3.RoundRobin"
@@ -74,11 +74,13 @@ class ListedPolicy:
     """Attributes:
     locality_weighted: Locality weights are honoured.
     subsets: None: there are none.
+    fails_on_panic: A priority in panic takes no requests.
     """
 
     policy: LbPolicy
     locality_weighted: bool = False
     subsets: SubsetConfig | None = None
+    fails_on_panic: bool = False
 
 
 _DEFAULT: Final = ListedPolicy(RoundRobin())
@@ -118,14 +120,14 @@ def _known(kind: str, config: Any, path: str, problems: Problems, depth: int) ->
     if kind == PEAK_EWMA_TYPE:
         return ListedPolicy(_contributed_ewma(config, path, problems))
     weighted = config.locality_lb_config.HasField("locality_weighted_lb_config")
-    check_zone_aware(config.locality_lb_config, join(path, "locality_lb_config"), problems)
+    fails = fails_on_panic(config.locality_lb_config, join(path, "locality_lb_config"), problems)
     if kind == RANDOM_TYPE:
         cover(config, path, problems, used=frozenset({"locality_lb_config"}), harmless=frozenset())
-        return ListedPolicy(Random(), weighted)
+        return ListedPolicy(Random(), weighted, fails_on_panic=fails)
     if kind == ROUND_ROBIN_TYPE:
         cover(config, path, problems, used=frozenset({"locality_lb_config", "slow_start_config"}), harmless=frozenset())
-        return ListedPolicy(RoundRobin(slow_start(config, path, problems)), weighted)
-    return ListedPolicy(least_request(config, path, problems), weighted)
+        return ListedPolicy(RoundRobin(slow_start(config, path, problems)), weighted, fails_on_panic=fails)
+    return ListedPolicy(least_request(config, path, problems), weighted, fails_on_panic=fails)
 
 
 def _nesting(kind: str, config: Any, path: str, problems: Problems, depth: int) -> ListedPolicy:
@@ -195,15 +197,20 @@ def slow_start(message: Any, path: str, problems: Problems) -> SlowStart | None:
     return SlowStart(window_s, aggression, least)
 
 
-def check_zone_aware(message: Any, path: str, problems: Problems) -> None:
-    """Zone aware routing needs the hosts of our own cluster, which a client does not have: Envoy leaves it off then."""
+def fails_on_panic(message: Any, path: str, problems: Problems) -> bool:
+    """Decode `zone_aware_lb_config`: whether a priority in panic takes no requests.
+
+    The rest needs the hosts of our own cluster, which a client does not have: Envoy leaves it off then.
+    """
     if not message.HasField("zone_aware_lb_config"):
-        return
+        return False
     place = join(path, "zone_aware_lb_config")
-    if message.zone_aware_lb_config.fail_traffic_on_panic:
-        problems.error(join(place, "fail_traffic_on_panic"), "is not supported")
-    else:
+    for field, _ in message.zone_aware_lb_config.ListFields():
+        if field.name != "fail_traffic_on_panic":
+            problems.unused(join(place, field.name))
+    if not message.zone_aware_lb_config.fail_traffic_on_panic:
         problems.unused(place)
+    return bool(message.zone_aware_lb_config.fail_traffic_on_panic)
 
 
 _CLIENT_SIDE_USED: Final = frozenset(

@@ -206,3 +206,10 @@ def test_a_target_in_use_does_not_wait_for_new_endpoints() -> None:
     target = later.targets["a"]
     assert isinstance(target, TargetView)
     assert not target.is_warming
+
+
+@pytest.mark.parametrize(("fails", "expected"), [(False, {"h:1", "h:2", "h:3"}), (True, {"nobody"})])
+def test_a_priority_in_panic_uses_all_its_hosts_or_none(fails: bool, expected: set[str]) -> None:
+    template = replace(TEMPLATE, health_check=None, panic_threshold_percent=50.0, fails_on_panic=fails)
+    out = [Endpoint(f"h:{number}", health=HealthStatus.UNHEALTHY) for number in (1, 2)]
+    assert expected == picks(ClusterState(config(*out, "h:3", template=template), 0.0), 100)

@@ -133,3 +133,33 @@ async def test_async_requests_wait_and_overflow_alike(mesh, http_server):
         assert [(await call).status_code for call in (first, waiting[1])] == [200] * 2
     assert len(server.connections) == 1
     assert (mesh.held("c"), counts(mesh)) == ((0, 0), (0, 0))
+
+
+def test_connections_to_one_endpoint_are_limited_and_others_have_their_own(mesh, http_server):
+    gates = Gate(), Gate()
+    servers = [http_server(answer=gate.answer) for gate in gates]
+    limits = CircuitBreakers(max_connections_per_host=1)
+    mesh.serve("checkout", {"c": [server.address for server in servers]}, circuit_breakers=limits)
+    with httpx.Client(transport=MeshTransport(mesh)) as client, ThreadPoolExecutor(4) as pool:
+        calls = [pool.submit(client.get, "http://checkout/") for _ in range(4)]
+        assert all(gate.arrived.acquire(timeout=5) for gate in gates)
+        assert not any(gate.arrived.acquire(timeout=0.1) for gate in gates), "the second of each waits"
+        assert counts(mesh) == (2, 2)
+        for gate in gates:
+            gate.open.set()
+        assert [call.result(10).status_code for call in calls] == [200] * 4
+    assert [len(server.connections) for server in servers] == [1, 1]
+
+
+async def test_connections_to_one_endpoint_are_limited_in_the_async_client(mesh, http_server):
+    gate = Gate()
+    server = http_server(answer=gate.answer)
+    limits = CircuitBreakers(max_connections_per_host=1)
+    mesh.serve("checkout", {"c": [server.address]}, circuit_breakers=limits)
+    async with httpx.AsyncClient(transport=AsyncMeshTransport(mesh)) as client:
+        calls = [asyncio.create_task(client.get("http://checkout/")) for _ in range(3)]
+        assert await asyncio.to_thread(gate.arrived.acquire, timeout=5)
+        assert not await asyncio.to_thread(gate.arrived.acquire, timeout=0.1)
+        gate.open.set()
+        assert [(await call).status_code for call in calls] == [200] * 3
+    assert len(server.connections) == 1

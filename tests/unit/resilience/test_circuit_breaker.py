@@ -74,3 +74,13 @@ def test_abandoned_connections_are_free_without_the_lock() -> None:
 
     assert found.try_connect(is_first=False)
     assert found.connections == 1
+
+
+def test_connections_to_one_endpoint_are_limited_but_for_the_first() -> None:
+    breaker = CircuitBreaker(CircuitBreakers(max_connections_per_host=2), Lock())
+    assert breaker.try_connect(is_first=True, of_host=0)
+    assert breaker.try_connect(is_first=False, of_host=1)
+    assert not breaker.try_connect(is_first=False, of_host=2)
+    assert 2 == breaker.connections
+    breaker.limits = CircuitBreakers(max_connections_per_host=0)
+    assert breaker.try_connect(is_first=True, of_host=0), "one may always be opened"

@@ -87,12 +87,8 @@ def test_an_eds_cluster_with_a_service_name(decode_cluster):
             "common_lb_config.healthy_panic_threshold.value",
         ),
         (
-            {"common_lb_config": {"zone_aware_lb_config": {"fail_traffic_on_panic": True}}},
-            "common_lb_config.zone_aware_lb_config.fail_traffic_on_panic",
-        ),
-        (
-            {"circuit_breakers": {"per_host_thresholds": [{"max_connections": 1}]}},
-            "circuit_breakers.per_host_thresholds",
+            {"circuit_breakers": {"per_host_thresholds": [{"max_requests": 1}]}},
+            "circuit_breakers.per_host_thresholds[0].max_requests",
         ),
         ({"outlier_detection": {"interval": "0s"}}, "outlier_detection.interval"),
         ({"outlier_detection": {"max_ejection_percent": 101}}, "outlier_detection.max_ejection_percent"),
@@ -422,3 +418,24 @@ def test_load_reports_go_to_the_same_server_or_not_at_all(decode_cluster):
     assert ((), LoadReports(("cpu_utilization",))) == (found.errors, found.value.load_reports)
     refused = decode_cluster(lrs_server={"ads": {}})
     assert ("lrs_server: only `self` is supported",) == refused.errors
+
+
+def test_connections_to_one_endpoint_can_be_limited(decode_cluster):
+    limits = [{"max_connections": 3}, {"priority": "HIGH", "max_connections": 7}, {"max_connections": 9}]
+    decoded = decode_cluster(circuit_breakers={"per_host_thresholds": limits, "thresholds": [{"max_requests": 5}]})
+    found = value_of(decoded)
+    assert (3, 7) == (
+        found.circuit_breakers.max_connections_per_host,
+        found.high_priority_circuit_breakers.max_connections_per_host,
+    )
+    assert 5 == found.circuit_breakers.max_requests
+    assert "circuit_breakers.per_host_thresholds[2]: is not the first of its priority" in decoded.unused
+
+
+def test_panic_can_mean_failure(decode_cluster, policies):
+    zone_aware = {"zone_aware_lb_config": {"fail_traffic_on_panic": True}}
+    assert value_of(decode_cluster(common_lb_config=zone_aware)).fails_on_panic
+    for kind in ("round_robin.v3.RoundRobin", "least_request.v3.LeastRequest", "random.v3.Random"):
+        listed = policies((kind, {"locality_lb_config": zone_aware}))
+        assert value_of(decode_cluster(load_balancing_policy=listed)).fails_on_panic
+    assert not value_of(decode_cluster()).fails_on_panic
