@@ -142,6 +142,8 @@ def decode_route_configuration(message: Any, path: str, problems: Problems) -> R
     mirrors = mirror_policies(message.request_mirror_policies, join(path, "request_mirror_policies"), problems)
     has_limit = message.HasField("max_direct_response_body_size_bytes")
     max_body = message.max_direct_response_body_size_bytes.value if has_limit else DEFAULT_MAX_BODY_BYTES
+    if any(breaker in message.vhost_header for breaker in "\0\r\n"):
+        problems.error(join(path, "vhost_header"), "has a NUL, CR or LF")
     plugins = cluster_plugins(message.cluster_specifier_plugins, join(path, "cluster_specifier_plugins"), problems)
     above = _Above(mirrors, max_body, plugins)
     hosts = tuple(

@@ -128,6 +128,7 @@ def route_action(message: Any, path: str, problems: Problems, plugins: Mapping[s
     cover(message, path, problems, used=_USED, harmless=_HARMLESS)
     _check_legacy_grpc_timeout(message, path, problems)
     _check_path_rewrites(message, path, problems)
+    duration(message, "flush_timeout", path, problems)  # without effect here, but not without rules
     cluster = _cluster(message, path, problems, plugins)
     hashing = hash_policies(message.hash_policy, join(path, "hash_policy"), problems)
     limits = message.max_stream_duration

@@ -515,3 +515,9 @@ def test_how_much_of_a_body_is_kept(decode, host, route, expected):
     decoded = decode("RDS", {"name": "rc", "virtual_hosts": hosts})
     assert decoded.value.virtual_hosts[0].routes[0].body_limit == expected
     assert decoded.unused == ()
+
+
+def test_rules_of_fields_that_envoy_checks_itself(decode_host, decode_route):
+    assert errors_of(decode_host({"vhost_header": "a\n"})) == ("vhost_header: has a NUL, CR or LF",)
+    errors = errors_of(decode_route({"cluster": "c", "flush_timeout": "-1s"}))
+    assert [error.partition(": ")[0] for error in errors] == [f"{ROUTE}.route.flush_timeout"]
