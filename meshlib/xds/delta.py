@@ -126,7 +126,16 @@ class DeltaMachine(StreamMachine):
     def opened(self) -> tuple[Command, ...]:
         self._is_open = True
         self.has_response = self.has_sent = False
-        return self._flush(self._expiries())
+        commands = self._expiries()
+        for type_url, state in self._types.items():
+            # Members that were refused, or have expired, are not among what this stream is told that we hold, so that
+            # nobody would say when they are gone. Those that are there still come again.
+            for name in self._collections.members(type_url) - state.wanted:
+                entry = self._cache.peek(type_url, name)
+                if entry is None or entry.value is None:
+                    self._collections.leave(type_url, name)
+            self._give_up(type_url, state.wanted, commands)
+        return self._flush(commands)
 
     def sent(self) -> tuple[Command, ...]:
         request, self._sending = self._sending, None
