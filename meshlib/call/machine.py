@@ -65,7 +65,11 @@ class Call(HedgedSteps):
         head = self.head
         plan = self._plan = self.target.plan(found.action, found.retry)
         self._is_asking = has_control_headers(head.headers)
-        stream_s = self._take_limits(found, plan)
+        if self._is_asking or found.hedge is not None:
+            stream_s = self._take_limits(found, plan)
+        else:
+            self._timeout_s, self._per_try_s, stream_s = plan.grpc if head.is_grpc else plan.http
+            self._idle_try_s = plan.idle_try_s
         self._timeout_at = self.deadline
         if stream_s is not None and (self.deadline is None or self._began_at + stream_s < self.deadline):
             self.deadline = self._began_at + stream_s
@@ -396,15 +400,18 @@ class Call(HedgedSteps):
         # Only a request that brought a grpc-timeout has it looked for again.
         left_s = deadline - now if self._is_asking and deadline is not None else None
         number = len(tried)
-        head = written_head(
-            out,
-            number,
-            match.include_attempt_count,
-            expected_s,
-            left_s,
-            is_marked=number > 1 and cluster.safety.one_layer,
-            is_timeout_retry=self._is_timeout_retry if number > 1 and match.include_timeout_retry else None,
-        )
+        if number == 1:
+            head = written_head(out, 1, match.include_attempt_count, expected_s, left_s)
+        else:
+            head = written_head(
+                out,
+                number,
+                match.include_attempt_count,
+                expected_s,
+                left_s,
+                is_marked=cluster.safety.one_layer,
+                is_timeout_retry=self._is_timeout_retry if match.include_timeout_retry else None,
+            )
         attempt = Attempt(number, cluster, endpoint, tls, timeout_s, head)
         return self._launched(attempt, now) if self._is_hedged else attempt
 
