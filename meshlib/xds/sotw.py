@@ -48,6 +48,9 @@ class _Type:
         has_named: A request on this stream had names: from then on, an empty list means nothing, before it everything.
         owes_answer: A response is neither acknowledged nor refused.
         error: Why it will be refused; empty: it will be acknowledged.
+        dropped: Names that requests with the newest nonce left out. If the server had sent another response by then, it
+            passes over such a request, and still has them on its list.
+        dropped_before: Those that requests with the nonce before left out.
     """
 
     wanted: frozenset[str] = frozenset()
@@ -59,6 +62,8 @@ class _Type:
     has_named: bool = False
     owes_answer: bool = False
     error: str = ""
+    dropped: frozenset[str] = frozenset()
+    dropped_before: frozenset[str] = frozenset()
 
 
 class SotwMachine(StreamMachine):
@@ -130,6 +135,7 @@ class SotwMachine(StreamMachine):
             state.nonce = state.error = ""
             state.sent = state.told = None
             state.owes_answer = state.has_named = False
+            state.dropped = state.dropped_before = frozenset()
             self._forget(type_url, state.wanted, commands)
         return tuple(commands)
 
@@ -214,7 +220,16 @@ class SotwMachine(StreamMachine):
                 has_change = state.wanted is not sent and state.wanted != sent
                 if not (state.owes_answer or has_change) or type_url in DELTA_ONLY:
                     continue
-                names = state.listed
+                wanted, names = state.wanted, state.listed
+                if state.owes_answer:
+                    # What was given up and is wanted again may still be on the server's list: then it would not be sent
+                    # again. The answer goes without it, and the request after that names it anew.
+                    again = (wanted - sent) & (state.dropped | state.dropped_before)
+                    if again:
+                        wanted = wanted - again
+                        names = tuple(sorted(wanted))
+                    state.dropped_before, state.dropped = state.dropped, frozenset()
+                state.dropped |= sent - wanted
                 if not state.has_named and names == ONLY_WILDCARD:
                     # The older form of the wildcard, which all servers know.
                     names = ()
@@ -227,8 +242,8 @@ class SotwMachine(StreamMachine):
                     state.error if state.owes_answer else "",
                     with_node=self._introduce(type_url),
                 )
-                state.sent, state.owes_answer, state.error = state.wanted, False, ""
-                self._sending_list = state.wanted
+                state.sent, state.owes_answer, state.error = wanted, False, ""
+                self._sending_list = wanted
                 commands.append(self._sending)
                 break
         return tuple(commands)

@@ -74,6 +74,7 @@ class SotwClient(RuleBasedStateMachine):
         self.wanted: dict[str, frozenset[str]] = {}
         self.world: dict[str, dict[str, bytes]] = {CDS: {}, EDS: {}}
         self.version = {CDS: 1, EDS: 1}
+        self.given_up: dict[str, set[str]] = {CDS: set(), EDS: set()}
 
     def obey(self, commands: tuple[Command, ...]) -> None:
         for command in commands:
@@ -97,9 +98,14 @@ class SotwClient(RuleBasedStateMachine):
     def check_names(self, request: SendRequest) -> None:
         wanted = self.wanted.get(request.type_url, frozenset())
         if self.is_wild and request.type_url == CDS:
-            assert frozenset(request.names) == wanted | {"*"} or (not wanted and not request.names)
+            assert {*request.names} - {"*"} <= wanted
+            assert wanted - {*request.names} <= self.given_up[CDS]
+            assert "*" in request.names or not request.names
         else:
-            assert frozenset(request.names) == wanted
+            # An answer may go without what was given up and is wanted again; a request that names it follows.
+            missing = wanted - frozenset(request.names)
+            assert frozenset(request.names) <= wanted
+            assert not missing or (request.nonce and missing <= self.given_up[request.type_url])
             assert request.names or request.type_url in self.asked_for, "a wildcard"
 
     # The world.
@@ -124,6 +130,8 @@ class SotwClient(RuleBasedStateMachine):
 
     @rule(clusters=st.frozensets(NAMES), endpoints=st.frozensets(NAMES))
     def want(self, clusters: frozenset[str], endpoints: frozenset[str]) -> None:
+        for type_url, names in ((CDS, clusters), (EDS, endpoints)):
+            self.given_up[type_url] |= self.wanted.get(type_url, frozenset()) - names
         self.wanted = {CDS: clusters, EDS: endpoints}
         self.obey(self.client.want(self.wanted))
 

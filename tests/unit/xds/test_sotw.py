@@ -468,3 +468,21 @@ def test_a_resource_that_comes_without_a_time_to_live_lives_on() -> None:
     assert StopExpiry((CDS, "a")) in client.received(response(CDS, "2", body("a", "2")), 2.0)
     assert client.expired((CDS, "a"), 11.0) == ()
     assert value(cache, "a") == "a=2"
+
+
+def test_what_is_wanted_again_after_a_request_that_the_server_passed_over_is_asked_for_anew() -> None:
+    """The request that gave it up crossed a response: with the same list as before the server would send nothing."""
+    client, cache = subscribed("a", type_url=EDS)
+    (gone,) = requests(client.want({EDS: frozenset()}))
+    assert ((), "") == (gone.names, gone.nonce)
+    client.sent()
+    client.want({LDS: frozenset("l")})  # a request under way when the response comes
+    assert [] == requests(client.received(response(EDS, "1", body("a")), 1.0))
+    client.want({LDS: frozenset("l"), EDS: frozenset("a")})
+    (answer,) = requests(client.sent())
+    assert ((), "n1") == (answer.names, answer.nonce)
+    (anew,) = requests(client.sent())
+    assert (("a",), "n1") == (anew.names, anew.nonce)
+    client.sent()
+    client.received(response(EDS, "1", body("a"), nonce="n2"), 2.0)
+    assert "a=1" == value(cache, "a", EDS)
