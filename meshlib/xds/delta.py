@@ -233,6 +233,8 @@ class DeltaMachine(StreamMachine):
     def _ask_again(self, type_url: str, state: _Type, heartbeat: str) -> None:
         """A heartbeat that came too late: what it keeps alive is gone here. Asked for again, it is sent in full."""
         for name in self._known_as(type_url, heartbeat):
+            if name not in state.wanted:
+                continue  # given up meanwhile: the server is still to be told so
             entry = self._cache.peek(type_url, name)
             if entry is not None and entry.value is None and entry.state is ResourceState.DOES_NOT_EXIST:
                 state.asked -= {name}

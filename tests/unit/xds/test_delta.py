@@ -466,6 +466,18 @@ def test_a_heartbeat_that_comes_too_late_has_the_resource_sent_again() -> None:
     assert value(cache, "a") == "a=1"
 
 
+def test_a_late_heartbeat_of_what_was_given_up_does_not_keep_the_server_from_being_told() -> None:
+    client, cache = subscribed("a")
+    client.received(response("n1", resource("a", ttl_s=10.0)), 1.0)  # its answer is under way
+    client.want({})
+    client.expired((CDS, "a"), 11.0)
+    client.received(response("n2", heartbeat("a", "1")), 12.0)
+    told = [*requests(client.sent()), *requests(client.sent()), *requests(client.sent())]
+    assert ("a",) in [request.unsubscribe for request in told]
+    client.sent()
+    assert () == cache.names(CDS)
+
+
 def test_times_to_live_are_said_again_on_each_stream_and_stop_when_given_up() -> None:
     client, _ = subscribed("a")
     client.received(response("n1", resource("a", ttl_s=10.0)), 1.0)
