@@ -8,7 +8,7 @@ from meshlib.model.endpoint import Endpoint
 from meshlib.model.load_report import LoadReport
 from meshlib.ports import Lock, Rng
 
-__all__ = ["LbEndpoint", "LbPolicy", "LbRequest", "LbResult", "make_lb_policy", "register_lb_policy"]
+__all__ = ["LbEndpoint", "LbPolicy", "LbRequest", "LbResult", "has_lb_policy", "make_lb_policy", "register_lb_policy"]
 
 
 class LbEndpoint(Protocol):
@@ -128,6 +128,11 @@ def register_lb_policy(name: str, *, replace: bool = False) -> Callable[[Made], 
         return make
 
     return register
+
+
+def has_lb_policy(name: str) -> bool:
+    """Whether a policy of that name is registered."""
+    return name in _registered
 
 
 def make_lb_policy(name: str, config: Mapping[str, Any]) -> LbPolicy | None:

@@ -25,6 +25,7 @@ from meshlib.xds.problems import Problems
 __all__ = [
     "CLIENT_FEATURES",
     "DELTA_FEATURE",
+    "GRPC_RULES_FEATURE",
     "SEPARATE_FEATURE",
     "WILDCARD_CDS_FEATURE",
     "WILDCARD_LDS_FEATURE",
@@ -56,6 +57,9 @@ DELTA_FEATURE: Final = "meshlib.delta"
 
 SEPARATE_FEATURE: Final = "meshlib.separate_streams"
 """In `server_features`, ours: one stream per type of resource instead of an aggregated one."""
+
+GRPC_RULES_FEATURE: Final = "meshlib.validation_grpc"
+"""In `server_features`, ours: refuse what gRPC's own clients refuse, beside what Envoy refuses."""
 
 WILDCARD_LDS_FEATURE: Final = "meshlib.wildcard_lds"
 WILDCARD_CDS_FEATURE: Final = "meshlib.wildcard_cds"

@@ -2,7 +2,8 @@
 
 This is the one place where resources are validated: what leaves it can be used without further checks. The profile is
 Envoy's: accepted is what Envoy accepts and refused what Envoy refuses. A field that the model cannot express is refused
-by name if ignoring it would change a decision, and reported as unused if not.
+by name if ignoring it would change a decision, and reported as unused if not. With the profile of gRPC, which is chosen
+by server, what gRPC's clients refuse is refused too (`grpc_rules.py`).
 """
 
 from collections.abc import Callable, Mapping
@@ -29,6 +30,7 @@ from meshlib.xds.decode_route import decode_route_configuration, decode_virtual_
 from meshlib.xds.decode_runtime import decode_runtime
 from meshlib.xds.decode_scopes import decode_scope
 from meshlib.xds.decode_secret import decode_secret
+from meshlib.xds.grpc_rules import check_grpc_rules
 from meshlib.xds.problems import Problems
 from meshlib.xds.resources import CDS, ECDS, EDS, LDS, LEDS, RDS, RESOURCE_WRAPPER, RTDS, SDS, SRDS, VHDS
 from meshlib.xds.wire import peek_name
@@ -94,13 +96,14 @@ _KINDS: Final[Mapping[str, _Kind]] = MappingProxyType(
 )
 
 
-def decode_resource(type_url: str, body: bytes, pause: Pause = no_pause) -> Decoded:
+def decode_resource(type_url: str, body: bytes, pause: Pause = no_pause, *, with_grpc_rules: bool = False) -> Decoded:
     """Decode and validate one resource; never raises.
 
     Args:
         type_url: One of `meshlib.xds.resources.TYPE_URLS`.
         body: The serialised resource, out of its `Any` and of its `Resource` wrapper.
         pause: Called before, and now and then while there are many endpoints.
+        with_grpc_rules: Refuse what gRPC's clients refuse, beside what Envoy refuses.
     """
     pause()
     kind = _KINDS.get(type_url)
@@ -118,6 +121,8 @@ def decode_resource(type_url: str, body: bytes, pause: Pause = no_pause) -> Deco
         value: Resource = decode_assignment(message, "", problems, pause=pause)
     else:
         value = kind.decode(message, "", problems)
+    if with_grpc_rules:
+        check_grpc_rules(type_url, message, problems, pause)
     name: str = getattr(message, kind.name_field) if kind.name_field else ""
     return Decoded(name, None if problems else value, problems.errors, problems.unused_fields)
 

@@ -27,7 +27,7 @@ from meshlib.xds.decode_matcher import fraction
 from meshlib.xds.names import is_collection, normal
 from meshlib.xds.problems import Problems
 
-__all__ = ["decode_assignment", "decode_member", "socket_address"]
+__all__ = ["decode_assignment", "decode_member", "fast_address", "socket_address"]
 
 MAX_WEIGHT_SUM: Final = 2**32 - 1
 MAX_PRIORITY: Final = 128
@@ -230,7 +230,7 @@ def _endpoints(
         if not index % PAUSE_EVERY:
             pause()
         host = message.endpoint
-        address = _fast_address(host.address)
+        address = fast_address(host.address)
         weight = 1
         health = _HEALTH.get(message.health_status)
         data = shared.of(message.metadata) if message.HasField("metadata") else NO_METADATA
@@ -250,7 +250,7 @@ def _endpoints(
         append(Endpoint(address, weight, health, host.hostname, data, check))
 
 
-def _fast_address(message: Any) -> str | None:
+def fast_address(message: Any) -> str | None:
     """Return the address of a plain TCP endpoint, or None if it needs a closer look."""
     socket = message.socket_address
     port = socket.port_value

@@ -35,7 +35,7 @@ from meshlib.xds.decode_matcher import percent
 from meshlib.xds.decode_subset import SUBSET_TYPE, subset_config
 from meshlib.xds.problems import Problems
 
-__all__ = ["ListedPolicy", "fails_on_panic", "least_request", "policy_of_list", "slow_start"]
+__all__ = ["ListedPolicy", "fails_on_panic", "is_utilization", "least_request", "policy_of_list", "slow_start"]
 
 _POLICIES: Final = "envoy.extensions.load_balancing_policies."
 ROUND_ROBIN_TYPE: Final = f"{_POLICIES}round_robin.v3.RoundRobin"
@@ -228,6 +228,12 @@ _CLIENT_SIDE_USED: Final = frozenset(
 _UTILIZATIONS: Final = frozenset({"cpu_utilization", "mem_utilization", "application_utilization"})
 
 
+def is_utilization(metric: str) -> bool:
+    """Whether a name is that of a metric of backends (A114)."""
+    kind, _, key = metric.partition(".")
+    return metric in _UTILIZATIONS or (kind in ("named_metrics", "utilization") and bool(key))
+
+
 def _client_side(config: Any, path: str, problems: Problems) -> ClientSideWeightedRoundRobin:
     cover(config, path, problems, used=_CLIENT_SIDE_USED, harmless=frozenset())
 
@@ -241,8 +247,7 @@ def _client_side(config: Any, path: str, problems: Problems) -> ClientSideWeight
         penalty = None
     metrics = tuple(config.metric_names_for_computing_utilization)
     for index, metric in enumerate(metrics):
-        kind, _, key = metric.partition(".")
-        if metric not in _UTILIZATIONS and not (kind in ("named_metrics", "utilization") and key):
+        if not is_utilization(metric):
             place = f"{join(path, 'metric_names_for_computing_utilization')}[{index}]"
             # gRPC refuses it, Envoy takes it for a metric that nobody reports.
             problems.unused(place, f"{metric!r} is no metric")

@@ -22,7 +22,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 
 from meshlib.ports import Pause, no_pause
-from meshlib.xds.bootstrap import DELTA_FEATURE
+from meshlib.xds.bootstrap import DELTA_FEATURE, GRPC_RULES_FEATURE
 from meshlib.xds.cache import Entry, ResourceCache, ResourceState, ResourceValue
 from meshlib.xds.commands import Command
 from meshlib.xds.decode import Decoded, decode_resource
@@ -333,8 +333,15 @@ def new_machine(
 ) -> DeltaMachine | SotwMachine:
     """Return the machine for a server, by its `server_features`: state of the world, unless it asks for delta.
 
+    The features choose the profile of validation too.
+
     Args:
         pause: Called now and then while much is decoded.
     """
     kind = DeltaMachine if DELTA_FEATURE in features else SotwMachine
-    return kind(cache, features=features, decode=lambda type_url, body: decode_resource(type_url, body, pause))
+    is_strict = GRPC_RULES_FEATURE in features
+
+    def decode(type_url: str, body: bytes) -> Decoded:
+        return decode_resource(type_url, body, pause, with_grpc_rules=is_strict)
+
+    return kind(cache, features=features, decode=decode)
