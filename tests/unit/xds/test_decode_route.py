@@ -317,14 +317,6 @@ def test_mirror_policies_come_from_the_nearest_level(decode):
 
 
 @pytest.mark.parametrize(
-    ("config", "path"),
-    [],
-)
-def test_configurations_that_cannot_be_honoured_are_refused(decode_host, config, path):
-    assert errors_of(decode_host(config)) == (f"{path}: is not supported",)
-
-
-@pytest.mark.parametrize(
     "fields",
     [
         {"retry_policy_typed_config": {"@type": "type.googleapis.com/google.protobuf.Struct", "value": {}}},
