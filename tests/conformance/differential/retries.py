@@ -372,9 +372,13 @@ class MeshlibSide:
 
 def _told(seen: list[dict[str, str]], mark: str) -> tuple[tuple[str, ...], ...]:
     """Return what the upstream heard of each attempt; hedges may come in any order."""
-    return tuple(
-        sorted((tuple(headers.get(name, "").replace(mark, "*") for name in COMPARED) for headers in seen), key=str)
-    )
+    found = []
+    for headers in seen:
+        told = [headers.get(name, "").replace(mark, "*") for name in COMPARED]
+        if told[0] == "1" and told[2]:
+            told[1] = ""  # the first attempt after a redirect: Envoy leaves in what the leg before it was told
+        found.append(tuple(told))
+    return tuple(sorted(found, key=str))
 
 
 def is_same(envoy: End, meshlib: End) -> bool:
