@@ -250,7 +250,7 @@ class EnvoySide:
         answer = self._http.get(f"http://{self._envoy.listen}{path}", headers=headers)
         entry = poll(lambda: self._logged(mark), "a line of the access log", every_s=0.04)
         flags = frozenset((entry["flags"] or "-").split(",")) - {"-"}
-        told = _told(self._up.take(path), mark)
+        told = _told(self._up.take(path), mark, leaves_old=True)
         return End(answer.status_code, int(entry["attempts"]), flags, told, answer.headers.get(COMPARED[0]))
 
     def _logged(self, mark: str) -> Json | None:
@@ -370,13 +370,17 @@ class MeshlibSide:
         return End(status, attempts, frozenset(flag.split(",")) - {"-", ""}, _told(self._up.take(path), mark), count)
 
 
-def _told(seen: list[dict[str, str]], mark: str) -> tuple[tuple[str, ...], ...]:
-    """Return what the upstream heard of each attempt; hedges may come in any order."""
+def _told(seen: list[dict[str, str]], mark: str, *, leaves_old: bool = False) -> tuple[tuple[str, ...], ...]:
+    """Return what the upstream heard of each attempt; hedges may come in any order.
+
+    Args:
+        leaves_old: The first attempt after a redirect may carry what the leg before it was told (Envoy's alone).
+    """
     found = []
     for headers in seen:
         told = [headers.get(name, "").replace(mark, "*") for name in COMPARED]
-        if told[0] == "1" and told[2]:
-            told[1] = ""  # the first attempt after a redirect: Envoy leaves in what the leg before it was told
+        if leaves_old and told[0] == "1" and told[2]:
+            told[1] = ""
         found.append(tuple(told))
     return tuple(sorted(found, key=str))
 
