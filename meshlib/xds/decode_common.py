@@ -5,7 +5,7 @@ come out are typed.
 """
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from types import MappingProxyType
 from typing import Any, Final
 
@@ -19,6 +19,7 @@ from meshlib.xds.constraints import check_constraints
 from meshlib.xds.problems import Problems
 
 __all__ = [
+    "FILTER_CONFIG_TYPE",
     "any_type",
     "cover",
     "duration",
@@ -28,12 +29,14 @@ __all__ = [
     "is_typed_struct",
     "join",
     "metadata",
+    "override_configs",
     "struct",
     "unpack",
     "unpack_extension",
     "wrapped",
 ]
 
+FILTER_CONFIG_TYPE: Final = "envoy.config.route.v3.FilterConfig"
 MAX_DURATION_S: Final = 315_576_000_000
 """Range of `google.protobuf.Duration`."""
 
@@ -147,6 +150,21 @@ def unpack(packed: Any, path: str, problems: Problems) -> Any:
         return None
     check_constraints(message, path, problems)
     return message
+
+
+def override_configs(configs: Mapping[str, Any], path: str) -> Iterator[tuple[str, str, Any]]:
+    """Yield what `typed_per_filter_config` says of each filter: its name, its path, and the `Any`; None: switched off.
+
+    Faults of the wrapping FilterConfig are found by `fault_override`, which reads every entry.
+    """
+    for name in sorted(configs):
+        place, config = f'{path}["{name}"]', configs[name]
+        if any_type(config) == FILTER_CONFIG_TYPE:
+            wrapper = unpack(config, place, Problems())
+            if wrapper is None:
+                continue
+            config, place = None if wrapper.disabled else wrapper.config, join(place, "config")
+        yield name, place, config
 
 
 def unpack_extension(extension: Any, path: str, problems: Problems) -> Any:

@@ -7,7 +7,7 @@ from typing import Any, Final
 from meshlib.model.matcher import Fraction
 from meshlib.model.route import FaultAbort, FaultDelay, FaultPolicy, FaultRateLimit
 from meshlib.protos import message_class
-from meshlib.xds.decode_common import any_type, cover, duration, join, unpack, wrapped
+from meshlib.xds.decode_common import FILTER_CONFIG_TYPE, any_type, cover, duration, join, unpack, wrapped
 from meshlib.xds.decode_header_filter import HEADER_FILTER_OVERRIDE
 from meshlib.xds.decode_limits import LIMIT_TYPES
 from meshlib.xds.decode_matcher import fraction, header_matchers
@@ -17,7 +17,6 @@ from meshlib.xds.problems import Problems
 __all__ = ["FAULT_TYPE", "fault_override", "fault_policy"]
 
 FAULT_TYPE: Final = "envoy.extensions.filters.http.fault.v3.HTTPFault"
-FILTER_CONFIG_TYPE: Final = "envoy.config.route.v3.FilterConfig"
 RBAC_OVERRIDE_TYPE: Final = "envoy.extensions.filters.http.rbac.v3.RBACPerRoute"
 
 _USED: Final = frozenset(

@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from typing import Any, Final
 
 from meshlib.model.filters import HeaderFilter, HeaderFilters, ListedHeaderFilter
-from meshlib.xds.decode_common import any_type, cover, join, unpack
+from meshlib.xds.decode_common import any_type, cover, join, override_configs, unpack
 from meshlib.xds.decode_headers import header_changes
 from meshlib.xds.problems import Problems
 
@@ -12,7 +12,6 @@ __all__ = ["HEADER_FILTER_OVERRIDE", "HEADER_FILTER_TYPE", "header_filter", "hea
 
 HEADER_FILTER_TYPE: Final = "envoy.extensions.filters.http.header_mutation.v3.HeaderMutation"
 HEADER_FILTER_OVERRIDE: Final = "envoy.extensions.filters.http.header_mutation.v3.HeaderMutationPerRoute"
-FILTER_CONFIG_TYPE: Final = "envoy.config.route.v3.FilterConfig"
 
 
 def header_filter(item: Any, path: str, problems: Problems, *, is_after_fault: bool) -> ListedHeaderFilter | None:
@@ -33,18 +32,11 @@ def header_filter_overrides(configs: Mapping[str, Any], path: str, problems: Pro
     Any filter that is switched off is among them: of what kind one is, the listener knows.
     """
     found: dict[str, HeaderFilter | None] = {}
-    for name in sorted(configs):
-        place, config = f'{path}["{name}"]', configs[name]
+    for name, place, config in override_configs(configs, path):
+        if config is None:
+            found[name] = None
+            continue
         kind = any_type(config)
-        if kind == FILTER_CONFIG_TYPE:
-            wrapper = unpack(config, place, Problems())  # its faults are found where the other filters are read
-            if wrapper is None:
-                continue
-            config, place = wrapper.config, join(place, "config")
-            kind = any_type(config)
-            if wrapper.disabled:
-                found[name] = None
-                continue
         if kind == HEADER_FILTER_OVERRIDE:
             message = unpack(config, place, problems)
             if message is not None:

@@ -13,7 +13,7 @@ from meshlib.model.filters import (
     TokenBucket,
 )
 from meshlib.model.matcher import Fraction
-from meshlib.xds.decode_common import any_type, cover, duration, join, unpack, wrapped
+from meshlib.xds.decode_common import any_type, cover, duration, join, override_configs, unpack, wrapped
 from meshlib.xds.decode_headers import header_additions
 from meshlib.xds.decode_matcher import percent, runtime_fraction
 from meshlib.xds.problems import Problems
@@ -24,7 +24,6 @@ RATE_LIMIT_TYPE: Final = "envoy.extensions.filters.http.local_ratelimit.v3.Local
 ADMISSION_TYPE: Final = "envoy.extensions.filters.http.admission_control.v3.AdmissionControl"
 CONCURRENCY_TYPE: Final = "envoy.extensions.filters.http.adaptive_concurrency.v3.AdaptiveConcurrency"
 LIMIT_TYPES: Final = frozenset({RATE_LIMIT_TYPE, ADMISSION_TYPE, CONCURRENCY_TYPE})
-FILTER_CONFIG_TYPE: Final = "envoy.config.route.v3.FilterConfig"
 
 MIN_FILL_S: Final = 0.05
 """Envoy: "local rate limit token bucket fill timer must be >= 50ms"."""
@@ -62,18 +61,11 @@ def limit_overrides(configs: Mapping[str, Any], path: str, problems: Problems) -
     Any filter that is switched off is among them: of what kind one is, the listener knows.
     """
     found: dict[str, LimitFilter | None] = {}
-    for name in sorted(configs):
-        place, config = f'{path}["{name}"]', configs[name]
+    for name, place, config in override_configs(configs, path):
+        if config is None:
+            found[name] = None
+            continue
         kind = any_type(config)
-        if kind == FILTER_CONFIG_TYPE:
-            wrapper = unpack(config, place, Problems())  # its faults are found where the other filters are read
-            if wrapper is None:
-                continue
-            config, place = wrapper.config, join(place, "config")
-            kind = any_type(config)
-            if wrapper.disabled:
-                found[name] = None
-                continue
         if kind == RATE_LIMIT_TYPE:
             decoded = limit_filter(kind, config, place, problems)
             if decoded is not None:

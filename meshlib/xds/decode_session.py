@@ -11,14 +11,13 @@ from meshlib.model.session import (
     SessionPolicy,
     SessionState,
 )
-from meshlib.xds.decode_common import any_type, cover, duration, join, unpack
+from meshlib.xds.decode_common import FILTER_CONFIG_TYPE, any_type, cover, duration, join, unpack
 from meshlib.xds.problems import Problems
 
 __all__ = ["SESSION_OVERRIDE_TYPE", "SESSION_TYPE", "session_override", "session_policy"]
 
 SESSION_TYPE: Final = "envoy.extensions.filters.http.stateful_session.v3.StatefulSession"
 SESSION_OVERRIDE_TYPE: Final = "envoy.extensions.filters.http.stateful_session.v3.StatefulSessionPerRoute"
-FILTER_CONFIG_TYPE: Final = "envoy.config.route.v3.FilterConfig"
 
 _STATES: Final = "envoy.extensions.http.stateful_session."
 _COOKIE: Final = f"{_STATES}cookie.v3.CookieBasedSessionState"

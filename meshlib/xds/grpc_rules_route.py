@@ -2,9 +2,8 @@
 
 from typing import Any, Final
 
-from meshlib.xds.decode_common import any_type, join, unpack
+from meshlib.xds.decode_common import FILTER_CONFIG_TYPE, any_type, join, unpack
 from meshlib.xds.decode_fault import FAULT_TYPE
-from meshlib.xds.decode_limits import FILTER_CONFIG_TYPE
 from meshlib.xds.decode_rbac import RBAC_TYPE
 from meshlib.xds.decode_session import SESSION_TYPE
 from meshlib.xds.problems import Problems
