@@ -14,8 +14,7 @@ from meshlib.clients.timeouts import AttemptTimeouts
 from meshlib.errors import IdentityError
 from meshlib.model.outcome import LocalReply
 from meshlib.model.route import ClusterHeader, SingleCluster
-from meshlib.view import ClusterState, TargetView
-from meshlib.view.cluster_state import AggregateState
+from meshlib.view import AggregateState, ClusterState, TargetView
 
 __all__ = ["warm_connections"]
 

@@ -6,8 +6,9 @@ the cluster states it finds there are shared with the views before and after, so
 calls too.
 """
 
+from meshlib.view.aggregate_state import AggregateState
 from meshlib.view.build import View, build_view
-from meshlib.view.cluster_state import AggregateState, ClusterState
+from meshlib.view.cluster_state import ClusterState
 from meshlib.view.target import ActiveFaults, RoutePlan, TargetView
 
 __all__ = ["ActiveFaults", "AggregateState", "ClusterState", "RoutePlan", "TargetView", "View", "build_view"]

@@ -9,7 +9,8 @@ from meshlib.model.retry import DEFAULT_SAFETY, Safety
 from meshlib.model.secret import Secret
 from meshlib.model.snapshot import ClusterConfig, ConfigFault, InboundConfig, Snapshot, TargetConfig
 from meshlib.ports import Pause, Rng, no_pause
-from meshlib.view.cluster_state import AggregateState, ClusterState
+from meshlib.view.aggregate_state import AggregateState
+from meshlib.view.cluster_state import ClusterState
 from meshlib.view.target import TargetView
 from meshlib.xds.follow import clusters_of
 from meshlib.xds.load_report import ClusterLoad

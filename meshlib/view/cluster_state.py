@@ -1,23 +1,20 @@
 """One cluster as it lives on: its endpoints, their picker, its limits and what outlier detection knows."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
-from ipaddress import ip_address
 from typing import Final
 
-from meshlib.balancing.aggregate import LeafTable, leaf_loads
-from meshlib.balancing.build import build_picker, build_retry_picker, cluster_health, priorities_of
+from meshlib.balancing.build import build_picker, build_retry_picker, priorities_of
 from meshlib.balancing.endpoint_state import EndpointState
 from meshlib.balancing.memory import PolicyMemory
 from meshlib.balancing.picker import Picker
 from meshlib.events import Event, HostEjected, HostUnejected
-from meshlib.model.cluster import AuthorityNames, DnsDiscovery, EdsDiscovery
-from meshlib.model.endpoint import Endpoint, HealthStatus, Locality
+from meshlib.model.cluster import AuthorityNames
+from meshlib.model.endpoint import Endpoint, HealthStatus
 from meshlib.model.health import HealthCheck
 from meshlib.model.outcome import Outcome, Response
 from meshlib.model.request import RequestHead
 from meshlib.model.retry import DEFAULT_SAFETY, Safety
-from meshlib.model.secret import ClientTls, SniSource
+from meshlib.model.secret import ClientTls
 from meshlib.model.snapshot import ClusterConfig
 from meshlib.ports import Lock, Pause, Rng, no_pause
 from meshlib.resilience.budget import RetryAccount
@@ -25,25 +22,22 @@ from meshlib.resilience.circuit_breaker import CircuitBreaker
 from meshlib.resilience.classify import failure_code, http_code
 from meshlib.resilience.health_check import CheckResult, CheckTurn
 from meshlib.resilience.outlier import Ejection, OutlierDetector, Unejection
+from meshlib.view.endpoint_tls import EndpointTls
 from meshlib.view.health import HealthChecks
 from meshlib.view.learning import Learner, make_learner
+from meshlib.view.load_counts import count_by_locality, load_of
+from meshlib.view.passing_hosts import with_passing
 from meshlib.xds.load_report import ClusterLoad
 
-__all__ = ["AggregateState", "ClusterState"]
-
+__all__ = ["ClusterState"]
 
 GRPC_STATUSES: Final = frozenset({HealthStatus.UNKNOWN, HealthStatus.HEALTHY})
 GRPC_KNOWN: Final = GRPC_STATUSES | {HealthStatus.DRAINING}
 HTTP_STATUSES: Final = GRPC_STATUSES | {HealthStatus.DEGRADED}
 """Which endpoints keep their sessions when a cluster does not say: the defaults of gRPC (A55) and of Envoy."""
 
-MAX_KEPT: Final = 4096
-"""Endpoints that are kept though the resource names them no more."""
-
 PAUSE_EVERY: Final = 256
 """Endpoints: about 0.2 ms."""
-MAX_NAMED: Final = 1024
-"""Hosts, of one cluster, whose TLS settings are kept."""
 
 
 class ClusterState:
@@ -72,7 +66,6 @@ class ClusterState:
         "_given",
         "_kept",
         "_lock",
-        "_named",
         "_retry_pickers",
         "_tls",
         "account",
@@ -119,7 +112,6 @@ class ClusterState:
         self.states: Mapping[str, EndpointState] = {}
         self._retry_pickers: tuple[Picker | None, dict[frozenset[int], Picker | None]] = (None, {})
         self.checks: HealthChecks | None = None
-        self._kept: frozenset[str] = frozenset()
         self._configure(config, now)
 
     def __repr__(self) -> str:
@@ -132,7 +124,9 @@ class ClusterState:
 
     def _configure(self, config: ClusterConfig, now: float, pause: Pause = no_pause) -> None:
         self._given = config
-        config = self._with_passing(config)
+        self._kept: frozenset[str] = frozenset()
+        if self.checks is not None and config.cluster.health_check is not None and config.cluster.keeps_passing_hosts:
+            config, self._kept = with_passing(config, self.config, self.states)
         cluster, old = config.cluster, self.states
         self.memory.now = now
         states: dict[str, EndpointState] = {}
@@ -159,10 +153,10 @@ class ClusterState:
         else:
             self.outlier.update(cluster.outlier_detection, states)
         outlier = self.outlier
-        load = self._load_of(config, now)
+        load = load_of(cluster, self.load, now, self._lock)
         with self._lock:
             self.load = load
-            self._count_load(config, states)
+            count_by_locality(load, config, states)
             self._follow_checks(config, states, old)
             for state in states.values():
                 if state.healthy_since is None and state.is_healthy:
@@ -178,45 +172,10 @@ class ClusterState:
             for drop in config.assignment.drop_overloads
             if drop.numerator
         )
-        self._tls: dict[str, ClientTls | None] = {}
-        # The second value is what was made of the first, which it keeps so that its id stays taken.
-        self._named: dict[tuple[int, str], tuple[ClientTls, ClientTls]] = {}
+        self._tls = EndpointTls(cluster)
         self.learner = make_learner(cluster.lb_policy, self.memory, self._lock, load)
         pause()
         self._rebuild(pause)
-
-    def _with_passing(self, config: ClusterConfig) -> ClusterConfig:
-        """Return a configuration with the endpoints that it leaves out and that still pass their checks.
-
-        Discovery may be wrong about a host that is well: in Envoy it stays until it fails a check.
-        """
-        self._kept = frozenset()
-        cluster = config.cluster
-        if self.checks is None or cluster.health_check is None or not cluster.keeps_passing_hosts:
-            return config
-        named = {endpoint.address for group in config.assignment.localities for endpoint in group.endpoints}
-        groups = {(group.priority, group.locality): group for group in config.assignment.localities}
-        kept = 0
-        for group in self.config.assignment.localities:
-            left = tuple([one for one in group.endpoints if one.address not in named and self._stays(one)])
-            if left and kept < MAX_KEPT:
-                kept += len(left)
-                key = (group.priority, group.locality)
-                into = groups.get(key) or replace(group, endpoints=())
-                groups[key] = replace(into, endpoints=(*into.endpoints, *left))
-                self._kept |= {endpoint.address for endpoint in left}
-        if not self._kept:
-            return config
-        return replace(config, assignment=replace(config.assignment, localities=tuple(groups.values())))
-
-    def _stays(self, endpoint: Endpoint) -> bool:
-        state = self.states.get(endpoint.address)
-        return (
-            state is not None
-            and not state.is_failed
-            and HealthChecks.concerns(endpoint)
-            and endpoint.health in (HealthStatus.UNKNOWN, HealthStatus.HEALTHY, HealthStatus.DEGRADED)
-        )
 
     def _follow_checks(
         self, config: ClusterConfig, states: Mapping[str, EndpointState], old: Mapping[str, EndpointState]
@@ -267,54 +226,8 @@ class ClusterState:
             self._generation += 1
         self._rebuild()
 
-    def tls_for_check(self, endpoint: Endpoint, config: HealthCheck) -> ClientTls | None:
-        """Return how a health check reaches an endpoint; None: plaintext."""
-        if config.socket_match is None:
-            tls = self.tls_for(endpoint)
-        else:
-            tls = self._tls_matching(dict(config.socket_match), endpoint)
-        return replace(tls, alpn=config.alpn) if tls is not None and config.alpn else tls
-
     def _in_flight(self) -> int:
         return self.breaker.active + self.high_breaker.active
-
-    def _load_of(self, config: ClusterConfig, now: float) -> ClusterLoad | None:
-        """Return what counts for a configuration: as before, unless what is reported under has changed."""
-        reports, discovery = config.cluster.load_reports, config.cluster.discovery
-        if reports is None:
-            return None
-        service = discovery.service_name if isinstance(discovery, EdsDiscovery) else ""
-        service = "" if service == self.name else service
-        before = self.load
-        if before is not None and (before.service, before.metrics) == (service, reports.metrics):
-            return before
-        return ClusterLoad(self.name, service, now, lock=self._lock, metrics=reports.metrics)
-
-    def _count_load(self, config: ClusterConfig, states: Mapping[str, EndpointState]) -> None:
-        """Have the requests of each endpoint counted with its locality; the lock is held."""
-        load, discovery = self.load, config.cluster.discovery
-        if load is None:
-            for state in states.values():
-                state.load = None
-            return
-        # "Reported under an empty locality for LOGICAL_DNS."
-        is_nowhere = isinstance(discovery, DnsDiscovery) and discovery.logical
-        groups = config.assignment.localities
-        counts = load.use(Locality() if is_nowhere else group.locality for group in groups)
-        seen: set[str] = set()
-        for group in groups:
-            count = counts[Locality() if is_nowhere else group.locality]
-            for endpoint in group.endpoints:
-                if endpoint.address in seen:
-                    continue
-                seen.add(endpoint.address)
-                state = states[endpoint.address]
-                if state.load is not count:
-                    # What is under way moves along, so that it ends where it is counted.
-                    if state.load is not None:
-                        state.load.in_progress -= state.active
-                    count.in_progress += state.active
-                    state.load = count
 
     def _rebuild(self, pause: Pause = no_pause) -> None:
         """Make the picker anew, outside the lock; whoever sees the newest state last has its picker stay."""
@@ -340,59 +253,16 @@ class ClusterState:
         return made[avoided]
 
     def tls_for(self, endpoint: Endpoint) -> ClientTls | None:
-        """Return how to reach an endpoint; None: plaintext.
-
-        The first `transport_socket_matches` entry that the endpoint's metadata contains, else the cluster's own.
-        """
-        cluster = self.config.cluster
-        if not cluster.socket_matches and (cluster.tls is None or cluster.tls.sni_source is SniSource.CONFIG):
-            return cluster.tls
-        known = self._tls
-        try:
-            return known[endpoint.address]
-        except KeyError:
-            metadata = endpoint.metadata.get("envoy.transport_socket_match", {})
-            known[endpoint.address] = tls = self._tls_matching(metadata, endpoint)
-            return tls
-
-    def _tls_matching(self, metadata: Mapping[str, object], endpoint: Endpoint) -> ClientTls | None:
-        cluster = self.config.cluster
-        tls = cluster.tls
-        for entry in cluster.socket_matches:
-            if all(key in metadata and metadata[key] == value for key, value in entry.match):
-                tls = entry.tls
-                break
-        if tls is not None and tls.sni_source is SniSource.HOSTNAME and endpoint.hostname:
-            tls = replace(tls, sni=endpoint.hostname)
-        return tls
+        """As `EndpointTls.of`."""
+        return self._tls.of(endpoint)
 
     def tls_for_request(self, tls: ClientTls, names: AuthorityNames, head: RequestHead) -> ClientTls:
-        """Return how to reach an endpoint for a request whose authority TLS takes names from.
+        """As `EndpointTls.for_request`."""
+        return self._tls.for_request(tls, names, head)
 
-        Args:
-            tls: By `tls_for`.
-            head: As routes have rewritten it, but not by the endpoint's hostname.
-
-        Source: Envoy `Router::Filter::decodeHeaders`, "auto_sni".
-        """
-        host = (names.header and head.headers.find(names.header)) or head.authority
-        host, is_address = _host_of(host)
-        if not host:
-            return tls
-        key = (id(tls), host)
-        known = self._named
-        found = known.get(key)
-        if found is None or found[0] is not tls:
-            named = replace(
-                tls,
-                sni=host if names.is_sni and not is_address else tls.sni,
-                authority_name=host if names.is_san else "",
-            )
-            if len(known) >= MAX_NAMED:
-                # Applications choose authorities; whoever makes up thousands pays for each.
-                known.clear()
-            found = known[key] = (tls, named)
-        return found[1]
+    def tls_for_check(self, endpoint: Endpoint, config: HealthCheck) -> ClientTls | None:
+        """As `EndpointTls.for_check`."""
+        return self._tls.for_check(endpoint, config)
 
     def override(self, addresses: Sequence[str], *, is_grpc: bool) -> EndpointState | None:
         """Return the first of some endpoints that may be used for a session, whatever the balancer would choose.
@@ -497,49 +367,3 @@ class ClusterState:
             else HostEjected(self.name, state.endpoint, change.reason.value, change.ejection_time_s)
             for state, change in changed
         )
-
-
-class AggregateState(ClusterState):
-    """An aggregate cluster: it has no endpoints, and every attempt is one of a leaf, by the leaf's limits.
-
-    Attributes:
-        leaves: In the order of preference; swapped by updates, one assignment.
-    """
-
-    __slots__ = ("_made", "leaves")
-
-    is_aggregate = True
-
-    def __init__(self, config: ClusterConfig, now: float, seed: int = 0, safety: Safety = DEFAULT_SAFETY) -> None:
-        self.leaves: tuple[ClusterState, ...] = ()
-        # The table, and what it was made of: the leaves' pickers, which are new whenever anything of their hosts is.
-        self._made: tuple[tuple[Picker, ...], LeafTable] = ((), LeafTable(()))
-        super().__init__(config, now, seed, safety)
-
-    def choose(self, rng: Rng) -> ClusterState:
-        """Return the leaf for one attempt; the cluster itself, which has no endpoints, when there is none."""
-        leaves = self.leaves
-        if len(leaves) < 2:
-            return leaves[0] if leaves else self
-        pickers = tuple([leaf.picker for leaf in leaves])
-        made, table = self._made
-        if made != pickers:
-            health = [cluster_health(leaf.config, leaf.states, leaf.memory.seed) for leaf in leaves]
-            threshold = int(self.config.cluster.panic_threshold_percent)
-            table = LeafTable(leaf_loads(health, panic_threshold=threshold))
-            self._made = (pickers, table)
-        return leaves[table.choose(rng)]
-
-
-def _host_of(authority: str) -> tuple[str, bool]:
-    """Return the host of an authority without its port, and whether it is an IP address."""
-    host = authority
-    if authority.startswith("["):
-        host = authority[1:].partition("]")[0]
-    elif authority.count(":") == 1:
-        host = authority.partition(":")[0]
-    try:
-        ip_address(host)
-    except ValueError:
-        return host, False
-    return host, True

@@ -362,7 +362,7 @@ def test_names_of_requests_are_bounded() -> None:
     state, names = matching(tls=TLS), AuthorityNames(is_sni=True)
     for number in range(3000):
         state.tls_for_request(TLS, names, RequestHead("GET", f"h{number}.example", "/", Headers()))
-    assert len(state._named) <= 1024
+    assert len(state._tls._named) <= 1024
 
 
 def test_drops_are_shares() -> None:
