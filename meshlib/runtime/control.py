@@ -153,10 +153,12 @@ class ControlPlane:
         self._reset_thread_state()
 
     def _make_link(self, server: ServerConfig, share: CacheShare, before: ServerLink | None) -> ServerLink:
+        providers = frozenset(self._bootstrap.certificate_providers)
+        machine = new_machine(share, server.features, pause=self._pause, providers=providers)
         return ServerLink(
             server,
             self._bootstrap.node,
-            new_machine(share, server.features, pause=self._pause) if before is None else before.machine,
+            machine if before is None else before.machine,
             scheduler=self._scheduler,
             clock=self._clock,
             rng=self._rng,

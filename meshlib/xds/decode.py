@@ -96,7 +96,14 @@ _KINDS: Final[Mapping[str, _Kind]] = MappingProxyType(
 )
 
 
-def decode_resource(type_url: str, body: bytes, pause: Pause = no_pause, *, with_grpc_rules: bool = False) -> Decoded:
+def decode_resource(
+    type_url: str,
+    body: bytes,
+    pause: Pause = no_pause,
+    *,
+    with_grpc_rules: bool = False,
+    providers: frozenset[str] | None = None,
+) -> Decoded:
     """Decode and validate one resource; never raises.
 
     Args:
@@ -104,6 +111,7 @@ def decode_resource(type_url: str, body: bytes, pause: Pause = no_pause, *, with
         body: The serialised resource, out of its `Any` and of its `Resource` wrapper.
         pause: Called before, and now and then while there are many endpoints.
         with_grpc_rules: Refuse what gRPC's clients refuse, beside what Envoy refuses.
+        providers: Names of the bootstrap's certificate providers, beyond which gRPC's rules know none; None: any.
     """
     pause()
     kind = _KINDS.get(type_url)
@@ -122,7 +130,7 @@ def decode_resource(type_url: str, body: bytes, pause: Pause = no_pause, *, with
     else:
         value = kind.decode(message, "", problems)
     if with_grpc_rules:
-        check_grpc_rules(type_url, message, problems, pause)
+        check_grpc_rules(type_url, message, problems, pause, providers)
     name: str = getattr(message, kind.name_field) if kind.name_field else ""
     return Decoded(name, None if problems else value, problems.errors, problems.unused_fields)
 

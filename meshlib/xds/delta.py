@@ -329,7 +329,11 @@ class DeltaMachine(StreamMachine):
 
 
 def new_machine(
-    cache: ResourceCache, features: frozenset[str], *, pause: Pause = no_pause
+    cache: ResourceCache,
+    features: frozenset[str],
+    *,
+    pause: Pause = no_pause,
+    providers: frozenset[str] | None = None,
 ) -> DeltaMachine | SotwMachine:
     """Return the machine for a server, by its `server_features`: state of the world, unless it asks for delta.
 
@@ -337,11 +341,12 @@ def new_machine(
 
     Args:
         pause: Called now and then while much is decoded.
+        providers: Names of the bootstrap's certificate providers; None: any will do.
     """
     kind = DeltaMachine if DELTA_FEATURE in features else SotwMachine
     is_strict = GRPC_RULES_FEATURE in features
 
     def decode(type_url: str, body: bytes) -> Decoded:
-        return decode_resource(type_url, body, pause, with_grpc_rules=is_strict)
+        return decode_resource(type_url, body, pause, with_grpc_rules=is_strict, providers=providers)
 
     return kind(cache, features=features, decode=decode)

@@ -36,22 +36,25 @@ _LEGACY_MURMUR: Final = 1
 _MURMUR: Final = 2
 
 
-def check_cluster(message: Any, path: str, problems: Problems) -> None:
-    """Check a Cluster. The policy of an aggregate cluster does not count (A75)."""
-    is_aggregate = message.HasField("cluster_type")
-    if not is_aggregate:
+def check_cluster(message: Any, path: str, problems: Problems, providers: frozenset[str] | None = None) -> None:
+    """Check a Cluster.
+
+    Args:
+        providers: Names of the bootstrap's certificate providers; None: any will do.
+    """
+    if not message.HasField("cluster_type"):
         _check_discovery(message, path, problems)
+    # That of an aggregate does not count (A75), but is read: CLUSTER_PROVIDED, which Envoy wants of it, is refused.
     if message.HasField("load_balancing_policy"):
-        if not is_aggregate:
-            _check_list(message.load_balancing_policy, join(path, "load_balancing_policy"), problems, 0)
-    elif not is_aggregate and message.lb_policy not in _ENUM_POLICIES:
+        _check_list(message.load_balancing_policy, join(path, "load_balancing_policy"), problems, 0)
+    elif message.lb_policy not in _ENUM_POLICIES:
         value = message.DESCRIPTOR.enum_types_by_name["LbPolicy"].values_by_number.get(message.lb_policy)
         name = value.name if value else message.lb_policy
         problems.error(join(path, "lb_policy"), f"{name} is not a policy of gRPC")
     elif message.lb_policy == 2:  # RING_HASH
         _check_ring(message.ring_hash_lb_config, join(path, "ring_hash_lb_config"), problems, _LEGACY_MURMUR)
     if message.HasField("transport_socket"):
-        check_client_socket(message.transport_socket, join(path, "transport_socket"), problems)
+        check_client_socket(message.transport_socket, join(path, "transport_socket"), problems, providers)
     if message.transport_socket_matches:
         problems.error(join(path, "transport_socket_matches"), "is not supported by gRPC")
 

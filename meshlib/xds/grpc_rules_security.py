@@ -23,12 +23,18 @@ MAX_CONDITION_DEPTH: Final = 16
 _UNKNOWN_CONDITIONS: Final = frozenset({"destination_port_range", "uri_template", "matcher", "sourced_metadata"})
 
 
-def check_client_socket(socket: Any, path: str, problems: Problems) -> None:
-    """Check the TransportSocket of a cluster."""
+def check_client_socket(socket: Any, path: str, problems: Problems, providers: frozenset[str] | None = None) -> None:
+    """Check the TransportSocket of a cluster.
+
+    Args:
+        providers: Names of the bootstrap's certificate providers; None: any will do.
+    """
     common, place = _common(socket, path, "UpstreamTlsContext", problems)
     if common is None:
         return
     _check_identity(common, place, problems)
+    if providers is not None:
+        _check_instances(common, place, problems, providers)
     context, here = _peers(common, place, problems)
     if context is None:
         problems.error(here, "validation_context or combined_validation_context is required for gRPC")
@@ -36,12 +42,14 @@ def check_client_socket(socket: Any, path: str, problems: Problems) -> None:
         problems.error(here, "ca_certificate_provider_instance or system_root_certs is required for gRPC")
 
 
-def check_server_socket(socket: Any, path: str, problems: Problems) -> None:
-    """Check the TransportSocket of a filter chain."""
+def check_server_socket(socket: Any, path: str, problems: Problems, providers: frozenset[str] | None = None) -> None:
+    """Check the TransportSocket of a filter chain; `providers` as above."""
     common, place = _common(socket, path, "DownstreamTlsContext", problems)
     if common is None:
         return
     _check_identity(common, place, problems)
+    if providers is not None:
+        _check_instances(common, place, problems, providers)
     if not any(common.HasField(name) for name in _PROVIDERS):
         problems.error(join(place, _PROVIDERS[0]), "is required for gRPC")
     context, here = _peers(common, place, problems)
@@ -71,6 +79,19 @@ def _check_identity(common: Any, path: str, problems: Problems) -> None:
                 problems.error(join(path, name), "is not supported by gRPC (only tls_certificate_provider_instance)")
     if common.HasField("tls_params"):
         problems.error(join(path, "tls_params"), "is not supported by gRPC")
+
+
+def _check_instances(common: Any, path: str, problems: Problems, known: frozenset[str]) -> None:
+    """Check that every provider that is named is one of the bootstrap's."""
+    named = [(common, name, path) for name in _PROVIDERS]
+    roots = "ca_certificate_provider_instance"
+    named.append((common.validation_context, roots, join(path, "validation_context")))
+    combined, place = common.combined_validation_context, join(path, "combined_validation_context")
+    named.append((combined.default_validation_context, roots, join(place, "default_validation_context")))
+    named.append((combined, "validation_context_certificate_provider_instance", place))
+    for message, field, where in named:
+        if message.HasField(field) and (instance := getattr(message, field).instance_name) not in known:
+            problems.error(join(where, field), f"{instance!r} is not among the bootstrap's certificate_providers")
 
 
 def _peers(common: Any, path: str, problems: Problems) -> tuple[Any, str]:

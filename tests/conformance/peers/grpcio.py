@@ -4,7 +4,7 @@ import json
 import os
 import subprocess
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,13 +14,17 @@ from peers.processes import Child
 class GrpcioClient(Child):
     """gRPC C-core's `xds:///`, remote-controlled."""
 
-    def __init__(self, node_id: str, server: str, folder: Path) -> None:
-        bootstrap = folder / f"{node_id}.json"
+    def __init__(self, node_id: str, server: str, folder: Path, *, bootstrap: Mapping[str, Any] | None = None) -> None:
+        """
+        Args:
+            bootstrap: None: the shortest one for that server.
+        """
+        path = folder / f"{node_id}.json"
         creds = [{"type": "insecure"}]
         servers = [{"server_uri": server, "channel_creds": creds, "server_features": ["xds_v3"]}]
-        bootstrap.write_text(json.dumps({"xds_servers": servers, "node": {"id": node_id}}))
+        path.write_text(json.dumps(bootstrap or {"xds_servers": servers, "node": {"id": node_id}}))
         program = Path(__file__).with_name("grpcio_program.py")
-        environment = {**os.environ, "GRPC_XDS_BOOTSTRAP": str(bootstrap), "PYTHONUNBUFFERED": "1"}
+        environment = {**os.environ, "GRPC_XDS_BOOTSTRAP": str(path), "PYTHONUNBUFFERED": "1"}
         pipe = subprocess.PIPE
         super().__init__(
             node_id, [sys.executable, str(program)], folder, environment=environment, stdin=pipe, stdout=pipe
@@ -41,6 +45,10 @@ class GrpcioClient(Child):
         """Make a call; returns the code's name, and the answer or the error's text."""
         answer = self._ask("call", target=target, method=method, metadata=list(metadata), timeout_s=timeout_s)
         return answer["code"], answer["text"]
+
+    def open(self, targets: Sequence[str]) -> None:
+        """Open channels and begin a call on each, without waiting for any."""
+        self._ask("open", targets=list(targets))
 
     def many(self, count: int, target: str, method: str) -> dict[str, int]:
         """Make calls in a row and return how many each version answered.

@@ -19,6 +19,7 @@ class Program:
         self.stopping = threading.Event()
         self.load_thread: threading.Thread | None = None
         self.tally: dict[str, Any] = {}
+        self.pending: list[Any] = []
 
     def call(self, target: str, method: str, metadata: list[list[str]], timeout_s: float = TIMEOUT_S) -> dict[str, Any]:
         if target not in self.channels:
@@ -29,6 +30,14 @@ class Program:
         except grpc.RpcError as error:
             return {"code": error.code().name, "text": error.details() or ""}
         return {"code": "OK", "text": answer.decode()}
+
+    def open(self, targets: list[str]) -> dict[str, Any]:
+        """Open channels and begin a call on each."""
+        for target in targets:
+            self.channels[target] = grpc.insecure_channel(target)
+            function: Any = self.channels[target].unary_unary("/test.Echo/Call")
+            self.pending.append(function.future(b"", timeout=60, wait_for_ready=True))
+        return {}
 
     def many(self, count: int, **options: Any) -> dict[str, Any]:
         """Make calls one after the other and count the versions that answered."""

@@ -122,7 +122,37 @@ def override(**config: Any) -> dict[str, Any]:
 
 RANDOM = {"policies": [{"typed_extension_config": {"name": "r", "typed_config": {"@type": f"{P}random.v3.Random"}}}]}
 
+AGGREGATE = {"@type": f"{T}envoy.extensions.clusters.aggregate.v3.ClusterConfig", "clusters": ["a"]}
+STRUCT = {"@type": f"{T}xds.type.v3.TypedStruct", "type_url": f"{FILTERS}http.fault.v3.HTTPFault", "value": {}}
+
+
+def aggregate(**fields: Any) -> dict[str, Any]:
+    return {"name": "c", "cluster_type": {"name": "a", "typed_config": AGGREGATE}, **fields}
+
+
+def more_addresses(*addresses: dict[str, Any]) -> dict[str, Any]:
+    more = [{"address": address} for address in addresses]
+    return assignment({**group("a"), "lb_endpoints": [{"endpoint": {"address": TCP, "additional_addresses": more}}]})
+
+
+MORE = "endpoints[0].lb_endpoints[0].endpoint.additional_addresses[0].address"
+
 REFUSED = [
+    (LDS, listener(http_filters=[{"name": "f", "typed_config": STRUCT}, ROUTER]), f"{M}.http_filters[0].typed_config"),
+    (CDS, aggregate(lb_policy="CLUSTER_PROVIDED"), "lb_policy"),
+    (CDS, aggregate(load_balancing_policy=RANDOM), "load_balancing_policy"),
+    (EDS, more_addresses(TCP), MORE),
+    (EDS, more_addresses({"pipe": {"path": "/x"}}), f"{MORE}.pipe"),
+    (
+        EDS,
+        more_addresses({"socket_address": {"address": "x", "port_value": 1}}),
+        f"{MORE}.socket_address.address",
+    ),
+    (
+        EDS,
+        {**assignment(group("a", 1)), "policy": {"drop_overloads": [{"category": "x"}]}},
+        "policy.drop_overloads[0].drop_percentage",
+    ),
     (
         LDS,
         listener(http_filters=[{"name": "f", "config_discovery": DISCOVERY}, ROUTER]),
@@ -244,6 +274,8 @@ def test_refused_by_grpc_alone(type_url: str, data: dict[str, Any], path: str) -
         (RDS, override(**{"@type": f"{T}envoy.config.route.v3.FilterConfig", "is_optional": True, "config": LIMIT})),
         (LDS, server({"permissions": ANY, "principals": [nested(16)]}, tls=PROVIDER)),
         (CDS, dns(group("a", 1))),
+        (CDS, aggregate()),
+        (EDS, more_addresses({"socket_address": {"address": "::1", "port_value": 1}})),
         (CDS, cluster(lb_policy="RING_HASH")),
         (CDS, listed("round_robin.v3.RoundRobin")),
         (CDS, tls(validation_context=ROOTS)),
@@ -262,6 +294,40 @@ def test_the_servers_feature_chooses_the_profile(variant: tuple[str, ...]) -> No
     strict = new_machine(ResourceCache(), frozenset((*variant, "meshlib.validation_grpc")))
     assert strict._decode(CDS, resource).errors == ("lb_policy: RANDOM is not a policy of gRPC",)
     assert new_machine(ResourceCache(), frozenset(variant))._decode(CDS, resource).errors == ()
+
+
+@pytest.mark.parametrize(
+    ("type_url", "data", "path"),
+    [
+        (
+            CDS,
+            tls(validation_context=ROOTS),
+            f"{C}.common_tls_context.validation_context.ca_certificate_provider_instance",
+        ),
+        (
+            CDS,
+            tls(combined_validation_context={"default_validation_context": ROOTS}),
+            f"{C}.common_tls_context.combined_validation_context.default_validation_context.ca_certificate_provider_instance",
+        ),
+        (
+            CDS,
+            tls(**PROVIDER, validation_context={"system_root_certs": {}}),
+            f"{C}.common_tls_context.tls_certificate_provider_instance",
+        ),
+        (LDS, server(tls=PROVIDER), f"{COMMON}.tls_certificate_provider_instance"),
+    ],
+)
+def test_providers_are_those_of_the_bootstrap(type_url: str, data: dict[str, Any], path: str) -> None:
+    resource = body(type_url, data)
+    reason = "'p' is not among the bootstrap's certificate_providers"
+    for with_grpc_rules, providers, errors in (
+        (True, frozenset({"q"}), (f"{path}: {reason}",)),
+        (True, frozenset({"p"}), ()),
+        (True, None, ()),
+        (False, frozenset({"q"}), ()),
+    ):
+        decoded = decode_resource(type_url, resource, with_grpc_rules=with_grpc_rules, providers=providers)
+        assert decoded.errors == errors
 
 
 def test_certificates_of_servers_come_from_provider_instances() -> None:
