@@ -401,12 +401,10 @@ IN_PART: Mapping[tuple[str, str], str] = {
     ("ExtensionConfigSource", "type_urls"): "fault and stateful_session in clients, RBAC in servers",
     ("ExtensionConfigSource", "config_source"): "ads or self",
     ("TypedExtensionConfig", "typed_config"): "fault, stateful_session, RBAC",
-    ("HttpConnectionManager", "normalize_path"): "false",
     (
         "Runtime",
         "layer",
     ): "numbers, booleans and shares; where they count is said [above](#discovery-on-demand-and-in-parts)",
-    ("HttpConnectionManager", "path_with_escaped_slashes_action"): "KEEP_UNCHANGED",
     **{
         (message, "request_mirror_policies"): "for httpx; gRPC calls and functions are not copied"
         for message in ("RouteConfiguration", "VirtualHost", "RouteAction")

@@ -195,7 +195,13 @@ def explain(
         facts.append(fact("route", step.name or str(step.number), metadata=route.metadata))
         if isinstance(action, RouteAction):
             policies.append(_policy(step, route, action, host, target, head))
-    found = target.routes.match(head, _NoChance())
+    prepare = target.routes.prepare
+    prepared = head if prepare is None else prepare(head)
+    if isinstance(prepared, RequestHead):
+        head = prepared
+        found = target.routes.match(head, _NoChance(), is_prepared=True)
+    else:
+        found = prepared
     out = found.rewrite(found.filtered(head)) if isinstance(found, RouteMatch) else head
     if isinstance(found, RouteMatch) and not shares and found.cluster:
         shares[found.cluster] = (1.0, found.action.high_priority)  # a header of the request names it

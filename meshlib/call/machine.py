@@ -54,8 +54,13 @@ class Call(HedgedSteps):
         """
         if self._state != NEW:
             raise self._unexpected(NEW)
-        head = self.head
-        found = self.target.routes.match(head, self._rng)
+        head, routes = self.head, self.target.routes
+        if routes.prepare is not None:
+            prepared = routes.prepare(head)
+            if isinstance(prepared, LocalReply):
+                return self._finish(prepared, prepared.flag)
+            head = self.head = prepared
+        found = routes.match(head, self._rng, is_prepared=True)
         if isinstance(found, LocalReply):
             return self._answer(found, now)
         self.match = found

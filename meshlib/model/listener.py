@@ -1,6 +1,7 @@
 """Listeners (LDS): what a client's target resolves to, and what a server applies to requests that come in."""
 
 from dataclasses import dataclass
+from enum import Enum
 
 from meshlib.model.authorization import Rbac
 from meshlib.model.discovery import FilterConfig, ScopedRoutes
@@ -9,7 +10,7 @@ from meshlib.model.route import FaultPolicy, RouteConfiguration
 from meshlib.model.secret import ServerTls
 from meshlib.model.session import SessionPolicy
 
-__all__ = ["ClientListener", "DiscoveredFilter", "HeadRules", "Listener", "ServerListener"]
+__all__ = ["ClientListener", "DiscoveredFilter", "EscapedSlashes", "HeadRules", "Listener", "ServerListener"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,6 +34,17 @@ class DiscoveredFilter:
     position: int = 0
 
 
+class EscapedSlashes(Enum):
+    """What becomes of `%2F` and `%5C` in a path (`path_with_escaped_slashes_action`)."""
+
+    KEPT = 1
+    REFUSED = 2
+    """400."""
+    REDIRECTED = 3
+    """The caller is told to come with the path as it is without them (307)."""
+    UNESCAPED = 4
+
+
 @dataclass(frozen=True, slots=True)
 class HeadRules:
     """What happens to a request before routes see it.
@@ -41,13 +53,17 @@ class HeadRules:
         strips_port: Of any number (`strip_any_host_port`); or
         strips_this_port: of this one only (`strip_matching_host_port`); 0: of none.
         strips_dot: A dot at the end of the host (`strip_trailing_host_dot`).
-        merges_slashes: Of the path.
+        slashes: The first thing that is done to the path; then
+        normalizes_path: it gets into its one spelling; then
+        merges_slashes: of several slashes one is left.
         scheme: Takes the place of the request's; empty: it stays.
     """
 
     strips_port: bool = False
     strips_this_port: int = 0
     strips_dot: bool = False
+    slashes: EscapedSlashes = EscapedSlashes.KEPT
+    normalizes_path: bool = False
     merges_slashes: bool = False
     scheme: str = ""
 

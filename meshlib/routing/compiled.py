@@ -48,7 +48,6 @@ from meshlib.routing.matchers import (
     path_of,
 )
 from meshlib.routing.mirror import pick_mirrors
-from meshlib.routing.prepare import Prepare, compile_prepare
 from meshlib.routing.redirect import compile_direct_response, compile_redirect
 from meshlib.routing.replies import TEXT, cluster_not_found, unusable_action
 from meshlib.routing.rewrite import compile_rewrite, rewrite_host
@@ -376,13 +375,6 @@ class _Builder:
             Changes(self.filters(weight).response, is_response=True, facts=facts),
         )
 
-    def _prepared(self, rewrite: Prepare | None) -> Prepare | None:
-        """Have what the listener does to a request done first."""
-        prepare = compile_prepare(self.listener.head_rules)
-        if prepare is None or rewrite is None:
-            return rewrite or prepare
-        return lambda head: rewrite(prepare(head))
-
     def forward(
         self, action: RouteAction, cluster: str, facts: Facts, weight: ClusterWeight | None = None
     ) -> RouteMatch:
@@ -390,7 +382,7 @@ class _Builder:
         request = request_mutator(self._levels(None), facts)
         first = None if mutation is None else request_mutator([mutation], facts)
         weight_host = "" if weight is None else weight.host_rewrite
-        rewrite = self._prepared(compile_rewrite(action, self.route.match.path, request, first, weight_host, facts))
+        rewrite = compile_rewrite(action, self.route.match.path, request, first, weight_host, facts)
         response = self.response(facts, mutation, weight)
         first_changes = Changes(self.filters(weight).request, is_response=False, facts=facts)
         return RouteMatch(
@@ -504,7 +496,19 @@ def _weighted(build: _Builder, action: RouteAction, weighted: WeightedClusters) 
 
 
 def _local(build: _Builder, action: Redirect | DirectResponse | NonForwarding) -> Answer:
-    """The route answers by itself."""
+    """The route answers by itself; its answer can speak of a request as filters have left it."""
+    answer = _answering(build, action)
+    changes = Changes(build.filters(None).request, is_response=False, facts=build.facts())
+    if not changes:
+        return answer
+
+    def filtered(head: RequestHead, stream_id: int) -> RouteMatch | LocalReply:
+        return answer(head if head.is_grpc else with_headers(head, changes.apply(head.headers, head)), stream_id)
+
+    return filtered
+
+
+def _answering(build: _Builder, action: Redirect | DirectResponse | NonForwarding) -> Answer:
     mutator = build.response(build.facts())
     match action:
         case Redirect():

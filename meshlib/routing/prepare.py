@@ -1,21 +1,24 @@
-"""What a connection manager makes of a request before routes see it: host without port or dot, path with single slashes.
+"""What a connection manager makes of a request before routes see it: host without port or dot, path in one spelling.
 
-The request goes on like that. gRPC's clients know none of it, so gRPC calls stay as they are.
+The request goes on like that, or is answered at once. gRPC's clients know none of it, so gRPC calls stay as they are.
 
-Source: Envoy `ConnectionManagerUtility::maybeNormalizeHost`, `PathUtil::mergeSlashes`; `scheme_header_transformation`.
+Source: Envoy `ConnectionManagerUtility::maybeNormalizePath`, `maybeNormalizeHost`; `scheme_header_transformation`.
 """
 
-import re
 from collections.abc import Callable
 from typing import Final
 
-from meshlib.model.listener import HeadRules
+from meshlib.model.listener import EscapedSlashes, HeadRules
+from meshlib.model.outcome import LocalReply
 from meshlib.model.request import RequestHead
+from meshlib.routing.normal_path import canonical_path, unescaped_slashes, with_single_slashes
 
 __all__ = ["Prepare", "compile_prepare"]
 
-Prepare = Callable[[RequestHead], RequestHead]
-_SLASHES: Final = re.compile("//+")
+Prepare = Callable[[RequestHead], RequestHead | LocalReply]
+DETAILS: Final = "path_normalization_failed"
+"""Of the refusal, and of the redirect too."""
+_REFUSED: Final = LocalReply(400, "", DETAILS)
 
 
 def _without_port(host: str, only: int | None) -> str:
@@ -33,28 +36,46 @@ def _without_dot(host: str) -> str:
     return host.removesuffix(".")
 
 
-def _with_single_slashes(path: str) -> str:
-    if "//" not in path:
-        return path
+def _prepared_path(path: str, rules: HeadRules) -> str | LocalReply:
     plain, mark, query = path.partition("?")
-    return _SLASHES.sub("/", plain) + mark + query
+    unescaped = plain
+    if rules.slashes is not EscapedSlashes.KEPT:
+        unescaped = unescaped_slashes(plain)
+        if unescaped != plain and rules.slashes is EscapedSlashes.REFUSED:
+            return _REFUSED
+    found: str | None = unescaped
+    if rules.normalizes_path:
+        found = canonical_path(unescaped)
+        if found is None:
+            return _REFUSED
+    assert found is not None
+    if rules.merges_slashes:
+        found = with_single_slashes(found)
+    found += mark + query
+    if unescaped != plain and rules.slashes is EscapedSlashes.REDIRECTED:
+        return LocalReply(307, "", DETAILS, b"", (("location", found),))
+    return found
 
 
 def compile_prepare(rules: HeadRules) -> Prepare | None:
     """Compile the rules; None: they change nothing."""
     if not rules:
         return None
+    changes_path = rules.merges_slashes or rules.normalizes_path or rules.slashes is not EscapedSlashes.KEPT
 
-    def prepare(head: RequestHead) -> RequestHead:
+    def prepare(head: RequestHead) -> RequestHead | LocalReply:
         if head.is_grpc:
             return head
         host, path = head.authority, head.path
+        if changes_path:
+            found = _prepared_path(path, rules)
+            if isinstance(found, LocalReply):
+                return found
+            path = found
         if rules.strips_dot:
             host = _without_dot(host)
         if head.method != "CONNECT" and (rules.strips_port or rules.strips_this_port):
             host = _without_port(host, None if rules.strips_port else rules.strips_this_port)
-        if rules.merges_slashes:
-            path = _with_single_slashes(path)
         scheme = rules.scheme or head.scheme
         if (host, path, scheme) == (head.authority, head.path, head.scheme):
             return head

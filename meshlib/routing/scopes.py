@@ -15,6 +15,7 @@ from meshlib.model.snapshot import ConfigFault, Demand, DemandKind, ScopeConfig
 from meshlib.ports import Rng
 from meshlib.routing.compiled import RouteMatch
 from meshlib.routing.limits import RouteLimit
+from meshlib.routing.prepare import compile_prepare
 from meshlib.routing.replies import no_route
 from meshlib.routing.table import RouteTable
 from meshlib.routing.trace import RouteTrace, trace_routes
@@ -66,10 +67,11 @@ class ScopeTable:
     Attributes:
         name: Of the scoped routes.
         has_demands: `demands` may return something.
+        prepare: As of a `RouteTable`.
         tables: The route tables, by key; None: the scope's routes are not there yet.
     """
 
-    __slots__ = ("_fragments", "_names", "has_demands", "name", "tables")
+    __slots__ = ("_fragments", "_names", "has_demands", "name", "prepare", "tables")
 
     def __init__(
         self,
@@ -90,6 +92,7 @@ class ScopeTable:
             ValueError: As for `RouteTable`.
         """
         self.name = scoped.name
+        self.prepare = compile_prepare(listener.head_rules)
         self._fragments = tuple(_compile(fragment) for fragment in scoped.fragments)
         tables: dict[Key, RouteTable | ConfigFault | None] = {}
         names: dict[Key, str] = {}
@@ -123,12 +126,12 @@ class ScopeTable:
         """What limits the requests of any route of any scope."""
         return frozenset().union(*(table.limits for table in self.tables.values() if isinstance(table, RouteTable)))
 
-    def match(self, head: RequestHead, rng: Rng) -> RouteMatch | LocalReply:
+    def match(self, head: RequestHead, rng: Rng, *, is_prepared: bool = False) -> RouteMatch | LocalReply:
         """As `RouteTable.match`, in the request's scope; a request that is in none has no route."""
         key = scope_key(self._fragments, head)
         table = None if key is None else self.tables.get(key)
         if isinstance(table, RouteTable):
-            return table.match(head, rng)
+            return table.match(head, rng, is_prepared=is_prepared)
         if table is None:
             reply = no_route(head)
             return replace(reply, body=b"the request belongs to no scope") if head.is_grpc else reply

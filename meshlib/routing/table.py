@@ -64,6 +64,7 @@ class RouteTable:
         name: Of the route configuration.
         has_demands: `demands` may return something.
         limits: What limits the requests of any route.
+        prepare: What the listener makes of a request first; None: nothing.
     """
 
     __slots__ = (
@@ -72,11 +73,11 @@ class RouteTable:
         "_has_more_hosts",
         "_host_header",
         "_index",
-        "_prepare",
         "_strips_parameters",
         "has_demands",
         "limits",
         "name",
+        "prepare",
     )
 
     def __init__(self, listener: ClientListener, routes: RouteConfiguration) -> None:
@@ -105,7 +106,7 @@ class RouteTable:
             hosts.append((host.domains, entry))
         self.limits = frozenset(limit for _, entry in hosts for route in entry.routes for limit in route.limits)
         self._index = DomainIndex(hosts, ignore_port=routes.ignore_port_in_host)
-        self._prepare = compile_prepare(listener.head_rules)
+        self.prepare = compile_prepare(listener.head_rules)
         self._host_header = routes.host_header
         self._strips_parameters = routes.ignores_path_parameters
         # Requests whose host is found elsewhere than in their authority find nothing here, and then look further.
@@ -124,17 +125,23 @@ class RouteTable:
         """All domains of all virtual hosts, as configured."""
         return self._index.domains
 
-    def match(self, head: RequestHead, rng: Rng) -> RouteMatch | LocalReply:
+    def match(self, head: RequestHead, rng: Rng, *, is_prepared: bool = False) -> RouteMatch | LocalReply:
         """Find the first route of the request's virtual host whose conditions all hold.
 
         Never raises, whatever the request is.
+
+        Args:
+            is_prepared: The head is what `prepare` made of it.
 
         Returns:
             Where the request goes; or the answer to it: a redirect, a direct response, no route (`NR`), or a route that
             names no cluster (`NC`). Whether the cluster exists is not decided here.
         """
-        if self._prepare is not None:
-            head = self._prepare(head)
+        if self.prepare is not None and not is_prepared:
+            prepared = self.prepare(head)
+            if isinstance(prepared, LocalReply):
+                return prepared
+            head = prepared
         host = self._exact.get(head.authority)
         if host is None:
             host = self._host_of(head)
@@ -161,8 +168,7 @@ class RouteTable:
 
         Where shares of requests decide, it is what any of the routes and clusters would need.
         """
-        if self._prepare is not None:
-            head = self._prepare(head)
+        head = self._prepared(head)
         name = self._name_of(head)
         host = None if name is None else self._index.find(name)
         if host is None:
@@ -172,8 +178,7 @@ class RouteTable:
 
     def wishes(self, head: RequestHead) -> tuple[Demand, ...]:
         """Return what copies of this request would need of the same kind; nobody waits for that."""
-        if self._prepare is not None:
-            head = self._prepare(head)
+        head = self._prepared(head)
         host = self._host_of(head)
         if host is None:
             return ()
@@ -206,6 +211,11 @@ class RouteTable:
         path = path_of(head.path)
         return without_parameters(path) if self._strips_parameters else path
 
+    def _prepared(self, head: RequestHead) -> RequestHead:
+        """Return the head as routes see it; one that is answered at once stays as it is."""
+        found = head if self.prepare is None else self.prepare(head)
+        return head if isinstance(found, LocalReply) else found
+
     def _host_of(self, head: RequestHead) -> _Host | None:
         name = self._name_of(head)
         return None if name is None else self._index.find(name)
@@ -224,8 +234,7 @@ class RouteTable:
 
     def trace(self, head: RequestHead) -> RouteTrace:
         """Say which virtual host and route a request meets, and why not the others; for people, not for requests."""
-        if self._prepare is not None:
-            head = self._prepare(head)
+        head = self._prepared(head)
         name = self._name_of(head)
         found = None if name is None else self._index.explain(name)
         if found is None:

@@ -3,7 +3,7 @@
 from typing import Any, Final
 
 from meshlib.model.discovery import ScopedRoutes
-from meshlib.model.listener import ClientListener, HeadRules, Listener, ServerListener
+from meshlib.model.listener import ClientListener, EscapedSlashes, HeadRules, Listener, ServerListener
 from meshlib.model.route import RouteConfiguration
 from meshlib.xds.decode_common import any_type, cover, duration, is_discovered_by_ads, join, unpack
 from meshlib.xds.decode_endpoint import socket_address
@@ -35,8 +35,6 @@ _MANAGER_REFUSED: Final = frozenset(
         "original_ip_detection_extensions",
         "early_header_mutation_extensions",
         "local_reply_config",
-        "normalize_path",
-        "path_with_escaped_slashes_action",
         "path_normalization_options",
         "forward_client_cert_matcher",
     }
@@ -47,6 +45,8 @@ _MANAGER_OF_CLIENTS: Final = frozenset(
         "strip_any_host_port",
         "strip_trailing_host_dot",
         "merge_slashes",
+        "normalize_path",
+        "path_with_escaped_slashes_action",
         "scheme_header_transformation",
     }
 )
@@ -153,6 +153,12 @@ def _head_rules(manager: Any, listener: Any, path: str, problems: Problems) -> H
     port = listener.address.socket_address.port_value
     if manager.strip_matching_host_port and not port:
         problems.unused(join(path, "strip_matching_host_port"), "the listener has no port")
+    # 0 leaves it to the implementation, and Envoy's keeps them.
+    action, slashes = manager.path_with_escaped_slashes_action or EscapedSlashes.KEPT.value, EscapedSlashes.KEPT
+    try:
+        slashes = EscapedSlashes(action)
+    except ValueError:
+        problems.error(join(path, "path_with_escaped_slashes_action"), f"unknown value {action}")
     scheme = manager.scheme_header_transformation
     if scheme.match_upstream:
         problems.error(join(path, "scheme_header_transformation.match_upstream"), "is not supported")
@@ -160,6 +166,8 @@ def _head_rules(manager: Any, listener: Any, path: str, problems: Problems) -> H
         strips_port=manager.strip_any_host_port,
         strips_this_port=port if manager.strip_matching_host_port else 0,
         strips_dot=manager.strip_trailing_host_dot,
+        slashes=slashes,
+        normalizes_path=manager.normalize_path.value,
         merges_slashes=manager.merge_slashes,
         scheme=scheme.scheme_to_overwrite,
     )

@@ -7,16 +7,19 @@ import pytest
 from differential import subject
 from differential.envoy_side import EnvoySide
 from differential.generate import LAYERS
+from differential.managers import random_managers
 from differential.rejection import run_rejection
 from differential.run import run
 
 CASES = 200
 MOST_CASES = 1000
+MANAGERS = 8
 
 
 @pytest.fixture(scope="module")
 def side(tmp_path_factory):
-    with EnvoySide(tmp_path_factory.mktemp("envoy")) as side:
+    managers = random_managers(random.SystemRandom().randrange(2**32), MANAGERS)
+    with EnvoySide(tmp_path_factory.mktemp("envoy"), managers=managers) as side:
         yield side
 
 

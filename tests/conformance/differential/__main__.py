@@ -8,10 +8,12 @@ from pathlib import Path
 
 from differential.envoy_side import EnvoySide
 from differential.generate import LAYERS
+from differential.managers import random_managers
 from differential.rejection import run_rejection
 from differential.run import run
 
 REJECTION = "rejection"
+MANAGERS = 24
 
 
 def main() -> int:
@@ -25,7 +27,8 @@ def main() -> int:
     layers = (*LAYERS, REJECTION) if arguments.layer == "each" else (arguments.layer,)
     disagreeing = 0
     for layer in layers:
-        with tempfile.TemporaryDirectory() as folder, EnvoySide(Path(folder)) as side:
+        managers = random_managers(seed, MANAGERS)
+        with tempfile.TemporaryDirectory() as folder, EnvoySide(Path(folder), managers=managers) as side:
             if layer == REJECTION:
                 report = run_rejection(side, seed, arguments.cases)
             else:

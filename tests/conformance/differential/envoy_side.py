@@ -11,7 +11,7 @@ from peers.processes import poll
 from peers.upstreams import LOOPBACK, HttpUpstream, Step
 
 from differential.decision import Decision, Outcome, Refusal, comparable
-from differential.generate import HEADER_FILTER, TYPE, Json, Request
+from differential.generate import HEADER_FILTER, LISTENER_PORT, TYPE, Json, Request
 
 UPSTREAM_HEADERS = (("x-up", "1"), ("x-set", "up"), ("content-type", "application/json"))
 ENDPOINT_HOSTNAME = "endpoint.host"
@@ -29,17 +29,23 @@ _FORWARDED = "via_upstream"
 
 
 class EnvoySide:
-    """Asks a real Envoy. Use as a context manager."""
+    """Asks a real Envoy. Use as a context manager.
 
-    def __init__(self, folder: Path, clusters: Sequence[Json] = ()) -> None:
+    Attributes:
+        managers: As given.
+    """
+
+    def __init__(self, folder: Path, clusters: Sequence[Json] = (), managers: Sequence[Json] = ({},)) -> None:
         """Start nothing yet.
 
         Args:
             folder: For its files.
             clusters: Beside `a` and `b`.
+            managers: What connection managers have beside the usual; each has a port of its own.
         """
         self._folder = folder
         self._clusters = clusters
+        self.managers = managers
         self._routes = folder / "routes.json"
         self._log = folder / "access.log"
         self._log.touch()
@@ -51,19 +57,22 @@ class EnvoySide:
         self._upstreams = {name: HttpUpstream(name) for name in ("a", "b")}
         for upstream in self._upstreams.values():
             upstream.usual = Step(headers=UPSTREAM_HEADERS[:-1])
-        self._held = reserve_port()
-        port = self._held.getsockname()[1]
+        self._held = [reserve_port() for _ in self.managers]
+        self._ports = [held.getsockname()[1] for held in self._held]
         self._write({"name": "differential"})
-        self._envoy = Envoy("envoy", self._bootstrap(port), self._folder, arguments=_LOG_SOON)
-        self._envoy.listen = f"{LOOPBACK}:{port}"
-        self._envoy.wait_ready()
-        self._connection = http.client.HTTPConnection(LOOPBACK, port, timeout=20)
+        self._envoy = Envoy("envoy", self._bootstrap(), self._folder, arguments=_LOG_SOON)
+        for port in self._ports:
+            self._envoy.listen = f"{LOOPBACK}:{port}"
+            self._envoy.wait_ready()
+        self._connections = [http.client.HTTPConnection(LOOPBACK, port, timeout=20) for port in self._ports]
         return self
 
     def __exit__(self, *_: object) -> None:
-        self._connection.close()
+        for connection in self._connections:
+            connection.close()
         self._envoy.stop()
-        self._held.close()
+        for held in self._held:
+            held.close()
         for upstream in self._upstreams.values():
             upstream.close()
 
@@ -108,9 +117,10 @@ class EnvoySide:
     def _send(self, request: Request) -> dict[str, Any]:
         self._case += 1
         case = str(self._case)
-        connection = self._connection
+        connection = self._connections[request.manager]
         connection.putrequest(request.method, request.path, skip_host=True, skip_accept_encoding=True)
-        connection.putheader("host", request.authority)
+        own = f":{self._ports[request.manager]}"
+        connection.putheader("host", request.authority.replace(LISTENER_PORT, own))
         for name, value in request.headers:
             connection.putheader(name, value)
         connection.putheader("x-case", case)
@@ -118,14 +128,15 @@ class EnvoySide:
             connection.putheader("content-length", "0")
         connection.endheaders()
         response = connection.getresponse()
-        headers = [(name.lower(), self._without_ports(value)) for name, value in response.getheaders()]
-        return {"case": case, "status": response.status, "headers": headers, "body": response.read().decode()}
+        headers = [(name.lower(), self._without_ports(value, own)) for name, value in response.getheaders()]
+        body = self._without_ports(response.read().decode(), own)
+        return {"case": case, "status": response.status, "headers": headers, "body": body}
 
-    def _without_ports(self, text: str) -> str:
-        """Return a text in which the upstreams stand at an address that both sides know."""
+    def _without_ports(self, text: str, own: str) -> str:
+        """Return a text in which upstreams and listener stand at addresses that both sides know."""
         for upstream in self._upstreams.values():
             text = text.replace(f"{LOOPBACK}:{upstream.port}", ENDPOINT_ADDRESS)
-        return text
+        return text.replace(own, LISTENER_PORT)
 
     def _logged(self, cases: set[str]) -> dict[str, dict[str, Any]]:
         """Return the lines of the access log for some requests."""
@@ -143,7 +154,7 @@ class EnvoySide:
         poll(complete, "lines of the access log", every_s=_SOON_S)
         return found
 
-    def _bootstrap(self, port: int) -> Json:
+    def _bootstrap(self) -> Json:
         filters = [
             _filter("envoy.filters.http.fault", "envoy.extensions.filters.http.fault.v3.HTTPFault"),
             _filter(HEADER_FILTER, "envoy.extensions.filters.http.header_mutation.v3.HeaderMutation", mutations={}),
@@ -168,17 +179,20 @@ class EnvoySide:
             "http_filters": filters,
             "access_log": [{"name": "file", "typed_config": log}],
         }
-        listener = {
-            "name": "differential",
-            "address": socket_address(f"{LOOPBACK}:{port}"),
-            "filter_chains": [{"filters": [{"name": "manager", "typed_config": manager}]}],
-        }
+        listeners = [
+            {
+                "name": f"differential.{number}",
+                "address": socket_address(f"{LOOPBACK}:{port}"),
+                "filter_chains": [{"filters": [{"name": "manager", "typed_config": {**manager, **extra}}]}],
+            }
+            for number, (port, extra) in enumerate(zip(self._ports, self.managers, strict=True))
+        ]
         clusters = [static_cluster(name, f"{LOOPBACK}:{up.port}") for name, up in self._upstreams.items()]
         endpoint = clusters[0]["load_assignment"]["endpoints"][0]["lb_endpoints"][0]["endpoint"]
         endpoint["hostname"] = ENDPOINT_HOSTNAME
         return {
             "node": {"id": "differential", "cluster": "conformance"},
-            "static_resources": {"listeners": [listener], "clusters": [*clusters, *self._clusters]},
+            "static_resources": {"listeners": listeners, "clusters": [*clusters, *self._clusters]},
         }
 
 

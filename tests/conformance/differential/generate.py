@@ -24,6 +24,8 @@ FAULT_HEADERS = {
 WEIGHT_HEADER = "x-weight"
 CLUSTERS = ("a", "b")
 MISSING_CLUSTER = "nowhere"
+LISTENER_PORT = ":10099"
+"""In texts: the port of the listener."""
 
 DOMAINS = (
     "shop",
@@ -72,6 +74,12 @@ FORMATS = (
     "%RESP(x-up)%", "%PATH(WQ:ORIG)%", "%TRAILER(x)%",
 )  # fmt: skip
 
+PIECES = (
+    "a", "b", "v1", "x", "/", "/", "/", "//", ".", "..", "/.", "/..", "/../", "%2F", "%2f", "%5C", "%5c", "\\", "%2e", "%2E.",
+    ";p", "..;p/", "%41", "%7e", "%20", "%zz", "%", "%00", "<", "^", "~", "[", "%c3%a9",
+)  # fmt: skip
+PORTS = ("", "", ":80", LISTENER_PORT, LISTENER_PORT, ":", ":abc", ":081")
+
 
 LAYERS = ("all", "matching", "rewriting", "clusters", "answers")
 """Everything at once; conditions; what is changed in a request; where it goes; what is answered instead."""
@@ -79,12 +87,18 @@ LAYERS = ("all", "matching", "rewriting", "clusters", "answers")
 
 @dataclass(frozen=True, slots=True)
 class Request:
-    """A request; header names are in lower case and may repeat."""
+    """A request; header names are in lower case and may repeat.
+
+    Attributes:
+        authority: `LISTENER_PORT` in it stands for the port that the request is sent to.
+        manager: Which of the connection managers takes it.
+    """
 
     method: str
     path: str
     authority: str
     headers: tuple[tuple[str, str], ...]
+    manager: int = 0
 
     @property
     def is_grpc(self) -> bool:
@@ -103,15 +117,30 @@ def _template(kind: str, **fields: str) -> Json:
     return {"name": "template", "typed_config": {"@type": TYPE + name, **fields}}
 
 
+def spoilt_path(chance: random.Random) -> str:
+    """Return a path without query that may be written otherwise."""
+    return "/" + "".join(chance.choice(PIECES) for _ in range(chance.choice((1, 2, 3, 5))))
+
+
+def spoilt_host(chance: random.Random, hosts: Sequence[str]) -> str:
+    """Return an authority that may have a dot and a port."""
+    host = chance.choice(hosts)
+    if ":" in host:
+        return host
+    return host + ("." if chance.random() < 0.4 else "") + chance.choice(PORTS)
+
+
 class Generator:
     """Makes configurations and requests out of a seed."""
 
-    def __init__(self, seed: int | str, layer: str = "all") -> None:
+    def __init__(self, seed: int | str, layer: str = "all", managers: int = 1) -> None:
         """Make a generator.
 
         Args:
             layer: What configurations are mostly about: one of `LAYERS`.
+            managers: How many connection managers there are.
         """
+        self._managers = managers
         self._random = random.Random(f"{layer}/{seed}" if layer != "all" else seed)
         self._layer = layer
         # For gRPC calls pseudo headers cannot be matched, and repeated ones are joined: see DIFFERENCES.md.
@@ -486,9 +515,13 @@ class Generator:
             headers.append(("content-type", self._pick(("text/plain", "application/grpcx", "application/json"))))
         headers.append((WEIGHT_HEADER, str(self._random.randrange(200))))
         self._random.shuffle(headers)
-        return Request(
-            "POST" if is_grpc else self._pick(("GET", "GET", "POST", "PUT", "DELETE")),
-            self._pick(PATHS) + self._pick(QUERIES),
-            self._pick(AUTHORITIES) if self._maybe(0.3) else "shop",
-            tuple(headers),
-        )
+        method = "POST" if is_grpc else self._pick(("GET", "GET", "POST", "PUT", "DELETE"))
+        path, query = self._pick(PATHS), self._pick(QUERIES)
+        authority = self._pick(AUTHORITIES) if self._maybe(0.3) else "shop"
+        # A connection manager changes no gRPC call: see DIFFERENCES.md.
+        manager = 0 if is_grpc else self._random.randrange(self._managers)
+        if manager and self._maybe(0.5):
+            path = spoilt_path(self._random)
+        if manager and self._maybe(0.4):
+            authority = spoilt_host(self._random, AUTHORITIES)
+        return Request(method, path + query, authority, tuple(headers), manager)

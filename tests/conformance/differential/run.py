@@ -54,10 +54,10 @@ def run(side: EnvoySide, seed: int, cases: int, requests: int = 10, layer: str =
     number = -1
     while report.cases < cases:
         number += 1
-        generator = Generator(f"{seed}/{number}", layer)
+        generator = Generator(f"{seed}/{number}", layer, len(side.managers))
         configuration = generator.configuration()
         asked = [generator.request() for _ in range(requests)]
-        envoy, meshlib = side.decide(configuration, asked), subject.decide(configuration, asked)
+        envoy, meshlib = side.decide(configuration, asked), subject.decide(configuration, asked, side.managers)
         if isinstance(envoy, Refusal) and isinstance(meshlib, Refusal):
             report.refused += 1
             continue
@@ -76,7 +76,7 @@ def compare(side: EnvoySide, configuration: Json, request: Request) -> dict[str,
     """Return how the two differ about one request; empty: they agree, or the configuration is no such one any more."""
     envoy = side.decide(configuration, [request])
     try:
-        meshlib = subject.decide(configuration, [request])
+        meshlib = subject.decide(configuration, [request], side.managers)
     except ParseError as error:  # a part that had to be there was left out while shrinking
         meshlib = Refusal(str(error))
     if isinstance(envoy, Refusal):
@@ -98,5 +98,6 @@ def _add(report: Report, side: EnvoySide, configuration: Json, request: Request,
         "envoy, meshlib": compare(side, *smaller),
         "configuration": smaller[0],
         "request": smaller[1].to_json(),
+        "manager": side.managers[request.manager],
     }
     report.disagreements.append(json.dumps(told))

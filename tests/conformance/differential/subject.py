@@ -2,12 +2,13 @@
 
 import random
 from collections.abc import Iterable, Sequence
+from dataclasses import replace
 
 from google.protobuf.json_format import ParseError
 
 from differential.decision import Decision, Outcome, Refusal, comparable
 from differential.envoy_side import ENDPOINT_ADDRESS, ENDPOINT_HOSTNAME, UPSTREAM_HEADERS
-from differential.generate import CLUSTERS, Json, Request
+from differential.generate import CLUSTERS, LISTENER_PORT, TYPE, Json, Request
 from meshlib.matching import INLINE_REQUEST_HEADERS
 from meshlib.model.endpoint import Endpoint
 from meshlib.model.filters import HeaderFilter, ListedHeaderFilter
@@ -20,10 +21,12 @@ from meshlib.routing import RouteMatch, RouteTable, decide_fault
 from meshlib.routing.compiled import FaultedReply
 from meshlib.routing.format import Scene
 from meshlib.xds.decode import decode_resource
-from meshlib.xds.resources import RDS
+from meshlib.xds.resources import LDS, RDS
 
 HEADER_FILTER = ListedHeaderFilter("envoy.filters.http.header_mutation", HeaderFilter(), is_after_fault=True)
 """As the bootstrap of Envoy's side has it."""
+MANAGER = "envoy.extensions.filters.network.http_connection_manager.v3.HttpConnectionManager"
+ROUTER = {"name": "router", "typed_config": {"@type": TYPE + "envoy.extensions.filters.http.router.v3.Router"}}
 
 
 def refusal(configuration: Json) -> Refusal | None:
@@ -35,13 +38,37 @@ def refusal(configuration: Json) -> Refusal | None:
     return made if isinstance(made, Refusal) else None
 
 
-def decide(configuration: Json, requests: Sequence[Request]) -> Outcome:
-    """Return what meshlib would do."""
-    made = _table(configuration)
-    return made if isinstance(made, Refusal) else [_decide(made, request) for request in requests]
+def decide(configuration: Json, requests: Sequence[Request], managers: Sequence[Json] = ({},)) -> Outcome:
+    """Return what meshlib would do.
+
+    Args:
+        managers: What the connection managers have beside the usual.
+    """
+    tables: dict[int, RouteTable] = {}
+    for number in {request.manager for request in requests}:
+        made = _table(configuration, managers[number])
+        if isinstance(made, Refusal):
+            return made
+        tables[number] = made
+    return [_decide(tables[request.manager], request) for request in requests]
 
 
-def _table(configuration: Json) -> RouteTable | Refusal:
+def _listener(manager: Json) -> ClientListener:
+    """Decode a listener with a connection manager."""
+    message = {
+        "name": "listener",
+        "address": {"socket_address": {"address": "127.0.0.1", "port_value": int(LISTENER_PORT[1:])}},
+        "api_listener": {
+            "api_listener": {"@type": TYPE + MANAGER, "http_filters": [ROUTER], "route_config": {}, **manager}
+        },
+    }
+    decoded = decode_resource(LDS, from_dict("envoy.config.listener.v3.Listener", message).SerializeToString())
+    assert isinstance(decoded.value, ClientListener), decoded.errors
+    assert () == decoded.errors
+    return decoded.value
+
+
+def _table(configuration: Json, manager: Json | None = None) -> RouteTable | Refusal:
     message = from_dict("envoy.config.route.v3.RouteConfiguration", configuration)
     decoded = decode_resource(RDS, message.SerializeToString())
     if decoded.errors:
@@ -49,9 +76,8 @@ def _table(configuration: Json) -> RouteTable | Refusal:
     routes = decoded.value
     assert isinstance(routes, RouteConfiguration)
     try:
-        return RouteTable(
-            ClientListener("listener", routes, has_fault_filter=True, header_filters=(HEADER_FILTER,)), routes
-        )
+        listener = replace(_listener(manager or {}), has_fault_filter=True, header_filters=(HEADER_FILTER,))
+        return RouteTable(replace(listener, routes=routes), routes)
     except ValueError as error:
         return Refusal(f"decoded, but not compiled: {error}")
 
@@ -60,9 +86,13 @@ def _decide(table: RouteTable, request: Request) -> Decision:
     headers = Headers(_folded(request.headers))
     head = RequestHead(request.method, request.authority, request.path, headers, is_grpc=request.is_grpc)
     rng = random.Random(0)  # decides nothing: the generator leaves nothing to chance
-    found = table.match(head, rng)
+    received, prepared = head, head if table.prepare is None else table.prepare(head)
+    if isinstance(prepared, LocalReply):
+        return _local(prepared, "", head)
+    head = prepared
+    found = table.match(head, rng, is_prepared=True)
     if isinstance(found, LocalReply):
-        chosen = table.trace(head).chosen
+        chosen = table.trace(received).chosen
         route = "" if chosen is None else chosen.name
         if isinstance(found, FaultedReply):
             fault = decide_fault(found.fault, head, rng)

@@ -1,7 +1,7 @@
 import pytest
 
 from meshlib.model.authorization import Rbac, RbacAction
-from meshlib.model.listener import ClientListener, HeadRules, ServerListener
+from meshlib.model.listener import ClientListener, EscapedSlashes, HeadRules, ServerListener
 from meshlib.model.matcher import Fraction
 from meshlib.model.route import FaultAbort, FaultPolicy, RouteConfiguration
 
@@ -64,8 +64,8 @@ def test_with_an_address_too_it_is_an_api_listener(decode, decode_client, packed
         ({"rds": {"route_config_name": "x", "config_source": {"path": "/x"}}}, "rds.config_source"),
         ({"scoped_routes": {"name": "x"}}, "scoped_routes.config_specifier"),
         ({"xff_num_trusted_hops": 1}, "xff_num_trusted_hops"),
-        ({"normalize_path": True}, "normalize_path"),
-        ({"path_with_escaped_slashes_action": "REJECT_REQUEST"}, "path_with_escaped_slashes_action"),
+        ({"path_with_escaped_slashes_action": 9}, "path_with_escaped_slashes_action"),
+        ({"path_normalization_options": {}}, "path_normalization_options"),
         ({"local_reply_config": {}}, "local_reply_config"),
         ({"strip_matching_host_port": True, "strip_any_host_port": True}, "strip_matching_host_port"),
         (
@@ -89,10 +89,17 @@ def test_what_happens_to_requests_before_routes_see_them(decode_client):
         strip_any_host_port=True,
         strip_trailing_host_dot=True,
         merge_slashes=True,
+        normalize_path=True,
+        path_with_escaped_slashes_action="UNESCAPE_AND_REDIRECT",
         scheme_header_transformation={"scheme_to_overwrite": "https"},
     )
     assert value_of(decoded).head_rules == HeadRules(
-        strips_port=True, strips_dot=True, merges_slashes=True, scheme="https"
+        strips_port=True,
+        strips_dot=True,
+        slashes=EscapedSlashes.REDIRECTED,
+        normalizes_path=True,
+        merges_slashes=True,
+        scheme="https",
     )
     without_port = decode_client(strip_matching_host_port=True)
     assert (value_of(without_port).head_rules, len(without_port.unused)) == (HeadRules(), 1)
