@@ -6,6 +6,8 @@ rounds and the ratio of the two in the same round. CPU is that of the client's p
 gets its configuration from a real `xds-server`, and its standard metrics are on; so does the Envoy which the plain client
 goes through in some pairs, whose own CPU is not counted.
 
+The scale rows (`--only scale`) have processes of their own for each side; see scale/rows.py.
+
 Writes JSON and Markdown to tests/bench/results/, named after the date and `--label`.
 """
 
@@ -26,6 +28,7 @@ sys.path.insert(0, str(Path(__file__).parent))
 
 from pair import Pair, Runner  # beside this file, like what follows
 from pairs import PAIRS
+from scale import rows as scale
 from world import World, world
 
 HERE = Path(__file__).parent
@@ -81,6 +84,34 @@ def table(results: list[dict[str, Any]]) -> str:
     return "\n".join(lines)
 
 
+def compare_all(only: str, *, rounds: int, is_quick: bool) -> list[dict[str, Any]]:
+    """Measure the pairs whose name contains a text."""
+    results: list[dict[str, Any]] = []
+    chosen = [pair for pair in PAIRS if only in pair.name]
+    if not chosen:
+        return results
+    with world(with_envoy=any(pair.needs == "envoy" for pair in chosen)) as found:
+        for pair in chosen:
+            if pair.needs != "envoy" or found.envoy:
+                calls = min(100, pair.calls) if is_quick else pair.calls
+                results.append(compare(pair, found, rounds=rounds, calls=calls))
+                print(table(results[-1:]).splitlines()[-1], flush=True)
+    return results
+
+
+def measure_scale(only: str, *, is_quick: bool) -> list[dict[str, Any]]:
+    """Measure the scale rows whose name contains a text."""
+    results: list[dict[str, Any]] = []
+    chosen = [row for row in scale.ROWS if only in row.name]
+    if not chosen:
+        return results
+    with scale.field() as field:
+        for row in chosen:
+            results.append({"name": row.name, "numbers": row.measure(field, is_quick)})
+            print(scale.table(results[-1:]), flush=True)
+    return results
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description="Measure what the mesh costs.")
     parser.add_argument("--rounds", type=int, default=15)
@@ -89,14 +120,8 @@ def main() -> None:
     parser.add_argument("--smoke", action="store_true", help="a few calls, to see that it works; writes nothing")
     options = parser.parse_args()
     rounds = 3 if options.smoke else options.rounds
-    results = []
-    chosen = [pair for pair in PAIRS if options.only in pair.name]
-    with world(with_envoy=any(pair.needs == "envoy" for pair in chosen)) as found:
-        for pair in chosen:
-            if pair.needs != "envoy" or found.envoy:
-                calls = min(100, pair.calls) if options.smoke else pair.calls
-                results.append(compare(pair, found, rounds=rounds, calls=calls))
-                print(table(results[-1:]).splitlines()[-1], flush=True)
+    results = compare_all(options.only, rounds=rounds, is_quick=options.smoke)
+    at_scale = measure_scale(options.only, is_quick=options.smoke)
     if options.smoke:
         return
     today = datetime.datetime.now(datetime.UTC).date().isoformat()
@@ -107,6 +132,7 @@ def main() -> None:
         "system": f"{platform.system()} {platform.machine()}",
         "packages": {name: version(name) for name in PACKAGES},
         "results": results,
+        "scale": at_scale,
     }
     path = HERE / "results" / f"{today}-{options.label}"
     path.parent.mkdir(exist_ok=True)
@@ -115,8 +141,12 @@ def main() -> None:
     path.with_suffix(".md").write_text(
         f"# {today}: {options.label}\n\n"
         f"`{report['command']}`, {report['python']}, {report['system']}; {packages}.\n\n"
-        "Per call; medians over the rounds; a ratio is meshed / plain in the same round.\n\n"
-        f"{table(results)}\n"
+        + (
+            f"Per call; medians over the rounds; a ratio is meshed / plain in the same round.\n\n{table(results)}\n\n"
+            if results
+            else ""
+        )
+        + scale.table(at_scale)
     )
 
 

@@ -1,0 +1,182 @@
+"""A management server for the scale rows, in a process of its own: `python source.py GRPC_PORT HTTP_PORT [CLUSTERS]`.
+
+It knows its resources as bytes and sends what it is asked for, so that what is measured is the client; both variants of
+the protocol. `/bench.Source/Do` takes orders as JSON. It prints its port and ends with its standard input.
+"""
+
+import json
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from concurrent import futures
+from pathlib import Path
+from queue import SimpleQueue
+from typing import Any
+
+import grpc
+
+sys.path.append(str(Path(__file__).parents[1]))
+
+from meshlib.protos import message_class
+from scale.resources import CDS, EDS, LDS, RDS, big, small, world
+
+SERVICE = "envoy.service.discovery.v3"
+TYPES = (LDS, CDS, RDS, EDS)
+
+
+class Stream:
+    """What one client has subscribed to, and how it is answered."""
+
+    def __init__(self, source: "Source", *, is_delta: bool) -> None:
+        self._source = source
+        self._is_delta = is_delta
+        self.names: dict[str, frozenset[str]] = dict.fromkeys(TYPES, frozenset())
+        self.answers: SimpleQueue[bytes | None] = SimpleQueue()
+        self.acknowledged = 0
+        self._nonce = 0
+        prefix = "Delta" if is_delta else ""
+        self._request = message_class(f"{SERVICE}.{prefix}DiscoveryRequest")
+        self._response = message_class(f"{SERVICE}.{prefix}DiscoveryResponse")
+
+    def serve(self, requests: Iterator[bytes]) -> Iterator[bytes]:
+        threading.Thread(target=self._read, args=(requests,), daemon=True).start()
+        while (answer := self.answers.get()) is not None:
+            yield answer
+
+    def _read(self, requests: Iterator[bytes]) -> None:
+        try:
+            for data in requests:
+                self._take(self._request.FromString(data))
+        except grpc.RpcError:
+            pass  # The client is gone.
+        finally:
+            self._source.drop(self)
+            self.answers.put(None)
+
+    def _take(self, request: Any) -> None:
+        kind = request.type_url
+        if request.error_detail.message:
+            print(request.error_detail.message, file=sys.stderr, flush=True)
+        self.acknowledged += bool(request.response_nonce)
+        before = self.names[kind]
+        if self._is_delta:
+            added = frozenset(request.resource_names_subscribe)
+            now = (before | added) - frozenset(request.resource_names_unsubscribe)
+        else:
+            now = frozenset(request.resource_names)
+            added = now - before
+        if now == before:
+            return
+        with self._source.lock:
+            self.names[kind] = now
+            if added:
+                # Where leaving something out would mean that it is gone, everything goes again.
+                self.send(kind, added if self._is_delta or kind in (RDS, EDS) else now)
+
+    def send(self, kind: str, names: frozenset[str]) -> None:
+        """Queue the present form of resources; the source's lock is held."""
+        self._nonce += 1
+        response = self._response(type_url=kind, nonce=str(self._nonce))
+        table = self._source.resources[kind]
+        if self._is_delta:
+            for name in sorted(names & table.keys()):
+                resource = response.resources.add(name=name, version=str(self._source.version))
+                resource.resource.type_url, resource.resource.value = kind, table[name]
+            response.removed_resources.extend(names - table.keys())
+        else:
+            response.version_info = str(self._source.version)
+            for name in sorted(names & table.keys()):
+                response.resources.add(type_url=kind, value=table[name])
+        self.answers.put(response.SerializeToString())
+
+
+class Source:
+    """All resources, and who listens."""
+
+    def __init__(self, grpc_port: int, http_port: int, clusters: int) -> None:
+        self._grpc_port, self._http_port = grpc_port, http_port
+        self.resources = world(grpc_port, http_port, clusters)
+        self.lock = threading.Lock()
+        self.version = 1
+        self._streams: list[Stream] = []
+        self._generation = 1
+        self._clusters = clusters
+
+    def stream(self, requests: Iterator[bytes], *, is_delta: bool) -> Iterator[bytes]:
+        made = Stream(self, is_delta=is_delta)
+        with self.lock:
+            self._streams.append(made)
+        return made.serve(requests)
+
+    def drop(self, stream: Stream) -> None:
+        with self.lock:
+            self._streams.remove(stream)
+
+    def _put(self, kind: str, name: str, body: bytes) -> None:
+        with self.lock:
+            self.resources[kind][name] = body
+            self.version += 1
+            for stream in self._streams:
+                if name in stream.names[kind]:
+                    stream.send(kind, frozenset((name,)))
+
+    # Orders.
+
+    def do(self, order: dict[str, Any]) -> list[dict[str, Any]]:
+        """Carry an order out; returns what each stream is subscribed to."""
+        match order.pop("do"):
+            case "big":
+                self._generation += 1
+                self._put(EDS, "big", big(order["count"], self._http_port, self._generation))
+            case "touch":
+                self._generation += 1
+                self._put(EDS, order["name"], small(order["name"], self._grpc_port, 1 + self._generation % 7))
+            case "storm":
+                threading.Thread(target=self._storm, kwargs=order, daemon=True).start()
+        with self.lock:
+            return [
+                {
+                    "acknowledged": stream.acknowledged,
+                    "names": {kind.rpartition(".")[2]: len(names) for kind, names in stream.names.items()},
+                }
+                for stream in self._streams
+            ]
+
+    def _storm(self, rate: float, seconds: float) -> None:
+        start = time.monotonic()
+        for number in range(int(rate * seconds)):
+            wait_s = start + number / rate - time.monotonic()
+            if wait_s > 0:
+                time.sleep(wait_s)
+            self.do({"do": "touch", "name": f"s{number % self._clusters}"})
+
+
+def main() -> None:
+    source = Source(int(sys.argv[1]), int(sys.argv[2]), int((*sys.argv, 1000)[3]))
+    discovery = f"{SERVICE}.AggregatedDiscoveryService"
+    handlers = {
+        discovery: {
+            f"{variant}AggregatedResources": grpc.stream_stream_rpc_method_handler(
+                lambda requests, context, is_delta=variant == "Delta": source.stream(requests, is_delta=is_delta)
+            )
+            for variant in ("Stream", "Delta")
+        },
+        "bench.Source": {
+            "Do": grpc.unary_unary_rpc_method_handler(
+                lambda request, context: json.dumps(source.do(json.loads(request))).encode()
+            )
+        },
+    }
+    server = grpc.server(futures.ThreadPoolExecutor(16), options=[("grpc.max_send_message_length", -1)])
+    server.add_generic_rpc_handlers(
+        [grpc.method_handlers_generic_handler(name, methods) for name, methods in handlers.items()]
+    )
+    print(server.add_insecure_port("127.0.0.1:0"), flush=True)
+    server.start()
+    sys.stdin.read()
+    server.stop(0).wait(5)
+
+
+if __name__ == "__main__":
+    main()
