@@ -319,6 +319,13 @@ SECTIONS: Mapping[str, tuple[str, Callable[[], Any], Place | None]] = {
         lambda: with_policy("random_subsetting.v3.RandomSubsetting", subset_size=1, child_policy=a_policy()),
         None,
     ),
+    "OverrideHost": (
+        CDS,
+        lambda: with_policy(
+            "override_host.v3.OverrideHost", override_host_sources=[{"header": "h"}], fallback_policy=a_policy()
+        ),
+        None,
+    ),
     "PeakEwma": (CDS, lambda: with_policy("peak_ewma.v3alpha.PeakEwma"), None),
     "RingHash": (CDS, lambda: with_policy("ring_hash.v3.RingHash"), None),
     "Maglev": (CDS, lambda: with_policy("maglev.v3.Maglev", table_size={"value": 11}), None),
@@ -434,8 +441,9 @@ IN_PART: Mapping[tuple[str, str], str] = {
     ("Cluster", "lb_policy"): "ROUND_ROBIN, LEAST_REQUEST, RANDOM, RING_HASH, MAGLEV",
     ("Cluster", "load_balancing_policy"): (
         "round_robin, least_request, random, ring_hash, maglev, client_side_weighted_round_robin, pick_first, peak_ewma, "
-        "wrr_locality, random_subsetting and subset over these, and what the application registers; the first known one counts"
+        "wrr_locality, random_subsetting, override_host and subset over these, and what the application registers; the first known one counts"
     ),
+    ("OverrideHost", "override_host_sources"): "headers; no filter of a client writes the metadata of the other kind",
     ("Cluster", "round_robin_lb_config"): "with ROUND_ROBIN",
     ("Cluster", "least_request_lb_config"): "with LEAST_REQUEST",
     ("Cluster", "ring_hash_lb_config"): "with RING_HASH; `minimum_ring_size` up to 65536",

@@ -88,6 +88,7 @@ class CallEndings(CallFacts):
         "_is_stream_next",
         "_is_timeout_retry",
         "_is_unrecorded",
+        "_named",
         "_one_layer",
         "_patience_s",
         "_per_try_s",
@@ -160,6 +161,8 @@ class CallEndings(CallFacts):
         self._wake_at: float | None = None
         self._is_timeout_retry = False
         self._priorities: TriedPriorities | None = None
+        # Endpoints that the request names and no attempt has gone to; None: nobody has looked yet.
+        self._named: list[str] | None = None
         self._state = NEW
         # When response headers must be there: the deadline, or before it the end of the route's idle timeout.
         self._ends_at = None

@@ -16,6 +16,7 @@ from meshlib.call.limits import (
     without_timeout_headers,
     written_head,
 )
+from meshlib.call.named import named_endpoints
 from meshlib.call.repeat import GRPC_MAX_ATTEMPTS
 from meshlib.call.replies import NO_HOST, OVERFLOW, drop_reply, no_cluster_reply
 from meshlib.call.report import attempt_finished
@@ -365,6 +366,8 @@ class Call(HedgedSteps):
             state, is_final = self._of_session(match.session, cluster)
             if is_final:
                 return self._local(NO_HOST)
+        if state is None and cluster.config.cluster.named_by:
+            state = self._next_named(cluster)
         if state is not None:
             pass
         elif tried and retry is not None and retry.chooses_hosts:
@@ -434,6 +437,15 @@ class Call(HedgedSteps):
             return None, False
         state = cluster.override(addresses, is_grpc=self.head.is_grpc)
         return state, state is None and session.is_strict
+
+    def _next_named(self, cluster: ClusterState) -> EndpointState | None:
+        """Return the next endpoint that the request names (the `override_host` policy); None: the policy chooses.
+
+        What it names is read once: retries go on along the list, in Envoy as here.
+        """
+        if self._named is None:
+            self._named = named_endpoints(self._out.headers, cluster.config.cluster.named_by)
+        return cluster.next_named(self._named) if self._named else None
 
     def _hash_for(self, match: RouteMatch, cluster: ClusterState) -> int | None:
         """Return the request's hash, the same for all attempts: by the policies of the route, or else the cluster's."""

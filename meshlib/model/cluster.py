@@ -194,6 +194,8 @@ class Cluster:
         load_reports: None: nobody wants to know.
         override_statuses: Endpoints of stateful sessions are used while they are one of these; None: the resource does
             not say.
+        named_by: Headers, in lower case, by which a request names the endpoints of its attempts before the policy is
+            asked (the `override_host` policy).
         subsets: None: requests choose among all endpoints, whatever their criteria.
         health_check: None: endpoints are not checked.
         counts_new_hosts: An endpoint counts before its first check, as one that is out.
@@ -222,6 +224,7 @@ class Cluster:
     subsets: SubsetConfig | None = None
     authority_names: AuthorityNames | None = None
     override_statuses: frozenset[HealthStatus] | None = None
+    named_by: tuple[str, ...] = ()
     health_check: HealthCheck | None = None
     counts_new_hosts: bool = True
     keeps_passing_hosts: bool = True

@@ -282,6 +282,18 @@ class ClusterState:
                 return state
         return None
 
+    def next_named(self, addresses: list[str]) -> EndpointState | None:
+        """Return the first of some endpoints that the cluster has, whatever its health; None: it has none of them.
+
+        Args:
+            addresses: Those looked at are taken out, so that a retry goes to one further on.
+        """
+        while addresses:
+            state = self.states.get(addresses.pop(0))
+            if state is not None:
+                return state
+        return None
+
     def choose(self, rng: Rng) -> "ClusterState":
         """Return the cluster whose endpoints the next attempt chooses from: itself, unless it is an aggregate."""
         return self

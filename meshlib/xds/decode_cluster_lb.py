@@ -32,6 +32,7 @@ class Balancing:
     panic_threshold_percent: 0-100.
     subsets: None: there are none.
     fails_on_panic: A priority in panic takes no requests.
+    named_by: Headers by which a request names its endpoints.
     """
 
     policy: LbPolicy
@@ -39,6 +40,7 @@ class Balancing:
     panic_threshold_percent: float = 50.0
     subsets: SubsetConfig | None = None
     fails_on_panic: bool = False
+    named_by: tuple[str, ...] = ()
 
 
 def decode_balancing(message: Any, path: str, problems: Problems, *, is_aggregate: bool) -> Balancing:
@@ -59,7 +61,11 @@ def decode_balancing(message: Any, path: str, problems: Problems, *, is_aggregat
     if message.HasField("load_balancing_policy"):
         listed = policy_of_list(message.load_balancing_policy, join(path, "load_balancing_policy"), problems)
         result = Balancing(
-            listed.policy, listed.locality_weighted, subsets=listed.subsets, fails_on_panic=listed.fails_on_panic
+            listed.policy,
+            listed.locality_weighted,
+            subsets=listed.subsets,
+            fails_on_panic=listed.fails_on_panic,
+            named_by=listed.named_by,
         )
         if config := message.WhichOneof("lb_config"):
             problems.unused(join(path, config))

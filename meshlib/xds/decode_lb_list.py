@@ -46,10 +46,11 @@ CLIENT_SIDE_TYPE: Final = f"{_POLICIES}client_side_weighted_round_robin.v3.Clien
 PICK_FIRST_TYPE: Final = f"{_POLICIES}pick_first.v3.PickFirst"
 SUBSETTING_TYPE: Final = f"{_POLICIES}random_subsetting.v3.RandomSubsetting"
 PEAK_EWMA_TYPE: Final = f"{_POLICIES}peak_ewma.v3alpha.PeakEwma"
+OVERRIDE_HOST_TYPE: Final = f"{_POLICIES}override_host.v3.OverrideHost"
 OWN_PEAK_EWMA: Final = "meshlib.PeakEwma"
 """The same policy as a TypedStruct, with the options that Envoy's message does not have."""
 
-NESTING_TYPES: Final = frozenset({WRR_LOCALITY_TYPE, SUBSET_TYPE, SUBSETTING_TYPE})
+NESTING_TYPES: Final = frozenset({WRR_LOCALITY_TYPE, SUBSET_TYPE, SUBSETTING_TYPE, OVERRIDE_HOST_TYPE})
 _TYPES: Final = (
     HASHING_TYPES
     | NESTING_TYPES
@@ -75,12 +76,14 @@ class ListedPolicy:
     locality_weighted: Locality weights are honoured.
     subsets: None: there are none.
     fails_on_panic: A priority in panic takes no requests.
+    named_by: Headers by which a request names its endpoints.
     """
 
     policy: LbPolicy
     locality_weighted: bool = False
     subsets: SubsetConfig | None = None
     fails_on_panic: bool = False
+    named_by: tuple[str, ...] = ()
 
 
 _DEFAULT: Final = ListedPolicy(RoundRobin())
@@ -137,7 +140,11 @@ def _nesting(kind: str, config: Any, path: str, problems: Problems, depth: int) 
         inner = policy_of_list(config.subset_lb_policy, join(path, "subset_lb_policy"), problems, depth + 1)
         if inner.subsets is not None:
             problems.error(join(path, "subset_lb_policy"), "subsets inside of subsets are not supported")
+        if inner.named_by:
+            problems.error(join(path, "subset_lb_policy"), "override_host inside of subsets is not supported")
         return replace(inner, subsets=subsets)
+    if kind == OVERRIDE_HOST_TYPE:
+        return _override_host(config, path, problems, depth)
     if kind == WRR_LOCALITY_TYPE:
         place = join(path, "endpoint_picking_policy")
         inner = policy_of_list(config.endpoint_picking_policy, place, problems, depth + 1)
@@ -150,6 +157,23 @@ def _nesting(kind: str, config: Any, path: str, problems: Problems, depth: int) 
         problems.error(join(path, "subset_size"), "must be at least 1")
     inner = policy_of_list(config.child_policy, join(path, "child_policy"), problems, depth + 1)
     return replace(inner, policy=RandomSubsetting(max(1, config.subset_size), inner.policy))
+
+
+def _override_host(config: Any, path: str, problems: Problems, depth: int) -> ListedPolicy:
+    """Decode OverrideHost: requests that name an endpoint go there, the others are the inner policy's."""
+    cover(config, path, problems, used=frozenset({"override_host_sources", "fallback_policy"}), harmless=frozenset())
+    names = []
+    for index, source in enumerate(config.override_host_sources):
+        place = f"{join(path, 'override_host_sources')}[{index}]"
+        if bool(source.header) == source.HasField("metadata"):
+            problems.error(place, "must have either a header or a metadata key")
+        elif source.header:
+            names.append(source.header.lower())
+        else:
+            problems.unused(join(place, "metadata"), "no filter of a client writes dynamic metadata")
+    inner = policy_of_list(config.fallback_policy, join(path, "fallback_policy"), problems, depth + 1)
+    # What an inner one of the kind would read, the outer one has used up already.
+    return replace(inner, named_by=tuple(names))
 
 
 def least_request(message: Any, path: str, problems: Problems) -> LeastRequest:

@@ -1,6 +1,6 @@
 """Which hosts a request is sent to: ring hash and Maglev over random clusters, by Envoy and by meshlib.
 
-    python -m differential.hosts --clusters 100 --requests 10 --seed 7 [--subsets | --sessions]
+    python -m differential.hosts --clusters 100 --requests 10 --seed 7 [--subsets | --sessions | --named]
 
 Nobody listens at the hosts: an attempt is refused at once, and retries go on, to other hosts where the route says so.
 What is compared is the host of the last attempt, and the flags. Nothing is left to chance: each request has a hash, and
@@ -386,12 +386,15 @@ def main() -> int:
     parser.add_argument("--requests", type=int, default=10, help="for each cluster")
     parser.add_argument("--seed", type=int, default=None, help="default: a new one, printed")
     parser.add_argument("--subsets", action="store_true", help="of clusters with subsets")
+    parser.add_argument("--named", action="store_true", help="of requests that name their hosts")
     parser.add_argument("--sessions", action="store_true", help="of stateful sessions")
     arguments = parser.parse_args()
     seed = arguments.seed if arguments.seed is not None else random.SystemRandom().randrange(2**32)
     kind = HostGenerator
     if arguments.subsets:
         from differential.subsets import SubsetGenerator as kind
+    elif arguments.named:
+        from differential.named import NamedGenerator as kind
     elif arguments.sessions:
         from differential.sessions import SessionGenerator as kind
     with tempfile.TemporaryDirectory() as folder:

@@ -217,13 +217,48 @@ def test_wrr_locality_weighs_localities_and_takes_its_inner_policy(decode_cluste
     assert (found.lb_policy, found.locality_weighted) == (RoundRobin(), True)
 
 
+def test_override_host_names_its_headers_and_takes_its_inner_policy(decode_cluster, policies):
+    sources = [{"header": "X-Pick"}, {"metadata": {"key": "envoy.lb", "path": [{"key": "h"}]}}, {"header": "x-too"}]
+    inner = policies(("random.v3.Random", LOCALITY))
+    outer = policies(
+        ("override_host.v3.OverrideHost", {"override_host_sources": sources, "fallback_policy": inner}),
+        ("round_robin.v3.RoundRobin", {}),
+    )
+    decoded = decode_cluster(load_balancing_policy=outer)
+    found = value_of(decoded)
+    assert (found.lb_policy, found.locality_weighted, found.named_by) == (Random(), True, ("x-pick", "x-too"))
+    assert ["metadata: no filter of a client writes dynamic metadata"] == [
+        text.rpartition("[1].")[2] for text in decoded.unused
+    ]
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {"override_host_sources": [{"header": "x"}]},
+        {"fallback_policy": True},
+        {"override_host_sources": [{}], "fallback_policy": True},
+        {
+            "override_host_sources": [{"header": "x", "metadata": {"key": "k", "path": [{"key": "h"}]}}],
+            "fallback_policy": True,
+        },
+    ],
+    ids=["without an inner policy", "without a source", "with an empty source", "with a source that says both"],
+)
+def test_override_host_that_envoy_refuses_is_refused(decode_cluster, policies, fields):
+    if "fallback_policy" in fields:
+        fields = {**fields, "fallback_policy": policies(("random.v3.Random", {}))}
+    assert decode_cluster(load_balancing_policy=policies(("override_host.v3.OverrideHost", fields))).errors
+
+
 def test_a_list_without_a_policy_that_we_have_is_refused(decode_cluster, policies):
     decoded = decode_cluster(
         load_balancing_policy=policies(
-            ("cluster_provided.v3.ClusterProvided", {}), ("override_host.v3.OverrideHost", {})
+            ("cluster_provided.v3.ClusterProvided", {}), ("cluster_provided.v3.ClusterProvided", {})
         )
     )
-    expected = f"load_balancing_policy: no supported policy among: {POLICIES}cluster_provided.v3.ClusterProvided, {POLICIES}override_host.v3.OverrideHost"
+    kind = f"{POLICIES}cluster_provided.v3.ClusterProvided"
+    expected = f"load_balancing_policy: no supported policy among: {kind}, {kind}"
     assert decoded.errors == (expected,)
     assert paths_of(decode_cluster(load_balancing_policy={})) == ["load_balancing_policy"]
 
