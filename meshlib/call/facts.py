@@ -1,5 +1,7 @@
 """What there is to know of a call, while it runs and after."""
 
+from typing import Final
+
 from meshlib.balancing.endpoint_state import EndpointState
 from meshlib.call.limiting import Passage
 from meshlib.call.report import call_error
@@ -14,6 +16,8 @@ from meshlib.routing.table import RouteMatch
 from meshlib.view import ClusterState, TargetView
 
 __all__ = ["CallFacts", "counted"]
+
+_NO_MARK: Final = SessionMark()
 
 
 class CallFacts:
@@ -77,7 +81,7 @@ class CallFacts:
         # What the request brought of a stateful session that it takes part in.
         self._answered_at = 0.0
         self._has_session = False
-        self._mark = SessionMark()
+        self._mark = _NO_MARK
 
     @property
     def attempts(self) -> int:

@@ -7,6 +7,7 @@ from typing import Any, Generic, NamedTuple, TypeVar
 
 import grpc
 
+from meshlib.clients.grpc_direct import make_unary
 from meshlib.model.secret import ClientTls, TlsCertificate, TrustedCa
 from meshlib.runtime.relay import RelayRoute
 
@@ -89,6 +90,20 @@ class EndpointChannel(Generic[C]):
         except KeyError:
             made = getattr(self.channel, kind)(method, serializer, deserializer)
             self.multicallables[key] = made
+            return made
+
+    def unary(
+        self,
+        method: str,
+        serializer: Callable[[Any], bytes] | None,
+        deserializer: Callable[[bytes], Any] | None,
+    ) -> Any:
+        """Return what makes blocking calls of a unary method, on a sync channel; see `grpc_direct`."""
+        key = (None, method, serializer, deserializer)
+        try:
+            return self.multicallables[key]
+        except KeyError:
+            made = self.multicallables[key] = make_unary(self.channel, method, serializer, deserializer)
             return made
 
     def steered(self, metadata: Any) -> Any:

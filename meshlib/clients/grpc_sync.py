@@ -17,7 +17,9 @@ import grpc
 from meshlib.call import Attempt, Done, Sleep
 from meshlib.clients.grpc_channels import channels_of
 from meshlib.clients.grpc_common import OK, HeadMaker, parse_target, split_options
+from meshlib.clients.grpc_direct import as_call
 from meshlib.clients.grpc_errors import MeshRpcError
+from meshlib.clients.grpc_flow import Flow
 from meshlib.clients.grpc_invoke import Method, Rpc, SyncInvoker
 from meshlib.clients.grpc_marked import marked_call
 from meshlib.clients.grpc_race import race_unary
@@ -231,38 +233,45 @@ class _Multicallable:
         self._invoker = channel._invoker
         self._method = method
 
-    def _blocking(self, request: Any, replay: Replay | None, rpc: Rpc) -> tuple[Any, grpc.Call]:
-        """Carry an RPC with one response to its end."""
+    def _blocking(self, request: Any, replay: Replay | None, rpc: Rpc) -> tuple[Any, Any, Flow]:
+        """Carry an RPC with one response to its end.
+
+        Returns:
+            The response, an answer of which `as_call` makes a call, and the flow.
+        """
         invoker, method = self._invoker, self._method
         clock = invoker.clock
         flow = invoker.begin(method, rpc, can_hedge=replay is None)
+        # A flow adds something to its call only for those who wait until somebody is there.
+        machine: Any = flow if rpc.wait_for_ready else flow.call
         try:
             error: Any = None
             now = clock()
-            step = flow.start(now)
+            step = machine.start(now)
             while True:
                 if type(step) is Attempt:
                     if step.is_raced:
                         done, error = race_unary(invoker, method, rpc, request, flow, step)
                         if done.result is OK:
                             flow.close(clock(), 0)
-                            return error.result(), error
+                            return error.result(), error, flow
                         step = flow.raced(done, clock())
                         continue
                     try:
                         channel = invoker.acquire(step)
                     except IdentityError as unable:
-                        step = flow.finished(Failure(FailureKind.IDENTITY, False, unable), clock())
+                        step = machine.finished(Failure(FailureKind.IDENTITY, False, unable), clock())
                         continue
                     try:
-                        response, call = invoker.multicallable(channel, method, step).with_call(
-                            request if replay is None else replay.reader(),
-                            step.timeout_s,
-                            invoker.metadata(flow, step, rpc, channel),
-                            rpc.credentials,
-                            None,
-                            rpc.compression,
-                        )
+                        metadata = invoker.metadata(flow, step, rpc, channel)
+                        if replay is None:
+                            response, answer = channel.unary(step.head.path, method.serializer, method.deserializer)(
+                                request, step.timeout_s, metadata, rpc.credentials, rpc.compression
+                            )
+                        else:
+                            response, answer = invoker.multicallable(channel, method, step).with_call(
+                                replay.reader(), step.timeout_s, metadata, rpc.credentials, None, rpc.compression
+                            )
                     except grpc.RpcError as raised:
                         if invoker.is_unsent(raised, channel) and (replay is None or not replay.is_committed):
                             continue
@@ -270,20 +279,21 @@ class _Multicallable:
                         outcome = invoker.outcome_of(raised, channel, step, now)
                     else:
                         now = clock()
-                        flow.finished(OK, now)
-                        flow.learn(call.trailing_metadata, now)
-                        flow.close(now, 0)
-                        return response, marked_call(call, flow)
+                        machine.finished(OK, now)
+                        if flow.call.wants_trailers:
+                            flow.learn(answer.trailing_metadata, now)
+                        machine.close(now, grpc_status=0)
+                        return response, answer, flow
                     finally:
                         invoker.release(channel)
                     if replay is not None and replay.is_committed:
                         flow.commit()
                     now = clock()
-                    step = flow.finished(outcome, now)
+                    step = machine.finished(outcome, now)
                 elif type(step) is Sleep:
                     time.sleep(step.seconds)
                     now = clock()
-                    step = flow.slept(now)
+                    step = machine.slept(now)
                 else:
                     assert isinstance(step, Done)
                     raise invoker.ended(flow, step, error, MeshRpcError)
@@ -328,7 +338,9 @@ class _UnaryUnary(_Multicallable, UnaryUnaryBase):
         wait_for_ready: bool | None = None,
         compression: grpc.Compression | None = None,
     ) -> tuple[Any, grpc.Call]:
-        return self._blocking(request, None, Rpc(timeout, metadata, credentials, wait_for_ready, compression))
+        rpc = Rpc(timeout, metadata, credentials, wait_for_ready, compression)
+        response, answer, flow = self._blocking(request, None, rpc)
+        return response, marked_call(as_call(answer), flow)
 
     def future(
         self,
@@ -364,7 +376,9 @@ class _StreamUnary(_Multicallable, StreamUnaryBase):
         compression: grpc.Compression | None = None,
     ) -> tuple[Any, grpc.Call]:
         replay = Replay(request_iterator, self._method.serializer)
-        return self._blocking(None, replay, Rpc(timeout, metadata, credentials, wait_for_ready, compression))
+        rpc = Rpc(timeout, metadata, credentials, wait_for_ready, compression)
+        response, call, flow = self._blocking(None, replay, rpc)
+        return response, marked_call(call, flow)
 
     def future(
         self,

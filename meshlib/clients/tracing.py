@@ -26,7 +26,7 @@ from meshlib.clients.source import MeshSource
 from meshlib.model.outcome import Failure, LocalReply, Outcome, Response
 from meshlib.model.request import Headers, RequestHead
 from meshlib.routing.headers import with_headers
-from meshlib.runtime.context import current_request, with_handed_on
+from meshlib.runtime.context import peek_request, with_handed_on
 from meshlib.runtime.tracing import (
     BAGGAGE,
     Tracing,
@@ -66,7 +66,7 @@ def begin_call(
         replayable: The body can be sent again.
         can_hedge: It can be sent by several at once, and the client can run attempts beside each other.
     """
-    inbound = current_request()
+    inbound = peek_request()
     if inbound is not None and inbound.handed_on:
         head = with_handed_on(head, inbound.handed_on)
     is_repeated = inbound is not None and inbound.attempt > 1

@@ -174,7 +174,10 @@ class MeshEngine:
         if self._is_dormant:
             self._wake()
         name = self._names.get(authority)
-        return self._usable(self._name(authority) if name is None else name)
+        if name is None:
+            name = self._name(authority)
+        found = self._view.targets.get(name)
+        return found if type(found) is TargetView and not found.warming else self._usable(name)
 
     def wait_target(self, authority: str, timeout_s: float | None = None) -> TargetView:
         """Subscribe to a target if need be, and wait until it is usable; None: the mesh's default time.

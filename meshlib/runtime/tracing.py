@@ -6,6 +6,8 @@ and one at the current context, a fifth of a microsecond; starting the API's no-
 """
 
 import logging
+from collections.abc import Callable
+from contextvars import ContextVar
 from typing import Final, cast
 
 from opentelemetry import context as otel_context
@@ -62,7 +64,9 @@ class Tracing:
 
     def is_idle(self) -> bool:
         """Whether there is nothing to do: nobody takes spans, and there is no context to pass on."""
-        return self._provider is None and _global_provider() is None and not otel_context.get_current()
+        if self._provider is not None or _current_context():
+            return False
+        return getattr(trace, "_TRACER_PROVIDER", _ABSENT) is None or _global_provider() is None
 
     def tracer(self) -> Tracer | None:
         """Return what makes spans here and now; None: nobody takes them."""
@@ -73,6 +77,15 @@ class Tracing:
         if known is None or known[0] is not provider:
             known = self._known = (provider, provider.get_tracer(_SCOPE))
         return known[1]
+
+
+def _context_reader() -> Callable[[], Context]:
+    """Return what reads the current context; the public function is two calls deep around a context variable."""
+    inner = getattr(getattr(otel_context, "_RUNTIME_CONTEXT", None), "_current_context", None)
+    return inner.get if isinstance(inner, ContextVar) else otel_context.get_current
+
+
+_current_context: Final = _context_reader()
 
 
 def _global_provider() -> TracerProvider | None:
