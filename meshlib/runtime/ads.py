@@ -12,7 +12,7 @@ import grpc
 
 from meshlib.errors import MeshError
 from meshlib.ports import WallClock
-from meshlib.runtime.credentials import authorization, open_channel
+from meshlib.runtime.credentials import TlsFiles, authorization, open_channel
 from meshlib.xds.bootstrap import ServerConfig
 
 __all__ = ["AdsStream", "Stream", "StreamEvents", "StreamRequests", "describe_end"]
@@ -78,9 +78,12 @@ class AdsStream:
     It is an incremental one if the server's features say so.
     """
 
-    def __init__(self, server: ServerConfig, events: StreamEvents, wall_clock: WallClock) -> None:
+    def __init__(
+        self, server: ServerConfig, events: StreamEvents, wall_clock: WallClock, files: TlsFiles | None = None
+    ) -> None:
         self._server = server
         self._events = events
+        self._files = files or TlsFiles()
         self._is_unimplemented = False  # of the stream's own thread
         self._wall_clock = wall_clock
         self._requests = StreamRequests(events.sent)
@@ -128,7 +131,7 @@ class AdsStream:
     def _read(self) -> str:
         """Deliver messages until the stream ends; return why it did."""
         try:
-            channel = open_channel(self._server)
+            channel = open_channel(self._server, self._files)
             metadata = authorization(self._server, self._wall_clock)
         except MeshError as error:
             return str(error)

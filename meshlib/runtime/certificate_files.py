@@ -12,7 +12,7 @@ from meshlib.xds.bootstrap import FileWatcherConfig
 from meshlib.xds.follow import provider_secret_names
 from meshlib.xds.spiffe_bundles import parse_bundle_map
 
-__all__ = ["read_provider"]
+__all__ = ["check_pair", "read_provider"]
 
 
 def read_provider(instance: str, config: FileWatcherConfig, previous: Mapping[str, Secret]) -> Mapping[str, Secret]:
@@ -31,7 +31,8 @@ def read_provider(instance: str, config: FileWatcherConfig, previous: Mapping[st
     if config.certificate_file:
         chain = _read(instance, config.certificate_file)
         pair = TlsCertificate(chain, _read(instance, config.private_key_file))
-        _check_pair(instance, config, pair)
+        place = f"certificate provider {instance!r}: {config.certificate_file}, {config.private_key_file}"
+        check_pair(place, pair.chain_pem, pair.key_pem)
         found[certificate_name] = Secret(certificate_name, pair)
     if config.spiffe_bundle_map_file:
         # "If set, takes precedence over ca_certificate_file" (A87).
@@ -61,12 +62,15 @@ def _read(instance: str, path: str) -> bytes:
         raise ConfigError(f"certificate provider {instance!r}: {path}: {error.strerror or error}") from error
 
 
-def _check_pair(instance: str, config: FileWatcherConfig, pair: TlsCertificate) -> None:
-    """Refuse a certificate and a key that do not belong together: one of the two files was caught half-way."""
-    place = f"certificate provider {instance!r}: {config.certificate_file}, {config.private_key_file}"
+def check_pair(place: str, chain_pem: bytes, key_pem: bytes) -> None:
+    """Refuse a certificate and a key that do not belong together: one of the two files was caught half-way.
+
+    Raises:
+        ConfigError: Begins with `place`.
+    """
     try:
-        leaf = x509.load_pem_x509_certificates(pair.chain_pem)[0]
-        key = load_pem_private_key(pair.key_pem, None)
+        leaf = x509.load_pem_x509_certificates(chain_pem)[0]
+        key = load_pem_private_key(key_pem, None)
     except (ValueError, TypeError):
         # The library's text may quote the input, and that is a key.
         raise ConfigError(f"{place}: not a PEM certificate and an unencrypted PEM key") from None

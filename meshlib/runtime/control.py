@@ -19,6 +19,7 @@ from meshlib.ports import Clock, Rng, WallClock
 from meshlib.runtime.ads import AdsStream, Stream, StreamEvents
 from meshlib.runtime.certificate_sources import CertificateSources
 from meshlib.runtime.certificates import CertificateWatch
+from meshlib.runtime.credentials import TlsFiles
 from meshlib.runtime.dns import DnsLookups, Lookup, look_up
 from meshlib.runtime.load_reports import LoadReporter, OpenLoadStream
 from meshlib.runtime.load_stream import LoadStream
@@ -123,6 +124,7 @@ class ControlPlane:
         self._loads = loads
         self._view = view
         self._pause = TurnTaking()
+        self._files = TlsFiles()
         self._open_load_stream: OpenLoadStream = open_load_stream or self._open_beside
         # Guarded by the lock.
         self._lock = threading.Lock()
@@ -404,7 +406,7 @@ class ControlPlane:
 
     def _open_ads(self, server: ServerConfig, events: StreamEvents) -> Stream:
         kind = SeparateStreams if server.is_separate else AdsStream
-        return kind(server, events, self._wall_clock)
+        return kind(server, events, self._wall_clock, self._files)
 
     def _open_beside(self, server: ServerConfig, stream: Stream, events: StreamEvents) -> Stream | None:
         channel = stream.channel if isinstance(stream, AdsStream | SeparateStreams) else None

@@ -1,8 +1,14 @@
-"""Channels to management servers: their credentials, read from files anew for every stream."""
+"""Channels to management servers: their credentials, read from files anew for every stream.
+
+So `refresh_interval` is kept whatever it is: no connection is begun with files as they were before it, and one that is
+up needs them no more. Files that cannot be used, as in the middle of a replacement, leave those before in use.
+"""
 
 import base64
 import binascii
 import json
+import logging
+from dataclasses import dataclass
 from importlib import import_module
 from ipaddress import ip_address
 from pathlib import Path
@@ -12,9 +18,12 @@ import grpc
 
 from meshlib.errors import ConfigError
 from meshlib.ports import WallClock
+from meshlib.runtime.certificate_files import check_pair
 from meshlib.xds.bootstrap import GoogleDefaultCreds, InsecureCreds, ServerConfig, TlsCreds
 
-__all__ = ["authorization", "is_local", "open_channel", "read_token"]
+__all__ = ["TlsFiles", "authorization", "is_local", "open_channel", "read_token"]
+
+_LOG = logging.getLogger(__name__)
 
 KEEPALIVE_S: Final = 300
 """C-core's and grpc-go's for management servers."""
@@ -47,8 +56,44 @@ def is_local(uri: str) -> bool:
         return False
 
 
-def open_channel(server: ServerConfig) -> grpc.Channel:
+@dataclass(frozen=True, slots=True)
+class _Material:
+    """PEM. None: the system's roots; no certificate."""
+
+    roots: bytes | None
+    key: bytes | None = None
+    chain: bytes | None = None
+
+
+class TlsFiles:
+    """What the files of `tls` credentials held when they could be used last. Streams of several threads share it."""
+
+    def __init__(self) -> None:
+        self._good: dict[TlsCreds, _Material] = {}
+
+    def read(self, config: TlsCreds) -> _Material:
+        """Return what they hold now; if that is of no use, what they held before.
+
+        Raises:
+            ConfigError: They have never been of use.
+        """
+        try:
+            found = _read_material(config)
+        except ConfigError as error:
+            kept = self._good.get(config)
+            if kept is None:
+                raise
+            _LOG.warning("%s; the credentials before stay in use", error)
+            return kept
+        self._good[config] = found
+        return found
+
+
+def open_channel(server: ServerConfig, files: TlsFiles) -> grpc.Channel:
     """Open a channel with the server's credentials.
+
+    Args:
+        files: Of the same mesh.
 
     Raises:
         ConfigError: A file of the credentials cannot be read, or a library for them is missing.
@@ -62,7 +107,7 @@ def open_channel(server: ServerConfig) -> grpc.Channel:
                 raise ConfigError(f"a bearer token may not go to {server.uri} in the clear; use channel_creds tls")
             return grpc.insecure_channel(server.uri, options=options)
         case TlsCreds() as tls:
-            return grpc.secure_channel(server.uri, _tls(tls), options=options)
+            return grpc.secure_channel(server.uri, _tls(files.read(tls)), options=options)
         case GoogleDefaultCreds():
             return grpc.secure_channel(server.uri, _google(), options=options)
 
@@ -102,15 +147,22 @@ def read_token(path: str, wall: float) -> str:
     return token
 
 
-def _tls(config: TlsCreds) -> grpc.ChannelCredentials:
-    roots = _read(config.ca_certificate_file, "ca_certificate_file") if config.ca_certificate_file else None
+def _tls(material: _Material) -> grpc.ChannelCredentials:
+    return grpc.ssl_channel_credentials(material.roots, material.key, material.chain)
+
+
+def _read_material(config: TlsCreds) -> _Material:
+    roots = None
+    if config.ca_certificate_file:
+        roots = _read(config.ca_certificate_file, "ca_certificate_file")
+        # Not parsed: of the system's many roots one may be odd, and it is gRPC that has to read them.
+        if b"-----BEGIN " not in roots or b"-----END " not in roots:
+            raise ConfigError(f"ca_certificate_file {config.ca_certificate_file} holds no PEM certificates")
     if not config.certificate_file:
-        return grpc.ssl_channel_credentials(roots)
-    return grpc.ssl_channel_credentials(
-        roots,
-        private_key=_read(config.private_key_file, "private_key_file"),
-        certificate_chain=_read(config.certificate_file, "certificate_file"),
-    )
+        return _Material(roots)
+    chain, key = _read(config.certificate_file, "certificate_file"), _read(config.private_key_file, "private_key_file")
+    check_pair(f"{config.certificate_file}, {config.private_key_file}", chain, key)
+    return _Material(roots, key, chain)
 
 
 def _google() -> grpc.ChannelCredentials:

@@ -17,7 +17,7 @@ from meshlib.errors import MeshError
 from meshlib.ports import WallClock
 from meshlib.protos import message_class
 from meshlib.runtime.ads import StreamEvents, StreamRequests, describe_end
-from meshlib.runtime.credentials import authorization, open_channel
+from meshlib.runtime.credentials import TlsFiles, authorization, open_channel
 from meshlib.xds.bootstrap import ServerConfig
 from meshlib.xds.resources import CDS, ECDS, EDS, LDS, LEDS, RDS, RTDS, SDS, SRDS, VHDS
 
@@ -58,9 +58,12 @@ class _Part:
 class SeparateStreams:
     """A `Stream`. Credentials are read, and the server is dialled, on threads of its own."""
 
-    def __init__(self, server: ServerConfig, events: StreamEvents, wall_clock: WallClock) -> None:
+    def __init__(
+        self, server: ServerConfig, events: StreamEvents, wall_clock: WallClock, files: TlsFiles | None = None
+    ) -> None:
         self._server = server
         self._events = events
+        self._files = files or TlsFiles()
         self._wall_clock = wall_clock
         variant = "Delta" if server.is_delta else ""
         self._request = message_class(f"envoy.service.discovery.v3.{variant}DiscoveryRequest")
@@ -120,7 +123,7 @@ class SeparateStreams:
                 if self._closed.is_set():
                     return "", False
                 if self._channel is None:
-                    self._channel = open_channel(self._server)
+                    self._channel = open_channel(self._server, self._files)
                 channel = self._channel
         except MeshError as error:
             return str(error), False

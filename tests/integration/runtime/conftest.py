@@ -44,6 +44,7 @@ class AdsServer:
         self._lock = threading.Condition()
         self._count = 0
         self.port = 0
+        self.credentials: grpc.ServerCredentials | None = None
         self.more_handlers: tuple[grpc.GenericRpcHandler, ...] = ()
         self._server: grpc.Server | None = None
 
@@ -67,7 +68,11 @@ class AdsServer:
             ),
         )
         self._server.add_generic_rpc_handlers((handler, *self.more_handlers))
-        self.port = self._server.add_insecure_port(f"127.0.0.1:{self.port}")
+        address = f"127.0.0.1:{self.port}"
+        if self.credentials is None:
+            self.port = self._server.add_insecure_port(address)
+        else:
+            self.port = self._server.add_secure_port(address, self.credentials)
         self._server.start()
 
     def _methods(self) -> dict[str, Any]:
