@@ -12,6 +12,9 @@ It is driven like the machine of `sotw.py`. What differs:
   subscription that came with a NACK. Changes go out in requests without a nonce, and coalesce while one is under way.
 - Nothing follows from absence. What is gone is named, of whatever type, and so is what never was; the timer only guards
   against servers that do not say so. `ignore_resource_deletion` keeps what was in use here too.
+- A resource that has expired is gone until the server speaks of it, as in Envoy: nothing is asked because of the time
+  alone. A heartbeat that comes later shows that the server believes it here, and then it is asked for again; the member
+  of a collection by its name, until it came, because the collection would bring all the others too.
 - A resource may answer to further names (aliases); a subscription to one of them is served by it.
 
 Source: xDS protocol, "Incremental xDS"; gRFCs A46, A53, A57 and A88 as far as they apply.
@@ -57,6 +60,7 @@ class _Type:
         held: By the name subscribed to; kept across streams.
         aliases: Those of `held` that bear another name than the one subscribed to: ours, and the server's.
         asked: Names subscribed to by requests made on this stream.
+        again: Members of collections to ask for by name, once: they are here no more though the server believes so.
         is_open: A request of this type was made on this stream.
         has_change: `wanted` may differ from `asked`.
         answers: Nonce and error (empty: an ACK) of responses not answered yet.
@@ -66,6 +70,7 @@ class _Type:
     held: dict[str, _Held] = field(default_factory=dict)
     aliases: dict[str, str] = field(default_factory=dict)
     asked: frozenset[str] = frozenset()
+    again: frozenset[str] = frozenset()
     is_open: bool = False
     has_change: bool = False
     answers: deque[tuple[str, str]] = field(default_factory=deque)
@@ -155,7 +160,7 @@ class DeltaMachine(StreamMachine):
         commands = self._cancel_all()
         for type_url, state in self._types.items():
             state.answers.clear()
-            state.asked = frozenset()
+            state.asked = state.again = frozenset()
             state.is_open = False
             state.has_change = True
             self._give_up(type_url, state.wanted, commands)
@@ -208,6 +213,8 @@ class DeltaMachine(StreamMachine):
                     state.held.pop(name, None)
         if self._collections.of(type_url):
             self._settle_collections(type_url, seen | touched, "", now, commands)
+        if not seen.isdisjoint(state.asked - state.wanted) or not touched.isdisjoint(state.asked - state.wanted):
+            state.has_change = True  # a member that was asked for by name has come, or is gone
         if response.nonce:
             state.answers.append((response.nonce, refusal(problems)))
         return self._flush(commands)
@@ -233,11 +240,15 @@ class DeltaMachine(StreamMachine):
     def _ask_again(self, type_url: str, state: _Type, heartbeat: str) -> None:
         """A heartbeat that came too late: what it keeps alive is gone here. Asked for again, it is sent in full."""
         for name in self._known_as(type_url, heartbeat):
-            if name not in state.wanted:
+            is_wanted = name in state.wanted
+            if not is_wanted and not self._collections.has(type_url, name):
                 continue  # given up meanwhile: the server is still to be told so
             entry = self._cache.peek(type_url, name)
             if entry is not None and entry.value is None and entry.state is ResourceState.DOES_NOT_EXIST:
-                state.asked -= {name}
+                if is_wanted:
+                    state.asked -= {name}
+                else:
+                    state.again |= {name}
                 state.has_change = True
 
     def _take_removal(self, type_url: str, removed: str, now: float, commands: list[Command]) -> None:
@@ -320,11 +331,12 @@ class DeltaMachine(StreamMachine):
         if not state.has_change:
             return None
         state.has_change = False
-        added, dropped = sorted(state.wanted - state.asked), sorted(state.asked - state.wanted)
+        again = state.again - state.wanted - state.asked
+        added, dropped = sorted((state.wanted - state.asked) | again), sorted(state.asked - state.wanted - again)
         if not added and not dropped:
             return None
         held = () if state.is_open else self._versions(type_url, state)
-        state.is_open, state.asked = True, state.wanted
+        state.is_open, state.asked, state.again = True, state.wanted | again, frozenset()
         return SendDelta(type_url, tuple(added), tuple(dropped), held, with_node=self._introduce(type_url))
 
 

@@ -322,11 +322,12 @@ class DeltaClient(RuleBasedStateMachine):
     def check_entry(self, type_url: str, name: str) -> None:
         entry = self.cache.get(type_url, name)
         assert entry is not None
-        body, _ = self.world[type_url].get(name, (None, False))
+        body, is_mortal = self.world[type_url].get(name, (None, False))
         if body is None:
             assert (entry.value, entry.is_absent) == (None, True)
         elif body[3:5] == b"ok":
-            if entry.state is ResourceState.DOES_NOT_EXIST and entry.error == "its time to live has passed":
+            has_expired = entry.state is ResourceState.DOES_NOT_EXIST and entry.error == "its time to live has passed"
+            if has_expired and not is_mortal:
                 # It was mortal when it came, the server has changed its mind since without a new version: no heartbeat.
                 assert entry.value is None
                 return

@@ -359,3 +359,55 @@ def test_what_has_expired_leaves_its_collection() -> None:
     found = cache.value(SRDS, "*")
     assert isinstance(found, Collection)
     assert list(found.members) == ["t"]
+
+
+def mortal(name: str, kind: str) -> AnyBytes:
+    return AnyBytes(kind, body(name, "k"), name, "k", (), 5.0)
+
+
+@pytest.mark.parametrize(("kind", "features"), [(SRDS, ()), (CDS, (WILDCARD_CDS_FEATURE,))])
+def test_an_expired_member_is_asked_for_by_name_when_the_server_still_keeps_it_alive(
+    kind: str, features: tuple[str, ...]
+) -> None:
+    """Its time alone asks for nothing, as in Envoy; the heartbeat shows that the server believes it here."""
+    cache = ResourceCache()
+    machine = delta(cache, *features)
+    machine.want({SRDS: frozenset("*")} if kind == SRDS else {})
+    machine.opened()
+    machine.sent()
+    machine.received(DeltaResponse(kind, "1", (mortal("s", kind), one("t", "l", kind))), 1.0)
+    machine.sent()
+    assert deltas_of(machine.expired((kind, "s"), 6.0)) == []
+    assert cache.value(kind, "s") is None
+    beat = AnyBytes("", None, "s", "k", (), 5.0)
+    assert [request.error for request in deltas_of(machine.received(DeltaResponse(kind, "2", (beat,)), 7.0))] == [""]
+    assert [request.subscribe for request in deltas_of(machine.sent())] == [("s",)]
+    assert deltas_of(machine.sent()) == []
+    machine.received(DeltaResponse(kind, "3", (mortal("s", kind),)), 8.0)
+    assert cache.value(kind, "s") is not None
+    assert [request.unsubscribe for request in deltas_of(machine.sent())] == [("s",)]
+    machine.sent()
+    # The collection covers it, so the server sends it again, and it is a member as before.
+    machine.received(DeltaResponse(kind, "4", (mortal("s", kind),)), 9.0)
+    machine.sent()
+    assert cache.value(kind, "s") is not None
+    machine.expired((kind, "s"), 14.0)
+    assert cache.value(kind, "s") is None
+
+
+def test_an_expired_member_that_is_gone_when_asked_for_is_forgotten() -> None:
+    cache = ResourceCache()
+    machine = delta(cache)
+    machine.want({SRDS: frozenset("*")})
+    machine.opened()
+    machine.sent()
+    machine.received(DeltaResponse(SRDS, "1", (mortal("s", SRDS),)), 1.0)
+    machine.sent()
+    machine.expired((SRDS, "s"), 6.0)
+    machine.received(DeltaResponse(SRDS, "2", (AnyBytes("", None, "s", "k", (), 5.0),)), 7.0)
+    machine.sent()
+    machine.sent()
+    machine.received(DeltaResponse(SRDS, "3", (), ("s",)), 8.0)
+    assert [request.unsubscribe for request in deltas_of(machine.sent())] == [("s",)]
+    machine.sent()
+    assert cache.names(SRDS) == ("*",)
