@@ -393,11 +393,14 @@ IN_PART: Mapping[tuple[str, str], str] = {
     ("Listener of a server (with `address`)", "api_listener"): "makes it a client's listener",
     ("FilterChain", "filter_chain_match"): "must be empty",
     ("HttpConnectionManager", "http_filters"): (
-        "the router; fault, stateful_session, local_ratelimit, admission_control, adaptive_concurrency and on_demand in "
-        "clients; RBAC in servers, each with its configuration or with "
+        "the router; fault, stateful_session, header_mutation, local_ratelimit, admission_control, adaptive_concurrency "
+        "and on_demand in clients; RBAC in servers, each with its configuration or with "
         "`config_discovery`. Others are refused, or skipped if `is_optional` or `disabled`"
     ),
     ("HttpConnectionManager", "scoped_routes"): "in clients",
+    ("HttpConnectionManager", "local_reply_config"): (
+        "filters of mappers: status_code, response_flag, header, not_health_check, and, or; bodies and formats inline"
+    ),
     ("RouteConfiguration", "vhds"): "in clients, with servers that speak the incremental variant",
     ("LocalityLbEndpoints", "leds_cluster_locality_config"): (
         "in EDS, with servers that speak the incremental variant; collections are globs"

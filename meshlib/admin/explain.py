@@ -201,7 +201,7 @@ def explain(
         head = prepared
         found = target.routes.match(head, _NoChance(), is_prepared=True)
     else:
-        found = prepared
+        found = target.routes.local_reply(prepared.reply, prepared.head)
     out = found.rewrite(found.filtered(head)) if isinstance(found, RouteMatch) else head
     if isinstance(found, RouteMatch) and not shares and found.cluster:
         shares[found.cluster] = (1.0, found.action.high_priority)  # a header of the request names it

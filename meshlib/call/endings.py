@@ -17,6 +17,7 @@ from meshlib.ports import Rng
 from meshlib.resilience.circuit_breaker import CircuitBreaker
 from meshlib.resilience.classify import failure_flag
 from meshlib.resilience.retry import RetryRules
+from meshlib.routing.compiled import FaultedReply
 from meshlib.routing.format import Scene
 from meshlib.view import RoutePlan, TargetView
 
@@ -336,16 +337,17 @@ class CallEndings(CallFacts):
             attempts: So far, if the response is to say so; 0: there was none.
         """
         match = self.match
-        if match is not None:
-            headers = before = Headers(reply.headers)
-            if match.changes_responses:
+        if isinstance(self._reply, FaultedReply):
+            reply = self._reply.aborted(reply, self.head)
+        elif match is None:
+            reply = self.target.routes.local_reply(reply, self.head)
+        else:
+            if match.changes_replies:
                 flag = ",".join(part for part in (self.flag, reply.flag) if part)
                 about = Scene(self._out, None, 0, flag, reply.details, self.endpoint, attempts or self.attempts)
-                headers = match.response_headers(headers, self._out, about)
+                reply = match.local_reply(reply, self._out, about)
             if attempts and match.include_attempt_count_in_response:
-                headers = counted(headers, attempts)
-            if headers is not before:
-                reply = replace(reply, headers=headers.items)
+                reply = replace(reply, headers=counted(Headers(reply.headers), attempts).items)
             if self._passage is not None and self._passage.response_headers:
                 reply = replace(reply, headers=(*reply.headers, *self._passage.response_headers))
         return self._finish(reply, reply.flag)

@@ -33,6 +33,7 @@ from meshlib.resilience.retry import NO_RETRIES
 from meshlib.routing.compiled import FaultedReply
 from meshlib.routing.fault import NO_FAULT, decide_fault
 from meshlib.routing.hash_policy import CookieMaker, cluster_hash
+from meshlib.routing.prepare import EarlyAnswer
 from meshlib.routing.session import Session
 from meshlib.routing.table import RouteMatch
 from meshlib.view import ClusterState, RoutePlan
@@ -58,8 +59,8 @@ class Call(HedgedSteps):
         head, routes = self.head, self.target.routes
         if routes.prepare is not None:
             prepared = routes.prepare(head)
-            if isinstance(prepared, LocalReply):
-                return self._finish(prepared, prepared.flag)
+            if isinstance(prepared, EarlyAnswer):
+                return self._finish(routes.local_reply(prepared.reply, prepared.head))
             head = self.head = prepared
         found = routes.match(head, self._rng, is_prepared=True)
         if isinstance(found, LocalReply):

@@ -6,6 +6,7 @@ from enum import Enum
 from meshlib.model.authorization import Rbac
 from meshlib.model.discovery import FilterConfig, ScopedRoutes
 from meshlib.model.filters import ListedHeaderFilter, ListedLimit
+from meshlib.model.local_reply import ReplyRules
 from meshlib.model.route import FaultPolicy, RouteConfiguration
 from meshlib.model.secret import ServerTls
 from meshlib.model.session import SessionPolicy
@@ -89,6 +90,7 @@ class ClientListener:
         on_demand_timeout_s: Clusters are subscribed to when a request first needs them, which waits no longer than this;
             None: those that routes name are all subscribed to.
         limits: Filters that limit what goes out, in their order.
+        reply_rules: What becomes of answers of the mesh itself; None: they stay as they are.
     """
 
     name: str
@@ -99,6 +101,7 @@ class ClientListener:
     session: SessionPolicy | None = None
     limits: tuple[ListedLimit, ...] = ()
     head_rules: HeadRules = NO_RULES
+    reply_rules: ReplyRules | None = None
     header_filters: tuple[ListedHeaderFilter, ...] = ()
     max_stream_duration_s: float | None = None
     discovered: tuple[DiscoveredFilter, ...] = ()

@@ -9,11 +9,13 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 
 from meshlib.matching import INLINE_REQUEST_HEADERS, INLINE_RESPONSE_HEADERS, compile_string
+from meshlib.model.outcome import LocalReply
 from meshlib.model.request import Headers, RequestHead
 from meshlib.model.route import HeaderChange
 from meshlib.routing.format import Facts, Scene
 from meshlib.routing.headers import Entries, HeaderLevel, Mutator, with_headers
-from meshlib.routing.replies import finish_headers
+from meshlib.routing.local_reply import ReplyRewriter
+from meshlib.routing.replies import TEXT, finish_headers
 
 __all__ = ["Changes", "Responder"]
 
@@ -67,13 +69,20 @@ class Changes:
 
 
 class Responder:
-    """What happens to the headers of a response: the mutations of the route, then those of filters."""
+    """What happens to a response: the mutations of the route, then those of filters; in between, to answers of the mesh
+    itself alone, what the listener wants of them.
 
-    __slots__ = ("_changes", "_mutator")
+    Attributes:
+        changes_replies: Such answers are changed.
+    """
 
-    def __init__(self, mutator: Mutator, changes: Changes) -> None:
+    __slots__ = ("_changes", "_mutator", "_rewriter", "changes_replies")
+
+    def __init__(self, mutator: Mutator, changes: Changes, rewriter: ReplyRewriter | None = None) -> None:
         self._mutator = mutator
         self._changes = changes
+        self._rewriter = rewriter
+        self.changes_replies = bool(self) or rewriter is not None
 
     def __bool__(self) -> bool:
         return bool(self._mutator) or bool(self._changes)
@@ -84,19 +93,27 @@ class Responder:
             headers = self._mutator.apply(headers, head, about)
         return self._changes.apply(headers, head, about) if self._changes else headers
 
-    def local(
-        self, headers: Headers, body: bytes, head: RequestHead, about: Scene, status: int
-    ) -> tuple[tuple[str, str], ...]:
-        """Return the headers of an answer of the mesh itself.
+    def local(self, reply: LocalReply, head: RequestHead, about: Scene | None = None) -> LocalReply:
+        """Return an answer of the mesh itself as the caller gets it.
 
         The route's mutations meet neither the content type that an answer has by default nor its status; filters do.
+
+        Args:
+            about: What else is known; None: what the reply says.
         """
+        about = about or Scene(head, flag=reply.flag, details=reply.details)
+        about = replace(about, line=reply.status)
+        headers = Headers(entry for entry in reply.headers if entry != TEXT)
+        status, body = reply.status, reply.body
         if self._mutator:
             headers = self._mutator.apply(headers, head, about)
-        finished = finish_headers(headers, body)
-        if not self._changes:
-            return finished
-        return self._changes.apply(Headers(finished), head, replace(about, status=status)).items
+        if self._rewriter is not None and not head.is_grpc:
+            rewritten = self._rewriter.rewrite(status, headers, body, head, about)
+            status, headers, body = rewritten.status, rewritten.headers, rewritten.body
+        finished = finish_headers(headers, b"" if head.is_grpc else body)
+        if self._changes:
+            finished = self._changes.apply(Headers(finished), head, replace(about, status=status, line=status)).items
+        return replace(reply, status=status, body=body, headers=finished)
 
 
 def _compile(change: HeaderChange, inline: frozenset[str], facts: Facts) -> _Step:

@@ -38,6 +38,7 @@ from meshlib.routing.hash_policy import CookieMaker, Hash, compile_hash
 from meshlib.routing.header_filters import filter_changes
 from meshlib.routing.headers import order_levels, request_mutator, response_mutator, with_headers
 from meshlib.routing.limits import RouteLimit, limits_of
+from meshlib.routing.local_reply import ReplyRewriter
 from meshlib.routing.matchers import (
     compile_path,
     compile_query,
@@ -49,7 +50,7 @@ from meshlib.routing.matchers import (
 )
 from meshlib.routing.mirror import pick_mirrors
 from meshlib.routing.redirect import compile_direct_response, compile_redirect
-from meshlib.routing.replies import TEXT, cluster_not_found, unusable_action
+from meshlib.routing.replies import cluster_not_found, unusable_action
 from meshlib.routing.rewrite import compile_rewrite, rewrite_host
 from meshlib.routing.session import Session, as_session
 
@@ -136,6 +137,11 @@ class RouteMatch:
     @property
     def changes_responses(self) -> bool:
         """The route changes response headers, so that it is worth working out what the values may speak of."""
+        return self._response is not None and bool(self._response)
+
+    @property
+    def changes_replies(self) -> bool:
+        """As `changes_responses`, of answers of the mesh itself."""
         return self._response is not None
 
     def response_headers(
@@ -156,13 +162,7 @@ class RouteMatch:
             head: The request as sent, or as it would have been.
             about: What else values may speak of; None: what the reply says.
         """
-        if self._response is None:
-            return reply
-        about = about or Scene(head, flag=reply.flag, details=reply.details)
-        # The default content type is what is left when nobody sets one: a mutation does not meet it.
-        own = Headers(entry for entry in reply.headers if entry != TEXT)
-        headers = self._response.local(own, b"" if head.is_grpc else reply.body, head, about, reply.status)
-        return replace(reply, headers=headers)
+        return reply if self._response is None else self._response.local(reply, head, about)
 
     def cluster_not_found(self, head: RequestHead) -> LocalReply:
         """Return the answer for the case that the cluster does not exist: flag `NC`."""
@@ -170,9 +170,7 @@ class RouteMatch:
         if self._response is None:
             return reply
         # A cluster that does not exist has no name in %UPSTREAM_CLUSTER% either.
-        mutator = self._unnamed or self._response
-        about = Scene(head, flag=reply.flag, details=reply.details)
-        return replace(reply, headers=mutator.local(Headers(), b"", head, about, reply.status))
+        return (self._unnamed or self._response).local(reply, head)
 
     def hash(self, head: RequestHead, maker: CookieMaker | None = None) -> int | None:
         """Return the request's hash by the route's hash policies, or None.
@@ -187,13 +185,19 @@ class RouteMatch:
 @dataclass(frozen=True, slots=True)
 class FaultedReply(LocalReply):
     """The answer of a route that answers by itself, which the fault filter comes before. The route's header mutations
-    do not concern the fault (as seen in Envoy 1.40).
+    do not concern the fault (as seen in Envoy 1.40), filters do.
 
     Attributes:
         fault: To be injected, or not.
+        responder: What becomes of the answer of a fault.
     """
 
     fault: FaultPolicy | None = None
+    responder: Responder | None = field(default=None, compare=False, repr=False)
+
+    def aborted(self, reply: LocalReply, head: RequestHead) -> LocalReply:
+        """Return the answer of a fault as the caller gets it."""
+        return reply if self.responder is None else self.responder.local(reply, head)
 
 
 @dataclass(frozen=True, slots=True)
@@ -370,9 +374,18 @@ class _Builder:
     def response(
         self, facts: Facts, mutation: HeaderMutation | None = None, weight: ClusterWeight | None = None
     ) -> Responder:
+        return self._responder(self._levels(mutation), facts, weight)
+
+    def unmutated(self) -> Responder:
+        """Return what becomes of answers that the mutations of the route do not concern."""
+        return self._responder((), self.facts(), None)
+
+    def _responder(self, levels: tuple[HeaderMutation, ...], facts: Facts, weight: ClusterWeight | None) -> Responder:
+        rules = self.listener.reply_rules
         return Responder(
-            response_mutator(self._levels(mutation), facts),
+            response_mutator(levels, facts),
             Changes(self.filters(weight).response, is_response=True, facts=facts),
+            None if rules is None else ReplyRewriter(rules, facts),
         )
 
     def forward(
@@ -404,7 +417,7 @@ class _Builder:
             criteria=_criteria(action.metadata_match, None if weight is None else weight.metadata_match),
             _levels=self._levels(mutation),
             _rewrite=rewrite,
-            _response=response or None,
+            _response=response if response.changes_replies else None,
             _unnamed=self.response(replace(facts, cluster=""), mutation, weight),
             _filter=first_changes or None,
             is_fault_first=any(item.is_after_fault for item in self.listener.header_filters),
@@ -418,7 +431,7 @@ def _criteria(route: MatchCriteria | None, weight: MatchCriteria | None) -> Matc
     return route.merged(weight)
 
 
-def _with_fault(fault: FaultPolicy, answer: Answer) -> Answer:
+def _with_fault(fault: FaultPolicy, responder: Responder, answer: Answer) -> Answer:
     """Let a fault come before the answer; a gRPC call never gets as far as a filter there (A28)."""
 
     def faulted(head: RequestHead, stream_id: int) -> RouteMatch | LocalReply:
@@ -426,7 +439,7 @@ def _with_fault(fault: FaultPolicy, answer: Answer) -> Answer:
         if head.is_grpc or not isinstance(found, LocalReply):
             return found
         known = {item.name: getattr(found, item.name) for item in fields(LocalReply)}
-        return FaultedReply(**known, fault=fault)
+        return FaultedReply(**known, fault=fault, responder=responder)
 
     return faulted
 
@@ -521,8 +534,7 @@ def _answering(build: _Builder, action: Redirect | DirectResponse | NonForwardin
 
             def nowhere(head: RequestHead, stream_id: int) -> LocalReply:
                 reply = unusable_action(head, flag="NC", status=503, details="cluster_not_found")
-                about = Scene(head, flag=reply.flag, details=reply.details)
-                return replace(reply, headers=mutator.local(Headers(), reply.body, head, about, reply.status))
+                return mutator.local(reply, head)
 
             return nowhere
         case _:
@@ -577,7 +589,7 @@ def compile_route(
     if not isinstance(action, RouteAction):
         answer = _local(build, action)
         if (fault := build.fault(None)) is not None:
-            answer = _with_fault(fault, answer)
+            answer = _with_fault(fault, build.unmutated(), answer)
     else:
         target = action.cluster
         match target:

@@ -17,11 +17,12 @@ from meshlib.model.endpoint import NO_METADATA, Endpoint
 from meshlib.model.request import Headers, RequestHead
 from meshlib.substitution import Command, header_names, parse_format, path_options
 
-__all__ = ["Facts", "Formatter", "Scene", "compile_format"]
+__all__ = ["Facts", "Formatter", "Scene", "compile_format", "compile_value"]
 
 _CONTROL: Final = re.compile(r"[\x00-\x08\x0a-\x1f\x7f]")
 _VISIBLE: Final = re.compile(r"%(2[1-9A-Fa-f]|[3-6][0-9A-Fa-f]|7[0-9A-Ea-e])")
 """What `%QUERY_PARAMS(DECODED)%` decodes: neither blanks nor control characters."""
+_NUMBERS: Final = frozenset({"RESPONSE_CODE", "UPSTREAM_REMOTE_PORT", "UPSTREAM_REQUEST_ATTEMPT_COUNT"})
 _LONG_FLAGS: Final = {
     "DC": "DownstreamConnectionTermination", "DI": "DelayInjected", "DO": "DropOverLoad", "FI": "FaultInjected",
     "NC": "NoClusterFound", "NR": "NoRouteFound", "RL": "RateLimited", "SI": "StreamIdleTimeout",
@@ -43,6 +44,8 @@ class Scene:
         flag: Response flags, or empty.
         endpoint: Of the attempt that was answered.
         attempts: 0 before the first.
+        line: Status that the response has, where `status` does not say it; 0: `status` does.
+        body: Of an answer of the mesh itself, while it is being formatted.
     """
 
     head: RequestHead | None
@@ -52,6 +55,8 @@ class Scene:
     details: str = ""
     endpoint: Endpoint | None = None
     attempts: int = 0
+    line: int = 0
+    body: bytes = b""
 
     def with_response(self, head: RequestHead | None, response: Headers) -> "Scene":
         """Return the same with another head and other response headers."""
@@ -91,6 +96,9 @@ def _header_of_request(main: str, alternative: str = "") -> _Reader:
 
 
 def _header_of_response(main: str, alternative: str) -> _Reader:
+    if main == ":status":
+        return lambda scene: str(scene.line or scene.status) if scene.line or scene.status else None
+
     def read(scene: Scene) -> str | None:
         response = scene.response
         if response is None:
@@ -164,17 +172,25 @@ def _plain(value: object) -> object:
     return value
 
 
-def _look_up(metadata: Mapping[str, Mapping[str, object]], keys: list[str]) -> str | None:
+def _find(metadata: Mapping[str, Mapping[str, object]], keys: list[str]) -> object:
     found: object = metadata
     for key in keys:
         if not isinstance(found, Mapping) or key not in found:
             return None
         found = found[key]
-    return _render_value(found)
+    return found
 
 
-def _endpoint_metadata(keys: list[str]) -> _Reader:
-    return lambda scene: None if scene.endpoint is None else _look_up(scene.endpoint.metadata, keys)
+def _metadata_reader(command: Command, facts: Facts) -> Callable[[Scene], object]:
+    """Compile what reads a value of metadata, not yet rendered."""
+    source, _, path = command.argument.partition(":")
+    if command.name == "UPSTREAM_METADATA":
+        source, path = "UPSTREAM_HOST", command.argument
+    keys = path.split(":")
+    if source == "UPSTREAM_HOST":
+        return lambda scene: None if scene.endpoint is None else _find(scene.endpoint.metadata, keys)
+    found = _find(facts.metadata, keys) if source == "ROUTE" else None
+    return lambda scene: found
 
 
 def _of_endpoint(name: str) -> _Reader:
@@ -227,13 +243,11 @@ def _compile_command(command: Command, facts: Facts) -> str | _Reader | None:
             return _query(argument)
         case "PATH":
             return _path(argument)
-        case "METADATA":
-            source, _, keys = argument.partition(":")
-            if source == "UPSTREAM_HOST":
-                return _endpoint_metadata(keys.split(":"))
-            return _look_up(facts.metadata, keys.split(":")) if source == "ROUTE" else None
-        case "UPSTREAM_METADATA":
-            return _endpoint_metadata(argument.split(":"))
+        case "METADATA" | "UPSTREAM_METADATA":
+            read = _metadata_reader(command, facts)
+            return lambda scene: _render_value(read(scene))
+        case "LOCAL_REPLY_BODY":
+            return lambda scene: scene.body.decode("latin-1")
         case "RESPONSE_CODE":
             return lambda scene: str(scene.status)
         case "RESPONSE_CODE_DETAILS":
@@ -280,6 +294,29 @@ def compile_format(text: str, facts: Facts, *, absent: str = "") -> str | Format
     if len(kept) == 1 and not isinstance(kept[0], str):
         return kept[0]
     return lambda scene: "".join(part if isinstance(part, str) else part(scene) for part in kept)
+
+
+def compile_value(text: str, facts: Facts, *, absent: str) -> Callable[[Scene], object]:
+    """Compile a format whose value goes into JSON: of a single command it has the command's type; None: it is absent.
+
+    Raises:
+        ValueError: As for `compile_format`.
+    """
+    parts = parse_format(text)
+    if len(parts) != 1 or isinstance(parts[0], str):
+        made = compile_format(text, facts, absent=absent)
+        return (lambda scene: made) if isinstance(made, str) else made
+    command, length = parts[0], parts[0].length
+    if command.name in ("METADATA", "UPSTREAM_METADATA") and length is None:
+        find = _metadata_reader(command, facts)
+        return lambda scene: _plain(find(scene))
+    found = _compile_command(command, facts)
+    if found is None or isinstance(found, str):
+        value = None if found is None else found[:length]
+        return lambda scene: value
+    if command.name in _NUMBERS:
+        return lambda scene: None if (text := found(scene)) is None else int(text)
+    return lambda scene: None if (text := found(scene)) is None else text[:length]
 
 
 def _finished(read: _Reader, length: int | None, absent: str) -> Formatter:

@@ -46,6 +46,7 @@ def canonical_path(path: str) -> str | None:
         return path
     path = _DOT_PARAMETERS.sub(r"\1", path)
     out: list[str] = []
+    lone = -9  # where the last per cent sign stands that begins no escape
     position, size = 0, len(path)
     while position < size:
         char = path[position]
@@ -67,14 +68,22 @@ def canonical_path(path: str) -> str | None:
         elif char == "%":
             digits = path[position + 1 : position + 3]
             if _HEX.fullmatch(digits) is None:
+                lone = len(out)
                 out.append(char)
                 position += 1
                 continue
             code = int(digits, 16)
             if not code:
                 return None
-            out += (chr(code),) if code in _UNESCAPED else ("%", *digits)
             position += 3
+            if code not in _UNESCAPED:
+                out += ("%", *digits)
+                continue
+            out.append(chr(code))
+            # What was written out must not make an escape of a per cent sign before it: `%%41a` is not `%Aa`.
+            made = "".join(out[lone + 1 :]) + path[position : position + 1] if lone >= len(out) - 3 else ""
+            if _HEX.match(made):
+                out[lone : lone + 1] = "%25"
         else:
             if char == "\\":
                 out.append("/")

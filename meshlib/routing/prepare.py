@@ -6,6 +6,7 @@ Source: Envoy `ConnectionManagerUtility::maybeNormalizePath`, `maybeNormalizeHos
 """
 
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Final
 
 from meshlib.model.listener import EscapedSlashes, HeadRules
@@ -13,12 +14,26 @@ from meshlib.model.outcome import LocalReply
 from meshlib.model.request import RequestHead
 from meshlib.routing.normal_path import canonical_path, unescaped_slashes, with_single_slashes
 
-__all__ = ["Prepare", "compile_prepare"]
+__all__ = ["EarlyAnswer", "Prepare", "compile_prepare"]
 
-Prepare = Callable[[RequestHead], RequestHead | LocalReply]
 DETAILS: Final = "path_normalization_failed"
 """Of the refusal, and of the redirect too."""
 _REFUSED: Final = LocalReply(400, "", DETAILS)
+
+
+@dataclass(frozen=True, slots=True)
+class EarlyAnswer:
+    """A request that is answered before any route sees it.
+
+    Attributes:
+        head: The request, as far as it had been prepared.
+    """
+
+    reply: LocalReply
+    head: RequestHead
+
+
+Prepare = Callable[[RequestHead], RequestHead | EarlyAnswer]
 
 
 def _without_port(host: str, only: int | None) -> str:
@@ -36,25 +51,26 @@ def _without_dot(host: str) -> str:
     return host.removesuffix(".")
 
 
-def _prepared_path(path: str, rules: HeadRules) -> str | LocalReply:
+def _prepared_path(path: str, rules: HeadRules) -> tuple[str, LocalReply | None]:
+    """Return the path as it goes on, and the answer if it does not."""
     plain, mark, query = path.partition("?")
     unescaped = plain
     if rules.slashes is not EscapedSlashes.KEPT:
         unescaped = unescaped_slashes(plain)
         if unescaped != plain and rules.slashes is EscapedSlashes.REFUSED:
-            return _REFUSED
+            return unescaped + mark + query, _REFUSED
     found: str | None = unescaped
     if rules.normalizes_path:
         found = canonical_path(unescaped)
         if found is None:
-            return _REFUSED
+            return unescaped + mark + query, _REFUSED
     assert found is not None
     if rules.merges_slashes:
         found = with_single_slashes(found)
     found += mark + query
     if unescaped != plain and rules.slashes is EscapedSlashes.REDIRECTED:
-        return LocalReply(307, "", DETAILS, b"", (("location", found),))
-    return found
+        return found, LocalReply(307, "", DETAILS, b"", (("location", found),))
+    return found, None
 
 
 def compile_prepare(rules: HeadRules) -> Prepare | None:
@@ -63,15 +79,14 @@ def compile_prepare(rules: HeadRules) -> Prepare | None:
         return None
     changes_path = rules.merges_slashes or rules.normalizes_path or rules.slashes is not EscapedSlashes.KEPT
 
-    def prepare(head: RequestHead) -> RequestHead | LocalReply:
+    def prepare(head: RequestHead) -> RequestHead | EarlyAnswer:
         if head.is_grpc:
             return head
         host, path = head.authority, head.path
         if changes_path:
-            found = _prepared_path(path, rules)
-            if isinstance(found, LocalReply):
-                return found
-            path = found
+            path, reply = _prepared_path(path, rules)
+            if reply is not None:
+                return EarlyAnswer(reply, RequestHead(head.method, host, path, head.headers, scheme=head.scheme))
         if rules.strips_dot:
             host = _without_dot(host)
         if head.method != "CONNECT" and (rules.strips_port or rules.strips_this_port):

@@ -4,13 +4,13 @@ Source: Envoy `RouteEntryImplBase::newUri`, `DirectResponseEntry`.
 """
 
 from collections.abc import Callable
+from dataclasses import replace
 
 from meshlib.model.matcher import PathMatcher
 from meshlib.model.outcome import LocalReply
-from meshlib.model.request import Headers, RequestHead
+from meshlib.model.request import RequestHead
 from meshlib.model.route import DirectResponse, Redirect
 from meshlib.routing.changes import Responder
-from meshlib.routing.format import Scene
 from meshlib.routing.replies import unusable_action
 from meshlib.routing.rewrite import compile_path_rewrite, with_path
 
@@ -64,10 +64,11 @@ def compile_location(redirect: Redirect, matcher: PathMatcher) -> Callable[[Requ
 def _reply(
     head: RequestHead, status: int, headers: list[tuple[str, str]], body: bytes, mutator: Responder
 ) -> LocalReply:
-    finished = mutator.local(Headers(headers), body, head, Scene(head, details=DETAILS), status)
-    if head.method == "HEAD" and body:
-        return LocalReply(status, "", DETAILS, b"", (*finished, ("content-length", str(len(body)))))
-    return LocalReply(status, "", DETAILS, b"" if status in BODILESS else body, finished)
+    reply = mutator.local(LocalReply(status, "", DETAILS, body, tuple(headers)), head)
+    if head.method == "HEAD" and reply.body:
+        length = ("content-length", str(len(reply.body)))
+        return replace(reply, body=b"", headers=(*reply.headers, length))
+    return replace(reply, body=b"") if reply.status in BODILESS else reply
 
 
 def compile_redirect(redirect: Redirect, matcher: PathMatcher, mutator: Responder) -> Answer:

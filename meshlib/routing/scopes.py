@@ -19,6 +19,7 @@ from meshlib.routing.prepare import compile_prepare
 from meshlib.routing.replies import no_route
 from meshlib.routing.table import RouteTable
 from meshlib.routing.trace import RouteTrace, trace_routes
+from meshlib.routing.unrouted import compile_unrouted
 
 __all__ = ["ScopeTable", "scope_key"]
 
@@ -71,7 +72,7 @@ class ScopeTable:
         tables: The route tables, by key; None: the scope's routes are not there yet.
     """
 
-    __slots__ = ("_fragments", "_names", "has_demands", "name", "prepare", "tables")
+    __slots__ = ("_fragments", "_names", "_unrouted", "has_demands", "name", "prepare", "tables")
 
     def __init__(
         self,
@@ -93,6 +94,7 @@ class ScopeTable:
         """
         self.name = scoped.name
         self.prepare = compile_prepare(listener.head_rules)
+        self._unrouted = compile_unrouted(listener)
         self._fragments = tuple(_compile(fragment) for fragment in scoped.fragments)
         tables: dict[Key, RouteTable | ConfigFault | None] = {}
         names: dict[Key, str] = {}
@@ -134,8 +136,16 @@ class ScopeTable:
             return table.match(head, rng, is_prepared=is_prepared)
         if table is None:
             reply = no_route(head)
-            return replace(reply, body=b"the request belongs to no scope") if head.is_grpc else reply
-        return _fault_reply(head, table)
+            return (
+                replace(reply, body=b"the request belongs to no scope")
+                if head.is_grpc
+                else self.local_reply(reply, head)
+            )
+        return self.local_reply(_fault_reply(head, table), head)
+
+    def local_reply(self, reply: LocalReply, head: RequestHead) -> LocalReply:
+        """As `RouteTable.local_reply`."""
+        return reply if self._unrouted is None else self._unrouted(reply, head)
 
     def demands(self, head: RequestHead) -> tuple[Demand, ...]:
         """Return what this request needs that may have to be subscribed to first."""

@@ -19,11 +19,12 @@ from meshlib.ports import Rng
 from meshlib.routing.compiled import CompiledRoute, RouteMatch, cluster_headers, compile_route, named_clusters
 from meshlib.routing.match_tree import Finder, compile_tree
 from meshlib.routing.matchers import path_of, without_parameters
-from meshlib.routing.prepare import compile_prepare
+from meshlib.routing.prepare import EarlyAnswer, compile_prepare
 from meshlib.routing.redirect import https_redirect
 from meshlib.routing.replies import no_route, no_virtual_host
 from meshlib.routing.segments import SegmentIndex, first_segment, index_routes
 from meshlib.routing.trace import RouteTrace, trace_routes
+from meshlib.routing.unrouted import compile_unrouted
 from meshlib.routing.virtual_host import DomainIndex
 
 __all__ = ["InboundTable", "RouteMatch", "RouteTable", "RouteTrace"]
@@ -74,6 +75,7 @@ class RouteTable:
         "_host_header",
         "_index",
         "_strips_parameters",
+        "_unrouted",
         "has_demands",
         "limits",
         "name",
@@ -107,6 +109,7 @@ class RouteTable:
         self.limits = frozenset(limit for _, entry in hosts for route in entry.routes for limit in route.limits)
         self._index = DomainIndex(hosts, ignore_port=routes.ignore_port_in_host)
         self.prepare = compile_prepare(listener.head_rules)
+        self._unrouted = compile_unrouted(listener)
         self._host_header = routes.host_header
         self._strips_parameters = routes.ignores_path_parameters
         # Requests whose host is found elsewhere than in their authority find nothing here, and then look further.
@@ -139,16 +142,16 @@ class RouteTable:
         """
         if self.prepare is not None and not is_prepared:
             prepared = self.prepare(head)
-            if isinstance(prepared, LocalReply):
-                return prepared
+            if isinstance(prepared, EarlyAnswer):
+                return self.local_reply(prepared.reply, prepared.head)
             head = prepared
         host = self._exact.get(head.authority)
         if host is None:
             host = self._host_of(head)
             if host is None:
-                return no_virtual_host(head, self.name)
+                return self.local_reply(no_virtual_host(head, self.name), head)
         if host.requires_tls and host.needs_https(head):
-            return https_redirect(head)
+            return self.local_reply(https_redirect(head), head)
         # One number per request: shares of routes, weights and mirrors all read it (as Envoy's stream id).
         stream_id = rng.getrandbits(64) if host.needs_random else 0
         path = self._path_of(head) if self._strips_parameters else path_of(head.path)
@@ -161,7 +164,11 @@ class RouteTable:
             if route.path(path) and (route.conditions is None or route.holds(head, stream_id)):
                 fixed = route.fixed
                 return fixed if fixed is not None else route.answer(head, stream_id)
-        return no_route(head)
+        return self.local_reply(no_route(head), head)
+
+    def local_reply(self, reply: LocalReply, head: RequestHead) -> LocalReply:
+        """Return an answer that no route has made, as the caller gets it."""
+        return reply if self._unrouted is None else self._unrouted(reply, head)
 
     def demands(self, head: RequestHead) -> tuple[Demand, ...]:
         """Return what this request needs that is only subscribed to when one does.
@@ -214,7 +221,7 @@ class RouteTable:
     def _prepared(self, head: RequestHead) -> RequestHead:
         """Return the head as routes see it; one that is answered at once stays as it is."""
         found = head if self.prepare is None else self.prepare(head)
-        return head if isinstance(found, LocalReply) else found
+        return head if isinstance(found, EarlyAnswer) else found
 
     def _host_of(self, head: RequestHead) -> _Host | None:
         name = self._name_of(head)

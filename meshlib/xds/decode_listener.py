@@ -8,6 +8,7 @@ from meshlib.model.route import RouteConfiguration
 from meshlib.xds.decode_common import any_type, cover, duration, is_discovered_by_ads, join, unpack
 from meshlib.xds.decode_endpoint import socket_address
 from meshlib.xds.decode_filters import decode_filters
+from meshlib.xds.decode_local_reply import reply_rules
 from meshlib.xds.decode_route import decode_route_configuration
 from meshlib.xds.decode_scopes import scoped_routes
 from meshlib.xds.decode_tls import server_socket
@@ -34,7 +35,6 @@ _MANAGER_REFUSED: Final = frozenset(
         "xff_num_trusted_hops",
         "original_ip_detection_extensions",
         "early_header_mutation_extensions",
-        "local_reply_config",
         "path_normalization_options",
         "forward_client_cert_matcher",
     }
@@ -44,6 +44,7 @@ _MANAGER_OF_CLIENTS: Final = frozenset(
         "strip_matching_host_port",
         "strip_any_host_port",
         "strip_trailing_host_dot",
+        "local_reply_config",
         "merge_slashes",
         "normalize_path",
         "path_with_escaped_slashes_action",
@@ -101,6 +102,9 @@ def _client_listener(message: Any, path: str, problems: Problems) -> ClientListe
         limits=filters.limits,
         header_filters=filters.header_filters,
         head_rules=_head_rules(manager, message, place, problems),
+        reply_rules=reply_rules(manager.local_reply_config, join(place, "local_reply_config"), problems)
+        if manager.HasField("local_reply_config")
+        else None,
         max_stream_duration_s=duration(
             manager.common_http_protocol_options,
             "max_stream_duration",

@@ -1,8 +1,10 @@
 """What the mesh answers by itself: status, body, headers, flags and details are Envoy's, case by case."""
 
 import random
+from dataclasses import replace
 
 import pytest
+from differential import subject
 from differential.decision import comparable
 from differential.envoy_side import EnvoySide
 from differential.generate import Request
@@ -11,7 +13,6 @@ from peers.upstreams import LOOPBACK
 
 from meshlib.call import Call, Done
 from meshlib.model.cluster import CircuitBreakers, Cluster, EdsDiscovery
-from meshlib.model.listener import ClientListener
 from meshlib.model.outcome import LocalReply
 from meshlib.model.request import Headers, RequestHead
 from meshlib.model.route import RouteConfiguration
@@ -61,16 +62,18 @@ def side(tmp_path_factory):
     full["circuit_breakers"] = {"thresholds": [{"max_requests": 0, "max_pending_requests": 0}]}
     empty = static_cluster("empty", f"{LOOPBACK}:1")
     empty["load_assignment"]["endpoints"] = []
-    with EnvoySide(tmp_path_factory.mktemp("envoy"), clusters=(full, empty)) as side:
+    with EnvoySide(tmp_path_factory.mktemp("envoy"), clusters=(full, empty), managers=({}, REWRITING)) as side:
         yield side
 
 
-def answer_of_meshlib(configuration: dict[str, object], request: Request) -> tuple[LocalReply, str]:
+def answer_of_meshlib(
+    configuration: dict[str, object], request: Request, manager: dict[str, object] | None = None
+) -> tuple[LocalReply, str]:
     message = from_dict("envoy.config.route.v3.RouteConfiguration", configuration)
     routes = decode_resource(RDS, message.SerializeToString()).value
     assert isinstance(routes, RouteConfiguration)
     limited = Cluster("full", EdsDiscovery("full"), circuit_breakers=CircuitBreakers(max_requests=0))
-    listener = ClientListener("shop", routes, has_fault_filter=True)
+    listener = replace(subject.listener(manager or {}), routes=routes, has_fault_filter=True)
     clusters = {
         "a": builders.cluster("a", "127.0.0.1:1"),
         "empty": builders.cluster("empty"),
@@ -86,6 +89,45 @@ def answer_of_meshlib(configuration: dict[str, object], request: Request) -> tup
     assert isinstance(step, Done)
     assert isinstance(step.result, LocalReply)
     return step.result, step.flag
+
+
+REWRITING = {
+    "local_reply_config": {
+        "mappers": [
+            {
+                "filter": {"response_flag_filter": {"flags": ["UH", "UO", "FI"]}},
+                "status_code": 502,
+                "body": {"inline_string": "try again"},
+                "headers_to_add": [{"header": {"key": "x-was", "value": "%RESPONSE_CODE%"}}],
+            }
+        ],
+        "body_format": {
+            "json_format": {
+                "code": "%RESPONSE_CODE%",
+                "flags": "%RESPONSE_FLAGS%",
+                "details": "%RESPONSE_CODE_DETAILS%",
+                "route": "%ROUTE_NAME%",
+                "cluster": "%UPSTREAM_CLUSTER%",
+                "message": "%LOCAL_REPLY_BODY%",
+                "attempts": "%UPSTREAM_REQUEST_ATTEMPT_COUNT%",
+            }
+        },
+    }
+}
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_answer_rewritten(side, name):
+    route = {"name": "r", "match": {"prefix": "/"}, "response_headers_to_add": HEADERS, **CASES[name]}
+    configuration = {"name": "differential", "virtual_hosts": [{"name": "v", "domains": ["*"], "routes": [route]}]}
+    request = Request("GET", "/a?b=1", "shop", (("x-1", "a"),), manager=1)
+
+    (envoy,) = side.decide(configuration, [request])
+    reply, flag = answer_of_meshlib(configuration, request, REWRITING)
+
+    assert (envoy.status, envoy.flag, envoy.details) == (reply.status, flag, reply.details)
+    assert envoy.headers == comparable(reply.headers)
+    assert envoy.body == reply.body.decode()
 
 
 @pytest.mark.parametrize("method", ["GET", "HEAD"])

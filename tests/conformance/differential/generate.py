@@ -262,8 +262,7 @@ class Generator:
         if self._maybe(0.3):
             result["metadata"] = {"filter_metadata": {"ns": {"k": self._pick(("v", 1.5, True, [1, "a"], {"b": None}))}}}
         # A gRPC call that a route answers by itself never gets to a filter: see DIFFERENCES.md.
-        # Nor does a fault before such an answer meet header filters.
-        if ("route" in result or not (self._for_grpc or self._has_filters)) and self._maybe(0.3):
+        if ("route" in result or not self._for_grpc) and self._maybe(0.3):
             result.setdefault("typed_per_filter_config", {})[FAULT_FILTER] = self._fault()
         return result
 

@@ -20,6 +20,7 @@ from meshlib.protos import from_dict
 from meshlib.routing import RouteMatch, RouteTable, decide_fault
 from meshlib.routing.compiled import FaultedReply
 from meshlib.routing.format import Scene
+from meshlib.routing.prepare import EarlyAnswer
 from meshlib.xds.decode import decode_resource
 from meshlib.xds.resources import LDS, RDS
 
@@ -53,7 +54,7 @@ def decide(configuration: Json, requests: Sequence[Request], managers: Sequence[
     return [_decide(tables[request.manager], request) for request in requests]
 
 
-def _listener(manager: Json) -> ClientListener:
+def listener(manager: Json) -> ClientListener:
     """Decode a listener with a connection manager."""
     message = {
         "name": "listener",
@@ -76,8 +77,8 @@ def _table(configuration: Json, manager: Json | None = None) -> RouteTable | Ref
     routes = decoded.value
     assert isinstance(routes, RouteConfiguration)
     try:
-        listener = replace(_listener(manager or {}), has_fault_filter=True, header_filters=(HEADER_FILTER,))
-        return RouteTable(replace(listener, routes=routes), routes)
+        found = replace(listener(manager or {}), has_fault_filter=True, header_filters=(HEADER_FILTER,))
+        return RouteTable(replace(found, routes=routes), routes)
     except ValueError as error:
         return Refusal(f"decoded, but not compiled: {error}")
 
@@ -87,8 +88,8 @@ def _decide(table: RouteTable, request: Request) -> Decision:
     head = RequestHead(request.method, request.authority, request.path, headers, is_grpc=request.is_grpc)
     rng = random.Random(0)  # decides nothing: the generator leaves nothing to chance
     received, prepared = head, head if table.prepare is None else table.prepare(head)
-    if isinstance(prepared, LocalReply):
-        return _local(prepared, "", head)
+    if isinstance(prepared, EarlyAnswer):
+        return _local(table.local_reply(prepared.reply, prepared.head), "", head)
     head = prepared
     found = table.match(head, rng, is_prepared=True)
     if isinstance(found, LocalReply):
@@ -97,7 +98,7 @@ def _decide(table: RouteTable, request: Request) -> Decision:
         if isinstance(found, FaultedReply):
             fault = decide_fault(found.fault, head, rng)
             if fault.abort is not None:
-                return _local(fault.abort, route, head)
+                return _local(found.aborted(fault.abort, head), route, head)
         return _local(found, route, head)
     fault = decide_fault(found.fault, head, rng, cluster=found.cluster)
     if fault.abort is not None:

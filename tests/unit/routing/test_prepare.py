@@ -4,7 +4,7 @@ from meshlib.model.listener import ClientListener, EscapedSlashes, HeadRules
 from meshlib.model.outcome import LocalReply
 from meshlib.model.request import Headers, RequestHead
 from meshlib.model.route import RouteAction, SingleCluster
-from meshlib.routing.prepare import compile_prepare
+from meshlib.routing.prepare import EarlyAnswer, compile_prepare
 from meshlib.routing.table import RouteMatch, RouteTable
 from meshlib.testing import FixedRng, builders
 
@@ -50,6 +50,9 @@ def test_hosts(rules: HeadRules, host: str, expected: str) -> None:
         ("/a\\..\\b", "/b"),
         ("/%%41", "/%A"),
         ("/%zz%2", "/%zz%2"),
+        ("/%%41a", "/%25Aa"),
+        ("/%a%41", "/%25aA"),
+        ("/%%30%30", "/%2500"),
         ("/a%2fb%C3%a9%5b", "/a%2fb%C3%a9%5b"),
         ("/x%2dy%7e%2E", "/x-y~."),
         ('/"<>^`{|}', "/%22%3C%3E%5E%60%7B%7C%7D"),
@@ -68,8 +71,8 @@ def answered(rules: HeadRules, path: str) -> LocalReply:
     prepare = compile_prepare(rules)
     assert prepare is not None
     found = prepare(RequestHead("GET", "svc", path, Headers()))
-    assert isinstance(found, LocalReply)
-    return found
+    assert isinstance(found, EarlyAnswer)
+    return found.reply
 
 
 def test_a_path_with_an_escaped_nul_has_no_spelling() -> None:

@@ -66,7 +66,23 @@ def test_with_an_address_too_it_is_an_api_listener(decode, decode_client, packed
         ({"xff_num_trusted_hops": 1}, "xff_num_trusted_hops"),
         ({"path_with_escaped_slashes_action": 9}, "path_with_escaped_slashes_action"),
         ({"path_normalization_options": {}}, "path_normalization_options"),
-        ({"local_reply_config": {}}, "local_reply_config"),
+        (
+            {"local_reply_config": {"mappers": [{"filter": {"traceable_filter": {}}}]}},
+            "local_reply_config.mappers[0].filter.traceable_filter",
+        ),
+        ({"local_reply_config": {"mappers": [{}]}}, "local_reply_config.mappers[0].filter"),
+        (
+            {"local_reply_config": {"body_format": {"text_format": "%NOPE%"}}},
+            "local_reply_config.body_format.text_format",
+        ),
+        (
+            {"local_reply_config": {"body_format": {"json_format": {"a": ["%NOPE%"]}}}},
+            "local_reply_config.body_format.json_format.a[0]",
+        ),
+        (
+            {"local_reply_config": {"body_format": {"text_format_source": {"filename": "/etc/passwd"}}}},
+            "local_reply_config.body_format.text_format_source.filename",
+        ),
         ({"strip_matching_host_port": True, "strip_any_host_port": True}, "strip_matching_host_port"),
         (
             {"scheme_header_transformation": {"match_upstream": True}},
