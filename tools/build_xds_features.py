@@ -125,6 +125,30 @@ def http_options(resource: Any) -> Any:
     return resource.typed_extension_protocol_options["envoy.extensions.upstreams.http.v3.HttpProtocolOptions"]
 
 
+def dns_cluster() -> Any:
+    made = new("envoy.config.cluster.v3.Cluster", name="c", load_assignment=assignment())
+    made.cluster_type.name = "envoy.clusters.dns"
+    return made
+
+
+def dns_cluster_place(resource: Any) -> Any:
+    return resource.cluster_type.typed_config
+
+
+def cares() -> Inside:
+    resource = dns_cluster()
+    outer, message = new(DNS_CLUSTER), new("envoy.extensions.network.dns_resolver.cares.v3.CaresDnsResolverConfig")
+    outer.typed_dns_resolver_config.name = "r"
+
+    class Resolver(Inside):
+        def finish(self) -> Any:
+            outer.typed_dns_resolver_config.typed_config.CopyFrom(new("google.protobuf.Any", **packed(message)))
+            self.target.CopyFrom(new("google.protobuf.Any", **packed(outer)))
+            return self.resource
+
+    return Resolver(resource, message, dns_cluster_place(resource))
+
+
 def own_certificate() -> dict[str, Any]:
     return {"tls_certificate_sds_secret_configs": [{"name": "default", "sds_config": ADS}]}
 
@@ -253,6 +277,7 @@ def extension() -> Any:
 
 
 RBAC = "envoy.extensions.filters.http.rbac.v3.RBAC"
+DNS_CLUSTER = "envoy.extensions.clusters.dns.v3.DnsCluster"
 UPSTREAM_OPTIONS = "envoy.extensions.upstreams.http.v3.HttpProtocolOptions"
 FAULT = "envoy.extensions.filters.http.fault.v3.HTTPFault"
 
@@ -304,6 +329,8 @@ SECTIONS: Mapping[str, tuple[str, Callable[[], Any], Place | None]] = {
     ),
     "RBAC": (LDS, lambda: with_filter(new(RBAC)), None),
     "Cluster": (CDS, cluster, lambda made: made),
+    "DnsCluster": (CDS, lambda: packed_in(dns_cluster(), new(DNS_CLUSTER), dns_cluster_place), None),
+    "CaresDnsResolverConfig": (CDS, lambda: cares(), None),
     "Cluster.CommonLbConfig": (CDS, cluster, lambda made: made.common_lb_config),
     "CircuitBreakers.Thresholds": (CDS, cluster, lambda made: made.circuit_breakers.thresholds.add()),
     "RoundRobin": (CDS, lambda: with_policy("round_robin.v3.RoundRobin"), None),
@@ -388,6 +415,7 @@ HEDGED = (
     "for httpx, unary gRPC calls and async functions: `hedge_on_per_try_timeout`; the others only with route metadata "
     "`meshlib: {hedge_initial_requests: true}`, as Envoy 1.40 does nothing with them"
 )
+NEEDS_DNS = "with the extra `meshlib-xds[dns]`; without it `dns_refresh_rate` serves instead, and the field is listed"
 # Fields that depend on their content or on others; what the decoder says about the sample alone would mislead.
 IN_PART: Mapping[tuple[str, str], str] = {
     ("Listener of a server (with `address`)", "api_listener"): "makes it a client's listener",
@@ -431,16 +459,23 @@ IN_PART: Mapping[tuple[str, str], str] = {
     ("RetryPolicy", "retry_priority"): "previous_priorities",
     ("RBAC", "rules"): "any, and, or, not, header, url_path, requested_server_name, ports, addresses, authenticated",
     ("Cluster", "type"): "EDS, STATIC, STRICT_DNS, LOGICAL_DNS",
-    ("Cluster", "cluster_type"): "aggregate clusters",
-    ("Cluster", "load_assignment"): "with STATIC, STRICT_DNS and LOGICAL_DNS",
-    ("Cluster", "dns_refresh_rate"): "with STRICT_DNS and LOGICAL_DNS",
-    (
-        "Cluster",
-        "respect_dns_ttl",
-    ): "accepted with DNS clusters; the system's resolver tells no TTL, so it has no effect",
-    ("Cluster", "dns_resolvers"): "refused in DNS clusters",
-    ("Cluster", "dns_resolution_config"): "refused in DNS clusters",
-    ("Cluster", "typed_dns_resolver_config"): "refused in DNS clusters",
+    ("Cluster", "cluster_type"): "aggregate and DNS clusters",
+    ("Cluster", "load_assignment"): "with STATIC and DNS clusters",
+    **{
+        ("Cluster", name): "with STRICT_DNS and LOGICAL_DNS"
+        for name in ("dns_refresh_rate", "dns_failure_refresh_rate", "dns_jitter", "dns_lookup_family")
+    },
+    ("Cluster", "wait_for_warm_on_init"): "with DNS clusters",
+    **{(message, "respect_dns_ttl"): NEEDS_DNS for message in ("Cluster", "DnsCluster")},
+    **{
+        ("Cluster", name): "with STRICT_DNS and LOGICAL_DNS; needs the extra `meshlib-xds[dns]`, without it refused"
+        for name in ("dns_resolvers", "dns_resolution_config", "use_tcp_for_dns_lookups")
+    },
+    **{
+        (message, "typed_dns_resolver_config"): "c-ares and getaddrinfo; c-ares with settings needs the extra "
+        "`meshlib-xds[dns]`, without it refused"
+        for message in ("Cluster", "DnsCluster")
+    },
     ("Cluster", "lb_policy"): "ROUND_ROBIN, LEAST_REQUEST, RANDOM, RING_HASH, MAGLEV",
     ("Cluster", "load_balancing_policy"): (
         "round_robin, least_request, random, ring_hash, maglev, client_side_weighted_round_robin, pick_first, peak_ewma, "

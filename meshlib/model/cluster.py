@@ -3,6 +3,7 @@
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
+from meshlib.model.dns import DnsLookup, DnsPace
 from meshlib.model.endpoint import NO_METADATA, ClusterLoadAssignment, HealthStatus
 from meshlib.model.health import HealthCheck
 from meshlib.model.lb_policy import (
@@ -72,12 +73,16 @@ class DnsDiscovery:
     """Attributes:
     assignment: Endpoints whose addresses are names to resolve.
     logical: LOGICAL_DNS (one connection target) instead of STRICT_DNS (every address is an endpoint).
-    refresh_s: Envoy's `dns_refresh_rate`; default 5 s.
+    lookup: How.
+    pace: When again.
+    waits: The cluster is not ready before its names have been looked up (`wait_for_warm_on_init`).
     """
 
     assignment: ClusterLoadAssignment
     logical: bool = False
-    refresh_s: float = 5.0
+    lookup: DnsLookup = field(default_factory=DnsLookup)
+    pace: DnsPace = field(default_factory=DnsPace)
+    waits: bool = True
 
 
 @dataclass(frozen=True, slots=True)

@@ -8,51 +8,46 @@ import logging
 import threading
 from collections.abc import Callable, Iterable, Mapping
 from copy import copy
-from dataclasses import dataclass
 from functools import partial
 from types import MappingProxyType
 from typing import Final, Protocol, TypeVar
 
 from meshlib.events import Event, Hook
-from meshlib.model.snapshot import ConfigFault, Demand, DemandKind, Snapshot, TargetConfig
+from meshlib.model.dns import DnsAnswer
+from meshlib.model.snapshot import Demand, Snapshot
 from meshlib.ports import Clock, Rng, WallClock
 from meshlib.runtime.ads import AdsStream, Stream, StreamEvents
 from meshlib.runtime.certificate_sources import CertificateSources
 from meshlib.runtime.certificates import CertificateWatch
 from meshlib.runtime.credentials import TlsFiles
 from meshlib.runtime.dns import DnsLookups, Lookup, look_up
+from meshlib.runtime.host_names import HostNames
 from meshlib.runtime.load_reports import LoadReporter, OpenLoadStream
 from meshlib.runtime.load_stream import LoadStream
 from meshlib.runtime.orca_reports import OrcaListener
 from meshlib.runtime.pauses import TurnTaking
-from meshlib.runtime.scheduler import Scheduler, Timer
+from meshlib.runtime.saved_copy import SavedCopy
+from meshlib.runtime.scheduler import Scheduler
 from meshlib.runtime.separate_streams import SeparateStreams
 from meshlib.runtime.server_link import ConnectionStatus, OpenStream, ServerLink
 from meshlib.runtime.server_links import ServerLinks
-from meshlib.runtime.state_store import StateError, StateStore
+from meshlib.runtime.state_store import StateStore
+from meshlib.runtime.wanted import Wanted
 from meshlib.view import View
 from meshlib.xds.bootstrap import Bootstrap, ServerConfig
 from meshlib.xds.cache import CacheShare, Entry, ResourceCache
 from meshlib.xds.delta import new_machine
-from meshlib.xds.dependencies import Closure, DnsAnswer, Facts
+from meshlib.xds.dependencies import Closure, Facts
 from meshlib.xds.encode_secret import provided_entry
 from meshlib.xds.load_report import ClusterLoad
-from meshlib.xds.names import is_collection, virtual_host_name
-from meshlib.xds.resources import VHDS
 
 __all__ = ["ControlPlane", "Owner"]
 
 T = TypeVar("T")
 _LOG = logging.getLogger(__name__)
 
-SAVE_AFTER_S: Final = 1.0
-"""Changes come in bursts; the copy on disk is written once for each."""
 TICK_S: Final = 1.0
 ABSENT_S: Final = 60.0
-MAX_DEMANDS: Final = 4096
-"""Clusters, virtual hosts and scopes of one target that requests asked for: their names come from requests."""
-MAX_NAME: Final = 1024
-"""Characters of such a name; a management server may end the stream for longer ones."""
 RESUME_AFTER_S: Final = 0.5
 """After a fork the parent waits this long before it opens the stream again: more forks may follow."""
 PARK_TIMEOUT_S: Final = 5.0
@@ -76,14 +71,6 @@ class Owner(Protocol):
     def changed(self) -> None:
         """Something that somebody may be waiting for may have changed."""
         ...
-
-
-@dataclass(slots=True)
-class _Name:
-    """A host name that is kept resolved."""
-
-    refresh_s: float
-    timer: Timer | None = None
 
 
 class ControlPlane:
@@ -118,7 +105,6 @@ class ControlPlane:
         self._wall_clock = wall_clock
         self._rng = rng
         self._emit = emit
-        self._store = store
         self._open_stream: OpenStream = open_stream or self._open_ads
         self._lookup = lookup
         self._loads = loads
@@ -129,10 +115,8 @@ class ControlPlane:
         # Guarded by the lock.
         self._lock = threading.Lock()
         self._thread: threading.Thread | None = None
-        self._targets: frozenset[str] = frozenset()
-        self._inbound: frozenset[str] = frozenset()
-        self._kept: frozenset[str] = frozenset()
-        self._demands: Mapping[str, Mapping[Demand, None]] = MappingProxyType({})
+        # Locks for itself.
+        self._asked = Wanted()
         # Replaced by the control thread, read by all.
         self.snapshot = Snapshot()
         self.waiting: Mapping[str, tuple[str, ...]] = MappingProxyType({})
@@ -140,13 +124,13 @@ class ControlPlane:
         # Of the control thread alone.
         self._cache = ResourceCache()
         self._closure = Closure()
-        self._has_loaded = False
-        self._answers: dict[str, DnsAnswer] = {}
+        self._copy = SavedCopy(store, wall_clock, self._problem)
+        self._answers: Mapping[str, DnsAnswer] = {}
         self._sources = CertificateSources(
             bootstrap.certificate_providers,
             clock=clock,
             rng=rng,
-            changed=self._on_sources,
+            changed=self._on_news,
             problem=self._problem,
         )
         self._certificates = CertificateWatch()
@@ -184,15 +168,15 @@ class ControlPlane:
         )
         self._orca = OrcaListener(self._view, scheduler=self._scheduler, clock=self._clock, rng=self._rng)
         self._lookups = DnsLookups(self._lookup, self._scheduler.post)
-        self._names: dict[str, _Name] = {}
+        self._names = HostNames(self._lookups, self._scheduler, self._rng, self._on_news, self._answers)
+        # Kept over a fork, so that a child need not wait for what its parent knew.
+        self._answers = self._names.answers
         self._is_stopping = False
         self._is_dirty = True
         self._done: list[Callable[[], None]] = []
-        self._save_timer: Timer | None = None
-        self._was_absent: frozenset[str] = frozenset()
-        self._absent_demands: frozenset[tuple[str, Demand]] = frozenset()
+        self._copy.forget_timer()
+        self._asked.forget_absent()
         self._wanted: Mapping[str, frozenset[str]] | None = None
-        self._demands_seen: tuple[object, Mapping[str, frozenset[Demand]]] = (None, {})
         self._unpark = threading.Event()
         self._has_parked = False
 
@@ -257,30 +241,16 @@ class ControlPlane:
             keep: Stay subscribed to targets that do not exist; others of that kind are given up after a minute, as a
                 client that makes up host names must not grow without end.
         """
-        if targets <= (self._kept if keep else self._targets) and inbound <= self._inbound:
-            return
-        with self._lock:
-            self._targets |= targets
-            self._inbound |= inbound
-            if keep:
-                self._kept |= targets
-        self._scheduler.post(partial(self._on_change, None))
+        if self._asked.watch(targets, inbound, keep=keep):
+            self._scheduler.post(partial(self._on_change, None))
 
     def demand(self, target: str, demands: Iterable[Demand]) -> None:
         """Subscribe to what a request of a target needs. Costs nothing for what was asked for already.
 
         The oldest ones are given up when there are too many, and those that do not exist after a minute.
         """
-        known = self._demands.get(target, {})
-        new = [demand for demand in demands if demand not in known and _is_name(demand[1])]
-        if not new:
-            return
-        with self._lock:
-            kept = {**self._demands.get(target, {}), **dict.fromkeys(new)}
-            for demand in list(kept)[: max(0, len(kept) - MAX_DEMANDS)]:
-                del kept[demand]
-            self._demands = MappingProxyType({**self._demands, target: MappingProxyType(kept)})
-        self._scheduler.post(partial(self._on_change, None))
+        if self._asked.demand(target, demands):
+            self._scheduler.post(partial(self._on_change, None))
 
     @property
     def certificates_since(self) -> Mapping[tuple[str, str], float]:
@@ -290,12 +260,12 @@ class ControlPlane:
     @property
     def targets(self) -> frozenset[str]:
         """Names of all client listeners subscribed to."""
-        return self._targets
+        return self._asked.targets
 
     @property
     def inbound(self) -> frozenset[str]:
         """Names of all server listeners subscribed to."""
-        return self._inbound
+        return self._asked.inbound
 
     @property
     def node_id(self) -> str:
@@ -345,6 +315,7 @@ class ControlPlane:
     def after_fork_in_child(self) -> None:
         """Forget the thread, which is not here; `start` makes a new one. The snapshot stays in use."""
         self._lock = threading.Lock()
+        self._asked.after_fork_in_child()
         self._thread = None
         if not self._has_parked:
             self._cache = ResourceCache()
@@ -381,9 +352,7 @@ class ControlPlane:
                 release()
 
     def _begin(self) -> None:
-        if not self._has_loaded:
-            self._has_loaded = True
-            self._load()
+        self._copy.load(self._cache)
         self._sources.begin(self._scheduler)
         self._scheduler.later(TICK_S, self._tick)
         self._scheduler.later(ABSENT_S, self._drop_absent)
@@ -396,7 +365,7 @@ class ControlPlane:
         self._orca.close()
         self._links.disconnect()
         self._sources.disconnect()
-        self._save()
+        self._copy.save(self._cache)
         done, self._done = self._done, []
         for release in done:
             release()
@@ -430,72 +399,22 @@ class ControlPlane:
             self._emit(event)
 
     def _drop_absent(self) -> None:
-        """Unsubscribe from targets that did not exist a minute ago and do not now; a next use asks again."""
+        """Give up what did not exist a minute ago and does not now."""
         self._scheduler.later(ABSENT_S, self._drop_absent)
-        absent = frozenset(
-            name
-            for name, target in self.snapshot.targets.items()
-            if isinstance(target, ConfigFault) and target.is_absent
-        )
-        drop, self._was_absent = self._was_absent & absent - self._kept, absent
-        if drop:
-            with self._lock:
-                self._targets -= drop
+        if self._asked.drop_absent(self.snapshot, self._cache):
             self._is_dirty = True
-        self._drop_absent_demands()
-
-    def _drop_absent_demands(self) -> None:
-        """Give up what requests asked for and does not exist, as above, and all of targets that are gone."""
-        absent = frozenset(
-            (name, demand)
-            for name, target in self.snapshot.targets.items()
-            if isinstance(target, TargetConfig)
-            for demand in target.answered
-            if self._is_absent(target, demand)
-        )
-        drop, self._absent_demands = self._absent_demands & absent, absent
-        with self._lock:
-            demands = {
-                target: {demand: None for demand in asked if (target, demand) not in drop}
-                for target, asked in self._demands.items()
-                if target in self._targets
-            }
-            if demands != self._demands:
-                self._demands = MappingProxyType(demands)
-                self._is_dirty = True
-
-    def _is_absent(self, target: TargetConfig, demand: Demand) -> bool:
-        kind, name = demand
-        match kind:
-            case DemandKind.CLUSTER:
-                found = self.snapshot.clusters.get(name)
-                return isinstance(found, ConfigFault) and found.is_absent
-            case DemandKind.VIRTUAL_HOST:
-                hosts = [virtual_host_name(routes.name, name) for routes in target.all_routes if routes.has_more_hosts]
-                entries = [self._cache.peek(VHDS, host) for host in hosts]
-                return all(entry is None or entry.is_absent for entry in entries)
-            case DemandKind.SCOPE:
-                return not any(scope.name == name for scope in target.scopes or ())
-
-    def _demands_now(self) -> Mapping[str, frozenset[Demand]]:
-        """Return what requests asked for; the same object as long as it is the same."""
-        demands = self._demands
-        if demands is not self._demands_seen[0]:
-            found = {target: frozenset(asked) for target, asked in demands.items()}
-            self._demands_seen = (demands, MappingProxyType(found))
-        return self._demands_seen[1]
 
     def _settle(self) -> None:
         """Follow everything anew until nothing more is found, then publish."""
         self._is_dirty = False
         facts = Facts(
             self._cache,
-            self._targets,
-            self._inbound,
+            self._asked.targets,
+            self._asked.inbound,
             self._answers,
             self._sources.secrets,
             self._bootstrap.node.id,
-            self._demands_now(),
+            self._asked.demands_now(),
             self._bootstrap.runtime,
             pending_providers=self._sources.pending,
         )
@@ -510,78 +429,19 @@ class ControlPlane:
             if not self._links.adopt_spares(self._clock()) and not is_new:
                 break
         self.waiting = resolution.waiting
-        self._keep_resolved(resolution.dns_names)
+        self._names.want(resolution.dns_names)
         previous, self.snapshot = self.snapshot, resolution.snapshot
         if resolution.snapshot is not previous:
             self._owner.publish(resolution.snapshot)
             self._emit_all(self._certificates.update(resolution.snapshot, self._clock()))
-            self._save_soon()
+            self._copy.save_soon(self._scheduler, self._cache)
         self._reporter.step()
         self._orca.step()
         self._owner.changed()
 
-    # Host names.
-
-    def _keep_resolved(self, wanted: Mapping[str, float]) -> None:
-        for host in self._names.keys() - wanted.keys():
-            timer = self._names.pop(host).timer
-            if timer is not None:
-                timer.cancel()
-            self._answers.pop(host, None)
-        for host, refresh_s in wanted.items():
-            if host in self._names:
-                self._names[host].refresh_s = refresh_s
-            else:
-                self._names[host] = _Name(refresh_s)
-                self._lookups.start(host, partial(self._on_resolved, host))
-
-    def _on_resolved(self, host: str, addresses: tuple[str, ...], error: str) -> None:
-        name = self._names.get(host)
-        if name is None:
-            return
-        before = self._answers.get(host)
-        if error and before is not None:
-            addresses = before.addresses
-        answer = DnsAnswer(addresses, error)
-        if answer != before:
-            self._answers[host] = answer
-            self._is_dirty = True
-        name.timer = self._scheduler.later(
-            name.refresh_s, partial(self._lookups.start, host, partial(self._on_resolved, host))
-        )
-
-    # Files.
-
-    def _on_sources(self) -> None:
+    def _on_news(self) -> None:
+        """Certificate providers or name servers have something that they did not have before."""
         self._is_dirty = True
-
-    def _load(self) -> None:
-        if self._store is None:
-            return
-        try:
-            self._cache.add_spares(self._store.load(self._wall_clock()))
-        except StateError as error:
-            self._problem("state", str(error))
-
-    def _save_soon(self) -> None:
-        if self._store is not None and self._save_timer is None:
-            self._save_timer = self._scheduler.later(SAVE_AFTER_S, self._save)
-
-    def _save(self) -> None:
-        """Write the copy if something changed since it was written."""
-        timer, self._save_timer = self._save_timer, None
-        if timer is None or self._store is None:
-            return
-        timer.cancel()
-        spares = self._cache.dump(self._wall_clock())
-        if not any(entry.value is not None and not entry.is_spare for entry in self._cache.entries()):
-            return
-        try:
-            self._store.save(spares)
-        except StateError as error:
-            self._problem("state", str(error))
-        else:
-            self._problem("state", "")
 
     def _problem(self, place: str, text: str) -> None:
         """Note what does not work though the mesh does; told once per change."""
@@ -591,8 +451,3 @@ class ControlPlane:
             _LOG.warning("%s", text)
         problems = {**self.problems, place: text}
         self.problems = MappingProxyType({name: value for name, value in problems.items() if value})
-
-
-def _is_name(name: str) -> bool:
-    """Whether what a request names could be a resource: not all of them at once, and not of any length."""
-    return len(name) <= MAX_NAME and not is_collection(name)

@@ -30,6 +30,7 @@ from meshlib.xds.decode_common import (
     unpack,
     wrapped,
 )
+from meshlib.xds.decode_dns import CLUSTER_FIELDS, DNS_TYPE, decode_dns_cluster, dns_by_type
 from meshlib.xds.decode_endpoint import decode_assignment
 from meshlib.xds.decode_health_check import health_check
 from meshlib.xds.decode_matcher import percent
@@ -93,21 +94,9 @@ _HARMLESS: Final = frozenset(
         "preconnect_policy",
         "connection_pool_per_downstream_connection",
         "cleanup_interval",
-        "wait_for_warm_on_init",
         "close_connections_on_host_health_failure",  # an endpoint that is out gets no requests; its connections idle
     }
 )
-_DNS_USED: Final = frozenset({"dns_refresh_rate"})
-_DNS_HARMLESS: Final = frozenset(
-    {
-        "dns_jitter",
-        "dns_failure_refresh_rate",
-        "dns_lookup_family",
-        "use_tcp_for_dns_lookups",
-        "respect_dns_ttl",  # the resolver of the system does not tell how long an answer is good
-    }
-)
-_DNS_REFUSED: Final = frozenset({"dns_resolvers", "dns_resolution_config", "typed_dns_resolver_config"})
 
 _OUTLIER_INTEGERS: Final = (
     "consecutive_5xx",
@@ -149,12 +138,14 @@ DEFAULT_MAX_EJECTION_S: Final = 300.0
 def decode_cluster(message: Any, path: str, problems: Problems) -> Cluster:
     """Decode a Cluster."""
     kind = CUSTOM if message.HasField("cluster_type") else message.type
-    is_dns = kind in (STRICT_DNS, LOGICAL_DNS)
-    used = _USED | (_DNS_USED if is_dns else frozenset())
+    used = _USED
+    if kind in (STRICT_DNS, LOGICAL_DNS):
+        used |= CLUSTER_FIELDS
+    elif kind == CUSTOM and any_type(message.cluster_type.typed_config) == DNS_TYPE:
+        used |= {"wait_for_warm_on_init"}
     if message.HasField("upstream_config") and _is_http(message.upstream_config.typed_config):
         used |= {"upstream_config"}
-    harmless = _HARMLESS | _DNS_HARMLESS | (frozenset() if is_dns else _DNS_USED | _DNS_REFUSED)
-    cover(message, path, problems, used=used, harmless=harmless)
+    cover(message, path, problems, used=used, harmless=_HARMLESS | CLUSTER_FIELDS)
     discovery = _discovery(message, kind, path, problems)
     balancing = decode_balancing(message, path, problems, is_aggregate=isinstance(discovery, AggregateDiscovery))
     tls = None
@@ -228,11 +219,9 @@ def _discovery(
     message: Any, kind: int, path: str, problems: Problems
 ) -> EdsDiscovery | StaticDiscovery | DnsDiscovery | AggregateDiscovery:
     place = join(path, "load_assignment")
-    if kind in (CUSTOM, EDS) and message.HasField("load_assignment"):
-        problems.unused(place)
     match kind:
         case -1:  # CUSTOM
-            return _custom(message.cluster_type, join(path, "cluster_type"), problems)
+            return _custom(message, path, problems)
         case 3:  # EDS
             return _eds(message, path, problems)
         case 0:  # STATIC
@@ -240,22 +229,15 @@ def _discovery(
                 return StaticDiscovery(ClusterLoadAssignment(message.name))
             return StaticDiscovery(decode_assignment(message.load_assignment, place, problems, keep_duplicates=True))
         case 1 | 2:  # STRICT_DNS, LOGICAL_DNS
-            if not message.HasField("load_assignment"):
-                problems.error(place, "is required")
-            assignment = decode_assignment(message.load_assignment, place, problems, allow_names=True)
-            if kind == LOGICAL_DNS and sum(len(locality.endpoints) for locality in assignment.localities) != 1:
-                problems.error(place, "LOGICAL_DNS must have exactly one locality with exactly one endpoint")
-            return DnsDiscovery(
-                assignment,
-                logical=kind == LOGICAL_DNS,
-                refresh_s=duration(message, "dns_refresh_rate", path, problems) or 5.0,
-            )
+            return decode_dns_cluster(message, path, problems, is_logical=kind == LOGICAL_DNS)
         case _:
             problems.error(join(path, "type"), f"{_TYPE_NAMES.get(kind, kind)} is not supported")
             return StaticDiscovery(ClusterLoadAssignment(message.name))
 
 
 def _eds(message: Any, path: str, problems: Problems) -> EdsDiscovery:
+    if message.HasField("load_assignment"):
+        problems.unused(join(path, "load_assignment"))
     place = join(path, "eds_cluster_config")
     config = message.eds_cluster_config
     if not config.HasField("eds_config"):
@@ -267,12 +249,17 @@ def _eds(message: Any, path: str, problems: Problems) -> EdsDiscovery:
     return EdsDiscovery(config.service_name or message.name)
 
 
-def _custom(message: Any, path: str, problems: Problems) -> AggregateDiscovery:
-    kind = any_type(message.typed_config)
+def _custom(message: Any, path: str, problems: Problems) -> AggregateDiscovery | DnsDiscovery:
+    extension, place = message.cluster_type, join(path, "cluster_type")
+    kind, packed_at = any_type(extension.typed_config), join(place, "typed_config")
+    if kind == DNS_TYPE:
+        return dns_by_type(message, extension.typed_config, path, packed_at, problems)
+    if message.HasField("load_assignment"):
+        problems.unused(join(path, "load_assignment"))
     if kind != AGGREGATE_TYPE:
-        problems.error(path, f"{kind or message.name or 'an empty cluster type'} is not supported")
+        problems.error(place, f"{kind or extension.name or 'an empty cluster type'} is not supported")
         return AggregateDiscovery(())
-    config = unpack(message.typed_config, join(path, "typed_config"), problems)
+    config = unpack(extension.typed_config, packed_at, problems)
     return AggregateDiscovery(() if config is None else tuple(config.clusters))
 
 

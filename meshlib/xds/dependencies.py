@@ -18,17 +18,19 @@ to the one before is that one.
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from functools import reduce
 from types import MappingProxyType
 from typing import Final, TypeVar
 
+from meshlib.model.dns import DnsAnswer
 from meshlib.model.secret import Secret
 from meshlib.model.snapshot import ClusterConfig, ConfigFault, Demand, InboundConfig, Snapshot, TargetConfig
 from meshlib.xds.cache import Key, ResourceCache
+from meshlib.xds.dns import DnsWish
 from meshlib.xds.follow import (
     DNS,
     PROVIDER_PREFIX,
     SECRET,
-    DnsAnswer,
     Facts,
     Scope,
     clusters_of,
@@ -52,13 +54,13 @@ NOBODY: Final[frozenset[str]] = frozenset()
 class Resolution:
     """Attributes:
     wanted: Names to subscribe to, by type URL.
-    dns_names: Host names to keep resolved, and the seconds between look-ups.
+    dns_names: Host names to keep resolved, by label of the question.
     snapshot: The previous one itself when nothing changed.
     waiting: What each target or inbound listener that is not ready, or holds on to an older form, waits for.
     """
 
     wanted: Mapping[str, frozenset[str]]
-    dns_names: Mapping[str, float]
+    dns_names: Mapping[str, DnsWish]
     snapshot: Snapshot
     waiting: Mapping[str, tuple[str, ...]]
 
@@ -183,10 +185,10 @@ class Closure:
             before, now = self._prints.get(key), self._note(key)
             if before != now:
                 dirty |= users
-        for host, answer in self._dns.items():
-            if facts.dns.get(host) != answer:
-                dirty |= self._users[DNS, host]
-        self._dns = {host: facts.dns.get(host) for host in self._dns}
+        for label, answer in self._dns.items():
+            if facts.dns.get(label) != answer:
+                dirty |= self._users[DNS, label]
+        self._dns = {label: facts.dns.get(label) for label in self._dns}
         if facts.demands is not self._demands:
             for name in {*facts.demands, *self._demands}:
                 if facts.demands.get(name) != self._demands.get(name) and (TARGET, name) in self._nodes:
@@ -314,8 +316,13 @@ class Closure:
                 self._wanted_now = MappingProxyType(now)
         return self._wanted_now
 
-    def _dns_names(self) -> Mapping[str, float]:
-        return {host: min(self._nodes[key].scope.dns[host] for key in self._users[DNS, host]) for host in self._dns}
+    def _dns_names(self) -> Mapping[str, DnsWish]:
+        return {
+            label: reduce(
+                DnsWish.joined, [self._nodes[key].scope.dns[label] for key in sorted(self._users[DNS, label])]
+            )
+            for label in self._dns
+        }
 
     def _secrets(self, facts: Facts) -> dict[str, Secret]:
         found: dict[str, Secret] = {}

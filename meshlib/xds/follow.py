@@ -6,16 +6,17 @@ changes make it worth the while to look again.
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
-from ipaddress import ip_address
 from typing import Final
 
 from meshlib.model.cluster import AggregateDiscovery, Cluster, DnsDiscovery, EdsDiscovery, StaticDiscovery
 from meshlib.model.discovery import Collection, RuntimeLayer
+from meshlib.model.dns import DnsAnswer, DnsQuestion
 from meshlib.model.endpoint import ClusterLoadAssignment, Endpoint
 from meshlib.model.route import ClusterHeader, RouteAction, RouteConfiguration, SingleCluster, WeightedClusters
 from meshlib.model.secret import ClientTls, Secret, SecretRef, ServerTls
 from meshlib.model.snapshot import ClusterConfig, ConfigFault, Demand, Snapshot
 from meshlib.xds.cache import Entry, Key, ResourceCache, ResourceState
+from meshlib.xds.dns import DnsWish, dns_hosts, with_addresses
 from meshlib.xds.names import is_collection, normal
 from meshlib.xds.resources import CDS, EDS, LEDS, SDS, SRDS, short_name
 
@@ -24,7 +25,6 @@ __all__ = [
     "PROVIDER_PREFIX",
     "SECRET",
     "ClusterFollower",
-    "DnsAnswer",
     "Facts",
     "Scope",
     "clusters_of",
@@ -40,26 +40,13 @@ MAX_AGGREGATE_DEPTH: Final = 16
 
 
 @dataclass(frozen=True, slots=True)
-class DnsAnswer:
-    """What a name resolves to now.
-
-    Attributes:
-        addresses: IP addresses, sorted; the last good ones when a later look-up fails.
-        error: Of the last look-up, or empty.
-    """
-
-    addresses: tuple[str, ...]
-    error: str = ""
-
-
-@dataclass(frozen=True, slots=True)
 class Facts:
     """Everything that a configuration is made of.
 
     Attributes:
         targets: Names of client listeners wanted.
         inbound: Names of server listeners wanted.
-        dns: By host name; absent: not resolved yet.
+        dns: By label of the question; absent: not resolved yet.
         provider_secrets: Of certificate providers, by `provider:<instance>:certificate` or `...:ca`.
         pending_providers: Certificate providers that have not answered at all yet, and may still.
         node_id: Ends every error text, so that a user can name the client to whoever runs the server.
@@ -107,8 +94,8 @@ class Scope:
     """What was met on the way from one starting point.
 
     Attributes:
-        needs: Resources by type URL and name, host names as `DNS`, names of secrets as `SECRET`.
-        dns: Seconds between look-ups, by host name.
+        needs: Resources by type URL and name, labels of questions as `DNS`, names of secrets as `SECRET`.
+        dns: Names to keep resolved, by label of the question.
         is_volatile: Something is missing, so what comes out depends on what was there before.
     """
 
@@ -116,15 +103,20 @@ class Scope:
 
     def __init__(self) -> None:
         self.needs: set[Key] = set()
-        self.dns: dict[str, float] = {}
+        self.dns: dict[str, DnsWish] = {}
         self.is_volatile = False
 
     def add(self, other: "Scope") -> None:
         """Note what was met on a part of the way."""
         self.needs |= other.needs
-        for host, refresh_s in other.dns.items():
-            self.dns[host] = min(refresh_s, self.dns.get(host, refresh_s))
+        for label, wish in other.dns.items():
+            self.wish(label, wish)
         self.is_volatile = self.is_volatile or other.is_volatile
+
+    def wish(self, label: str, wish: DnsWish) -> None:
+        """Have a name kept resolved."""
+        before = self.dns.get(label)
+        self.dns[label] = wish if before is None else before.joined(wish)
 
 
 class ClusterFollower:
@@ -173,7 +165,7 @@ class ClusterFollower:
             case DnsDiscovery() as dns:
                 found, note = self._resolved(dns)
                 if found is None:
-                    missing = (*missing, "DNS: " + ", ".join(sorted(_dns_hosts(dns.assignment))))
+                    missing = (*missing, "DNS: " + ", ".join(sorted(dns_hosts(dns.assignment))))
         if missing or found is None:
             return missing
         before = self._previous.clusters.get(name)
@@ -292,36 +284,29 @@ class ClusterFollower:
         return whole, "; ".join(notes)
 
     def _resolved(self, dns: DnsDiscovery) -> tuple[ClusterLoadAssignment | None, str]:
-        hosts = _dns_hosts(dns.assignment)
+        """Put what names resolve to in the place of the endpoints that have them.
+
+        A cluster is ready when one of its names has addresses, or all have been looked up: a name whose servers do not
+        answer holds up nothing but itself.
+        """
+        answers: dict[str, DnsAnswer] = {}
+        hosts = dns_hosts(dns.assignment)
         for host in hosts:
-            self.scope.needs.add((DNS, host))
-            self.scope.dns[host] = min(dns.refresh_s, self.scope.dns.get(host, dns.refresh_s))
-        if any(host not in self._facts.dns for host in hosts):
+            question = DnsQuestion(host, dns.lookup)
+            self.scope.needs.add((DNS, question.label))
+            self.scope.wish(question.label, DnsWish(question, dns.pace))
+            answer = self._facts.dns.get(question.label)
+            if answer is not None:
+                answers[host] = answer
+        if dns.waits and len(answers) < len(hosts) and not any(answer.addresses for answer in answers.values()):
             return None, ""
         notes = [
-            f"DNS resolution failed for {host}: {self._facts.dns[host].error}{self._node()}"
-            for host in sorted(hosts)
-            if self._facts.dns[host].error
+            f"DNS resolution failed for {host}: {answer.error}{self._node()}"
+            for host, answer in sorted(answers.items())
+            if answer.error
         ]
-        localities = tuple(
-            replace(
-                locality,
-                endpoints=tuple(
-                    found for endpoint in locality.endpoints for found in self._addresses(endpoint, dns.logical)
-                ),
-            )
-            for locality in dns.assignment.localities
-        )
-        return replace(dns.assignment, localities=localities), "; ".join(notes)
-
-    def _addresses(self, endpoint: Endpoint, logical: bool) -> Iterable[Endpoint]:
-        if not _is_dns(endpoint):
-            yield endpoint
-            return
-        addresses = self._facts.dns[endpoint.host].addresses
-        for address in addresses[:1] if logical else addresses:
-            text = f"[{address}]" if ":" in address else address
-            yield replace(endpoint, address=f"{text}:{endpoint.port}", hostname=endpoint.hostname or endpoint.host)
+        notes += [f"DNS: {host} has not been looked up yet" for host in sorted(hosts - answers.keys())]
+        return with_addresses(dns, answers), "; ".join(notes)
 
     # Secrets.
 
@@ -380,19 +365,3 @@ class ClusterFollower:
 
 def _reason(entry: Entry) -> str:
     return f"invalid resource: {entry.error}" if entry.state is ResourceState.NACKED else entry.error
-
-
-def _is_dns(endpoint: Endpoint) -> bool:
-    if endpoint.address.startswith("unix:"):
-        return False
-    try:
-        ip_address(endpoint.host)
-    except ValueError:
-        return True
-    return False
-
-
-def _dns_hosts(assignment: ClusterLoadAssignment) -> frozenset[str]:
-    return frozenset(
-        endpoint.host for locality in assignment.localities for endpoint in locality.endpoints if _is_dns(endpoint)
-    )

@@ -19,6 +19,7 @@ from meshlib.xds.problems import Problems
 
 __all__ = ["check_cluster"]
 
+AGGREGATE_TYPE: Final = "envoy.extensions.clusters.aggregate.v3.ClusterConfig"
 _LOGICAL_DNS, _EDS = 2, 3
 _POLICIES: Final = frozenset(
     {
@@ -44,6 +45,9 @@ def check_cluster(message: Any, path: str, problems: Problems, providers: frozen
     """
     if not message.HasField("cluster_type"):
         _check_discovery(message, path, problems)
+    elif (kind := any_type(message.cluster_type.typed_config)) != AGGREGATE_TYPE:
+        reason = f"{kind} is not a type of gRPC (only EDS, LOGICAL_DNS and aggregates)"
+        problems.error(join(path, "cluster_type"), reason)
     # That of an aggregate does not count (A75), but is read: CLUSTER_PROVIDED, which Envoy wants of it, is refused.
     if message.HasField("load_balancing_policy"):
         _check_list(message.load_balancing_policy, join(path, "load_balancing_policy"), problems, 0)

@@ -14,6 +14,7 @@ from meshlib.model.discovery import (
     ScopedRoute,
     ScopedRoutes,
 )
+from meshlib.model.dns import DnsAnswer
 from meshlib.model.endpoint import ClusterLoadAssignment, Endpoint, Locality, LocalityEndpoints
 from meshlib.model.listener import ClientListener, DiscoveredFilter
 from meshlib.model.matcher import Fraction, PathKind, PathMatcher
@@ -31,7 +32,7 @@ from meshlib.model.route import (
 from meshlib.model.secret import ClientTls, Secret, SecretRef, TrustedCa
 from meshlib.model.snapshot import ClusterConfig, ConfigFault, Demand, DemandKind, Snapshot, TargetConfig
 from meshlib.xds.cache import Key, ResourceCache, ResourceState, ResourceValue
-from meshlib.xds.dependencies import Closure, DnsAnswer, Facts, clusters_of, resolve
+from meshlib.xds.dependencies import Closure, Facts, clusters_of, resolve
 from meshlib.xds.follow_targets import clusters_of_target
 from meshlib.xds.resources import CDS, ECDS, EDS, LDS, LEDS, RDS, RTDS, SDS, SRDS, VHDS
 

@@ -27,6 +27,7 @@ MODULES = (
     "authorization",
     "subset",
     "session",
+    "dns",
 )
 
 NOT_READERS = ("model", "admin", "cli", "testing", "integrations", "protos")
@@ -90,6 +91,8 @@ READ_AT = {
     ("PeerChecks", "max_depth"): ("identity/verify.py", "checks.max_depth"),
     ("AuthorityNames", "header"): ("view/endpoint_tls.py", "names.header"),
     ("ServerListener", "tls"): ("servers/inbound.py", "listener.tls"),
+    ("DnsLookup", "family"): ("runtime/dns.py", "lookup.family"),
+    ("DnsServers", "addresses"): ("runtime/dns_servers.py", "servers.addresses"),
     ("Endpoint", "metadata"): ("view/endpoint_tls.py", "endpoint.metadata"),
     ("Route", "metadata"): ("routing/compiled.py", "route.metadata"),
     ("RouteMatcher", "headers"): ("routing/compiled.py", "match.headers"),

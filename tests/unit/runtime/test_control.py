@@ -1,15 +1,17 @@
 """The control plane without its thread: what is given up, resolved and reported over time."""
 
-from collections.abc import Callable
 from typing import Any
 
 import pytest
 
 from meshlib.events import CertificateRotated, Event
+from meshlib.model.dns import DnsQuestion, DnsRecords
 from meshlib.model.snapshot import ClusterConfig, ConfigFault, DemandKind, Snapshot, TargetConfig
 from meshlib.protos import from_dict, message_class
 from meshlib.runtime.ads import StreamEvents
-from meshlib.runtime.control import MAX_DEMANDS, ControlPlane
+from meshlib.runtime.control import ControlPlane
+from meshlib.runtime.dns import Answered
+from meshlib.runtime.wanted import MAX_DEMANDS
 from meshlib.testing import FakeClock, FixedRng
 from meshlib.xds.bootstrap import parse_bootstrap
 from meshlib.xds.resources import CDS, LDS
@@ -68,9 +70,12 @@ class World:
         self.stream = events
         return FakeStream()
 
-    def look_up(self, host: str, answered: Callable[[tuple[str, ...], str], None]) -> None:
-        found = self.addresses.get(host, ())
-        answered(found, "" if found else "no such name")
+    def look_up(self, question: DnsQuestion, answered: Answered) -> None:
+        found = self.addresses.get(question.host)
+        if found is None:
+            answered(None, "no server answers")
+        else:
+            answered(DnsRecords(found), "")
 
     def spin(self) -> None:
         control = self.control
@@ -155,6 +160,9 @@ def test_names_of_a_dns_cluster_are_resolved_again_and_the_last_good_answer_is_k
     world.addresses.clear()
     world.pass_time(6)
     assert addresses() == ["10.0.0.2:80", "10.0.0.3:80"]
+    world.addresses["db.example"] = ()
+    world.pass_time(6)
+    assert addresses() == []
 
 
 def test_a_snapshot_is_published_once_per_change() -> None:
@@ -211,7 +219,7 @@ def test_cluster_that_a_request_asked_for_is_subscribed_to_and_given_up_when_it_
     world.pass_time(125)
     target = world.control.snapshot.targets["shop"]
     assert isinstance(target, TargetConfig)
-    assert (target.answered, world.control._demands) == (frozenset(), {"shop": {}})
+    assert (target.answered, world.control._asked.demands) == (frozenset(), {"shop": {}})
     assert not world.control.snapshot.clusters
 
 
@@ -219,7 +227,7 @@ def test_what_requests_ask_for_is_bounded_and_the_newest_is_kept() -> None:
     world = waiting_for_a_header()
     for index in range(MAX_DEMANDS + 10):
         world.control.demand("shop", [(DemandKind.CLUSTER, f"c{index}")])
-    kept = list(world.control._demands["shop"])
+    kept = list(world.control._asked.demands["shop"])
     assert len(kept) == MAX_DEMANDS
     assert (kept[0], kept[-1]) == ((DemandKind.CLUSTER, "c10"), (DemandKind.CLUSTER, f"c{MAX_DEMANDS + 9}"))
 
@@ -228,7 +236,7 @@ def test_what_requests_ask_for_is_bounded_and_the_newest_is_kept() -> None:
 def test_requests_cannot_ask_for_what_is_no_resource(name: str) -> None:
     world = waiting_for_a_header()
     world.control.demand("shop", [(DemandKind.CLUSTER, name)])
-    assert not world.control._demands
+    assert not world.control._asked.demands
 
 
 def test_demands_go_with_their_target() -> None:
@@ -238,7 +246,7 @@ def test_demands_go_with_their_target() -> None:
     world.spin()
     world.answer(LDS, missing="made-up")
     world.pass_time(125)
-    assert not world.control._demands
+    assert not world.control._asked.demands
 
 
 def test_name_whose_authority_nobody_knows_is_refused_at_once() -> None:

@@ -5,7 +5,6 @@ from meshlib.model.cluster import (
     AuthorityNames,
     CircuitBreakers,
     Cluster,
-    DnsDiscovery,
     EdsDiscovery,
     LeastRequest,
     LoadReports,
@@ -110,26 +109,7 @@ def test_static_clusters_keep_duplicates(decode):
     assert value_of(decode("CDS", {"name": "c"})).discovery.assignment.localities == ()
 
 
-def test_dns_clusters(decode):
-    strict = value_of(
-        decode("CDS", {"name": "c", "type": "STRICT_DNS", "dns_refresh_rate": "1s", **hosts("a.example", "b")})
-    )
-    assert isinstance(strict.discovery, DnsDiscovery)
-    assert (strict.discovery.logical, strict.discovery.refresh_s) == (False, 1.0)
-    assert [one.address for one in strict.discovery.assignment.localities[0].endpoints] == ["a.example:80", "b:80"]
-    logical = value_of(
-        decode("CDS", {"name": "c", "type": "LOGICAL_DNS", "respect_dns_ttl": True, **hosts("a.example")})
-    )
-    assert (logical.discovery.logical, logical.discovery.refresh_s) == (True, 5.0)
-
-
-def test_dns_clusters_that_cannot_be_used(decode):
-    two = decode("CDS", {"name": "c", "type": "LOGICAL_DNS", **hosts("a", "b")})
-    assert paths_of(two) == ["load_assignment"]
-    resolvers = decode(
-        "CDS", {"name": "c", "type": "STRICT_DNS", "dns_resolvers": [{"pipe": {"path": "/x"}}], **hosts("a")}
-    )
-    assert paths_of(resolvers) == ["dns_resolvers"]
+def test_names_are_for_dns_clusters(decode):
     names = decode("CDS", {"name": "c", "type": "STATIC", **hosts("a.example")})
     assert paths_of(names) == ["load_assignment.endpoints[0].lb_endpoints[0].endpoint.address.socket_address.address"]
 

@@ -13,6 +13,7 @@ from meshlib.model.cluster import (
     StaticDiscovery,
     TransportSocketMatch,
 )
+from meshlib.model.dns import DnsAnswer, DnsLookup, DnsPace, DnsQuestion, LookupFamily
 from meshlib.model.endpoint import ClusterLoadAssignment, Endpoint, Locality, LocalityEndpoints
 from meshlib.model.listener import ClientListener, ServerListener
 from meshlib.model.matcher import PathKind, PathMatcher
@@ -30,7 +31,8 @@ from meshlib.model.secret import ClientTls, Secret, SecretRef, ServerTls, TlsCer
 from meshlib.model.snapshot import ClusterConfig, ConfigFault, InboundConfig, Snapshot, TargetConfig
 from meshlib.view import ClusterState, build_view
 from meshlib.xds.cache import Entry, ResourceCache, ResourceState, ResourceValue
-from meshlib.xds.dependencies import Closure, DnsAnswer, Facts, Resolution, provider_secret_names, resolve
+from meshlib.xds.dependencies import Closure, Facts, Resolution, provider_secret_names, resolve
+from meshlib.xds.dns import DnsWish
 from meshlib.xds.resources import CDS, EDS, LDS, RDS, SDS
 
 
@@ -373,9 +375,9 @@ def addresses(world: World, cluster: str) -> list[str]:
 def test_a_dns_cluster_waits_for_its_names_and_has_an_endpoint_per_address() -> None:
     world = World("shop")
     world.put(LDS, "shop", ClientListener("shop", routes("a")))
-    world.put(CDS, "a", Cluster("a", DnsDiscovery(endpoints("db.example:5432", "10.0.0.1:5432"), refresh_s=7.0)))
+    world.put(CDS, "a", Cluster("a", DnsDiscovery(endpoints("db.example:5432", "10.0.0.1:5432"), pace=DnsPace(7.0))))
     resolution = world.settle()
-    assert dict(resolution.dns_names) == {"db.example": 7.0}
+    assert dict(resolution.dns_names) == {"db.example": DnsWish(DnsQuestion("db.example"), DnsPace(7.0))}
     assert resolution.waiting["shop"] == ("DNS: db.example",)
     world.dns["db.example"] = DnsAnswer(("10.1.0.1", "fd00::1"))
     world.settle()
@@ -394,6 +396,64 @@ def test_a_logical_dns_cluster_has_one_endpoint_and_a_failed_lookup_is_noted() -
     config = world.snapshot.clusters["a"]
     assert isinstance(config, ClusterConfig)
     assert config.note == "DNS resolution failed for db.example: no such name (xDS node ID:node-1)"
+
+
+def test_a_dns_cluster_is_ready_once_one_of_its_names_has_addresses_or_all_have_an_answer() -> None:
+    world = World("shop")
+    world.put(LDS, "shop", ClientListener("shop", routes("a")))
+    world.put(CDS, "a", Cluster("a", DnsDiscovery(endpoints("one.example:1", "two.example:1"))))
+    world.dns["one.example"] = DnsAnswer((), "refused")
+    assert ("DNS: one.example, two.example",) == world.settle().waiting["shop"]
+    world.dns["one.example"] = DnsAnswer(("10.0.0.1",))
+    world.settle()
+    config = world.snapshot.clusters["a"]
+    assert isinstance(config, ClusterConfig)
+    assert (["10.0.0.1:1"], "DNS: two.example has not been looked up yet") == (addresses(world, "a"), config.note)
+    world.dns |= {"one.example": DnsAnswer((), "refused"), "two.example": DnsAnswer((), "refused")}
+    world.settle()
+    assert [] == addresses(world, "a")
+
+
+def test_a_dns_cluster_that_need_not_wait_has_no_endpoints_at_first() -> None:
+    world = World("shop")
+    world.put(LDS, "shop", ClientListener("shop", routes("a")))
+    world.put(CDS, "a", Cluster("a", DnsDiscovery(endpoints("db.example:1"), waits=False)))
+    assert {} == dict(world.settle().waiting)
+    assert [] == addresses(world, "a")
+
+
+def test_a_logical_host_keeps_its_address_when_the_name_has_none_any_more_and_a_strict_one_does_not() -> None:
+    world = World("shop")
+    world.put(LDS, "shop", ClientListener("shop", routes("a", "b")))
+    world.put(CDS, "a", Cluster("a", DnsDiscovery(endpoints("db.example:1"), logical=True)))
+    world.put(CDS, "b", Cluster("b", DnsDiscovery(endpoints("db.example:1"))))
+    world.dns["db.example"] = DnsAnswer((), "the name has no addresses", ("10.1.0.2", "10.1.0.1"))
+    world.settle()
+    assert (["10.1.0.2:1"], []) == (addresses(world, "a"), addresses(world, "b"))
+
+
+def test_clusters_that_look_names_up_differently_have_answers_of_their_own() -> None:
+    world = World("shop")
+    world.put(LDS, "shop", ClientListener("shop", routes("a", "b")))
+    six = DnsLookup(LookupFamily.V6_ONLY)
+    world.put(CDS, "a", Cluster("a", DnsDiscovery(endpoints("db.example:1"), pace=DnsPace(9.0))))
+    world.put(CDS, "b", Cluster("b", DnsDiscovery(endpoints("db.example:1"), lookup=six)))
+    labels = set(world.settle().dns_names)
+    assert {"db.example", DnsQuestion("db.example", six).label} == labels
+    world.dns |= {"db.example": DnsAnswer(("10.0.0.1",)), DnsQuestion("db.example", six).label: DnsAnswer(("fd00::1",))}
+    world.settle()
+    assert (["10.0.0.1:1"], ["[fd00::1]:1"]) == (addresses(world, "a"), addresses(world, "b"))
+
+
+def test_equal_questions_are_asked_once_at_the_faster_pace() -> None:
+    world = World("shop", "till")
+    world.put(LDS, "shop", ClientListener("shop", routes("a")))
+    world.put(LDS, "till", ClientListener("till", routes("b")))
+    slow, fast = DnsPace(60.0, 5.0, 1.0, 10.0), DnsPace(2.0, 9.0, needs_addresses=True)
+    world.put(CDS, "a", Cluster("a", DnsDiscovery(endpoints("db.example:1"), pace=slow)))
+    world.put(CDS, "b", Cluster("b", DnsDiscovery(endpoints("db.example:1"), logical=True, pace=fast)))
+    wishes = world.settle().dns_names
+    assert [DnsPace(2.0, 5.0, 1.0, 2.0, needs_addresses=True)] == [wish.pace for wish in wishes.values()]
 
 
 MTLS = ClientTls(SecretRef(sds_name="default"), SecretRef(sds_name="ROOTCA"))
