@@ -61,6 +61,11 @@ SERVERS = (
         "gunicorn threads",
         ("-m", "gunicorn", "application:wsgi", "-b", "127.0.0.1:{port}", "-k", "gthread", "--threads", "8", "--keep-alive", "5", "--log-level", "error"),
     ),
+    # Deprecated by uvicorn in favour of a package with the same code, and what most deployments still run.
+    Server(
+        "gunicorn uvicorn",
+        ("-W", "ignore::DeprecationWarning", "-m", "gunicorn", "application:asgi", "-b", "127.0.0.1:{port}", "-k", "uvicorn.workers.UvicornWorker", "--keep-alive", "5", "--log-level", "error"),
+    ),
 )  # fmt: skip
 
 
