@@ -29,6 +29,7 @@ from meshlib.servers.addresses import listen as listening
 from meshlib.servers.announce import DRAIN_S, LISTENER_TIMEOUT_S, Announcement, announce
 from meshlib.servers.grpc_certificates import GrpcCertificates
 from meshlib.servers.grpc_end import CallEnd, StreamEnd
+from meshlib.servers.grpc_front import INNER, GrpcFront
 from meshlib.servers.inbound import Inbound, InboundRequest
 from meshlib.servers.peer import ANONYMOUS, Peer, peer_of_pem
 from meshlib.servers.source import ServerSource
@@ -36,6 +37,7 @@ from meshlib.servers.source import ServerSource
 __all__ = ["aio_announced", "aio_interceptor", "announced", "interceptor"]
 
 NO_ADDRESS = ("", 0)
+BACKLOG = 2048
 STATUS_OF_CODE = {code.value[0]: code for code in grpc.StatusCode}
 
 
@@ -191,7 +193,7 @@ def _begin(inbound: Inbound, method: str, context: Any) -> InboundRequest:
         head,
         _peer(context),
         local=NO_ADDRESS,
-        remote=_remote(context.peer()),
+        remote=_remote(context.peer(), inbound.mesh.forwarded),
         remaining_s=context.time_remaining(),
     )
 
@@ -202,9 +204,15 @@ def _peer(context: Any) -> Peer:
     return peer_of_pem(certificates[0].decode("ascii")) if certificates else ANONYMOUS
 
 
-def _remote(peer: str | None) -> str:
-    """Return the IP address of `ipv4:127.0.0.1:1234` or `ipv6:[::1]:1234`; a unix socket has none."""
+def _remote(peer: str | None, forwarded: Mapping[str, str]) -> str:
+    """Return the IP address of `ipv4:127.0.0.1:1234` or `ipv6:[::1]:1234`; a unix socket has none.
+
+    Args:
+        forwarded: See `ServerSource`.
+    """
     kind, _, rest = (peer or "").partition(":")
+    if forwarded and (remote := forwarded.get(rest)) is not None:
+        return remote
     return rest.rpartition(":")[0].strip("[]") if kind in ("ipv4", "ipv6") else ""
 
 
@@ -258,7 +266,7 @@ def announced(
         IdentityError: It demands TLS and there is no usable certificate.
         OSError: The port is taken.
     """
-    announcement = _opened(
+    announcement, front = _opened(
         server,
         mesh,
         listen=address,
@@ -277,6 +285,8 @@ def announced(
     finally:
         announcement.close()
         time.sleep(drain_s)
+        if front is not None:
+            front.close()
 
 
 @asynccontextmanager
@@ -289,12 +299,14 @@ async def aio_announced(
     **options: Any,
 ) -> AsyncIterator[str]:
     """As `announced`, for `grpc.aio`; same options."""
-    announcement = await asyncio.to_thread(_opened, server, mesh, listen=address, **options)
+    announcement, front = await asyncio.to_thread(_opened, server, mesh, listen=address, **options)
     try:
         yield announcement.address
     finally:
         await asyncio.to_thread(announcement.close)
         await asyncio.sleep(drain_s)
+        if front is not None:
+            front.close()
 
 
 def _opened(
@@ -304,17 +316,17 @@ def _opened(
     listen: str,
     start_timeout_s: float = LISTENER_TIMEOUT_S,
     **options: Any,
-) -> Announcement:
+) -> tuple[Announcement, GrpcFront | None]:
     with _reserved(listen) as bound:
         announcement = announce(mesh, address=bound, protocol="grpc", ready=False, timeout_s=start_timeout_s, **options)
         try:
-            _add_port(server, bound, announcement)
+            front = _add_ports(server, bound, announcement, mesh)
         except BaseException:
             announcement.close()
             raise
     # grpcio's port takes connections from now on; they wait for start().
     announcement.set_ready()
-    return announcement
+    return announcement, front
 
 
 @contextmanager
@@ -340,15 +352,28 @@ def _reserved(address: str) -> Iterator[str]:
         yield join(*placeholder.getsockname()[:2])
 
 
-def _add_port(server: Any, address: str, announcement: Announcement) -> None:
+def _add_ports(server: Any, address: str, announcement: Announcement, mesh: ServerSource) -> GrpcFront | None:
+    """Open what the listener asks for; a port for both plaintext and TLS is a front's."""
     tls = announcement.tls
+    credentials = None if tls is None else GrpcCertificates(tls, announcement.secrets).credentials()
+    if not announcement.takes_plaintext:
+        _add_port(server, address, credentials)
+        return None
+    inside = join(INNER, 0)
+    ports = {"plaintext_port": _add_port(server, inside, None), "tls_port": _add_port(server, inside, credentials)}
+    host, _, port = address.rpartition(":")
+    # The port is being held; see `_reserved`.
+    taking = listening(host.strip("[]"), int(port), BACKLOG, shares_port=True)
+    return GrpcFront(taking, **ports, forwarded=mesh.forwarded)
+
+
+def _add_port(server: Any, address: str, credentials: grpc.ServerCredentials | None) -> int:
     try:
         port = (
-            server.add_insecure_port(address)
-            if tls is None
-            else server.add_secure_port(address, GrpcCertificates(tls, announcement.secrets).credentials())
+            server.add_insecure_port(address) if credentials is None else server.add_secure_port(address, credentials)
         )
     except RuntimeError as error:
         raise OSError(f"gRPC cannot listen on {address}: {error}") from error
     if not port:
         raise OSError(f"gRPC cannot listen on {address}")
+    return int(port)

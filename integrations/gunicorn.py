@@ -35,6 +35,7 @@ from meshlib.runtime.tls import rotating_server_context
 from meshlib.servers.addresses import join
 from meshlib.servers.announce import DRAIN_S, LISTENER_TIMEOUT_S, Announcement, announce
 from meshlib.servers.crew import Crew
+from meshlib.servers.mixed import begins_with_tls
 
 __all__ = ["MeshWorker"]
 
@@ -95,6 +96,13 @@ class MeshWorker(ThreadWorker):  # type: ignore[misc]  # gunicorn has no annotat
             raise SystemExit(Arbiter.WORKER_BOOT_ERROR) from error
         self.booted = True
         super().run()
+
+    def enqueue_req(self, conn: Any) -> None:
+        """As gthread's; connections may speak TLS or not."""
+        announcement = self._announcement
+        if announcement is not None and announcement.takes_plaintext and not isinstance(conn.cfg, _MixedConfig):
+            conn.cfg = _MixedConfig(conn.cfg, conn)
+        super().enqueue_req(conn)
 
     def _announce(self) -> None:
         assert MeshWorker._crew is not None
@@ -169,6 +177,29 @@ class MeshWorker(ThreadWorker):  # type: ignore[misc]  # gunicorn has no annotat
                     service=service, address=_address(self.sockets), lease_id=crew.lease_id(service)
                 )
         return is_last
+
+
+class _MixedConfig:
+    """gunicorn's configuration for one connection of a port with plaintext and TLS.
+
+    gunicorn asks for `is_ssl` when it is about to read from the connection: whether to wrap the socket, and for the scheme
+    of requests.
+    """
+
+    def __init__(self, shared: Any, connection: Any) -> None:
+        self._shared = shared
+        self._connection = connection
+        self._is_ssl: bool | None = None
+
+    @property
+    def is_ssl(self) -> bool:
+        """Whether the connection begins with TLS; waits for its first byte."""
+        if self._is_ssl is None:
+            self._is_ssl = begins_with_tls(self._connection.sock)
+        return self._is_ssl
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._shared, name)
 
 
 def _options() -> dict[str, Any]:

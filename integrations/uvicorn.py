@@ -23,6 +23,7 @@ from meshlib.integrations.asgi import CONNECTION
 from meshlib.runtime.tls import rotating_server_context
 from meshlib.servers.addresses import join, listen
 from meshlib.servers.announce import DRAIN_S, LISTENER_TIMEOUT_S, announce
+from meshlib.servers.mixed import MixedServer
 from meshlib.servers.source import ServerSource
 
 __all__ = ["MeshConfig", "MeshServer", "run"]
@@ -99,15 +100,19 @@ def _extension(tls: ssl.SSLObject) -> dict[str, Any]:
 class MeshConfig(uvicorn.Config):
     """A uvicorn configuration whose TLS comes from the mesh. All of uvicorn's own options remain."""
 
-    def __init__(self, app: Any, *, tls_context: ssl.SSLContext | None, **options: Any) -> None:
+    def __init__(
+        self, app: Any, *, tls_context: ssl.SSLContext | None, takes_plaintext: bool = False, **options: Any
+    ) -> None:
         """
         Args:
             app: The application.
             tls_context: None: plaintext.
+            takes_plaintext: Beside TLS, on the same port.
             **options: uvicorn's.
         """
         super().__init__(app, **options)
         self._tls_context = tls_context
+        self.takes_plaintext = takes_plaintext and tls_context is not None
 
     @property
     def is_ssl(self) -> bool:
@@ -152,8 +157,22 @@ class MeshServer(uvicorn.Server):
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         """As uvicorn's; afterwards clients may choose the instance."""
-        await super().startup(sockets)
+        config = self.config
+        if sockets and isinstance(config, MeshConfig) and config.takes_plaintext:
+            await super().startup([])
+            context = config.ssl
+            assert context is not None
+            self.servers = [MixedServer(one, self._protocol, context, config.backlog) for one in sockets]  # type: ignore[misc]
+        else:
+            await super().startup(sockets)
         self._started()
+
+    def _protocol(self) -> asyncio.Protocol:
+        """As uvicorn makes them in `startup`."""
+        made: asyncio.Protocol = self.config.http_protocol_class(  # type: ignore[call-arg]
+            config=self.config, server_state=self.server_state, app_state=self.lifespan.state
+        )
+        return made
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
         """Leave, drain and stop. Called by uvicorn."""
@@ -233,7 +252,7 @@ def run(
             context = None
             if announcement.tls is not None:
                 context = rotating_server_context(announcement.tls, announcement.secrets)
-            config = MeshConfig(app, tls_context=context, **options)
+            config = MeshConfig(app, tls_context=context, takes_plaintext=announcement.takes_plaintext, **options)
             server = MeshServer(config, announcement.close, started=announcement.set_ready, drain_s=drain_s)
             server.run(sockets=[listening])
 

@@ -113,6 +113,7 @@ class Mesh(MeshEngine):
         self.default_inbound_address: str | None = None
         self.announced_addresses: dict[str, str] = {}
         self.leaving_addresses: dict[str, InboundConfig] = {}
+        self.forwarded: dict[str, str] = {}
         self.add_hook(self.metrics)
         if self._bootstrap is not None:
             self._identify(self._bootstrap)

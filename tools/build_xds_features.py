@@ -419,7 +419,13 @@ NEEDS_DNS = "with the extra `meshlib-xds[dns]`; without it `dns_refresh_rate` se
 # Fields that depend on their content or on others; what the decoder says about the sample alone would mislead.
 IN_PART: Mapping[tuple[str, str], str] = {
     ("Listener of a server (with `address`)", "api_listener"): "makes it a client's listener",
-    ("FilterChain", "filter_chain_match"): "must be empty",
+    ("FilterChain", "filter_chain_match"): (
+        "`transport_protocol` `tls` or `raw_buffer`, for two chains with the same filters and routes (PERMISSIVE); "
+        "else empty"
+    ),
+    ("Listener of a server (with `address`)", "listener_filters"): (
+        "`tls_inspector`; servers look at the first byte with and without it"
+    ),
     ("HttpConnectionManager", "http_filters"): (
         "the router; fault, stateful_session, header_mutation, local_ratelimit, admission_control, adaptive_concurrency "
         "and on_demand in clients; RBAC in servers, each with its configuration or with "

@@ -26,7 +26,7 @@ EMPTY_FAULT = "MESH0013"
 INVALID_REGEX = "MESH0014"
 WEIGHTS = "MESH0015"
 NO_EFFECT = "MESH0020"
-PERMISSIVE_IS_PLAINTEXT = "MESH0021"
+PERMISSIVE_NEEDS_MESHLIB = "MESH0021"
 AUDIT_HAS_NO_EFFECT = "MESH0022"
 OTHER_NAMESPACE = "MESH0023"
 AMBIGUOUS_NAME = "MESH0024"
@@ -67,7 +67,7 @@ EXPLANATIONS: dict[str, str] = {
     INVALID_REGEX: "Not a regular expression in RE2's syntax, which xDS clients use.",
     WEIGHTS: "The weights of a route's destinations add up to nothing.",
     NO_EFFECT: "The document is accepted, and names settings that change nothing here.",
-    PERMISSIVE_IS_PLAINTEXT: "mTLS mode PERMISSIVE: servers listen in plaintext for now, and clients use it.",
+    PERMISSIVE_NEEDS_MESHLIB: "mTLS mode PERMISSIVE: gRPC's own xDS servers, and all servers while there is no CA, take plaintext only.",
     AUDIT_HAS_NO_EFFECT: "An AuthorizationPolicy with action AUDIT is accepted and logs nothing for now.",
     OTHER_NAMESPACE: "A DestinationRule outside the namespace of its host's service (and outside the root namespace) would "
     "be for clients of its own namespace only, and the server has one configuration for all namespaces.",

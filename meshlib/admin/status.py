@@ -267,15 +267,16 @@ def _targets(view: View, control: ControlPlane) -> tuple[TargetStatus, ...]:
             elif found is None:
                 result.append(TargetStatus(name, kind, "waiting", "", waits))
             else:
-                result.append(TargetStatus(name, kind, "ready", "requires mTLS" if _is_mtls(found) else "", waits))
+                result.append(TargetStatus(name, kind, "ready", _security(found), waits))
     return tuple(result)
 
 
-def _is_mtls(found: object) -> bool:
-    if not isinstance(found, InboundConfig):
-        return False
-    tls = found.listener.tls
-    return tls is not None and tls.require_client_certificate
+def _security(found: object) -> str:
+    if not isinstance(found, InboundConfig) or (tls := found.listener.tls) is None:
+        return ""
+    if found.listener.takes_plaintext:
+        return "takes mTLS and plaintext" if tls.require_client_certificate else "takes TLS and plaintext"
+    return "requires mTLS" if tls.require_client_certificate else ""
 
 
 def _resource(entry: Entry, now: float) -> ResourceStatus:

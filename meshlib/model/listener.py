@@ -115,6 +115,7 @@ class ServerListener:
     Attributes:
         address: `host:port`.
         tls: None: plaintext.
+        takes_plaintext: Beside TLS, on the same port; the first byte of a connection says which it is.
         rbac: In filter order; each must let the request pass.
         discovered: In filter order; see `position`.
         routes: Inline or RDS name; requests that match no route are refused.
@@ -126,6 +127,7 @@ class ServerListener:
     rbac: tuple[Rbac, ...]
     routes: RouteConfiguration | str
     discovered: tuple[DiscoveredFilter, ...] = ()
+    takes_plaintext: bool = False
 
 
 Listener = ClientListener | ServerListener

@@ -168,6 +168,13 @@ class Registration:
         if self._body.pop("ready", True) is False:
             self._wake.set()
 
+    def add_label(self, name: str, value: str) -> None:
+        """Announce one more label from the next renewal on, which is made now. Returns at once."""
+        if self._body["labels"].get(name) != value:
+            # One assignment: the thread may be writing the body out.
+            self._body["labels"] = {**self._body["labels"], name: value}
+            self._wake.set()
+
     def release(self) -> None:
         """Stop renewing, but leave the lease to the others that renew it, or to its time."""
         if os.getpid() == self._pid:

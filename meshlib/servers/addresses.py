@@ -57,8 +57,11 @@ def advertised(listening: str, advertise: str | None) -> str:
     return join(bare, int(given_port))
 
 
-def listen(host: str, port: int, backlog: int) -> socket.socket:
+def listen(host: str, port: int, backlog: int, *, shares_port: bool = False) -> socket.socket:
     """Return a socket that takes connections.
+
+    Args:
+        shares_port: Other sockets of this user may have the same port.
 
     Raises:
         OSError: It cannot; the text names the address.
@@ -72,6 +75,8 @@ def listen(host: str, port: int, backlog: int) -> socket.socket:
     listening = socket.socket(family, kind, protocol)
     try:
         listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        if shares_port:
+            listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
         listening.bind(address)
         listening.listen(backlog)
     except OSError as error:

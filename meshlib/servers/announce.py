@@ -5,7 +5,8 @@ from types import TracebackType
 from typing import Self
 
 from meshlib.errors import ConfigError, MeshError, UnavailableError
-from meshlib.model.secret import Secret, ServerTls
+from meshlib.model.listener import ServerListener
+from meshlib.model.secret import Secret
 from meshlib.model.snapshot import InboundConfig
 from meshlib.servers.addresses import advertised
 from meshlib.servers.crew import Crew
@@ -24,6 +25,9 @@ HANDOVER_S = 15.0
 """How long a lease is held for processes that are to share it and have not started yet. Connections wait in the
 backlog of their socket meanwhile."""
 
+SPEAKS_TLS = ("security.istio.io/tlsMode", "istio")
+"""Istio's label of workloads that can speak mTLS. Where a listener takes both, clients learn by it that they may use it."""
+
 
 class Announcement:
     """One announced address.
@@ -31,13 +35,20 @@ class Announcement:
     Attributes:
         address: `host:port`.
         tls: What the listener demands of connections; None: plaintext.
+        takes_plaintext: Beside TLS, on the same port.
     """
 
     def __init__(
-        self, mesh: ServerSource, address: str, tls: ServerTls | None, registration: RegistrationHandle | None
+        self,
+        mesh: ServerSource,
+        address: str,
+        listener: ServerListener | None,
+        registration: RegistrationHandle | None,
     ) -> None:
+        tls = None if listener is None else listener.tls
         self.address = address
         self.tls = tls
+        self.takes_plaintext = tls is not None and listener is not None and listener.takes_plaintext
         self._mesh = mesh
         self._registration = registration
         refs = () if tls is None else (tls.certificate, tls.trust)
@@ -177,10 +188,10 @@ def announce(
             lease_id=lease_id,
             ready=ready,
         )
-    tls = None
+    listener = None
     try:
         if mesh.has_inbound:
-            tls = _listener(mesh, announced, timeout_s, registration)
+            listener = _listener(mesh, announced, timeout_s, registration)
     except BaseException:
         if registration is not None:
             # The others that share a lease may well be serving.
@@ -190,14 +201,17 @@ def announce(
     mesh.announced_addresses[address] = announced
     if mesh.default_inbound_address is None:
         mesh.default_inbound_address = announced
-    return Announcement(mesh, announced, tls, registration)
+    announcement = Announcement(mesh, announced, listener, registration)
+    if announcement.takes_plaintext and registration is not None:
+        registration.add_label(*SPEAKS_TLS)
+    return announcement
 
 
 def _listener(
     mesh: ServerSource, address: str, timeout_s: float, registration: RegistrationHandle | None
-) -> ServerTls | None:
+) -> ServerListener:
     try:
-        return mesh.inbound(address).wait_ready(timeout_s).listener.tls
+        return mesh.inbound(address).wait_ready(timeout_s).listener
     except MeshError as error:
         # Without an instance there is no listener: then the registry's word is the reason.
         if registration is not None and registration.error:

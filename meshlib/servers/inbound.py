@@ -67,18 +67,20 @@ class _Rules:
     def __init__(self, config: InboundConfig) -> None:
         tls = config.listener.tls
         self.config = config
-        self._demands_certificate = tls is not None and tls.require_client_certificate
+        self._demands_certificate = (
+            tls is not None and tls.require_client_certificate and not config.listener.takes_plaintext
+        )
         self._has_expected_name = compile_sans(tls.sans) if tls is not None and tls.sans else None
         self._authorizers = tuple(compile_rbac(rbac) for rbac in config.listener.rbac)
         self._routes = InboundTable(config.routes)
 
     def admit(self, request: AuthzRequest, peer: Peer, readings: tuple[str, ...], rng: Rng) -> LocalReply | None:
-        if self._demands_certificate:
-            if not peer.is_authenticated:
+        if not peer.is_authenticated:
+            if self._demands_certificate:
                 return _refused("mtls_required", "mutual TLS is required: the caller showed no certificate")
-            # Python's ssl has compared the names in the handshake; grpcio's server only verifies the chain.
-            if self._has_expected_name is not None and not self._has_expected_name(peer.certificate):
-                return _refused("mtls_wrong_name", "the caller's certificate has no name that this listener accepts")
+        # Python's ssl has compared the names in the handshake; grpcio's server only verifies the chain.
+        elif self._has_expected_name is not None and not self._has_expected_name(peer.certificate):
+            return _refused("mtls_wrong_name", "the caller's certificate has no name that this listener accepts")
         reply = self._check(request, rng)
         for path in readings:
             if reply is None:

@@ -40,6 +40,10 @@ class RegistrationHandle(Protocol):
         """Let clients choose the instance from now on."""
         ...
 
+    def add_label(self, name: str, value: str) -> None:
+        """Announce one more label."""
+        ...
+
     def release(self) -> None:
         """Stop renewing, but leave the lease to the other processes that share it."""
         ...
@@ -69,6 +73,8 @@ class ServerSource(Protocol):
             of a connection.
         announced_addresses: The address announced for each that this process listens on, as `host:port`.
         handed_on: Names of the request headers that go on to the calls made while serving a request.
+        forwarded: The remote IP address of connections that come through a front of ours, by what the server behind it
+            takes for the remote address (`ip:port`).
         leaving_addresses: What applies at addresses that were announced and are no more, while requests still come.
     """
 
@@ -80,6 +86,7 @@ class ServerSource(Protocol):
     default_inbound_address: str | None
     announced_addresses: dict[str, str]
     leaving_addresses: dict[str, InboundConfig]
+    forwarded: dict[str, str]
 
     @property
     def has_inbound(self) -> bool: ...

@@ -1,5 +1,6 @@
 """Listeners (LDS): API listeners, which clients ask for, and socket listeners, which servers ask for."""
 
+from dataclasses import replace
 from typing import Any, Final
 
 from meshlib.model.discovery import ScopedRoutes
@@ -16,6 +17,7 @@ from meshlib.xds.problems import Problems
 
 __all__ = ["decode_listener"]
 
+INSPECTOR_TYPE: Final = "envoy.extensions.filters.listener.tls_inspector.v3.TlsInspector"
 HCM_TYPE: Final = "envoy.extensions.filters.network.http_connection_manager.v3.HttpConnectionManager"
 
 _MANAGER_USED: Final = frozenset(
@@ -56,17 +58,19 @@ _OFF: Final = frozenset({"normalize_path"})
 
 # Metadata describes; it decides nothing.
 _CLIENT_USED: Final = frozenset({"name", "address", "api_listener", "metadata"})
-_SERVER_USED: Final = frozenset({"name", "address", "filter_chains", "default_filter_chain", "metadata"})
+_SERVER_USED: Final = frozenset(
+    {"name", "address", "filter_chains", "default_filter_chain", "listener_filters", "metadata"}
+)
 _SERVER_REFUSED: Final = frozenset(
     {
         "additional_addresses",
         "fcds_config",
         "filter_chain_matcher",
-        "listener_filters",
         "udp_listener_config",
         "internal_listener",
     }
 )
+_LISTENER_FILTER_REFUSED: Final = frozenset({"config_discovery", "filter_disabled"})
 _CHAIN_USED: Final = frozenset({"filter_chain_match", "filters", "transport_socket", "name", "metadata"})
 
 
@@ -117,30 +121,67 @@ def _client_listener(message: Any, path: str, problems: Problems) -> ClientListe
 
 
 def _server_listener(message: Any, path: str, problems: Problems) -> ServerListener:
+    """Decode a server's listener: one chain for all connections, or one for TLS and one for plaintext.
+
+    The two must ask the same of requests: rules tell them apart by the caller's identity.
+    """
     address = socket_address(message.address, join(path, "address"), problems)
+    _listener_filters(message, path, problems)
     chains = [(chain, f"{join(path, 'filter_chains')}[{i}]") for i, chain in enumerate(message.filter_chains)]
     if message.HasField("default_filter_chain"):
         chains.append((message.default_filter_chain, join(path, "default_filter_chain")))
     nothing = ServerListener(message.name, address, None, (), "")
-    if len(chains) != 1:
-        reason = f"exactly one filter chain is supported, there are {len(chains)}"
+    if not 1 <= len(chains) <= 2:
+        reason = f"one filter chain is supported, or one for TLS and one for plaintext; there are {len(chains)}"
         problems.error(join(path, "filter_chains"), reason if chains else "a filter chain is required")
         return nothing
-    chain, place = chains[0]
+    decoded = [_chain(message.name, address, *one, problems) for one in chains]
+    found = [one for one in decoded if one is not None]
+    if len(found) < len(chains):
+        return nothing
+    if len(found) == 1:
+        return found[0]
+    secure = [one for one in found if one.tls is not None]
+    plain = [one for one in found if one.tls is None]
+    place = join(path, "filter_chains")
+    if len(secure) != 1:
+        problems.error(place, "of two filter chains one must have a TLS transport_socket, and the other none")
+        return nothing
+    protocols = [chain.filter_chain_match.transport_protocol for chain, _ in chains]
+    if protocols.count("") == 2 or protocols[0] == protocols[1]:
+        problems.error(place, "two filter chains must differ in filter_chain_match.transport_protocol")
+        return nothing
+    if replace(secure[0], tls=None) != plain[0]:
+        problems.error(place, "the filters and routes for TLS and for plaintext must be the same")
+        return nothing
+    return replace(secure[0], takes_plaintext=True)
+
+
+def _listener_filters(message: Any, path: str, problems: Problems) -> None:
+    """Accept the filter that makes Envoy look whether a connection begins with TLS; servers here always look."""
+    place = join(path, "listener_filters")
+    for index, item in enumerate(message.listener_filters):
+        used = frozenset({"name", "typed_config"})
+        cover(item, f"{place}[{index}]", problems, used=used, refused=_LISTENER_FILTER_REFUSED)
+        if (kind := any_type(item.typed_config)) != INSPECTOR_TYPE:
+            problems.error(place, f"only {INSPECTOR_TYPE} is supported, [{index}] is {kind or 'without typed_config'}")
+
+
+def _chain(name: str, address: str, chain: Any, place: str, problems: Problems) -> ServerListener | None:
+    """Return the listener that has this chain alone."""
     proxy = {"use_proxy_proto"} if chain.use_proxy_proto.value else set()
     cover(chain, place, problems, used=_CHAIN_USED, refused=frozenset(proxy))
-    for field, _ in chain.filter_chain_match.ListFields():
-        problems.error(join(place, f"filter_chain_match.{field.name}"), "is not supported")
     tls = None
     if chain.HasField("transport_socket"):
         tls = server_socket(chain.transport_socket, join(place, "transport_socket"), problems)
+    _chain_match(chain.filter_chain_match, join(place, "filter_chain_match"), problems, has_tls=tls is not None)
     if len(chain.filters) != 1:
         problems.error(join(place, "filters"), "must be exactly one HttpConnectionManager")
-        return nothing
+        return None
     place = f"{place}.filters[0].typed_config"
     manager = _manager(chain.filters[0].typed_config, place, problems)
     if manager is None:
-        return nothing
+        return None
     filters = decode_filters(manager.http_filters, join(place, "http_filters"), problems, is_server=True)
     routes = _routes(manager, place, problems)
     if isinstance(routes, ScopedRoutes):
@@ -148,7 +189,18 @@ def _server_listener(message: Any, path: str, problems: Problems) -> ServerListe
         routes = ""
     elif isinstance(routes, RouteConfiguration) and routes.has_more_hosts:
         problems.error(join(place, "route_config.vhds"), "is not supported in a server")
-    return ServerListener(message.name, address, tls, filters.rbac, routes, filters.discovered)
+    return ServerListener(name, address, tls, filters.rbac, routes, filters.discovered)
+
+
+def _chain_match(match: Any, path: str, problems: Problems, *, has_tls: bool) -> None:
+    for field, value in match.ListFields():
+        if field.name != "transport_protocol":
+            problems.error(join(path, field.name), "is not supported")
+        elif value not in ("tls", "raw_buffer"):
+            problems.error(join(path, field.name), f"must be tls or raw_buffer, is {value!r}")
+        elif (value == "tls") is not has_tls:
+            socket = "a TLS transport_socket" if value == "tls" else "no TLS transport_socket"
+            problems.error(join(path, field.name), f"{value} needs {socket}")
 
 
 def _head_rules(manager: Any, listener: Any, path: str, problems: Problems) -> HeadRules:

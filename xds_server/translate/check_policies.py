@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 
-from xds_server.codes import PERMISSIVE_IS_PLAINTEXT, SELECTOR_MATCHES_NOTHING, SEVERAL_POLICIES
+from xds_server.codes import PERMISSIVE_NEEDS_MESHLIB, SELECTOR_MATCHES_NOTHING, SEVERAL_POLICIES
 from xds_server.model import Instance
 from xds_server.translate.documents import Config
 from xds_server.translate.names import ROOT_NAMESPACE
@@ -12,7 +12,7 @@ from xds_server.translate.services import instance_labels, selects
 
 
 def check_peer_authentications(configs: Sequence[Config], report: Report) -> None:
-    """Report PERMISSIVE modes, which listen in plaintext, and policies that another one of their scope hides."""
+    """Report PERMISSIVE modes, which not every server can have, and policies that another one of their scope hides."""
     scopes: dict[tuple[str, tuple[tuple[str, str], ...]], Config] = {}
     for config in configs:
         where = f"PeerAuthentication {config.namespace}/{config.name}"
@@ -22,8 +22,10 @@ def check_peer_authentications(configs: Sequence[Config], report: Report) -> Non
             for step in path[:-1]:
                 value = value.get(step, {})
             if value.get("mode") == "PERMISSIVE":
-                message = f"{where}: PERMISSIVE means plaintext for now: servers accept no TLS and clients send none"
-                report.info(PERMISSIVE_IS_PLAINTEXT, message, config.position(*path))
+                message = (
+                    f"{where}: PERMISSIVE: gRPC's own xDS servers, and all while there is no CA, take plaintext only"
+                )
+                report.info(PERMISSIVE_NEEDS_MESHLIB, message, config.position(*path))
         scope = (config.namespace, tuple(sorted(selector_of(config).items())))
         other = scopes.setdefault(scope, config)
         if other is not config:

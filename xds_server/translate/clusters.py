@@ -58,10 +58,17 @@ class ClusterBuilder:
     authentications: PeerAuthentications
     report: Report
 
-    def is_strict(self, endpoint: Endpoint) -> bool:
-        """Tell whether an endpoint takes nothing but mTLS."""
-        mode = self.authentications.mode(endpoint.namespace, endpoint.labels, endpoint.port)
-        return endpoint.internal and mode is MutualTls.STRICT
+    def uses_tls(self, endpoint: Endpoint) -> bool:
+        """Tell whether calls to an endpoint are made over mTLS: it takes nothing else, or can take it.
+
+        Stock gRPC, which is told for a whole cluster, uses it only where it is demanded.
+        """
+        if not endpoint.internal:
+            return False
+        place = (endpoint.namespace, endpoint.labels, endpoint.port)
+        if self.profile is Profile.GRPC:
+            return self.authentications.mode(*place) is MutualTls.STRICT
+        return self.authentications.offers_tls(*place)
 
     def build(self, target: Target) -> Json:
         """Return a target's cluster."""
@@ -80,7 +87,7 @@ class ClusterBuilder:
         if not self._uses_eds(target):
             return None
         endpoints = () if self._is_cut_off(target) else target.endpoints
-        return load_assignment(target.name, endpoints, self.is_strict, self.profile)
+        return load_assignment(target.name, endpoints, self.uses_tls, self.profile)
 
     def _uses_eds(self, target: Target) -> bool:
         return target.service.resolution == "STATIC" or not target.endpoints or self._is_cut_off(target)
@@ -97,7 +104,7 @@ class ClusterBuilder:
             endpoints = endpoints[:1]
         return {
             "type": "LOGICAL_DNS" if logical else "STRICT_DNS",
-            "load_assignment": load_assignment(target.name, endpoints, self.is_strict, self.profile),
+            "load_assignment": load_assignment(target.name, endpoints, self.uses_tls, self.profile),
         }
 
     def _is_cut_off(self, target: Target) -> bool:
@@ -124,7 +131,7 @@ class ClusterBuilder:
         return origin(self.profile, config.document.position(), config.resource)
 
     def _tls_fields(self, target: Target, tls: Mapping[str, Any]) -> Json:
-        """Return what the DestinationRule asks for; without a word from it, TLS to those endpoints that demand it."""
+        """Return what the DestinationRule asks for; without a word from it, TLS to those endpoints that take it."""
         mode = tls.get("mode")
         if mode == "DISABLE" or self._is_cut_off(target):
             return {}
@@ -136,11 +143,11 @@ class ClusterBuilder:
             return {"transport_socket": self._mutual(target, tls)}
         # An empty subset is like its service, so that its cluster does not change with the first endpoint.
         endpoints = target.endpoints or target.service.endpoints.get(target.port, ())
-        strict = [endpoint for endpoint in endpoints if self.is_strict(endpoint)]
-        if not strict:
+        secure = [endpoint for endpoint in endpoints if self.uses_tls(endpoint)]
+        if not secure:
             return {}
         if self.profile is Profile.GRPC:
-            if len(strict) == len(endpoints):
+            if len(secure) == len(endpoints):
                 return {"transport_socket": self._mutual(target, tls)}
             what = f"{target.service.host}: mTLS for some endpoints only"
             self.report.dropped(self.profile, what, "plaintext to all of them", target.place)

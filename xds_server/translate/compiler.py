@@ -37,6 +37,7 @@ def compile_documents(
     profile: Profile,
     trust_domain: str = "cluster.local",
     outbound_listen: str = "127.0.0.1:15001",
+    has_certificates: bool = True,
 ) -> Compiled:
     """Translate everything for one profile.
 
@@ -48,6 +49,7 @@ def compile_documents(
         instances: What is registered now.
         trust_domain: Of the SPIFFE identities.
         outbound_listen: Where an Envoy client listens, as host:port.
+        has_certificates: Servers and clients can be given some; without, PERMISSIVE is plaintext.
 
     Returns:
         Resources, each of which a client of the profile accepts, and what is wrong with the input. With an error among
@@ -61,7 +63,7 @@ def compile_documents(
     index = RuleIndex(configs["DestinationRule"])
     rules = {host: find_rule(service, index) for host, service in services.items()}
     hosts = virtual_hosts(RouteBuilder(profile, services, rules, report), services, configs["VirtualService"])
-    authentications = PeerAuthentications(configs["PeerAuthentication"])
+    authentications = PeerAuthentications(configs["PeerAuthentication"], has_certificates)
     authorizations = Authorizations(configs["AuthorizationPolicy"], profile, report)
     resources: dict[str, dict[str, Message]] = {
         LISTENER: listeners(hosts, profile, outbound_listen)

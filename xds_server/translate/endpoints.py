@@ -8,11 +8,11 @@ from xds_server.translate.services import Endpoint, Locality
 
 
 def load_assignment(
-    name: str, endpoints: Iterable[Endpoint], is_strict: Callable[[Endpoint], bool], profile: Profile
+    name: str, endpoints: Iterable[Endpoint], uses_tls: Callable[[Endpoint], bool], profile: Profile
 ) -> Json:
     """Return a ClusterLoadAssignment: localities in the order of their names, each with the sum of its endpoints' weights.
 
-    Endpoints that take nothing but mTLS are marked, so that clients pick TLS for each endpoint by itself.
+    Endpoints that are called over mTLS are marked, so that clients pick TLS for each endpoint by itself.
     """
     localities: dict[Locality, list[Endpoint]] = {}
     for endpoint in endpoints:
@@ -23,7 +23,7 @@ def load_assignment(
             {
                 **_locality(locality),
                 "load_balancing_weight": sum(member.weight for member in members),
-                "lb_endpoints": [_endpoint(member, profile, strict=is_strict(member)) for member in members],
+                "lb_endpoints": [_endpoint(member, profile, secure=uses_tls(member)) for member in members],
             }
             for locality, members in sorted(localities.items())
         ],
@@ -36,9 +36,9 @@ def _locality(locality: Locality) -> Json:
     return {"locality": {"region": region, "zone": zone, "sub_zone": sub_zone}}
 
 
-def _endpoint(endpoint: Endpoint, profile: Profile, *, strict: bool) -> Json:
+def _endpoint(endpoint: Endpoint, profile: Profile, *, secure: bool) -> Json:
     address = {"socket_address": {"address": endpoint.address, "port_value": endpoint.port}}
     result: Json = {"endpoint": {"address": address}, "load_balancing_weight": endpoint.weight}
-    if strict and profile is not Profile.GRPC:
+    if secure and profile is not Profile.GRPC:
         result["metadata"] = {"filter_metadata": {"envoy.transport_socket_match": {"tlsMode": "istio"}}}
     return result

@@ -2,6 +2,9 @@
 
 An address may be registered more than once, by accident or by somebody who would like its owner's policies to be gone.
 The listener then demands what any of them demands: mutual TLS if one does, and a request must pass the rules of each.
+
+PERMISSIVE is two filter chains, told apart by whether a connection begins with TLS. gRPC's own servers cannot tell, and
+get the one for plaintext (as istiod does it).
 """
 
 from collections.abc import Sequence
@@ -16,8 +19,9 @@ from xds_server.translate.names import host_port
 from xds_server.translate.peer_authentication import MutualTls, PeerAuthentications
 from xds_server.translate.report import Report
 from xds_server.translate.services import instance_labels
-from xds_server.translate.tls import server_mutual
+from xds_server.translate.tls import TLS_INSPECTOR, server_mutual
 
+_CAUTION = {MutualTls.PERMISSIVE: 1, MutualTls.STRICT: 2}
 NAME_PREFIX = "xds.istio.io/grpc/lds/inbound/"
 
 
@@ -42,8 +46,8 @@ def inbound_listeners(
         policies = []
         for each in same:
             labels = instance_labels(each)
-            is_strict = authentications.mode(each.namespace, labels, each.port) is MutualTls.STRICT
-            policy = (is_strict, authorizations.filters(each.namespace, labels))
+            mode = authentications.mode(each.namespace, labels, each.port)
+            policy = (_CAUTION.get(mode, 0), authorizations.filters(each.namespace, labels))
             if policy not in policies:
                 policies.append(policy)
         if len(policies) > 1:
@@ -52,28 +56,40 @@ def inbound_listeners(
                 f"{host_port(instance.address, instance.port)} is registered several times with different policies "
                 f"({', '.join(each.id for each in same[:10])}); it demands what any of them demands",
             )
-        is_strict = any(strict for strict, _ in policies)
-        chain: Json = {
-            "name": "inbound-mtls" if is_strict else "inbound-plaintext",
-            "filters": [
-                {
-                    "name": "envoy.filters.network.http_connection_manager",
-                    "typed_config": _connection_manager(_all_of([filters for _, filters in policies])),
-                }
-            ],
-        }
-        if is_strict:
-            chain["transport_socket"] = server_mutual(profile, trust_domain)
+        caution = max(number for number, _ in policies)
+        if caution == _CAUTION[MutualTls.PERMISSIVE] and profile is Profile.GRPC:
+            report.dropped(profile, "PERMISSIVE", "its servers take plaintext only", None)
+            caution = 0
         value: Json = {
             "name": name,
             "address": {"socket_address": {"address": instance.address, "port_value": instance.port}},
-            "filter_chains": [chain],
+            "filter_chains": _chains(
+                _connection_manager(_all_of([filters for _, filters in policies])),
+                server_mutual(profile, trust_domain) if caution else None,
+                is_permissive=caution == _CAUTION[MutualTls.PERMISSIVE],
+            ),
         }
+        if len(value["filter_chains"]) > 1:
+            value["listener_filters"] = [TLS_INSPECTOR]
         if profile is Profile.MESHLIB:
             resource = f"/v1/registrations/{instance.namespace}/{instance.id}"
             value["metadata"] = {"filter_metadata": {"meshlib": {"config": resource}}}
         result[name] = build(LISTENER, value)
     return result
+
+
+def _chains(manager: Json, mutual: Json | None, *, is_permissive: bool) -> list[Json]:
+    filters = [{"name": "envoy.filters.network.http_connection_manager", "typed_config": manager}]
+    plaintext: Json = {"name": "inbound-plaintext", "filters": filters}
+    if mutual is None:
+        return [plaintext]
+    strict: Json = {"name": "inbound-mtls", "filters": filters, "transport_socket": mutual}
+    if not is_permissive:
+        return [strict]
+    return [
+        {**plaintext, "filter_chain_match": {"transport_protocol": "raw_buffer"}},
+        {**strict, "filter_chain_match": {"transport_protocol": "tls"}},
+    ]
 
 
 def _all_of(lists: Sequence[list[Json]]) -> list[Json]:

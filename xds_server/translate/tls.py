@@ -15,6 +15,11 @@ RAW_BUFFER: Json = {
     "typed_config": typed("envoy.extensions.transport_sockets.raw_buffer.v3.RawBuffer"),
 }
 
+TLS_INSPECTOR: Json = {
+    "name": "envoy.filters.listener.tls_inspector",
+    "typed_config": typed("envoy.extensions.filters.listener.tls_inspector.v3.TlsInspector"),
+}
+
 
 def spiffe_id(trust_domain: str, namespace: str, service_account: str) -> str:
     return f"spiffe://{trust_domain}/ns/{namespace}/sa/{service_account}"

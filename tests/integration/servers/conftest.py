@@ -57,6 +57,20 @@ spec:
   rules:
   - from: [{source: {notIpBlocks: [127.0.0.0/8]}}]
 ---
+apiVersion: security.istio.io/v1
+kind: PeerAuthentication
+metadata: {name: default, namespace: mixed}
+spec: {mtls: {mode: PERMISSIVE}}
+---
+apiVersion: security.istio.io/v1
+kind: AuthorizationPolicy
+metadata: {name: mixed, namespace: mixed}
+spec:
+  rules:
+  - from: [{source: {principals: [cluster.local/ns/mixed/sa/gateway]}}]
+  - from: [{source: {ipBlocks: [127.0.0.0/8]}}]
+    to: [{operation: {paths: ["/open", "/test.Greeter/UnaryUnary"]}}]
+---
 """
 
 

@@ -49,6 +49,7 @@ class FakeServerMesh:
         self.default_inbound_address: str | None = None
         self.announced_addresses: dict[str, str] = {}
         self.leaving_addresses: dict[str, InboundConfig] = {}
+        self.forwarded: dict[str, str] = {}
         self.handles: dict[str, Handle] = {}
         self.events: list[Event] = []
 
@@ -63,11 +64,18 @@ class FakeServerMesh:
         return [event for event in self.events if isinstance(event, RequestServed)]
 
     def rules(
-        self, *rbac: Rbac, address: str = "127.0.0.1:80", tls: ServerTls | None = None, prefix: str = "/"
+        self,
+        *rbac: Rbac,
+        address: str = "127.0.0.1:80",
+        tls: ServerTls | None = None,
+        prefix: str = "/",
+        takes_plaintext: bool = False,
     ) -> InboundConfig:
         route = Route(RouteMatcher(PathMatcher(PathKind.PREFIX, prefix)), NonForwarding())
         routes = RouteConfiguration("inbound", (VirtualHost("inbound", ("*",), (route,)),))
-        config = InboundConfig(ServerListener("inbound", address, tls, rbac, routes), routes)
+        config = InboundConfig(
+            ServerListener("inbound", address, tls, rbac, routes, takes_plaintext=takes_plaintext), routes
+        )
         self.inbound(address).current = config
         return config
 

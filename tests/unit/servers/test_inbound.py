@@ -88,6 +88,24 @@ def test_strict_listener_lets_in_its_own(server_mesh: Any, strict: Any, gateway_
     assert begin(server_mesh, peer_of_pem(gateway_pem)).reply is None
 
 
+def test_permissive_listener_takes_anonymous_callers_and_its_own(
+    server_mesh: Any, strict: Any, gateway_pem: str, foreign_pem: str
+) -> None:
+    server_mesh.rules(tls=strict, takes_plaintext=True)
+    assert begin(server_mesh).reply is None
+    assert begin(server_mesh, peer_of_pem(gateway_pem)).reply is None
+    reply = begin(server_mesh, peer_of_pem(foreign_pem)).reply
+    assert (403, "mtls_wrong_name") == (reply.status, reply.details)
+
+
+def test_rules_tell_the_two_kinds_of_callers_of_a_permissive_listener_apart(
+    server_mesh: Any, strict: Any, gateway_rules: Any, gateway_pem: str
+) -> None:
+    server_mesh.rules(gateway_rules("GET"), tls=strict, takes_plaintext=True)
+    assert 403 == begin(server_mesh).reply.status
+    assert begin(server_mesh, peer_of_pem(gateway_pem)).reply is None
+
+
 def test_new_rules_apply_to_the_next_request(server_mesh: Any, gateway_rules: Any, gateway_pem: str) -> None:
     inbound = Inbound(server_mesh, kind="http")
     peer = peer_of_pem(gateway_pem)

@@ -241,6 +241,84 @@ def test_the_default_filter_chain_alone_is_enough(decode, decode_server, packed)
     assert paths_of(decode_server(listener={"filter_chains": []})) == ["filter_chains"]
 
 
+@pytest.fixture
+def two_chains(decode_server, packed, issued):
+    """Decode a server's listener with two chains; arguments change the chains, `tls` is a TLS transport socket."""
+
+    def run(first, second, *, listener=None):
+        manager = packed(
+            "envoy.extensions.filters.network.http_connection_manager.v3.HttpConnectionManager",
+            route_config={"name": "inbound"},
+            http_filters=[{"name": "r", "typed_config": packed(f"{HTTP}router.v3.Router")}],
+        )
+        chains = []
+        for changes in (first, second):
+            chain = {"filters": [{"name": "hcm", "typed_config": manager}]}
+            if isinstance(protocol := changes.get("protocol"), str):
+                chain["filter_chain_match"] = {"transport_protocol": protocol}
+            if changes.get("tls"):
+                sds = {"ads": {}, "resource_api_version": "V3"}
+                common = {
+                    "tls_certificate_sds_secret_configs": [{"name": "default", "sds_config": sds}],
+                    "validation_context_sds_secret_config": {"name": "ROOTCA", "sds_config": sds},
+                }
+                context = packed(
+                    "envoy.extensions.transport_sockets.tls.v3.DownstreamTlsContext",
+                    require_client_certificate=True,
+                    common_tls_context=common,
+                )
+                chain["transport_socket"] = {"name": "envoy.transport_sockets.tls", "typed_config": context}
+            chains.append(chain | changes.get("chain", {}))
+        return decode_server(listener={"filter_chains": chains, **(listener or {})})
+
+    return run
+
+
+SECURE, PLAIN = {"protocol": "tls", "tls": True}, {"protocol": "raw_buffer"}
+
+
+@pytest.mark.parametrize(
+    ("first", "second"),
+    [(SECURE, PLAIN), (PLAIN, SECURE), (SECURE, {}), ({"tls": True}, PLAIN)],
+)
+def test_a_chain_for_tls_and_one_for_plaintext(two_chains, packed, first, second):
+    inspector = packed("envoy.extensions.filters.listener.tls_inspector.v3.TlsInspector")
+    decoded = two_chains(first, second, listener={"listener_filters": [{"name": "x", "typed_config": inspector}]})
+    found = value_of(decoded)
+    assert found.takes_plaintext
+    assert found.tls.require_client_certificate
+    assert decoded.unused == ()
+
+
+@pytest.mark.parametrize(
+    ("first", "second", "path"),
+    [
+        (SECURE, SECURE, "filter_chains"),
+        (PLAIN, PLAIN, "filter_chains"),
+        ({"tls": True}, {}, "filter_chains"),
+        ({"protocol": "tls"}, PLAIN, f"{CHAIN}.filter_chain_match.transport_protocol"),
+        ({"protocol": "raw_buffer", "tls": True}, PLAIN, f"{CHAIN}.filter_chain_match.transport_protocol"),
+        ({"protocol": "quic", "tls": True}, PLAIN, f"{CHAIN}.filter_chain_match.transport_protocol"),
+        (SECURE, PLAIN | {"chain": {"filters": []}}, "filter_chains[1].filters"),
+    ],
+)
+def test_two_chains_that_cannot_be_told_apart_are_refused(two_chains, first, second, path):
+    assert path in paths_of(two_chains(first, second))
+
+
+def test_two_chains_with_other_rules_are_refused(two_chains, packed, http_filter):
+    manager = packed(
+        "envoy.extensions.filters.network.http_connection_manager.v3.HttpConnectionManager",
+        route_config={"name": "inbound"},
+        http_filters=[
+            http_filter("rbac.v3.RBAC", name="deny", rules={"action": "DENY"}),
+            {"name": "r", "typed_config": packed(f"{HTTP}router.v3.Router")},
+        ],
+    )
+    other = PLAIN | {"chain": {"filters": [{"name": "hcm", "typed_config": manager}]}}
+    assert paths_of(two_chains(SECURE, other)) == ["filter_chains"]
+
+
 @pytest.mark.parametrize(
     ("change", "path"),
     [

@@ -50,7 +50,7 @@ def boom(request: HttpRequest) -> HttpResponse:
 
 def answer(request: HttpRequest) -> JsonResponse:
     principal = getattr(request, "mesh_principal", None)
-    return JsonResponse({"pid": os.getpid(), "principal": principal, "path": request.path})
+    return JsonResponse({"pid": os.getpid(), "principal": principal, "path": request.path, "scheme": request.scheme})
 
 
 urlpatterns = [path("stream", stream), path("slow", slow), path("boom", boom), re_path(r"^.*$", answer)]

@@ -57,7 +57,8 @@ async def stream() -> StreamingResponse:
 async def answer(request: Request) -> dict[str, object]:
     inbound = current_request()
     assert inbound is not None
-    return {"pid": os.getpid(), "principal": inbound.principal, "path": request.url.path, "client": request.client}
+    return {"pid": os.getpid(), "principal": inbound.principal, "path": request.url.path, "client": request.client,
+            "scheme": request.url.scheme}  # fmt: skip
 
 
 if __name__ == "__main__":

@@ -2,6 +2,11 @@
 
 import pytest
 
+from meshlib.protos import to_dict
+from xds_server.model import Profile
+from xds_server.sources import memory
+from xds_server.translate import compile_documents
+
 PA = "apiVersion: security.istio.io/v1\nkind: PeerAuthentication\n"
 NAME = "xds.istio.io/grpc/lds/inbound/10.0.0.1:9001"
 
@@ -38,6 +43,53 @@ def test_mode_of_a_server(compiled, instance, text, is_strict):
     chain = compiled(text, instance()).get("LDS", NAME)["filter_chains"][0]
     assert ("transport_socket" in chain) == is_strict
     assert chain["name"] == ("inbound-mtls" if is_strict else "inbound-plaintext")
+
+
+TAKES_TLS = {"app": "reviews", "version": "v1", "security.istio.io/tlsMode": "istio"}
+
+
+def test_permissive_is_a_chain_for_tls_and_one_for_plaintext(compiled, instance):
+    listener = compiled(NAMESPACE % "PERMISSIVE", instance()).get("LDS", NAME)
+    plain, secure = listener["filter_chains"]
+    assert ["raw_buffer", "tls"] == [one["filter_chain_match"]["transport_protocol"] for one in (plain, secure)]
+    assert plain["filters"] == secure["filters"]
+    assert "transport_socket" not in plain
+    assert secure["transport_socket"]["typed_config"]["require_client_certificate"]
+    assert ["envoy.filters.listener.tls_inspector"] == [one["name"] for one in listener["listener_filters"]]
+    (only,) = compiled(NAMESPACE % "PERMISSIVE", instance(), profile="grpc").get("LDS", NAME)["filter_chains"]
+    assert "transport_socket" not in only
+
+
+def test_strict_at_one_registration_is_strict_beside_permissive(compiled, instance):
+    text = NAMESPACE % "PERMISSIVE" + peer("w", "{selector: {matchLabels: {app: other}}, mtls: {mode: STRICT}}")
+    other = instance(id="x", service="other", service_account="other")
+    (chain,) = compiled(text, instance(), other).get("LDS", NAME)["filter_chains"]
+    assert "inbound-mtls" == chain["name"]
+
+
+def test_clients_use_tls_for_permissive_endpoints_that_can(compiled, instance):
+    able, other = instance(9001, labels=TAKES_TLS), instance(9002, "v2")
+    marks = {}
+    for mode in ("PERMISSIVE", "DISABLE", "STRICT"):
+        result = compiled(NAMESPACE % mode, able, other)
+        (locality,) = result.get("EDS", result.cluster()["name"])["endpoints"]
+        marks[mode] = ["metadata" in one for one in locality["lb_endpoints"]]
+        assert ("transport_socket_matches" in result.cluster()) == (mode != "DISABLE")
+    assert {"PERMISSIVE": [True, False], "DISABLE": [False, False], "STRICT": [True, True]} == marks
+    grpc = compiled(NAMESPACE % "PERMISSIVE", able, profile="grpc").cluster()
+    assert "transport_socket" not in grpc
+
+
+def test_without_certificates_permissive_is_plaintext(instance):
+    documents, _ = memory.from_text(NAMESPACE % "PERMISSIVE", "test.yaml")
+    found = compile_documents(documents, [instance(labels=TAKES_TLS)], profile=Profile.MESHLIB, has_certificates=False)
+    listener = to_dict(found.resources["type.googleapis.com/envoy.config.listener.v3.Listener"][NAME])
+    (chain,) = listener["filter_chains"]
+    assert "inbound-plaintext" == chain["name"]
+    assert b"transport_socket" not in b"".join(
+        one.SerializeToString()
+        for one in found.resources["type.googleapis.com/envoy.config.cluster.v3.Cluster"].values()
+    )
 
 
 ALLOW = """apiVersion: security.istio.io/v1
