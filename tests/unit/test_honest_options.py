@@ -95,7 +95,6 @@ READ_AT = {
     ("DnsServers", "addresses"): ("runtime/dns_servers.py", "servers.addresses"),
     ("Endpoint", "metadata"): ("view/endpoint_tls.py", "endpoint.metadata"),
     ("ServerListener", "takes_plaintext"): ("servers/inbound.py", "listener.takes_plaintext"),
-    ("Endpoint", "metadata"): ("view/cluster_state.py", "endpoint.metadata"),
     ("Route", "metadata"): ("routing/compiled.py", "route.metadata"),
     ("RouteMatcher", "headers"): ("routing/compiled.py", "match.headers"),
     ("RouteMatcher", "grpc"): ("routing/compiled.py", "match.grpc"),
