@@ -72,6 +72,7 @@ conformance: setup envoy   ## Envoy, gRPC's own client and meshlib on the same r
 	PYTHONPATH=tests/conformance $(BIN)/python -m differential.hosts --subsets --clusters 200 --requests 6
 	PYTHONPATH=tests/conformance $(BIN)/python -m differential.hosts --sessions --clusters 200 --requests 6
 	PYTHONPATH=tests/conformance $(BIN)/python -m differential.hosts --named --clusters 200 --requests 6
+	PYTHONPATH=tests/conformance $(BIN)/python -m differential.zones --worlds 8 --clusters 12 --requests 500
 	PYTHONPATH=tests/conformance $(BIN)/python -m differential.checks --clusters 30 --steps 40
 
 soak: setup            ## ten minutes of calls while certificates and roots rotate every five seconds

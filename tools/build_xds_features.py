@@ -507,13 +507,16 @@ IN_PART: Mapping[tuple[str, str], str] = {
     (
         "Cluster.CommonLbConfig",
         "zone_aware_lb_config",
-    ): "`fail_traffic_on_panic`; zone aware routing itself is off, as in an Envoy without a local cluster",
+    ): "`fail_traffic_on_panic`; the rest with a [local cluster](bootstrap.md), as in Envoy",
     **{
         (message, "slow_start_config"): "with a window"
         for message in ("RoundRobin", "LeastRequest", "ClientSideWeightedRoundRobin")
     },
     **{
-        (message, "locality_lb_config"): "`locality_weighted_lb_config`; the other as in Cluster.CommonLbConfig"
+        (
+            message,
+            "locality_lb_config",
+        ): "`locality_weighted_lb_config`; `zone_aware_lb_config` as in Cluster.CommonLbConfig"
         for message in ("RoundRobin", "LeastRequest")
     },
     ("ClientSideWeightedRoundRobin", "metric_names_for_computing_utilization"): (

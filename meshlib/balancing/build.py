@@ -29,6 +29,7 @@ from meshlib.balancing.random_choice import RandomPicker
 from meshlib.balancing.ring_hash import RingHashPicker
 from meshlib.balancing.round_robin import round_robin
 from meshlib.balancing.subset import SubsetPicker
+from meshlib.balancing.zone_aware import ZonePicker, zone_hosts
 from meshlib.model.lb_policy import (
     ClientSideWeightedRoundRobin,
     CustomPolicy,
@@ -82,6 +83,7 @@ def _source(
     memory: PolicyMemory,
     *,
     locality_weighted: bool,
+    has_zones: bool,
 ) -> HostPicker:
     """Make the picker over a priority's healthy, or degraded, hosts."""
     if locality_weighted:
@@ -95,10 +97,40 @@ def _source(
             children = [_host_picker(policy, chosen, memory) for chosen in eligible]
             return _delegating(LocalityPicker(children, weights), children)
         # All localities without weight: the step is skipped and the hosts are used flat.
-    return _host_picker(policy, tuple(filter(is_eligible, priority.states)), memory)
+    everywhere = _host_picker(policy, tuple(filter(is_eligible, priority.states)), memory)
+    # Which address comes first is the whole of that policy, so zones have no say.
+    if not has_zones or memory.home is None or isinstance(policy, PickFirst):
+        return everywhere
+    return _by_zone(config, policy, priority, is_eligible, memory, everywhere)
 
 
-def _delegating(parent: LocalityPicker | PriorityPicker, children: Sequence[HostPicker]) -> HostPicker:
+def _by_zone(
+    config: ClusterConfig,
+    policy: TurnPolicy,
+    priority: PriorityHosts,
+    is_eligible: Callable[[EndpointState], bool],
+    memory: PolicyMemory,
+    everywhere: HostPicker,
+) -> HostPicker:
+    """Have requests keep to their own zone, where that can matter."""
+    assert memory.home is not None
+    cluster, zones = config.cluster, zone_hosts(priority, memory.home.own)
+    if len(zones) < 2 or not cluster.zone_aware.enabled_percent:
+        return everywhere
+    children = [_host_picker(policy, tuple(filter(is_eligible, states)), memory) for _, states in zones]
+    picker = ZonePicker(
+        cluster.zone_aware,
+        memory.home,
+        zones,
+        children,
+        everywhere,
+        panic_threshold=int(cluster.panic_threshold_percent),
+        fails_on_panic=cluster.fails_on_panic,
+    )
+    return _delegating(picker, [everywhere, *children])
+
+
+def _delegating(parent: LocalityPicker | PriorityPicker | ZonePicker, children: Sequence[HostPicker]) -> HostPicker:
     """Return the parent, or what has a child make the whole pick when that has its own way of picking."""
     uses_hash = any(child.uses_hash for child in children)
     if uses_hash or any(isinstance(child, PickFirstPicker | DelegatingPicker) for child in children):
@@ -223,7 +255,15 @@ def _by_turns(
     locality_weighted: bool,
 ) -> Picker:
     def source(priority: PriorityHosts, is_eligible: Callable[[EndpointState], bool]) -> HostPicker:
-        return _source(config, policy, priority, is_eligible, memory, locality_weighted=locality_weighted)
+        return _source(
+            config,
+            policy,
+            priority,
+            is_eligible,
+            memory,
+            locality_weighted=locality_weighted,
+            has_zones=priority is priorities[0],
+        )
 
     sources: list[tuple[int, HostPicker]] = []
     for priority, healthy, degraded, panicking in zip(

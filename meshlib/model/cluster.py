@@ -20,6 +20,7 @@ from meshlib.model.lb_policy import (
     RingHashFunction,
     RoundRobin,
     SlowStart,
+    ZoneAware,
 )
 from meshlib.model.retry import RetryPolicy
 from meshlib.model.secret import ClientTls
@@ -49,6 +50,7 @@ __all__ = [
     "SlowStart",
     "StaticDiscovery",
     "TransportSocketMatch",
+    "ZoneAware",
 ]
 
 UNLIMITED = 2**32 - 1
@@ -191,6 +193,7 @@ class Cluster:
         panic_threshold_percent: `healthy_panic_threshold`; Envoy's default is 50; 0: no panic.
         fails_on_panic: A priority in panic takes no requests, instead of giving them to all its hosts.
         locality_weighted: Locality weights are honoured.
+        zone_aware: Counts where locality weights do not.
         http2: The endpoints are spoken to over HTTP/2.
         max_requests_per_connection: None: no limit.
         idle_timeout_s: None: Envoy's 1 h.
@@ -220,6 +223,7 @@ class Cluster:
     panic_threshold_percent: float = 50.0
     fails_on_panic: bool = False
     locality_weighted: bool = False
+    zone_aware: ZoneAware = field(default_factory=ZoneAware)
     http2: bool = False
     max_requests_per_connection: int | None = None
     idle_timeout_s: float | None = None

@@ -22,6 +22,7 @@ __all__ = [
     "RingHashFunction",
     "RoundRobin",
     "SlowStart",
+    "ZoneAware",
 ]
 
 NO_CONFIG: Mapping[str, Any] = MappingProxyType({})
@@ -40,6 +41,23 @@ class SlowStart:
     window_s: float
     aggression: float = 1.0
     min_weight: float = 0.1
+
+
+@dataclass(frozen=True, slots=True)
+class ZoneAware:
+    """How requests keep to their own zone, once the bootstrap names the local cluster. Defaults are Envoy's.
+
+    Attributes:
+        enabled_percent: Of the requests, 0-100, in whole numbers.
+        min_cluster_size: Healthy hosts below which zones do not matter.
+        force_min_hosts: So many healthy hosts of our own zone take all of its requests; None: its fair share decides.
+        by_weight: Zones are compared by the weights of their hosts, not by their number.
+    """
+
+    enabled_percent: int = 100
+    min_cluster_size: int = 6
+    force_min_hosts: int | None = None
+    by_weight: bool = False
 
 
 @dataclass(frozen=True, slots=True)

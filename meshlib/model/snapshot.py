@@ -7,7 +7,7 @@ from types import MappingProxyType
 from typing import TypeVar
 
 from meshlib.model.cluster import Cluster
-from meshlib.model.endpoint import ClusterLoadAssignment
+from meshlib.model.endpoint import ClusterLoadAssignment, Locality
 from meshlib.model.listener import ClientListener, ServerListener
 from meshlib.model.route import RouteConfiguration
 from meshlib.model.secret import Secret
@@ -17,6 +17,7 @@ __all__ = [
     "ConfigFault",
     "Demand",
     "DemandKind",
+    "HomePlace",
     "InboundConfig",
     "ScopeConfig",
     "Snapshot",
@@ -121,6 +122,19 @@ class InboundConfig:
 
 
 @dataclass(frozen=True, slots=True)
+class HomePlace:
+    """Where we are, for zone aware routing.
+
+    Attributes:
+        cluster: The local cluster: that whose endpoints the instances of this service are.
+        locality: This instance's.
+    """
+
+    cluster: str
+    locality: Locality
+
+
+@dataclass(frozen=True, slots=True)
 class Snapshot:
     """Attributes:
     targets: By listener resource name.
@@ -129,6 +143,7 @@ class Snapshot:
     secrets: By SDS name.
     number: Grows by one with each snapshot of a process.
     versions: version_info by (type URL, name) of every resource inside, for explanations.
+    home: None: zones do not matter.
     """
 
     targets: Mapping[str, TargetConfig | ConfigFault] = field(default_factory=_empty)
@@ -137,3 +152,4 @@ class Snapshot:
     secrets: Mapping[str, Secret] = field(default_factory=_empty, repr=False)
     number: int = 0
     versions: Mapping[tuple[str, str], str] = field(default_factory=_empty, repr=False)
+    home: HomePlace | None = None

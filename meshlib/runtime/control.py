@@ -417,6 +417,7 @@ class ControlPlane:
             self._asked.demands_now(),
             self._bootstrap.runtime,
             pending_providers=self._sources.pending,
+            home=self._bootstrap.home,
         )
         snapshot = self.snapshot
         while True:

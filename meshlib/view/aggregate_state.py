@@ -3,6 +3,7 @@
 from meshlib.balancing.aggregate import LeafTable, leaf_loads
 from meshlib.balancing.build import cluster_health
 from meshlib.balancing.picker import Picker
+from meshlib.balancing.zone_aware import Home
 from meshlib.model.retry import DEFAULT_SAFETY, Safety
 from meshlib.model.snapshot import ClusterConfig
 from meshlib.ports import Rng
@@ -22,11 +23,18 @@ class AggregateState(ClusterState):
 
     is_aggregate = True
 
-    def __init__(self, config: ClusterConfig, now: float, seed: int = 0, safety: Safety = DEFAULT_SAFETY) -> None:
+    def __init__(
+        self,
+        config: ClusterConfig,
+        now: float,
+        seed: int = 0,
+        safety: Safety = DEFAULT_SAFETY,
+        home: Home | None = None,
+    ) -> None:
         self.leaves: tuple[ClusterState, ...] = ()
         # The table, and what it was made of: the leaves' pickers, which are new whenever anything of their hosts is.
         self._made: tuple[tuple[Picker, ...], LeafTable] = ((), LeafTable(()))
-        super().__init__(config, now, seed, safety)
+        super().__init__(config, now, seed, safety, home)
 
     def choose(self, rng: Rng) -> ClusterState:
         """Return the leaf for one attempt; the cluster itself, which has no endpoints, when there is none."""

@@ -11,6 +11,7 @@ from meshlib.model.snapshot import ClusterConfig, ConfigFault, InboundConfig, Sn
 from meshlib.ports import Pause, Rng, no_pause
 from meshlib.view.aggregate_state import AggregateState
 from meshlib.view.cluster_state import ClusterState
+from meshlib.view.home import HomeState
 from meshlib.view.target import TargetView
 from meshlib.xds.follow import clusters_of
 from meshlib.xds.load_report import ClusterLoad
@@ -28,16 +29,19 @@ class View:
         inbound: By listener resource name.
         secrets: By SDS name.
         snapshot: What the view was made of.
+        home: Who knows the local cluster; None: zones do not matter.
     """
 
-    __slots__ = ("_reporting", "clusters", "inbound", "number", "secrets", "snapshot", "targets")
+    __slots__ = ("_reporting", "clusters", "home", "inbound", "number", "secrets", "snapshot", "targets")
 
     def __init__(
         self,
         snapshot: Snapshot,
         targets: Mapping[str, TargetView | ConfigFault],
         clusters: Mapping[str, ClusterState | ConfigFault],
+        home: HomeState | None = None,
     ) -> None:
+        self.home = home
         self.number = snapshot.number
         self.snapshot = snapshot
         self.targets = targets
@@ -87,6 +91,7 @@ def _build_cluster(
     rng: Rng | None,
     pause: Pause,
     safety: Safety,
+    home: HomeState | None,
 ) -> ClusterState | ConfigFault:
     if isinstance(config, ConfigFault):
         return config
@@ -96,11 +101,17 @@ def _build_cluster(
         return previous
     seed = 0 if rng is None else rng.getrandbits(64)
     made = AggregateState if is_aggregate else ClusterState
-    return made(config, now, seed, safety)
+    return made(config, now, seed, safety, home)
 
 
 def _build_clusters(
-    snapshot: Snapshot, previous: View, now: float, rng: Rng | None, pause: Pause, safety: Safety
+    snapshot: Snapshot,
+    previous: View,
+    now: float,
+    rng: Rng | None,
+    pause: Pause,
+    safety: Safety,
+    home: HomeState | None,
 ) -> Mapping[str, ClusterState | ConfigFault]:
     """Make or bring up to date the states of all clusters; the same mapping when it holds the same objects."""
     before, states = previous.snapshot.clusters, previous.clusters
@@ -111,9 +122,12 @@ def _build_clusters(
         state = states.get(name)
         if state is None or before.get(name) is not config:
             pause()
-            state = _build_cluster(config, state, now, rng, pause, safety)
+            state = _build_cluster(config, state, now, rng, pause, safety, home)
         clusters[name] = state
     _link_leaves(clusters)
+    if home is not None:
+        found = clusters.get(home.place.cluster)
+        home.cluster = found if isinstance(found, ClusterState) else None
     # The same objects: targets that have not changed can stay as they are.
     return states if clusters == states else MappingProxyType(clusters)
 
@@ -181,13 +195,16 @@ def build_view(
     """
     if previous is None:
         previous = View(Snapshot(), {}, {})
-    clusters = _build_clusters(snapshot, previous, now, rng, pause, safety)
+    home = previous.home
+    if snapshot.home is not None and (home is None or home.place != snapshot.home):
+        home = HomeState(snapshot.home)
+    clusters = _build_clusters(snapshot, previous, now, rng, pause, safety, home)
     if clusters is previous.clusters and snapshot.targets is previous.snapshot.targets:
-        return View(snapshot, previous.targets, clusters)
+        return View(snapshot, previous.targets, clusters, home)
     targets: Mapping[str, TargetView | ConfigFault] = MappingProxyType(
         {
             name: _build_target(name, config, previous.targets.get(name), clusters, wall_offset_s)
             for name, config in snapshot.targets.items()
         }
     )
-    return View(snapshot, targets, clusters)
+    return View(snapshot, targets, clusters, home)

@@ -7,6 +7,7 @@ from meshlib.balancing.build import build_picker, build_retry_picker, priorities
 from meshlib.balancing.endpoint_state import EndpointState
 from meshlib.balancing.memory import PolicyMemory
 from meshlib.balancing.picker import Picker
+from meshlib.balancing.zone_aware import Home
 from meshlib.events import Event, HostEjected, HostUnejected
 from meshlib.model.cluster import AuthorityNames
 from meshlib.model.endpoint import Endpoint, HealthStatus
@@ -89,12 +90,20 @@ class ClusterState:
     picker: Picker
     is_aggregate = False
 
-    def __init__(self, config: ClusterConfig, now: float, seed: int = 0, safety: Safety = DEFAULT_SAFETY) -> None:
+    def __init__(
+        self,
+        config: ClusterConfig,
+        now: float,
+        seed: int = 0,
+        safety: Safety = DEFAULT_SAFETY,
+        home: Home | None = None,
+    ) -> None:
         """Make the state of a cluster that is new.
 
         Args:
             now: Monotonic seconds.
             seed: 64 bits of this client's own, for policies by which clients differ.
+            home: Who knows the local cluster; None: zones do not matter.
         """
         self.name = config.cluster.name
         self.safety = safety
@@ -107,7 +116,7 @@ class ClusterState:
         self.high_breaker = CircuitBreaker(config.cluster.high_priority_circuit_breakers, self._lock)
         self.outlier: OutlierDetector | None = None
         self.load: ClusterLoad | None = None
-        self.memory = PolicyMemory(now, seed, self._in_flight)
+        self.memory = PolicyMemory(now, seed, self._in_flight, home)
         self.learner: Learner | None = None
         self.states: Mapping[str, EndpointState] = {}
         self._retry_pickers: tuple[Picker | None, dict[frozenset[int], Picker | None]] = (None, {})

@@ -1,8 +1,8 @@
 """The bootstrap: where the management servers are and who we are, in gRPC's JSON format.
 
 Unknown keys are ignored, wrong JSON types are errors, and every error names the place by its JSON pointer. One key of
-our own stands beside gRPC's: `meshlib`, with `registry_uri`, the HTTP address where instances register themselves, and
-`layered_runtime`, which is Envoy's of that name with the layers that make sense here.
+our own stands beside gRPC's: `meshlib`, with `registry_uri`, the HTTP address where instances register themselves, and two of
+Envoy's own names: `layered_runtime`, with the layers that make sense here, and `local_cluster` (its `local_cluster_name`).
 
 Source: gRFCs A27, A30, A47, A65, A71, A97, A102.
 """
@@ -17,6 +17,7 @@ from typing import Any, Final
 from meshlib.errors import BootstrapError
 from meshlib.model.discovery import RuntimeLayer
 from meshlib.model.endpoint import Locality
+from meshlib.model.snapshot import HomePlace
 from meshlib.protos import from_dict, message_class
 from meshlib.xds.bootstrap_json import JsonPlace, parse_json
 from meshlib.xds.decode_runtime import runtime_values
@@ -225,6 +226,7 @@ class Bootstrap:
     certificate_providers: By instance name.
     registry_uri: Where instances register, or None.
     runtime: Layers of runtime values, each over the ones before it: static ones, or names of RTDS resources.
+    local_cluster: The cluster whose endpoints the instances of this service are; empty: it is not said.
     """
 
     servers: tuple[ServerConfig, ...]
@@ -240,6 +242,14 @@ class Bootstrap:
     )
     registry_uri: str | None = None
     runtime: tuple[RuntimeLayer | str, ...] = ()
+    local_cluster: str = ""
+
+    @property
+    def home(self) -> HomePlace | None:
+        """Where we are, for zone aware routing; None: that is not said."""
+        if not self.local_cluster or self.node.locality == Locality():
+            return None
+        return HomePlace(self.local_cluster, self.node.locality)
 
 
 def load_bootstrap(env: Mapping[str, str], read_file: Callable[[str], str]) -> Bootstrap:
@@ -292,6 +302,7 @@ def parse_bootstrap(text_or_dict: str | Mapping[str, Any], *, origin: str) -> Bo
         allowed_grpc_services=_allowed(root),
         registry_uri=_registry(root.object("meshlib")),
         runtime=_runtime(root.object("meshlib").object("layered_runtime")),
+        local_cluster=root.object("meshlib").string("local_cluster"),
     )
 
 

@@ -183,6 +183,7 @@ def decode_cluster(message: Any, path: str, problems: Problems) -> Cluster:
         authority_names=_authority_names(protocol.authority_names, tls, matches, path, problems),
         override_statuses=override_statuses(message.common_lb_config),
         named_by=balancing.named_by,
+        zone_aware=balancing.zone_aware,
         health_check=health_check(message, path, problems),
         counts_new_hosts=not message.common_lb_config.ignore_new_hosts_until_first_hc,
         keeps_passing_hosts=not message.ignore_health_on_host_removal,

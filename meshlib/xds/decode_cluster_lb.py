@@ -1,14 +1,14 @@
 """How a cluster chooses endpoints: `load_balancing_policy`, else `lb_policy`, and `common_lb_config`."""
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any, Final
 
 from meshlib.model.endpoint import HealthStatus
-from meshlib.model.lb_policy import LbPolicy, Random, RoundRobin
+from meshlib.model.lb_policy import LbPolicy, Random, RoundRobin, ZoneAware
 from meshlib.model.subset import SubsetConfig
 from meshlib.xds.decode_common import cover, join
 from meshlib.xds.decode_hashing_lb import common_hashing, maglev_policy, ring_hash_policy
-from meshlib.xds.decode_lb_list import fails_on_panic, least_request, policy_of_list, slow_start
+from meshlib.xds.decode_lb_list import least_request, policy_of_list, slow_start, zone_aware
 from meshlib.xds.decode_matcher import percent
 from meshlib.xds.decode_subset import subset_config
 from meshlib.xds.problems import Problems
@@ -33,14 +33,16 @@ class Balancing:
     subsets: None: there are none.
     fails_on_panic: A priority in panic takes no requests.
     named_by: Headers by which a request names its endpoints.
+    zone_aware: How requests keep to their own zone.
     """
 
     policy: LbPolicy
     locality_weighted: bool = False
-    panic_threshold_percent: float = 50.0
     subsets: SubsetConfig | None = None
     fails_on_panic: bool = False
+    panic_threshold_percent: float = 50.0
     named_by: tuple[str, ...] = ()
+    zone_aware: ZoneAware = field(default_factory=ZoneAware)
 
 
 def decode_balancing(message: Any, path: str, problems: Problems, *, is_aggregate: bool) -> Balancing:
@@ -52,7 +54,8 @@ def decode_balancing(message: Any, path: str, problems: Problems, *, is_aggregat
     used = {"healthy_panic_threshold", "locality_weighted_lb_config", "zone_aware_lb_config"}
     used |= {"consistent_hashing_lb_config", "override_host_status", "ignore_new_hosts_until_first_hc"}
     cover(common, place, problems, used=frozenset(used), harmless=_COMMON_HARMLESS)
-    fails = fails_on_panic(common, place, problems)
+    zones = zone_aware(common, place, problems)
+    fails = common.zone_aware_lb_config.fail_traffic_on_panic
     subsets = _subsets(message, path, problems)
     if common.consistent_hashing_lb_config.use_hostname_for_hashing and message.type != STRICT_DNS:
         # Envoy's rule for this field; the extensions' own is free.
@@ -66,6 +69,7 @@ def decode_balancing(message: Any, path: str, problems: Problems, *, is_aggregat
             subsets=listed.subsets,
             fails_on_panic=listed.fails_on_panic,
             named_by=listed.named_by,
+            zone_aware=listed.zone_aware,
         )
         if config := message.WhichOneof("lb_config"):
             problems.unused(join(path, config))
@@ -75,7 +79,7 @@ def decode_balancing(message: Any, path: str, problems: Problems, *, is_aggregat
         result = Balancing(RoundRobin())
     else:
         weighted = common.HasField("locality_weighted_lb_config")
-        result = Balancing(_enum_policy(message, path, problems), weighted, subsets=subsets, fails_on_panic=fails)
+        result = Balancing(_enum_policy(message, path, problems), weighted, subsets, fails, zone_aware=zones)
     if common.HasField("healthy_panic_threshold"):
         result = replace(result, panic_threshold_percent=percent(common.healthy_panic_threshold))
     return result

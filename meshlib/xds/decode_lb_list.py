@@ -8,7 +8,7 @@ Source: gRFC A52; Envoy, `LoadBalancerConfig`.
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from types import MappingProxyType
 from typing import Any, Final
 
@@ -26,6 +26,7 @@ from meshlib.model.lb_policy import (
     RandomSubsetting,
     RoundRobin,
     SlowStart,
+    ZoneAware,
 )
 from meshlib.model.subset import SubsetConfig
 from meshlib.protos import from_any
@@ -35,7 +36,7 @@ from meshlib.xds.decode_matcher import percent
 from meshlib.xds.decode_subset import SUBSET_TYPE, subset_config
 from meshlib.xds.problems import Problems
 
-__all__ = ["ListedPolicy", "fails_on_panic", "is_utilization", "least_request", "policy_of_list", "slow_start"]
+__all__ = ["ListedPolicy", "is_utilization", "least_request", "policy_of_list", "slow_start", "zone_aware"]
 
 _POLICIES: Final = "envoy.extensions.load_balancing_policies."
 ROUND_ROBIN_TYPE: Final = f"{_POLICIES}round_robin.v3.RoundRobin"
@@ -77,12 +78,14 @@ class ListedPolicy:
     subsets: None: there are none.
     fails_on_panic: A priority in panic takes no requests.
     named_by: Headers by which a request names its endpoints.
+    zone_aware: How requests keep to their own zone.
     """
 
     policy: LbPolicy
     locality_weighted: bool = False
     subsets: SubsetConfig | None = None
     fails_on_panic: bool = False
+    zone_aware: ZoneAware = field(default_factory=ZoneAware)
     named_by: tuple[str, ...] = ()
 
 
@@ -123,14 +126,17 @@ def _known(kind: str, config: Any, path: str, problems: Problems, depth: int) ->
     if kind == PEAK_EWMA_TYPE:
         return ListedPolicy(_contributed_ewma(config, path, problems))
     weighted = config.locality_lb_config.HasField("locality_weighted_lb_config")
-    fails = fails_on_panic(config.locality_lb_config, join(path, "locality_lb_config"), problems)
+    zones = zone_aware(config.locality_lb_config, join(path, "locality_lb_config"), problems)
+    fails = config.locality_lb_config.zone_aware_lb_config.fail_traffic_on_panic
     if kind == RANDOM_TYPE:
         cover(config, path, problems, used=frozenset({"locality_lb_config"}), harmless=frozenset())
-        return ListedPolicy(Random(), weighted, fails_on_panic=fails)
+        return ListedPolicy(Random(), weighted, fails_on_panic=fails, zone_aware=zones)
     if kind == ROUND_ROBIN_TYPE:
         cover(config, path, problems, used=frozenset({"locality_lb_config", "slow_start_config"}), harmless=frozenset())
-        return ListedPolicy(RoundRobin(slow_start(config, path, problems)), weighted, fails_on_panic=fails)
-    return ListedPolicy(least_request(config, path, problems), weighted, fails_on_panic=fails)
+        return ListedPolicy(
+            RoundRobin(slow_start(config, path, problems)), weighted, fails_on_panic=fails, zone_aware=zones
+        )
+    return ListedPolicy(least_request(config, path, problems), weighted, fails_on_panic=fails, zone_aware=zones)
 
 
 def _nesting(kind: str, config: Any, path: str, problems: Problems, depth: int) -> ListedPolicy:
@@ -221,20 +227,35 @@ def slow_start(message: Any, path: str, problems: Problems) -> SlowStart | None:
     return SlowStart(window_s, aggression, least)
 
 
-def fails_on_panic(message: Any, path: str, problems: Problems) -> bool:
-    """Decode `zone_aware_lb_config`: whether a priority in panic takes no requests.
+_ZONES_USED: Final = frozenset(
+    {
+        "routing_enabled",
+        "min_cluster_size",
+        "fail_traffic_on_panic",  # read by the callers
+        "force_locality_direct_routing",
+        "force_local_zone",
+        "locality_basis",
+    }
+)
 
-    The rest needs the hosts of our own cluster, which a client does not have: Envoy leaves it off then.
-    """
-    if not message.HasField("zone_aware_lb_config"):
-        return False
-    place = join(path, "zone_aware_lb_config")
-    for field, _ in message.zone_aware_lb_config.ListFields():
-        if field.name != "fail_traffic_on_panic":
-            problems.unused(join(place, field.name))
-    if not message.zone_aware_lb_config.fail_traffic_on_panic:
-        problems.unused(place)
-    return bool(message.zone_aware_lb_config.fail_traffic_on_panic)
+
+def zone_aware(message: Any, path: str, problems: Problems) -> ZoneAware:
+    """Decode `zone_aware_lb_config`, of a cluster (which has fewer fields) or of an extension."""
+    config, place = message.zone_aware_lb_config, join(path, "zone_aware_lb_config")
+    cover(config, place, problems, used=_ZONES_USED, harmless=frozenset())
+    enabled = percent(config.routing_enabled) if config.HasField("routing_enabled") else 100.0
+    least = wrapped(config, "min_cluster_size")
+    forced = None
+    if "force_local_zone" in config.DESCRIPTOR.fields_by_name:
+        if config.HasField("force_local_zone"):
+            fewest = wrapped(config.force_local_zone, "min_size")
+            forced = 1 if fewest is None else fewest
+        elif config.force_locality_direct_routing:
+            forced = 1
+        if config.locality_basis not in (0, 1):
+            problems.error(join(place, "locality_basis"), f"unknown value {config.locality_basis}")
+    basis = getattr(config, "locality_basis", 0)
+    return ZoneAware(int(enabled + 0.5), 6 if least is None else least, forced, by_weight=basis == 1)
 
 
 _CLIENT_SIDE_USED: Final = frozenset(

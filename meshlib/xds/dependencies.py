@@ -47,6 +47,8 @@ USE: Final = "use"
 INBOUND: Final = "inbound"
 VERSIONS: Final = "versions"
 TARGET: Final = "target"
+HOME: Final = "home"
+"""The local cluster, which nobody waits for."""
 NOBODY: Final[frozenset[str]] = frozenset()
 
 
@@ -144,6 +146,8 @@ class Closure:
         if (facts.targets, facts.inbound) != self._starts:
             self._starts = (facts.targets, facts.inbound)
             there = {*((TARGET, name) for name in facts.targets), *((INBOUND, name) for name in facts.inbound)}
+            if facts.home is not None and facts.targets:
+                there.add((HOME, facts.home.cluster))
             for key in self._nodes.keys() - there:
                 moved |= self._remove(key)
             dirty = (dirty & there) | (there - self._nodes.keys())
@@ -171,7 +175,7 @@ class Closure:
             self._subscriptions(),
             self._dns_names(),
             self._snapshot(facts),
-            {name: missing for (_, name), missing in self._waiting.items()},
+            {name: missing for (kind, name), missing in self._waiting.items() if kind != HOME},
         )
 
     # What to follow.
@@ -215,7 +219,12 @@ class Closure:
         scope = follower.scope = Scope()
         config: TargetConfig | InboundConfig | ConfigFault | None
         used = NOBODY
-        if kind == INBOUND:
+        if kind == HOME:
+            config, missing = None, follower.awaited(name)
+            assert self._last is not None
+            if not missing or name in self._last.clusters:
+                used = frozenset({name})
+        elif kind == INBOUND:
             config, missing = follower.inbound(name)
         else:
             config, missing = follower.target(name)
@@ -240,9 +249,10 @@ class Closure:
         node = self._nodes.pop(key)
         self._waiting.pop(key, None)
         self._volatile.discard(key)
-        table: dict[str, object] = self._inbound if key[0] == INBOUND else self._targets  # type: ignore[assignment]
-        if table.pop(key[1], None) is not None:
-            self._changed.add(key[0])
+        if key[0] != HOME:
+            table: dict[str, object] = self._inbound if key[0] == INBOUND else self._targets  # type: ignore[assignment]
+            if table.pop(key[1], None) is not None:
+                self._changed.add(key[0])
         self._unuse(key, node.scope.needs)
         return node.used
 
@@ -260,6 +270,8 @@ class Closure:
         self._unuse(key, old - node.scope.needs)
         (self._volatile.add if node.scope.is_volatile else self._volatile.discard)(key)
         kind, name = key
+        if kind == HOME:
+            return NOBODY if before is None else before.used
         table: dict[str, object] = self._inbound if kind == INBOUND else self._targets  # type: ignore[assignment]
         if node.config is not None:
             self._put(table, name, node.config, kind)
@@ -362,7 +374,7 @@ class Closure:
         parts = (targets, inbound, clusters, secrets, versions)
         if all(new is old for new, old in zip(parts, before, strict=True)):
             return previous
-        self._last = Snapshot(targets, inbound, clusters, secrets, previous.number + 1, versions)
+        self._last = Snapshot(targets, inbound, clusters, secrets, previous.number + 1, versions, facts.home)
         return self._last
 
 

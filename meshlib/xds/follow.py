@@ -14,7 +14,7 @@ from meshlib.model.dns import DnsAnswer, DnsQuestion
 from meshlib.model.endpoint import ClusterLoadAssignment, Endpoint
 from meshlib.model.route import ClusterHeader, RouteAction, RouteConfiguration, SingleCluster, WeightedClusters
 from meshlib.model.secret import ClientTls, Secret, SecretRef, ServerTls
-from meshlib.model.snapshot import ClusterConfig, ConfigFault, Demand, Snapshot
+from meshlib.model.snapshot import ClusterConfig, ConfigFault, Demand, HomePlace, Snapshot
 from meshlib.xds.cache import Entry, Key, ResourceCache, ResourceState
 from meshlib.xds.dns import DnsWish, dns_hosts, with_addresses
 from meshlib.xds.names import is_collection, normal
@@ -52,6 +52,7 @@ class Facts:
         node_id: Ends every error text, so that a user can name the client to whoever runs the server.
         demands: What requests asked for, by target.
         runtime: Layers of runtime values, each over the ones before it: static ones, or names of RTDS resources.
+        home: Its cluster is in the snapshot too, when there are targets; None: there is none.
     """
 
     cache: ResourceCache
@@ -63,6 +64,7 @@ class Facts:
     demands: Mapping[str, frozenset[Demand]] = field(default_factory=dict)
     runtime: tuple[RuntimeLayer | str, ...] = ()
     pending_providers: frozenset[str] = frozenset()
+    home: HomePlace | None = None
 
 
 def provider_secret_names(instance: str) -> tuple[str, str]:
@@ -222,6 +224,11 @@ class ClusterFollower:
         if isinstance(before, ClusterConfig) and before.cluster is cluster and before == config:
             return before
         return config
+
+    def awaited(self, name: str) -> tuple[str, ...]:
+        """Return what a cluster still waits for."""
+        found = self._cluster(name)
+        return found if isinstance(found, tuple) else ()
 
     def usable(self, name: str, *, is_held: bool) -> ClusterConfig | ConfigFault:
         """Return the form of a cluster that calls use now, and keep what that needs.

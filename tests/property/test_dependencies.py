@@ -30,7 +30,7 @@ from meshlib.model.route import (
     WeightedClusters,
 )
 from meshlib.model.secret import ClientTls, Secret, SecretRef, TrustedCa
-from meshlib.model.snapshot import ClusterConfig, ConfigFault, Demand, DemandKind, Snapshot, TargetConfig
+from meshlib.model.snapshot import ClusterConfig, ConfigFault, Demand, DemandKind, HomePlace, Snapshot, TargetConfig
 from meshlib.xds.cache import Key, ResourceCache, ResourceState, ResourceValue
 from meshlib.xds.dependencies import Closure, Facts, clusters_of, resolve
 from meshlib.xds.follow_targets import clusters_of_target
@@ -209,9 +209,13 @@ STEPS = st.one_of(
 )
 
 
-@given(steps=st.lists(STEPS, max_size=40))
+@given(
+    steps=st.lists(STEPS, max_size=40),
+    home=st.sampled_from([None, *(HomePlace(name, Locality("r")) for name in (*CLUSTERS, "nowhere"))]),
+)
 def test_following_what_changed_is_the_same_as_following_everything(
     steps: list[list[Change] | dict[str, frozenset[Demand]] | frozenset[str] | str],
+    home: HomePlace | None,
 ) -> None:
     cache, closure, snapshot = ResourceCache(), Closure(), Snapshot()
     targets = frozenset(TARGETS)
@@ -232,12 +236,13 @@ def test_following_what_changed_is_the_same_as_following_everything(
             cache.retain(RDS, [name for name in ROUTES if name != step])
         else:
             dns["db.example"] = DnsAnswer((step,) if step else (), "" if step else "no such name")
-        facts = Facts(cache, targets, dns=dns, demands=demands, runtime=("live",))
+        facts = Facts(cache, targets, dns=dns, demands=demands, runtime=("live",), home=home)
         whole = resolve(facts, snapshot)
         found = closure.resolve(facts, snapshot)
         assert whole.wanted == found.wanted
         assert whole.dns_names == found.dns_names
         assert whole.waiting == found.waiting
+        assert "nowhere" not in found.waiting, "nobody waits for the local cluster"
         for part in ("targets", "inbound", "clusters", "secrets", "versions"):
             assert getattr(whole.snapshot, part) == getattr(found.snapshot, part)
         assert (whole.snapshot is snapshot) == (found.snapshot is snapshot)

@@ -14,14 +14,21 @@ from meshlib.model.cluster import (
     OutlierDetection,
     TransportSocketMatch,
 )
-from meshlib.model.endpoint import ClusterLoadAssignment, DropOverload, Endpoint, HealthStatus
+from meshlib.model.endpoint import (
+    ClusterLoadAssignment,
+    DropOverload,
+    Endpoint,
+    HealthStatus,
+    Locality,
+    LocalityEndpoints,
+)
 from meshlib.model.matcher import HeaderMatcher, StringKind, StringMatcher
 from meshlib.model.outcome import Failure, FailureKind, Response
 from meshlib.model.request import Headers, RequestHead
 from meshlib.model.retry import RetryPolicy
 from meshlib.model.route import RegexRewrite, RouteAction, SingleCluster
 from meshlib.model.secret import ClientTls, SniSource
-from meshlib.model.snapshot import ClusterConfig, ConfigFault, Snapshot
+from meshlib.model.snapshot import ClusterConfig, ConfigFault, HomePlace, Snapshot
 from meshlib.ports import Rng
 from meshlib.resilience.outlier import Ejection, OutlierDetector, Unejection
 from meshlib.routing.table import RouteMatch
@@ -52,6 +59,38 @@ def target_of(view: View, name: str) -> TargetView:
 def outlier(**options: float) -> Cluster:
     detection = OutlierDetection(consecutive_5xx=1, max_ejection_percent=100, **options)  # type: ignore[arg-type]
     return Cluster("", EdsDiscovery(""), outlier_detection=detection)
+
+
+def test_requests_keep_to_their_zone_as_far_as_the_local_cluster_says() -> None:
+    near, far = Locality("r", "near"), Locality("r", "far")
+
+    def config(name: str, at: dict[Locality, int]) -> ClusterConfig:
+        groups = tuple(
+            LocalityEndpoints(zone, tuple(Endpoint(f"{name}-{zone.zone}{number}:1") for number in range(count)))
+            for zone, count in at.items()
+        )
+        return ClusterConfig(Cluster(name, EdsDiscovery(name)), ClusterLoadAssignment(name, groups))
+
+    def zones(found: View) -> set[str]:
+        picks = [state_of(found, "called").picker.pick(None, RNG) for _ in range(60)]
+        return {pick.address[7] for pick in picks if pick is not None}
+
+    called, home = config("called", {near: 3, far: 3}), HomePlace("us", near)
+    found = build_view(Snapshot(clusters={"called": called}, home=home), None, now=0.0)
+    assert {"n", "f"} == zones(found), "the local cluster is not there yet"
+    for ours, expected in (
+        ({near: 1, far: 1}, {"n"}),
+        ({near: 3, far: 1}, {"n", "f"}),
+        ({near: 1, far: 2}, {"n"}),
+        ({far: 2}, {"n", "f"}),
+    ):
+        snapshot = Snapshot(clusters={"called": called, "us": config("us", ours)}, home=home)
+        found = build_view(snapshot, found, now=0.0)
+        assert expected == zones(found)
+    found = build_view(
+        Snapshot(clusters={"called": called, "us": ConfigFault("us", "gone")}, home=home), found, now=0.0
+    )
+    assert {"n", "f"} == zones(found)
 
 
 def test_equal_snapshot_keeps_every_object() -> None:

@@ -235,12 +235,20 @@ def ask_envoy(
     requests: Sequence[HostRequest],
     folder: Path,
     filters: Sequence[Json] = (),
+    extra: Json | None = None,
 ) -> list[Decision]:
-    """Return where a real Envoy sends the requests."""
+    """Return where a real Envoy sends the requests.
+
+    Args:
+        extra: Put into the bootstrap.
+    """
     log = folder / "access.log"
     with reserve_port() as held:
         port = held.getsockname()[1]
-        envoy = Envoy("hosts", _bootstrap(clusters, routes, port, log, filters), folder, arguments=_LOG_SOON)
+        bootstrap = _bootstrap(clusters, routes, port, log, filters)
+        for name, value in (extra or {}).items():
+            bootstrap[name] = {**bootstrap.get(name, {}), **value}
+        envoy = Envoy("hosts", bootstrap, folder, arguments=_LOG_SOON)
         try:
             envoy.listen = f"{LOOPBACK}:{port}"
             envoy.wait_ready()
@@ -311,10 +319,10 @@ def ask_meshlib(
     clusters: Sequence[Json], routes: Sequence[Json], requests: Sequence[HostRequest], *, has_sessions: bool = False
 ) -> list[Decision]:
     """Return where meshlib sends the requests."""
-    table = _decoded(RDS, "envoy.config.route.v3.RouteConfiguration", _routes(routes), RouteConfiguration)
+    table = decoded(RDS, "envoy.config.route.v3.RouteConfiguration", _routes(routes), RouteConfiguration)
     configs = {}
     for one in clusters:
-        cluster = _decoded(CDS, "envoy.config.cluster.v3.Cluster", one, Cluster)
+        cluster = decoded(CDS, "envoy.config.cluster.v3.Cluster", one, Cluster)
         assert isinstance(cluster.discovery, StaticDiscovery)
         configs[cluster.name] = ClusterConfig(cluster, cluster.discovery.assignment)
     target = TargetConfig(ClientListener("hosts", table, has_session_filter=has_sessions), table)
@@ -325,10 +333,11 @@ def ask_meshlib(
     return [_decide(made, request) for request in requests]
 
 
-def _decoded(type_url: str, kind: str, fields: Json, expected: type[Any]) -> Any:
-    decoded = decode_resource(type_url, from_dict(kind, fields).SerializeToString())
-    assert isinstance(decoded.value, expected), decoded.errors
-    return decoded.value
+def decoded(type_url: str, kind: str, fields: Json, expected: type[Any]) -> Any:
+    """Return a resource as the client has it."""
+    found = decode_resource(type_url, from_dict(kind, fields).SerializeToString())
+    assert isinstance(found.value, expected), found.errors
+    return found.value
 
 
 def _decide(target: TargetView, request: HostRequest) -> Decision:

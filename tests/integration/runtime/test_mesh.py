@@ -240,3 +240,34 @@ def test_a_fork_leaves_both_sides_with_updates(ads: Any, tools: Any) -> None:
         ads.put(EDS, tools.load_assignment("checkout", 8))
         eventually(lambda: ports(mesh) == [8], 15.0)
         assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
+
+
+def test_the_local_cluster_of_the_bootstrap_keeps_requests_in_their_zone(ads: Any, tools: Any) -> None:
+    def in_zones(name: str, **ports: list[int]) -> dict[str, Any]:
+        found: dict[str, Any] = {**tools.load_assignment(name), "endpoints": []}
+        for zone, listed in ports.items():
+            group = tools.load_assignment(name, *listed)["endpoints"][0]
+            found["endpoints"].append({**group, "locality": {"region": "r", "zone": zone}})
+        return found
+
+    ads.put(CDS, tools.eds_cluster("checkout"), tools.eds_cluster("orders"))
+    ads.put(EDS, in_zones("checkout", near=[1, 2, 3], far=[4, 5, 6]), in_zones("orders", near=[7], far=[8]))
+    bootstrap = {
+        "xds_servers": [{"server_uri": ads.address, "channel_creds": [{"type": "insecure"}]}],
+        "node": {"id": "orders-1", "locality": {"region": "r", "zone": "near"}},
+        "meshlib": {"local_cluster": "orders"},
+    }
+    with Mesh(bootstrap, state_dir="") as mesh:
+        mesh.wait_ready("checkout", timeout_s=5.0)
+        eventually(lambda: ports(mesh, "orders") == [7, 8])
+
+        def picked() -> set[int]:
+            state = mesh.view.clusters["checkout"]
+            assert isinstance(state, ClusterState)
+            picks = [state.picker.pick(None, mesh.rng) for _ in range(60)]
+            return {pick.endpoint.port for pick in picks if pick is not None}
+
+        assert {1, 2, 3} == picked()
+        ads.put(EDS, in_zones("orders", near=[7, 9, 10], far=[8]))
+        eventually(lambda: ports(mesh, "orders") == [7, 8, 9, 10])
+        assert {1, 2, 3, 4, 5, 6} == picked()

@@ -4,6 +4,7 @@ import pytest
 
 from meshlib.errors import BootstrapError
 from meshlib.model.endpoint import Locality
+from meshlib.model.snapshot import HomePlace
 from meshlib.protos import to_dict
 from meshlib.xds.bootstrap import (
     AllowedGrpcService,
@@ -36,6 +37,14 @@ def test_the_least_bootstrap_has_the_defaults():
     assert bootstrap.server_listener_resource_name_template is None
     assert bootstrap.registry_uri is None
     assert (bootstrap.authorities, bootstrap.certificate_providers, bootstrap.allowed_grpc_services) == ({}, {}, {})
+
+
+def test_the_local_cluster_needs_a_place():
+    node = {"id": "n", "locality": {"region": "eu", "zone": "a"}}
+    meshlib = {"local_cluster": "orders"}
+    assert HomePlace("orders", Locality("eu", "a")) == parse(node=node, meshlib=meshlib).home
+    assert parse(node={"id": "n"}, meshlib=meshlib).home is None
+    assert parse(node=node).home is None
 
 
 def test_a_secure_bootstrap_as_the_server_prints_it():

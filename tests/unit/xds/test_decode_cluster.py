@@ -12,6 +12,7 @@ from meshlib.model.cluster import (
     Random,
     RoundRobin,
     StaticDiscovery,
+    ZoneAware,
 )
 from meshlib.model.retry import RetryPolicy
 
@@ -409,6 +410,24 @@ def test_names_that_certificates_must_have_need_roots(decode_cluster, packed):
     roots = {"ca_certificate_provider_instance": {"instance_name": "p"}}
     found = decoded(common_tls_context={"validation_context": roots}).value.authority_names
     assert AuthorityNames(is_san=True, header="x-name") == found
+
+
+def test_zone_aware_routing_of_a_cluster_and_of_its_policies(decode_cluster, policies):
+    assert value_of(decode_cluster()).zone_aware == ZoneAware(100, 6)
+    given = {"routing_enabled": {"value": 49.5}, "min_cluster_size": 0}
+    decoded = decode_cluster(common_lb_config={"zone_aware_lb_config": given})
+    assert (value_of(decoded).zone_aware, decoded.unused) == (ZoneAware(50, 0), ())
+    for more, expected in (
+        ({}, ZoneAware(50, 0)),
+        ({"force_local_zone": {}}, ZoneAware(50, 0, 1)),
+        ({"force_local_zone": {"min_size": 3}, "force_locality_direct_routing": True}, ZoneAware(50, 0, 3)),
+        ({"force_locality_direct_routing": True}, ZoneAware(50, 0, 1)),
+        ({"locality_basis": "HEALTHY_HOSTS_WEIGHT"}, ZoneAware(50, 0, by_weight=True)),
+    ):
+        for kind in ("round_robin.v3.RoundRobin", "least_request.v3.LeastRequest", "random.v3.Random"):
+            listed = policies((kind, {"locality_lb_config": {"zone_aware_lb_config": {**given, **more}}}))
+            found = decode_cluster(load_balancing_policy=listed)
+            assert (value_of(found).zone_aware, found.unused) == (expected, ())
 
 
 def test_harmless_fields_are_reported(decode_cluster):

@@ -28,7 +28,7 @@ from meshlib.model.route import (
     WeightedClusters,
 )
 from meshlib.model.secret import ClientTls, Secret, SecretRef, ServerTls, TlsCertificate, TrustedCa
-from meshlib.model.snapshot import ClusterConfig, ConfigFault, InboundConfig, Snapshot, TargetConfig
+from meshlib.model.snapshot import ClusterConfig, ConfigFault, HomePlace, InboundConfig, Snapshot, TargetConfig
 from meshlib.view import ClusterState, build_view
 from meshlib.xds.cache import Entry, ResourceCache, ResourceState, ResourceValue
 from meshlib.xds.dependencies import Closure, Facts, Resolution, provider_secret_names, resolve
@@ -57,6 +57,7 @@ class World:
         self.dns: dict[str, DnsAnswer] = {}
         self.provider_secrets: Mapping[str, Secret] = {}
         self.snapshot = Snapshot()
+        self.home: HomePlace | None = None
 
     def put(self, type_url: str, name: str, value: ResourceValue, version: str = "1") -> None:
         entry = self.cache.add(type_url, name)
@@ -72,7 +73,7 @@ class World:
         self.fail(type_url, name, "does not exist", ResourceState.DOES_NOT_EXIST, absent=True)
 
     def settle(self) -> Resolution:
-        facts = Facts(self.cache, self.targets, self.inbound, self.dns, self.provider_secrets, "node-1")
+        facts = Facts(self.cache, self.targets, self.inbound, self.dns, self.provider_secrets, "node-1", home=self.home)
         result = resolve(facts, self.snapshot)
         self.snapshot = result.snapshot
         return result
@@ -271,6 +272,24 @@ def test_an_empty_list_of_endpoints_is_noted() -> None:
     cluster = world.snapshot.clusters["a"]
     assert isinstance(cluster, ClusterConfig)
     assert "contains no localities" in cluster.note
+
+
+def test_the_local_cluster_comes_along_and_nobody_waits_for_it() -> None:
+    world = shop("a")
+    world.home = HomePlace("us", Locality("r", "a"))
+    result = world.settle()
+    assert (frozenset(("a", "us")), {}) == (result.wanted[CDS], result.waiting)
+    assert {"a"} == result.snapshot.clusters.keys()
+    world.put(CDS, "us", Cluster("us", EdsDiscovery("us")))
+    assert frozenset(("a", "us")) == world.settle().wanted[EDS]
+    world.put(EDS, "us", endpoints("10.1.0.1:80", name="us"))
+    result = world.settle()
+    assert (world.home, {"a", "us"}) == (result.snapshot.home, set(result.snapshot.clusters))
+    world.delete(CDS, "us")
+    assert isinstance(world.settle().snapshot.clusters["us"], ConfigFault)
+    assert isinstance(world.snapshot.targets["shop"], TargetConfig)
+    world.targets = frozenset()
+    assert not any(world.settle().wanted.values())
 
 
 def aggregates(graph: dict[str, tuple[str, ...]], *leaves: str) -> World:
