@@ -1,24 +1,23 @@
 """The whole server in one event loop: sources, publisher, streams, leases, certificates and the HTTP side."""
 
 import asyncio
-import contextlib
 import logging
 import socket
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import AsyncIterator, Awaitable, Callable
 from dataclasses import dataclass, field
 from datetime import timedelta
 from pathlib import Path
 
 import grpc
-import uvicorn
 
 from xds_server.addresses import Address, bind, check_free
 from xds_server.admin import AdminState, build_admin
+from xds_server.admission import StreamLimits
 from xds_server.authentication import Authentication
 from xds_server.ca import CertificateAuthority, utc_now
 from xds_server.csds import ClientStatusService
 from xds_server.groups import Group, group_of
+from xds_server.http import HttpServer
 from xds_server.hub import Hub
 from xds_server.identity import Speakers
 from xds_server.load_reports import LoadReports
@@ -56,6 +55,7 @@ class Config:
         quiet_s: Pause after which a change of files is acted on, in seconds.
         load_interval_s: Seconds between two load reports of a client.
         speakers: Who may register instances of what.
+        stream_limits: Of one client's discovery streams.
     """
 
     paths: tuple[str, ...]
@@ -69,6 +69,7 @@ class Config:
     load_interval_s: float = DEFAULT_INTERVAL_S
     admin_allow_remote: bool = False
     speakers: Speakers = field(default_factory=Speakers)
+    stream_limits: StreamLimits = field(default_factory=StreamLimits)
 
 
 @dataclass(frozen=True, slots=True)
@@ -155,9 +156,10 @@ class App:
             self.publisher.snapshot,
             authentication=authentication,
             statistics=self.statistics,
+            limits=config.stream_limits,
             others=(ClientStatusService(self.hub, authentication), self.load_reporting),
         )
-        self._http: _Http | None = None
+        self._http: HttpServer | None = None
         self._tasks: list[asyncio.Task[None]] = []
 
     @property
@@ -229,10 +231,11 @@ class App:
             leases_changed=self._leases_changed.set,
         )
         hosts = ("localhost", "127.0.0.1", "[::1]", _in_url(config.admin)) if config.admin.is_loopback else None
-        self._http = _Http(
-            uvicorn.Config(build_admin(state, hosts=hosts), log_config=None, access_log=False, lifespan="off")
-        )
-        await self._http.start(admin_socket)
+        self._http = HttpServer(build_admin(state, hosts=hosts))
+        try:
+            await self._http.start(admin_socket)
+        except RuntimeError as error:
+            raise StartError(str(error)) from error
 
     async def stop(self, drain_s: float = 0.2) -> None:
         """Drain and stop; harmless when it never started."""
@@ -309,30 +312,6 @@ class App:
             limit = min(self.config.cert_ttl.total_seconds() / 4, _CLOCK_LOOK_S)
             due = limit if rotation is None else min(limit, max(0.0, rotation - loop.time()))
             await asyncio.sleep(due)
-
-
-class _Http(uvicorn.Server):
-    """Uvicorn in a loop and a process that are not its own."""
-
-    _task: asyncio.Task[None] | None = None
-
-    @contextmanager
-    def capture_signals(self) -> Iterator[None]:
-        yield  # signals are the command's business
-
-    async def start(self, sock: socket.socket) -> None:
-        self._task = asyncio.create_task(self.serve(sockets=[sock]), name="http")
-        while not self.started and not self._task.done():
-            await asyncio.sleep(0.005)
-        if self._task.done():
-            await self._task
-            raise StartError("the HTTP server did not start")
-
-    async def stop(self) -> None:
-        self.should_exit = True
-        if self._task is not None:
-            with contextlib.suppress(asyncio.CancelledError):
-                await self._task
 
 
 async def _guarded(name: str, body: Callable[[], Awaitable[None]]) -> None:

@@ -53,6 +53,10 @@ def serve(
     admin_allow_remote: Annotated[
         bool, typer.Option("--admin-allow-remote", help="Let --admin be an address that other machines reach.")
     ] = False,
+    max_streams: Annotated[int, typer.Option(min=1, help="Discovery streams that one client may have open.")] = 10_000,
+    max_new_streams: Annotated[
+        int, typer.Option(min=1, help="Discovery streams that one client may open in a second, after twice as many.")
+    ] = 500,
     may_register: Annotated[
         list[str] | None,
         typer.Option(help="account=service: lets a service account register instances of another service; * for all."),
@@ -61,6 +65,7 @@ def serve(
 ) -> None:
     """Serve the configuration under PATH... and follow its changes."""
     _require_extra()
+    from xds_server.admission import StreamLimits
     from xds_server.app import Config
     from xds_server.identity import Speakers
     from xds_server.serving import configure_logging, run
@@ -90,6 +95,7 @@ def serve(
         quiet_s=debounce_ms / 1000,
         load_interval_s=load_interval_s,
         admin_allow_remote=admin_allow_remote,
+        stream_limits=StreamLimits(max_streams, float(max_new_streams), 2 * max_new_streams),
         speakers=Speakers.parse(may_register or (), "--may-register"),
     )
     asyncio.run(run(config))

@@ -19,6 +19,7 @@ class Statistics:
 
     streams_opened: int = 0
     streams_closed: int = 0
+    streams_refused: int = 0
     write_timeouts: int = 0
     publishes: int = 0
     publishes_refused: int = 0
@@ -49,6 +50,7 @@ class Statistics:
         plain = {
             "streams_opened": self.streams_opened,
             "streams_closed": self.streams_closed,
+            "streams_refused": self.streams_refused,
             "write_timeouts": self.write_timeouts,
             "publishes": self.publishes,
             "publishes_refused": self.publishes_refused,

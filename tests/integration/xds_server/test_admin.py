@@ -1,11 +1,14 @@
 """The HTTP side, over real sockets."""
 
+import asyncio
 import json
+import time
 from datetime import timedelta
 
 import httpx
 import pytest
 
+from xds_server import http as http_server
 from xds_server.addresses import Address
 from xds_server.identity import Identity, Speakers
 from xds_server.model import Profile
@@ -188,3 +191,70 @@ async def test_no_page_shows_a_private_key(run_server, http, tmp_path):
         for path in ("/v1/status", "/v1/resources", "/v1/registrations", "/v1/findings", "/metrics"):
             text = (await client.get(path)).text
             assert "PRIVATE KEY" not in text and "PRIVATE KEY" not in json.dumps(text)
+
+
+async def _until_closed(address: Address, pieces: list[bytes], pause_s: float) -> tuple[bytes, float]:
+    """Send pieces with pauses; return what came back, and after how many seconds the server closed."""
+    begin = time.monotonic()
+    reader, writer = await asyncio.open_connection(address.host, address.port)
+
+    async def send() -> None:
+        for piece in pieces:
+            writer.write(piece)
+            await asyncio.sleep(pause_s)
+
+    sending = asyncio.create_task(send())
+    try:
+        async with asyncio.timeout(20):
+            answer = await reader.read()
+    except ConnectionError:
+        answer = b""
+    sending.cancel()
+    writer.close()
+    return answer, time.monotonic() - begin
+
+
+@pytest.mark.parametrize(
+    "beginning", [b"", b"GET /healthz HTTP/1.1\r\nhost: localhost\r\n\r\n"], ids=["first", "later"]
+)
+async def test_a_head_that_comes_byte_by_byte_is_not_waited_for(run_server, monkeypatch, beginning):
+    monkeypatch.setattr(http_server, "HEAD_S", 0.3)
+    async with run_server() as app:
+        pieces = [beginning, *(bytes([byte]) for byte in b"GET /healthz HTTP/1.1\r\nx: " + b"y" * 400)]
+        answer, seconds = await _until_closed(app.admin, pieces, 0.02)
+        assert answer.count(b"200 OK") == bool(beginning)
+        assert seconds < 5
+
+
+async def test_callers_that_say_nothing_are_not_waited_for(run_server, http, monkeypatch):
+    monkeypatch.setattr(http_server, "HEAD_S", 0.3)
+    async with run_server() as app, http(app) as client:
+        answers = await asyncio.gather(*(_until_closed(app.admin, [], 0.0) for _ in range(20)))
+        assert {b""} == {answer for answer, _ in answers}
+        assert 200 == (await client.get("/healthz")).status_code
+
+
+async def test_a_caller_that_does_not_read_its_answer_is_let_go(run_server, http, monkeypatch):
+    monkeypatch.setattr(http_server, "READ_S", 0.2)
+    async with run_server() as app, http(app) as client:
+        for number in range(300):
+            body = BODY | {"port": 1000 + number, "labels": {"x": "y" * 63, "z": "y" * 60}}
+            await client.put(f"/v1/registrations/{number}", json=body)
+        _, writer = await asyncio.open_connection(app.admin.host, app.admin.port, limit=1)
+        writer.transport.pause_reading()
+        for _ in range(200):  # more than the sockets' buffers hold
+            writer.write(b"GET /v1/registrations HTTP/1.1\r\nhost: localhost\r\n\r\n")
+        server = app._http
+        async with asyncio.timeout(15):
+            while len(server.server_state.connections) != 2:
+                await asyncio.sleep(0.01)
+            while len(server.server_state.connections) != 1:  # the client's own stays
+                await asyncio.sleep(0.02)
+                await client.get("/healthz")
+        writer.transport.abort()
+
+
+async def test_an_oversized_head_is_refused(run_server):
+    async with run_server() as app:
+        answer, _ = await _until_closed(app.admin, [b"GET / HTTP/1.1\r\nx: " + b"y" * 200_000], 0.0)
+        assert answer[:12] in (b"HTTP/1.1 400", b"")

@@ -1,8 +1,11 @@
 """Rules of streams, on real sockets, seen by a scripted client. Silence is shown by what comes next, not by waiting."""
 
+from contextlib import AsyncExitStack
+
 import grpc
 import pytest
 
+from xds_server.admission import StreamLimits
 from xds_server.ordering import CDS, EDS, LDS, RDS, SDS
 
 
@@ -98,3 +101,21 @@ async def test_shutdown_ends_streams_with_unavailable(mesh, run_server, connect)
         await client.response()
         await app.ads.stop(drain_s=0.0)
         assert await client.call.code() == grpc.StatusCode.UNAVAILABLE
+
+
+async def test_a_client_that_opens_streams_without_end_is_refused(mesh, run_server, connect):
+    """The server's limit is set low for it; the streams that it has go on."""
+    async with run_server(stream_limits=StreamLimits(at_once=3)) as app, AsyncExitStack() as stack:
+        clients = [await stack.enter_async_context(connect(app.listen)) for _ in range(3)]
+        for client in clients:
+            await client.ask(CDS)
+            await client.response()
+        more = await stack.enter_async_context(connect(app.listen))
+        assert await more.call.code() == grpc.StatusCode.RESOURCE_EXHAUSTED
+        assert "3 streams open" in await more.call.details()
+        await clients[0].call.done_writing()
+        assert await clients[0].call.code() == grpc.StatusCode.OK
+        again = await stack.enter_async_context(connect(app.listen))
+        await again.ask(CDS)
+        await again.response()
+        assert (2, 1) == (app.statistics.streams_closed, app.statistics.streams_refused)
