@@ -19,6 +19,7 @@ from cryptography import x509
 from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 
 from meshlib.identity.certificates import names_of
+from meshlib.identity.revocation import RevocationLists
 from meshlib.identity.san import PeerNames, compile_authority, compile_sans, compile_sni, describe_sans
 from meshlib.identity.spiffe import SpiffeId, spiffe_id_of
 from meshlib.model.secret import NO_CHECKS, ClientTls, PeerChecks, SanMatcher, SanType, ServerTls, TrustedCa
@@ -115,6 +116,7 @@ class PeerRule:
     Attributes:
         accepts: Test of its names; None: any name.
         expected: What that asks for, in words.
+        revoked: Lists that are looked at here; None: there are none.
         roots: By trust domain the DER of its roots; None: no SPIFFE id is asked for.
     """
 
@@ -123,24 +125,28 @@ class PeerRule:
     checks: PeerChecks = NO_CHECKS
     roots: Mapping[str, frozenset[bytes]] | None = None
     needs_key_usage: bool = False
+    revoked: RevocationLists | None = None
 
     def needs_chain(self, leaf: LeafFacts) -> bool:
         """Whether the verified chain of a leaf is asked for."""
+        if self.revoked is not None:
+            return True
         return self.roots is not None or self.checks.max_depth is not None or leaf.has_subject_alone
 
-    def refusal(self, leaf: LeafFacts, chain: Chain | None) -> str:
+    def refusal(self, leaf: LeafFacts, chain: Chain | None, now: float) -> str:
         """Return why a peer is refused, or the empty string.
 
         Args:
             chain: None: there is none, or the chain of this leaf has been found to be in order before.
+            now: Seconds since the epoch.
         """
         return (
-            (self._of_chain(leaf, chain) if chain is not None and self.needs_chain(leaf) else "")
+            (self._of_chain(leaf, chain, now) if chain is not None and self.needs_chain(leaf) else "")
             or self._of_pins(leaf)
             or self._of_names(leaf.names)
         )
 
-    def _of_chain(self, leaf: LeafFacts, chain: Chain) -> str:
+    def _of_chain(self, leaf: LeafFacts, chain: Chain, now: float) -> str:
         depth = self.checks.max_depth
         found = chain()
         if found is None:
@@ -151,6 +157,8 @@ class PeerRule:
         if leaf.has_subject_alone and any(map(_has_name_constraints, found[1:])):
             # That CA has not vouched for a common name, which OpenSSL does not look at; BoringSSL refuses these, too.
             return "its certificate has a subject alone, and its issuer may only certify some alternative names"
+        if self.revoked is not None and (reason := self.revoked.refusal(found, now)):
+            return reason
         return "" if self.roots is None else self._of_trust_domain(leaf, found, self.roots)
 
     def _of_trust_domain(self, leaf: LeafFacts, chain: tuple[bytes, ...], roots: Mapping[str, frozenset[bytes]]) -> str:
@@ -198,7 +206,7 @@ def compile_peer_rule(tls: ClientTls | ServerTls, trust: TrustedCa | None) -> Pe
     """Compile what a TLS configuration and the trust that it is used with ask of a peer.
 
     Raises:
-        ValueError: A regex that is not valid RE2, or a bundle that is not PEM.
+        ValueError: A regex that is not valid RE2, a bundle that is not PEM, or a revocation list that cannot be read.
     """
     sans, checks, roots = tls.sans, tls.checks, None
     if trust is not None:
@@ -215,7 +223,9 @@ def compile_peer_rule(tls: ClientTls | ServerTls, trust: TrustedCa | None) -> Pe
             expected = f"host {tls.authority_name}" + (f" and {expected}" if expected else "")
         elif tls.san_is_sni and tls.sni:
             accepts, expected = compile_sni(tls.sni), f"DNS name {tls.sni}"
-    return PeerRule(accepts, expected, checks, roots, trust is not None and trust.needs_key_usage)
+    needs_key_usage = trust is not None and trust.needs_key_usage
+    revoked = RevocationLists(checks.issuer_crls) if checks.issuer_crls else None
+    return PeerRule(accepts, expected, checks, roots, needs_key_usage, revoked)
 
 
 def _by_uri(sans: tuple[SanMatcher, ...]) -> Callable[[PeerNames], bool]:

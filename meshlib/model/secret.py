@@ -60,6 +60,7 @@ class PeerChecks:
         spki_hashes: SHA-256 of public keys (DER SubjectPublicKeyInfo). Both empty: no pins.
         crl_pem: Revocation lists; empty: none are asked for beside those in the trust bundle.
         crl_leaf_only: Of a chain only the leaf is looked up; else every certificate needs a list of its issuer.
+        issuer_crls: Further lists, as DER: of the issuers that have one here, and nobody else is asked for one.
         max_depth: How many certificates may stand above the leaf, the root included; None: OpenSSL's 100.
     """
 
@@ -68,6 +69,7 @@ class PeerChecks:
     crl_pem: bytes = field(default=b"", repr=False)
     crl_leaf_only: bool = False
     max_depth: int | None = None
+    issuer_crls: tuple[bytes, ...] = field(default=(), repr=False)
 
     def merged(self, other: "PeerChecks") -> "PeerChecks":
         """Return these with what is discovered laid over them: its values win, its lists are added."""
@@ -79,6 +81,7 @@ class PeerChecks:
             other.crl_pem or self.crl_pem,
             self.crl_leaf_only or other.crl_leaf_only,
             self.max_depth if other.max_depth is None else other.max_depth,
+            self.issuer_crls + other.issuer_crls,
         )
 
 

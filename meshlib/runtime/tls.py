@@ -342,7 +342,7 @@ def _only_for_ssl(tls: ServerTls, trust: TrustedCa | None) -> Iterator[str]:
     parameters = tls.parameters
     bundle = b"" if trust is None else trust.ca_pem
     conditions: dict[str, object] = {
-        "crl": checks.crl_pem or _CRL in bundle,
+        "crl": checks.crl_pem or checks.issuer_crls or _CRL in bundle,
         "verify_certificate_hash": checks.certificate_hashes,
         "verify_certificate_spki": checks.spki_hashes,
         "max_verify_depth": checks.max_depth is not None,

@@ -166,9 +166,9 @@ class MeshContext(ssl.SSLContext):
                 raise _refusal("the peer shows no certificate")
             return
         leaf, rule = _facts(der), self.rule
+        now = self.wall()
         # Otherwise the library has looked at the time.
         if is_reused or self.verify_mode is ssl.CERT_NONE:
-            now = self.wall()
             if now > leaf.not_after:
                 raise _refusal(f"its certificate expired {now - leaf.not_after:.0f} s ago")
             if now < leaf.not_before:
@@ -178,7 +178,7 @@ class MeshContext(ssl.SSLContext):
         # Where a pin alone says who the peer is, no chain has been verified.
         needs_chain = self.verify_mode is not ssl.CERT_NONE and rule.needs_chain(leaf)
         is_known = is_reused and leaf.certificate_hash in (self._passed or ())
-        reason = rule.refusal(leaf, chain if needs_chain and not is_known else None)
+        reason = rule.refusal(leaf, chain if needs_chain and not is_known else None, now)
         if reason:
             raise _refusal(reason)
         if needs_chain:

@@ -7,6 +7,7 @@ Source: SPIFFE_Workload_API.md, section 5.
 """
 
 from collections.abc import Callable
+from functools import cache
 from importlib import import_module
 from importlib.util import find_spec
 from typing import Any, Final
@@ -14,7 +15,8 @@ from typing import Any, Final
 from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat
 
 from meshlib.errors import ConfigError
-from meshlib.model.secret import Secret, TlsCertificate, TrustBundle, TrustedCa
+from meshlib.identity.revocation import check_lists
+from meshlib.model.secret import NO_CHECKS, PeerChecks, Secret, TlsCertificate, TrustBundle, TrustedCa
 from meshlib.ports import Rng
 from meshlib.runtime.scheduler import Scheduler, Timer
 from meshlib.xds.backoff import ReconnectBackoff
@@ -76,7 +78,7 @@ class WorkloadApi:
         self._number += 1
         number = self._number
         try:
-            self._client = import_module("spiffe").WorkloadApiClient(self._config.socket or None)
+            self._client = _client_class()(self._config.socket or None)
         except Exception as error:
             self._ended(number, str(error))
             return
@@ -117,6 +119,23 @@ class WorkloadApi:
         self._timer = self._scheduler.later(min(self._backoff.after_failure(self._rng), MAX_WAIT_S), self.connect)
 
 
+@cache
+def _client_class() -> Any:
+    """Return the library's client, which leaves the revocation lists out of what it hands on.
+
+    It makes each context of a response in a method of its own that is not public; the tests would notice its absence.
+    """
+    base: Any = import_module("spiffe").WorkloadApiClient
+
+    class Client(base):  # type: ignore[misc]  # imported on use
+        def _process_x509_context(self, response: Any) -> Any:
+            context = super()._process_x509_context(response)
+            context.revocation_lists = tuple(response.crl)
+            return context
+
+    return Client
+
+
 def secrets_of(instance: str, context: Any, spiffe_id: str) -> tuple[Secret, ...]:
     """Return what the API has sent as secrets.
 
@@ -125,7 +144,7 @@ def secrets_of(instance: str, context: Any, spiffe_id: str) -> tuple[Secret, ...
         spiffe_id: Of the identity to use; empty: the first.
 
     Raises:
-        ValueError: None of its identities is the one that is wanted.
+        ValueError: None of its identities is the one that is wanted, or a revocation list cannot be read.
     """
     certificate_name, roots_name = provider_secret_names(instance)
     identities = context.x509_svids
@@ -143,7 +162,9 @@ def secrets_of(instance: str, context: Any, spiffe_id: str) -> tuple[Secret, ...
         for bundle in context.x509_bundle_set.bundles
     ]
     bundles.sort(key=lambda bundle: bundle.trust_domain)
+    lists = check_lists(getattr(context, "revocation_lists", ()))
+    checks = PeerChecks(issuer_crls=lists) if lists else NO_CHECKS
     return (
         Secret(certificate_name, TlsCertificate(chain, key)),
-        Secret(roots_name, TrustedCa(b"", bundles=tuple(bundles))),
+        Secret(roots_name, TrustedCa(b"", bundles=tuple(bundles), checks=checks)),
     )

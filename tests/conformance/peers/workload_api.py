@@ -2,7 +2,7 @@
 
 import queue
 import threading
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, Self
@@ -14,7 +14,7 @@ from cryptography.hazmat.primitives.serialization import (
     PrivateFormat,
     load_pem_private_key,
 )
-from cryptography.x509 import load_pem_x509_certificates
+from cryptography.x509 import load_pem_x509_certificates, load_pem_x509_crl
 
 from peers.authority import Authority, Leaf
 
@@ -67,13 +67,21 @@ class WorkloadApi:
             self._streams.discard(news)
 
     def serve(
-        self, trust_domain: str, leaf: Leaf, roots: Mapping[str, list[Authority]], *others: tuple[str, Leaf]
+        self,
+        trust_domain: str,
+        leaf: Leaf,
+        roots: Mapping[str, list[Authority]],
+        *others: tuple[str, Leaf],
+        crls: Sequence[bytes] = (),
+        raw_crls: Sequence[bytes] = (),
     ) -> None:
         """Push identities and bundles.
 
         Args:
             trust_domain: Of the identity; the other domains in `roots` are federated ones.
             others: Further identities of the same domain, with their ids.
+            crls: Revocation lists, as PEM.
+            raw_crls: More of them, sent as they are.
         """
         from spiffe._proto import workload_pb2
 
@@ -87,7 +95,11 @@ class WorkloadApi:
             for uri, one in ((first, leaf), *others)
         ]
         federated = {f"spiffe://{name}": bundle for name, bundle in bundles.items()}
-        response = workload_pb2.X509SVIDResponse(svids=svids, federated_bundles=federated)
+        response = workload_pb2.X509SVIDResponse(
+            svids=svids,
+            federated_bundles=federated,
+            crl=[*(load_pem_x509_crl(one).public_bytes(Encoding.DER) for one in crls), *raw_crls],
+        )
         with self._lock:
             self._response = response
             for news in self._streams:

@@ -224,6 +224,46 @@ def test_the_workload_api_is_followed_under_load(ads, put_cluster, connect, tmp_
     assert "PRIVATE" not in json.dumps(mesh.status().to_dict())
 
 
+def test_whom_the_workload_api_revokes_is_refused(ads, put_cluster, connect, tmp_path):
+    """1. A federated domain has no list: its peers are let in. 2. The peer's own certificate is revoked: it gets no byte,
+    by httpx and by gRPC. 3. The agent takes that back."""
+    own, foreign = Authority("root"), Authority("foreign")
+    roots = {"a.example": [own], "b.example": [foreign]}
+    leaf, mine = foreign.issue(FOREIGN), own.issue(ORDERS)
+    with WorkloadApi(tmp_path) as api, Recorder(serving(leaf, own)) as server:
+        api.serve("a.example", mine, roots, crls=[own.revoke()])
+        put_cluster(server.address, FOREIGN)
+        mesh = connect({"plugin_name": "spiffe_workload_api", "config": {"endpoint_socket": api.address}})
+        with httpx.Client(transport=mesh.httpx_transport(), timeout=20) as client:
+            assert ORDERS == client.get("http://checkout/").text
+            received = server.received
+            before = mesh.view
+            api.serve("a.example", mine, roots, crls=[own.revoke(), foreign.revoke(leaf)])
+            eventually(lambda: mesh.view is not before)
+            with pytest.raises(httpx.ConnectError, match="has been revoked"):
+                client.post("http://checkout/", json={"card": "4111"})
+            with mesh.channel("xds:///checkout") as channel, pytest.raises(grpc.RpcError, match="has been revoked"):
+                channel.unary_unary("/test.Service/Unary")(b"4111", timeout=20)
+            assert received == server.received
+            before = mesh.view
+            api.serve("a.example", mine, roots, crls=[foreign.revoke()])
+            eventually(lambda: mesh.view is not before)
+            assert ORDERS == client.get("http://checkout/").text
+
+
+def test_a_revocation_list_that_cannot_be_read_is_a_problem_and_changes_nothing(ads, put_cluster, connect, tmp_path):
+    own = Authority()
+    with WorkloadApi(tmp_path) as api, Recorder(serving(own.issue(CHECKOUT), own)) as server:
+        api.serve("a.example", own.issue(ORDERS), {"a.example": [own]})
+        put_cluster(server.address, CHECKOUT)
+        mesh = connect({"plugin_name": "spiffe_workload_api", "config": {"endpoint_socket": api.address}})
+        with httpx.Client(transport=mesh.httpx_transport(), timeout=20) as client:
+            assert ORDERS == client.get("http://checkout/").text
+            api.serve("a.example", own.issue(ORDERS_2), {"a.example": [own]}, raw_crls=[b"junk"])
+            eventually(lambda: "revocation list" in mesh.status().problems.get("certificate provider p", ""))
+            assert ORDERS == client.get("http://checkout/").text
+
+
 def test_an_identity_may_be_chosen(ads, put_cluster, connect, tmp_path):
     own = Authority()
     with WorkloadApi(tmp_path) as api, Recorder(serving(own.issue(CHECKOUT), own)) as server:
