@@ -33,6 +33,8 @@ RELAXED: Final = frozenset(
         # Required for Envoy; with gRPC's certificate providers the trust comes from a provider instance instead.
         "envoy.extensions.transport_sockets.tls.v3.CommonTlsContext.CombinedCertificateValidationContext"
         ".validation_context_sds_secret_config",
+        # Envoy 1.40 takes a bucket without tokens, which lets nothing pass; the rule is one of older protos.
+        "envoy.type.v3.TokenBucket.max_tokens",
         # `trust_bundles`, added later, may stand for them; Envoy does not check this message's rules.
         "envoy.extensions.transport_sockets.tls.v3.SPIFFECertValidatorConfig.trust_domains",
     }
@@ -44,6 +46,8 @@ _COMPARISONS: Final[tuple[tuple[str, str, Callable[[Any, Any], bool]], ...]] = (
     ("gt", "greater than", lambda value, limit: value > limit),
     ("gte", "at least", lambda value, limit: value >= limit),
 )
+_HEADER_NAME: Final[Any] = re2.compile(r"^:?[0-9a-zA-Z!#$%&'*+-.^_|~`]+$")
+_HEADER_VALUE: Final[Any] = re2.compile(r"^[^\x00-\x08\x0a-\x1f\x7f]*$")
 _HEADER_BREAKERS: Final = ("\0", "\n", "\r")
 _WRAPPERS: Final = frozenset(
     f"google.protobuf.{kind}Value"
@@ -200,8 +204,10 @@ def _extension(options: Any, options_type: str, name: str) -> Any:
 
 
 def _check(field: FieldDescriptor, rules: Any) -> Check | None:
+    if _is_map(field):
+        return _map_check(field, rules.map)
     if field.is_repeated:
-        return None if _is_map(field) else _count_check(rules.repeated)
+        return _count_check(rules.repeated)
     check = _scalar_check(field, rules)
     if check is not None and field.message_type is not None and field.message_type.full_name in _WRAPPERS:
         return lambda value: check(value.value)
@@ -220,6 +226,28 @@ def _count_check(rule: Any) -> Check | None:
             return f"may have at most {most} elements"
         if rule.unique and len(set(values)) < len(values):
             return "has an element twice"
+        return ""
+
+    return check
+
+
+def _map_check(field: FieldDescriptor, rule: Any) -> Check | None:
+    """Rules of messages in a map are those of their type."""
+    assert field.message_type is not None
+    kinds = field.message_type.fields_by_name
+    key = _scalar_check(kinds["key"], rule.keys)
+    value = None if kinds["value"].message_type else _scalar_check(kinds["value"], rule.values)
+    if key is None and value is None and not rule.min_pairs:
+        return None
+
+    def check(values: Any) -> str:
+        if len(values) < rule.min_pairs:
+            return f"needs at least {rule.min_pairs} element{'s' if rule.min_pairs > 1 else ''}"
+        for name in values:
+            if key is not None and (reason := key(name)):
+                return f"a key {reason}"
+            if value is not None and (reason := value(values[name])):
+                return f"the value of {name[:100]!r} {reason}"
         return ""
 
     return check
@@ -290,17 +318,30 @@ def _string_check(rule: Any) -> Check | None:
     if rule.pattern:
         pattern: Any = re2.compile(rule.pattern)
         checks.append(lambda value: "" if pattern.search(value) else f"must match {rule.pattern}")
+    if getattr(rule, "in"):
+        listed = tuple(getattr(rule, "in"))
+        checks.append(lambda value: "" if value in listed else f"must be one of {', '.join(listed)}")
+    if rule.HasField("suffix"):
+        checks.append(lambda value: "" if value.endswith(rule.suffix) else f"must end with {rule.suffix}")
     if rule.HasField("prefix"):
         checks.append(lambda value: "" if value.startswith(rule.prefix) else f"must start with {rule.prefix}")
     if rule.WhichOneof("well_known") == "well_known_regex":
-        # HTTP_HEADER_NAME and HTTP_HEADER_VALUE; every use in xDS has `strict: false`.
-        checks.append(lambda value: "has a NUL, CR or LF" if any(c in value for c in _HEADER_BREAKERS) else "")
+        checks.append(_header_check(rule))
     if not checks:
         return None
     may_be_empty = rule.ignore_empty
     return lambda value: (
         "" if may_be_empty and not value else next((reason for check in checks if (reason := check(value))), "")
     )
+
+
+def _header_check(rule: Any) -> Check:
+    """The well-known regexes: HTTP_HEADER_NAME is 1, HTTP_HEADER_VALUE is 2; strict unless the rule says otherwise."""
+    if rule.HasField("strict") and not rule.strict:
+        return lambda value: "has a NUL, CR or LF" if any(c in value for c in _HEADER_BREAKERS) else ""
+    if rule.well_known_regex == 1:
+        return lambda value: "" if _HEADER_NAME.search(value) else "is not the name of a header"
+    return lambda value: "" if _HEADER_VALUE.search(value) else "is not the value of a header"
 
 
 def _length_check(rule: Any, unit: str) -> Check | None:

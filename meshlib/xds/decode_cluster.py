@@ -153,7 +153,8 @@ def decode_cluster(message: Any, path: str, problems: Problems) -> Cluster:
         tls = client_socket(message.transport_socket, join(path, "transport_socket"), problems)
     matches = _socket_matches(message, path, problems)
     has_tls = tls is not None or any(match.tls is not None for match in matches)
-    protocol = decode_protocol(message, path, problems, has_tls=has_tls)
+    is_all_tls = tls is not None and all(match.tls is not None for match in matches)
+    protocol = decode_protocol(message, path, problems, has_tls=has_tls, is_all_tls=is_all_tls)
     connect_s = duration(message, "connect_timeout", path, problems)
     place = join(path, "circuit_breakers")
     default, high = _circuit_breakers(message.circuit_breakers, place, problems, http2=protocol.http2)
@@ -184,7 +185,7 @@ def decode_cluster(message: Any, path: str, problems: Problems) -> Cluster:
         override_statuses=override_statuses(message.common_lb_config),
         named_by=balancing.named_by,
         zone_aware=balancing.zone_aware,
-        health_check=health_check(message, path, problems),
+        health_check=health_check(message, path, problems, may_be_http2=protocol.may_be_http2),
         counts_new_hosts=not message.common_lb_config.ignore_new_hosts_until_first_hc,
         keeps_passing_hosts=not message.ignore_health_on_host_removal,
         metadata=metadata(message.metadata),
@@ -220,6 +221,8 @@ def _discovery(
     message: Any, kind: int, path: str, problems: Problems
 ) -> EdsDiscovery | StaticDiscovery | DnsDiscovery | AggregateDiscovery:
     place = join(path, "load_assignment")
+    if kind != EDS and message.HasField("eds_cluster_config"):
+        problems.error(join(path, "eds_cluster_config"), "is only for a cluster of type EDS")
     match kind:
         case -1:  # CUSTOM
             return _custom(message, path, problems)
@@ -269,7 +272,9 @@ def _socket_matches(message: Any, path: str, problems: Problems) -> tuple[Transp
     for index, item in enumerate(message.transport_socket_matches):
         place = f"{join(path, 'transport_socket_matches')}[{index}]"
         tls: ClientTls | None = None
-        if item.HasField("transport_socket"):
+        if not item.HasField("transport_socket"):
+            problems.error(join(place, "transport_socket"), "is required")
+        else:
             tls = client_socket(item.transport_socket, join(place, "transport_socket"), problems)
         result.append(TransportSocketMatch(item.name, tuple(sorted(struct(item.match).items())), tls))
     return tuple(result)

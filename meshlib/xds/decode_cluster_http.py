@@ -36,10 +36,12 @@ _UPSTREAM_FIELDS: Final = frozenset({"auto_sni", "auto_san_validation", "overrid
 @dataclass(frozen=True, slots=True)
 class Protocol:
     """Attributes:
+    may_be_http2: Requests may go by HTTP/2, if both sides agree on it.
     idle_timeout_s: None: Envoy's default.
     """
 
     http2: bool = False
+    may_be_http2: bool = False
     max_requests_per_connection: int | None = None
     idle_timeout_s: float | None = None
     authority_names: AuthorityNames | None = None
@@ -47,8 +49,16 @@ class Protocol:
     retry: RetryPolicy | None = None
 
 
-def decode_protocol(message: Any, path: str, problems: Problems, *, has_tls: bool) -> Protocol:
-    """Decode the protocol options of a Cluster message: the typed ones, else the cluster's own deprecated fields."""
+def decode_protocol(message: Any, path: str, problems: Problems, *, has_tls: bool, is_all_tls: bool) -> Protocol:
+    """Decode the protocol options of a Cluster message: the typed ones, else the cluster's own deprecated fields.
+
+    Args:
+        message: The cluster.
+        path: Its field path.
+        problems: Takes the errors.
+        has_tls: Some endpoints are spoken to over TLS.
+        is_all_tls: All of them are.
+    """
     place = join(path, "typed_extension_protocol_options")
     for key in sorted(message.typed_extension_protocol_options):
         if key != HTTP_OPTIONS_KEY:
@@ -61,6 +71,7 @@ def decode_protocol(message: Any, path: str, problems: Problems, *, has_tls: boo
         return replace(
             protocol,
             http2=message.HasField("http2_protocol_options"),
+            may_be_http2=message.HasField("http2_protocol_options"),
             max_requests_per_connection=limit,
             authority_names=names,
         )
@@ -81,16 +92,29 @@ def decode_protocol(message: Any, path: str, problems: Problems, *, has_tls: boo
             problems.error(f"{place}.http_filters[{index}]", f"filter {item.name!r} is not supported")
     protocol = _common(options, place, problems)
     limit = protocol.max_requests_per_connection or legacy_limit
+    kind = options.WhichOneof("upstream_protocol_options")
+    if kind == "auto_config":
+        _check_auto(options.auto_config, join(place, kind), problems, is_all_tls=is_all_tls)
+    followed = options.use_downstream_protocol_config.HasField("http2_protocol_options")
     retry = None
     if options.HasField("retry_policy"):
         retry = retry_policy(options.retry_policy, join(place, "retry_policy"), problems)
     return replace(
         protocol,
-        http2=_is_http2(options, place, problems),
+        http2=(is_http2 := _is_http2(options, place, problems)),
+        may_be_http2=is_http2 or kind == "auto_config" or followed,
         max_requests_per_connection=limit,
         authority_names=names,
         retry=retry,
     )
+
+
+def _check_auto(message: Any, path: str, problems: Problems, *, is_all_tls: bool) -> None:
+    """`auto_config` leaves the version to ALPN, so there has to be TLS."""
+    if not is_all_tls:
+        problems.error(path, "needs TLS for every endpoint (ALPN chooses the version)")
+    if message.HasField("http3_protocol_options") and not message.HasField("alternate_protocols_cache_options"):
+        problems.error(join(path, "http3_protocol_options"), "needs alternate_protocols_cache_options")
 
 
 def _is_http2(options: Any, path: str, problems: Problems) -> bool:

@@ -9,6 +9,7 @@ from collections.abc import Iterator, Mapping
 from types import MappingProxyType
 from typing import Any, Final
 
+from google.protobuf.descriptor import FieldDescriptor
 from google.protobuf.json_format import ParseError
 from google.protobuf.message import DecodeError
 from google.protobuf.unknown_fields import UnknownFieldSet
@@ -21,6 +22,7 @@ from meshlib.xds.problems import Problems
 __all__ = [
     "FILTER_CONFIG_TYPE",
     "any_type",
+    "check_durations",
     "cover",
     "duration",
     "freeze",
@@ -37,11 +39,12 @@ __all__ = [
 ]
 
 FILTER_CONFIG_TYPE: Final = "envoy.config.route.v3.FilterConfig"
-MAX_DURATION_S: Final = 315_576_000_000
-"""Range of `google.protobuf.Duration`."""
+MAX_DURATION_S: Final = 9_223_372_035
+"""What Envoy takes, so that it has room in 64 bits as nanoseconds; a `google.protobuf.Duration` could be longer."""
 
 _TYPED_STRUCTS: Final = frozenset({"xds.type.v3.TypedStruct", "udpa.type.v1.TypedStruct"})
 
+_DURATION: Final = "google.protobuf.Duration"
 _WITH_KEYS: Final = "envoy.extensions.transport_sockets."
 
 
@@ -81,6 +84,7 @@ def cover(
             continue
         if name in harmless if harmless is not None else name not in (refused or ()):
             problems.unused(join(path, name))
+            check_durations(message, field, path, problems)
         else:
             problems.error(join(path, name), "is not supported")
     unknown = UnknownFieldSet(message)
@@ -92,15 +96,28 @@ def cover(
 def duration(message: Any, name: str, path: str, problems: Problems) -> float | None:
     """Return the seconds of a Duration field, or None if it is absent.
 
-    Out of range (negative, more than ten thousand years, more than 999,999,999 nanoseconds) is an error.
+    Out of range (negative, more than 292 years, more than 999,999,999 nanoseconds) is an error.
     """
     if not message.HasField(name):
         return None
     value = getattr(message, name)
     if not (0 <= value.seconds <= MAX_DURATION_S and 0 <= value.nanos < 1_000_000_000):
-        problems.error(join(path, name), "is not a duration between 0 and 315576000000 s")
+        problems.error(join(path, name), f"is not a duration between 0 and {MAX_DURATION_S} s")
         return 0.0
     return float(value.seconds + value.nanos / 1e9)
+
+
+def check_durations(message: Any, field: FieldDescriptor, path: str, problems: Problems) -> None:
+    """Report the durations out of range in a field without effect: they are refused for all that."""
+    kind = field.message_type
+    if kind is None or field.is_repeated or not kind.full_name.startswith((_DURATION, "envoy.")):
+        return
+    if kind.full_name == _DURATION:
+        duration(message, field.name, path, problems)
+        return
+    below = getattr(message, field.name)
+    for inner, _ in below.ListFields():
+        check_durations(below, inner, join(path, field.name), problems)
 
 
 def wrapped(message: Any, name: str) -> Any:
@@ -177,6 +194,7 @@ def unpack_extension(extension: Any, path: str, problems: Problems) -> Any:
 
 def is_discovered_by_ads(source: Any, path: str, problems: Problems) -> bool:
     """Check a ConfigSource: only the stream that the resource itself came by can be asked."""
+    duration(source, "initial_fetch_timeout", path, problems)
     kind = source.WhichOneof("config_source_specifier")
     if kind in ("ads", "self"):
         return True

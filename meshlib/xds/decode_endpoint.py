@@ -31,6 +31,7 @@ __all__ = ["decode_assignment", "decode_member", "fast_address", "socket_address
 
 MAX_WEIGHT_SUM: Final = 2**32 - 1
 MAX_PRIORITY: Final = 128
+MAX_MODE: Final = 0o777
 MAX_PORT: Final = 65535
 PAUSE_EVERY: Final = 64
 """Endpoints: about 0.2 ms."""
@@ -119,7 +120,8 @@ def decode_assignment(
         elif entry.HasField("leds_cluster_locality_config"):
             collections.setdefault(key, []).append(_collection(entry, place, problems))
         elif entry.HasField("load_balancer_endpoints"):
-            _endpoints(entry.load_balancer_endpoints, place, problems, group, seen, shared, allow_names, pause)
+            inner = join(place, "load_balancer_endpoints")
+            _endpoints(entry.load_balancer_endpoints, inner, problems, group, seen, shared, allow_names, pause)
         else:
             _endpoints(entry, place, problems, group, seen, shared, allow_names, pause)
     _check_sums(groups, weights, join(path, "endpoints"), problems)
@@ -168,6 +170,10 @@ def socket_address(message: Any, path: str, problems: Problems, *, allow_names: 
     if kind == "pipe":
         if not message.pipe.path:
             problems.error(join(path, "pipe.path"), "must not be empty")
+        if "\0" in message.pipe.path:
+            problems.error(join(path, "pipe.path"), "has a NUL")
+        if message.pipe.mode > MAX_MODE:
+            problems.error(join(path, "pipe.mode"), f"must be at most {MAX_MODE}")
         return f"unix:{message.pipe.path}"
     if kind != "socket_address":
         problems.error(join(path, kind or "address"), "is not supported" if kind else "is required")
@@ -274,6 +280,10 @@ def _check_endpoint(message: Any, path: str, problems: Problems, allow_names: bo
         problems.error(join(path, "health_status"), f"unknown value {message.health_status}")
     place = join(path, "endpoint")
     cover(message.endpoint, place, problems, used=_HOST_USED, harmless=_HOST_HARMLESS)
+    # In DNS clusters they are not looked at.
+    for index, other in enumerate(() if allow_names else message.endpoint.additional_addresses):
+        here = f"{join(place, 'additional_addresses')}[{index}].address"
+        socket_address(other.address, here, problems)
     return socket_address(message.endpoint.address, join(place, "address"), problems, allow_names=allow_names)
 
 
@@ -284,6 +294,8 @@ def _check_target(host: Any, path: str, problems: Problems, allow_names: bool) -
     config, address = host.health_check_config, ""
     if config.HasField("address"):
         address = socket_address(config.address, join(place, "address"), problems, allow_names=allow_names)
+    elif config.port_value and host.address.HasField("pipe"):
+        problems.error(join(place, "port_value"), "is not for an address without a port")
     return check_target(config, place, problems, address)
 
 

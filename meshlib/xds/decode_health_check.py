@@ -67,13 +67,23 @@ _HTTP2, _HTTP3, _CONNECT = 1, 2, 6
 _WITH_BODY: Final = frozenset({"POST", "PUT", "PATCH", "OPTIONS"})
 
 
-def health_check(message: Any, path: str, problems: Problems) -> HealthCheck | None:
-    """Decode the `health_checks` of a Cluster; None: there are none."""
+def health_check(message: Any, path: str, problems: Problems, *, may_be_http2: bool) -> HealthCheck | None:
+    """Decode the `health_checks` of a Cluster; None: there are none.
+
+    Args:
+        message: The cluster.
+        path: Its field path.
+        problems: Takes the errors.
+        may_be_http2: Requests to it may go by HTTP/2.
+    """
     if not message.health_checks:
         return None
     place = join(path, "health_checks")
     if len(message.health_checks) > 1:
         problems.error(place, "only one is supported")
+    for index, item in enumerate(message.health_checks):
+        if item.HasField("grpc_health_check") and not may_be_http2:
+            problems.error(f"{place}[{index}].grpc_health_check", "needs a cluster that speaks HTTP/2")
     return _check(message.health_checks[0], f"{place}[0]", problems)
 
 

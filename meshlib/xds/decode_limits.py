@@ -150,7 +150,7 @@ def _admission(message: Any, path: str, problems: Problems) -> AdmissionControl:
         ranges = criteria.http_criteria.http_success_status
         http = tuple((entry.start, entry.end) for entry in ranges)
         for index, (start, end) in enumerate(http):
-            if not 100 <= start < end <= 600:
+            if not 100 <= start <= end <= 600 or start == 600:
                 problems.error(f"{place}[{index}]", "must be a range within 100 to 600")
     if criteria.HasField("grpc_criteria"):
         grpc = frozenset(criteria.grpc_criteria.grpc_success_status)

@@ -6,7 +6,7 @@ from typing import Any, Final
 from meshlib.model.discovery import ScopedRoutes
 from meshlib.model.listener import ClientListener, EscapedSlashes, HeadRules, Listener, ServerListener
 from meshlib.model.route import RouteConfiguration
-from meshlib.xds.decode_common import any_type, cover, duration, is_discovered_by_ads, join, unpack
+from meshlib.xds.decode_common import any_type, check_durations, cover, duration, is_discovered_by_ads, join, unpack
 from meshlib.xds.decode_endpoint import socket_address
 from meshlib.xds.decode_filters import decode_filters
 from meshlib.xds.decode_local_reply import reply_rules
@@ -53,6 +53,8 @@ _MANAGER_OF_CLIENTS: Final = frozenset(
         "scheme_header_transformation",
     }
 )
+_HTTP3: Final = 3
+_IPV4_COMPATIBLE: Final = ("[::]:", "[::ffff:")
 _OFF: Final = frozenset({"normalize_path"})
 """Wrapped booleans that may be given with the value false."""
 
@@ -127,6 +129,8 @@ def _server_listener(message: Any, path: str, problems: Problems) -> ServerListe
     """
     address = socket_address(message.address, join(path, "address"), problems)
     _listener_filters(message, path, problems)
+    if message.address.socket_address.ipv4_compat and not address.startswith(_IPV4_COMPATIBLE):
+        problems.error(join(path, "address.socket_address.ipv4_compat"), "needs the address :: or one mapped from IPv4")
     chains = [(chain, f"{join(path, 'filter_chains')}[{i}]") for i, chain in enumerate(message.filter_chains)]
     if message.HasField("default_filter_chain"):
         chains.append((message.default_filter_chain, join(path, "default_filter_chain")))
@@ -244,6 +248,12 @@ def _manager(packed: Any, path: str, problems: Problems, *, is_client: bool = Fa
         used |= {"path_with_escaped_slashes_action"}
     used |= _MANAGER_OF_CLIENTS if is_client else frozenset()
     cover(manager, path, problems, used=used, refused=_MANAGER_REFUSED | _MANAGER_OF_CLIENTS)
+    if manager.codec_type == _HTTP3:
+        problems.error(join(path, "codec_type"), "HTTP3 needs a listener for QUIC")
+    check_durations(manager, manager.DESCRIPTOR.fields_by_name["common_http_protocol_options"], path, problems)
+    if manager.common_http_protocol_options.HasField("max_response_headers_kb"):
+        place = join(path, "common_http_protocol_options.max_response_headers_kb")
+        problems.error(place, "is only for clusters")
     return manager
 
 

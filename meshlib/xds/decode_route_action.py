@@ -247,6 +247,7 @@ def _check_legacy_grpc_timeout(message: Any, path: str, problems: Problems) -> N
     if not message.HasField("max_grpc_timeout"):
         if message.HasField("grpc_timeout_offset"):
             problems.unused(join(path, "grpc_timeout_offset"))
+            duration(message, "grpc_timeout_offset", path, problems)
         return
     place = join(path, "max_grpc_timeout")
     if message.HasField("max_stream_duration"):

@@ -89,6 +89,8 @@ def _socket(
 def _client_tls(message: Any, path: str, problems: Problems) -> ClientTls:
     used = frozenset({"common_tls_context", "sni", "auto_host_sni", "auto_sni_san_validation"})
     cover(message, path, problems, used=used, harmless=_UPSTREAM_HARMLESS)
+    if "\0" in message.sni:
+        problems.error(join(path, "sni"), "has a NUL")
     place = join(path, "common_tls_context")
     common = message.common_tls_context
     certificate, trust, rest = _common(common, place, problems)
@@ -114,6 +116,10 @@ def _server_tls(message: Any, path: str, problems: Problems) -> ServerTls:
     if not wrapped(message, "require_sni"):
         used |= {"require_sni"}
     cover(message, path, problems, used=used, harmless=_DOWNSTREAM_HARMLESS)
+    if message.HasField("session_ticket_keys_sds_secret_config"):
+        _sds(
+            message.session_ticket_keys_sds_secret_config, join(path, "session_ticket_keys_sds_secret_config"), problems
+        )
     place = join(path, "common_tls_context")
     common = message.common_tls_context
     certificate, trust, rest = _common(common, place, problems)

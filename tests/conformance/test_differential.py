@@ -8,7 +8,8 @@ from differential import subject
 from differential.envoy_side import EnvoySide
 from differential.generate import LAYERS
 from differential.managers import random_managers
-from differential.rejection import run_rejection
+from differential.rejection import resources, routes, run_rejection
+from differential.resource_side import ResourceSide
 from differential.run import run
 
 CASES = 200
@@ -20,6 +21,12 @@ MANAGERS = 8
 def side(tmp_path_factory):
     managers = random_managers(random.SystemRandom().randrange(2**32), MANAGERS)
     with EnvoySide(tmp_path_factory.mktemp("envoy"), managers=managers) as side:
+        yield side
+
+
+@pytest.fixture(scope="module")
+def resource_side(tmp_path_factory):
+    with ResourceSide(tmp_path_factory.mktemp("resources")) as side:
         yield side
 
 
@@ -48,7 +55,17 @@ def test_meshlib_decides_as_envoy_does(side, seed, layer, record_property):
 
 @pytest.mark.timeout(120)
 def test_meshlib_refuses_what_envoy_refuses(side, seed, record_property):
-    report = run_rejection(side, seed, CASES)
+    report = run_rejection(routes(side), seed, CASES)
+    record_property("report", str(report))
+    assert 0 == report.disagreeing, "\n".join([str(report), *report.disagreements])
+    assert report.outcomes["both take it"] > CASES / 10
+    assert report.outcomes["both refuse it"] > CASES / 10
+
+
+@pytest.mark.timeout(120)
+@pytest.mark.parametrize("kind", range(4), ids=("clusters", "endpoints", "managers", "listeners"))
+def test_meshlib_refuses_the_resources_that_envoy_refuses(resource_side, seed, kind, record_property):
+    report = run_rejection(resources(resource_side)[kind], seed, CASES)
     record_property("report", str(report))
     assert 0 == report.disagreeing, "\n".join([str(report), *report.disagreements])
     assert report.outcomes["both take it"] > CASES / 10

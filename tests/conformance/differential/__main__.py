@@ -4,40 +4,52 @@ import argparse
 import random
 import sys
 import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 
 from differential.envoy_side import EnvoySide
 from differential.generate import LAYERS
 from differential.managers import random_managers
-from differential.rejection import run_rejection
-from differential.run import run
+from differential.rejection import resources, routes, run_rejection
+from differential.resource_side import ResourceSide
+from differential.run import Report, run
 
-REJECTION = "rejection"
+REJECTION, RESOURCES = "rejection", "resources"
 MANAGERS = 24
 
 
 def main() -> int:
     parser = argparse.ArgumentParser(prog="differential", description="Compare meshlib's routing with Envoy's.")
-    parser.add_argument("--layer", choices=(*LAYERS, REJECTION, "each"), default="all")
+    parser.add_argument("--layer", choices=(*LAYERS, REJECTION, RESOURCES, "each"), default="all")
     parser.add_argument("--cases", type=int, default=10_000, help="of each layer")
     parser.add_argument("--requests", type=int, default=10, help="for each configuration")
     parser.add_argument("--seed", type=int, default=None, help="default: a new one, printed")
     arguments = parser.parse_args()
     seed = arguments.seed if arguments.seed is not None else random.SystemRandom().randrange(2**32)
-    layers = (*LAYERS, REJECTION) if arguments.layer == "each" else (arguments.layer,)
+    layers = (*LAYERS, REJECTION, RESOURCES) if arguments.layer == "each" else (arguments.layer,)
     disagreeing = 0
     for layer in layers:
-        managers = random_managers(seed, MANAGERS)
-        with tempfile.TemporaryDirectory() as folder, EnvoySide(Path(folder), managers=managers) as side:
-            if layer == REJECTION:
-                report = run_rejection(side, seed, arguments.cases)
-            else:
-                report = run(side, seed, arguments.cases, arguments.requests, layer)
-        for disagreement in report.disagreements:
-            print(disagreement)
-        print(report, flush=True)
-        disagreeing += report.disagreeing
+        for report in _reports(layer, seed, arguments.cases, arguments.requests):
+            for disagreement in report.disagreements:
+                print(disagreement)
+            print(report, flush=True)
+            disagreeing += report.disagreeing
     return 1 if disagreeing else 0
+
+
+def _reports(layer: str, seed: int, cases: int, requests: int) -> Iterator[Report]:
+    with tempfile.TemporaryDirectory() as folder:
+        if layer == RESOURCES:
+            with ResourceSide(Path(folder)) as side:
+                for kind in resources(side):
+                    yield run_rejection(kind, seed, cases)
+            return
+        managers = random_managers(seed, MANAGERS)
+        with EnvoySide(Path(folder), managers=managers) as routing:
+            if layer == REJECTION:
+                yield run_rejection(routes(routing), seed, cases)
+            else:
+                yield run(routing, seed, cases, requests, layer)
 
 
 if __name__ == "__main__":

@@ -1,9 +1,13 @@
 """Random changes of valid resources, made along their descriptors: mostly they break something, now and then they do not."""
 
 import random
+from collections.abc import Iterator
 from typing import Any
 
 from google.protobuf.descriptor import FieldDescriptor
+from google.protobuf.message import DecodeError
+
+from meshlib.protos import from_any
 
 STRINGS = (
     "", "a", "/a", "/", "*", "a b", "a\n", "\0", "%REQ(x)%", "%", ":path", "host", "x-1", "é", "(", "a" * 300, "/a/", "/a?b", "a#b",
@@ -13,12 +17,37 @@ NUMBERS = (0, 1, 2, 99, 100, 101, 200, 301, 599, 600, 1000, 4096, 65535, 65536, 
 MAX_DEPTH = 7
 # What other files discover, or what only a proxy's operator has: nothing to agree about here.
 LEFT_ALONE = frozenset(
-    {"typed_per_filter_config", "vhds", "metadata", "filter_metadata", "typed_filter_metadata", "type_url"}
+    {
+        *("typed_per_filter_config", "vhds", "metadata", "filter_metadata", "typed_filter_metadata", "type_url"),
+        *("load_balancer_endpoints", "api_listener"),  # which Envoy does not look at
+        *("event_log_path", "event_logger", "event_service", "key_log"),  # they make files
+        *("access_log", "access_log_options", "upstream_log", "upstream_log_options", "tracing"),
+    }
 )
 
+_OPAQUE = frozenset({"google.protobuf.Any", "google.protobuf.Struct"})
+# JSON has no words for one of them that is out of range.
+_WHOLE = frozenset({"google.protobuf.Duration", "google.protobuf.Timestamp"})
 
-def mutate(message: Any, chance: random.Random) -> str:
-    """Change one thing in a message and return what it was."""
+
+def mutate(message: Any, chance: random.Random, *, inside: bool = False) -> str:
+    """Change one thing in a message and return what it was.
+
+    Args:
+        message: What to change.
+        chance: Decides.
+        inside: What an `Any` in it holds is part of the message.
+    """
+    if inside and (packed := list(_packed(message))) and chance.random() < 0.7:
+        holder = chance.choice(packed)
+        try:
+            held = from_any(holder)
+        except (DecodeError, KeyError):
+            return ""
+        done = mutate(held, chance, inside=True)
+        # As the JSON that Envoy reads would have it: packed anew.
+        holder.value = held.SerializeToString(deterministic=True)
+        return f"<{held.DESCRIPTOR.name}> {done}"
     for _ in range(20):
         target, path = _walk(message, chance)
         fields = [field for field in target.DESCRIPTOR.fields if field.name not in LEFT_ALONE]
@@ -31,6 +60,26 @@ def mutate(message: Any, chance: random.Random) -> str:
     return ""
 
 
+def _packed(message: Any) -> Iterator[Any]:
+    """Yield every `Any` in a message that says what it holds."""
+    if message.DESCRIPTOR.full_name == "google.protobuf.Any":
+        if message.type_url:
+            yield message
+        return
+    for field, value in message.ListFields():
+        if field.message_type is None or field.name in LEFT_ALONE:
+            continue
+        if field.message_type.GetOptions().map_entry:
+            if field.message_type.fields_by_name["value"].message_type is not None:
+                for key in value:
+                    yield from _packed(value[key])
+        elif field.is_repeated:
+            for item in value:
+                yield from _packed(item)
+        else:
+            yield from _packed(value)
+
+
 def _walk(message: Any, chance: random.Random) -> tuple[Any, str]:
     """Go down a random way of what is set."""
     path = ""
@@ -40,7 +89,11 @@ def _walk(message: Any, chance: random.Random) -> tuple[Any, str]:
             for field, value in message.ListFields()
             if field.message_type and field.name not in LEFT_ALONE
         ]
-        below = [(field, value) for field, value in below if not _is_opaque(field)]
+        below = [
+            (field, value)
+            for field, value in below
+            if not _is_opaque(field) and field.message_type.full_name not in _WHOLE
+        ]
         if not below or chance.random() < 0.2:
             return message, path
         field, value = chance.choice(below)
@@ -51,9 +104,7 @@ def _walk(message: Any, chance: random.Random) -> tuple[Any, str]:
 
 def _is_opaque(field: FieldDescriptor) -> bool:
     kind = field.message_type
-    return kind is not None and (
-        kind.GetOptions().map_entry or kind.full_name in ("google.protobuf.Any", "google.protobuf.Struct")
-    )
+    return kind is not None and (kind.GetOptions().map_entry or kind.full_name in _OPAQUE)
 
 
 def _change(target: Any, field: FieldDescriptor, chance: random.Random) -> str | None:

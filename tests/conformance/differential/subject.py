@@ -39,6 +39,16 @@ def refusal(configuration: Json) -> Refusal | None:
     return made if isinstance(made, Refusal) else None
 
 
+def refusal_of(type_url: str, kind: str, resource: Json) -> Refusal | None:
+    """Return why meshlib does not take a resource of any type; None: it does."""
+    try:
+        body = from_dict(kind, resource).SerializeToString()
+    except ParseError as error:  # a part that had to be there was left out while shrinking
+        return Refusal(str(error))
+    decoded = decode_resource(type_url, body)
+    return Refusal("\n".join(decoded.errors)) if decoded.errors else None
+
+
 def decide(configuration: Json, requests: Sequence[Request], managers: Sequence[Json] = ({},)) -> Outcome:
     """Return what meshlib would do.
 

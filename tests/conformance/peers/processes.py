@@ -38,6 +38,7 @@ class Child:
         stdout: int | None = subprocess.DEVNULL,
     ) -> None:
         self.name = name
+        self._read = 0
         self.log = folder / f"{name}.log"
         with self.log.open("a") as log:
             self.process = subprocess.Popen(
@@ -57,6 +58,14 @@ class Child:
     def tail(self, lines: int = 30) -> str:
         """Return the end of what it wrote to stderr."""
         return "\n".join(self.log.read_text(errors="replace").splitlines()[-lines:])
+
+    def news(self) -> str:
+        """Return what it wrote to stderr since this was asked last."""
+        with self.log.open(errors="replace") as log:
+            log.seek(self._read)
+            text = log.read()
+            self._read = log.tell()
+        return text
 
     def check_alive(self) -> None:
         code = self.process.poll()

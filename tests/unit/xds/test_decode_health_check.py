@@ -120,8 +120,13 @@ def test_tcp_and_grpc_probes() -> None:
     assert TcpProbe(b"\x00\xff", (b"\x01",)) == tcp.probe
     assert TcpProbe() == check(tcp_health_check={}).probe
     metadata = [{"header": {"key": "k", "value": "v"}}]
-    grpc = check(grpc_health_check={"service_name": "a.B", "authority": "b", "initial_metadata": metadata})
+    probe = {"grpc_health_check": {"service_name": "a.B", "authority": "b", "initial_metadata": metadata}}
+    grpc = accepted({**BASE, **probe}, http2_protocol_options={}).health_check
+    assert grpc is not None
     assert GrpcProbe("a.B", "b", (("k", "v"),)) == grpc.probe
+    assert ("health_checks[0].grpc_health_check: needs a cluster that speaks HTTP/2",) == cluster(
+        {**BASE, **probe}
+    ).errors
 
 
 def test_tls_of_checks() -> None:

@@ -137,17 +137,13 @@ def more_addresses(*addresses: dict[str, Any]) -> dict[str, Any]:
 
 MORE = "endpoints[0].lb_endpoints[0].endpoint.additional_addresses[0].address"
 
+RAW_BUFFER = {"name": "p", "typed_config": {"@type": f"{TLS}raw_buffer.v3.RawBuffer"}}
 REFUSED = [
     (LDS, listener(http_filters=[{"name": "f", "typed_config": STRUCT}, ROUTER]), f"{M}.http_filters[0].typed_config"),
     (CDS, aggregate(lb_policy="CLUSTER_PROVIDED"), "lb_policy"),
     (CDS, aggregate(load_balancing_policy=RANDOM), "load_balancing_policy"),
     (EDS, more_addresses(TCP), MORE),
     (EDS, more_addresses({"pipe": {"path": "/x"}}), f"{MORE}.pipe"),
-    (
-        EDS,
-        more_addresses({"socket_address": {"address": "x", "port_value": 1}}),
-        f"{MORE}.socket_address.address",
-    ),
     (
         EDS,
         {**assignment(group("a", 1)), "policy": {"drop_overloads": [{"category": "x"}]}},
@@ -180,7 +176,6 @@ REFUSED = [
     (RDS, routes({"match": {"connect_matcher": {}}}), f"{R}.match.connect_matcher"),
     (RDS, routes({"match": {"prefix": "/"}}, domains=[""]), "virtual_hosts[0].domains[0]"),
     (RDS, override(**LIMIT), f'{R}.typed_per_filter_config["a"]'),
-    (CDS, dns(group("a", 1), group("b")), "load_assignment"),
     (
         CDS,
         dns({**group("a"), "lb_endpoints": [PIPE]}),
@@ -231,10 +226,14 @@ REFUSED = [
         ),
         f"{POLICY}.metric_names_for_computing_utilization[0]",
     ),
-    (CDS, cluster(transport_socket_matches=[{"name": "m", "match": {}}]), "transport_socket_matches"),
     (
         CDS,
-        cluster(transport_socket={"name": "p", "typed_config": {"@type": f"{TLS}raw_buffer.v3.RawBuffer"}}),
+        cluster(transport_socket_matches=[{"name": "m", "match": {}, "transport_socket": RAW_BUFFER}]),
+        "transport_socket_matches",
+    ),
+    (
+        CDS,
+        cluster(transport_socket=RAW_BUFFER),
         C,
     ),
     (CDS, tls(), f"{C}.common_tls_context.validation_context"),
