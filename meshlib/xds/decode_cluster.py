@@ -208,6 +208,7 @@ def _authority_names(
 def _load_reports(message: Any, path: str, problems: Problems) -> LoadReports | None:
     if not message.HasField("lrs_server"):
         return None
+    duration(message.lrs_server, "initial_fetch_timeout", join(path, "lrs_server"), problems)
     if message.lrs_server.WhichOneof("config_source_specifier") != "self":
         problems.error(join(path, "lrs_server"), "only `self` is supported")
     return LoadReports(tuple(message.lrs_report_endpoint_metrics))

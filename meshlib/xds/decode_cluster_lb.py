@@ -16,6 +16,8 @@ from meshlib.xds.problems import Problems
 __all__ = ["Balancing", "decode_balancing", "override_statuses"]
 
 STRICT_DNS: Final = 1
+BY_LIST: Final = 7
+"""LOAD_BALANCING_POLICY_CONFIG."""
 
 _COMMON_HARMLESS: Final = frozenset(
     {
@@ -76,6 +78,8 @@ def decode_balancing(message: Any, path: str, problems: Problems, *, is_aggregat
         if common.HasField("consistent_hashing_lb_config"):
             problems.unused(join(place, "consistent_hashing_lb_config"))
     elif is_aggregate:
+        if message.lb_policy == BY_LIST:
+            problems.error(join(path, "load_balancing_policy"), "is required with LOAD_BALANCING_POLICY_CONFIG")
         result = Balancing(RoundRobin())
     else:
         weighted = common.HasField("locality_weighted_lb_config")

@@ -108,7 +108,7 @@ def _discovery(
         problems.error(place, "is required")
     assignment = cluster.load_assignment
     if is_logical:
-        if sum(len(entry.lb_endpoints) for entry in assignment.endpoints) != 1:
+        if [len(entry.lb_endpoints) for entry in assignment.endpoints] != [1]:
             problems.error(place, "LOGICAL_DNS must have exactly one locality with exactly one endpoint")
         # As Envoy does: where there is one endpoint there is one priority.
         assignment = type(assignment).FromString(assignment.SerializeToString())

@@ -137,7 +137,7 @@ def _admission(message: Any, path: str, problems: Problems) -> AdmissionControl:
         problems.error(join(path, "sampling_window"), "must be at least 1 s")
     aggression = _runtime_value(message, "aggression", path, problems)
     threshold = _runtime_percent(message, "sr_threshold", path, problems)
-    if threshold is not None and threshold < 1.0:
+    if message.HasField("sr_threshold") and (threshold or 0.0) < 1.0:
         problems.error(join(path, "sr_threshold"), "must be at least 1 %")
         threshold = None
     rejection = _runtime_percent(message, "max_rejection_probability", path, problems)

@@ -76,12 +76,12 @@ def test_a_fault_is_found_and_shrunk(side, monkeypatch):
     """A meshlib that forgets what a route adds to the request disagrees, and the report shows little more than that."""
     decide = subject.decide
 
-    def forgetful(configuration, requests):
+    def forgetful(configuration, requests, *managers):
         smaller = json.loads(json.dumps(configuration))
         for host in smaller.get("virtual_hosts", ()):
             for route in host.get("routes", ()):
                 route.pop("request_headers_to_add", None)
-        return decide(smaller, requests)
+        return decide(smaller, requests, *managers)
 
     monkeypatch.setattr(subject, "decide", forgetful)
     report = run(side, seed=1, cases=150, requests=5)

@@ -20,7 +20,7 @@ LEFT_ALONE = frozenset(
     {
         *("typed_per_filter_config", "vhds", "metadata", "filter_metadata", "typed_filter_metadata", "type_url"),
         *("load_balancer_endpoints", "api_listener"),  # which Envoy does not look at
-        *("event_log_path", "event_logger", "event_service", "key_log"),  # they make files
+        *("pipe", "event_log_path", "event_logger", "event_service", "key_log"),  # they make files
         *("access_log", "access_log_options", "upstream_log", "upstream_log_options", "tracing"),
     }
 )
@@ -162,7 +162,7 @@ def _fill(message: Any, chance: random.Random) -> str:
             filled.append(f"{field.name}={value!r}")
     for oneof in message.DESCRIPTOR.oneofs:
         field = chance.choice(oneof.fields)
-        if chance.random() < 0.8:
+        if field.name not in LEFT_ALONE and chance.random() < 0.8:
             if field.message_type is not None and not _is_opaque(field):
                 child = getattr(message, field.name)
                 child.SetInParent()

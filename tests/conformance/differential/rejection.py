@@ -31,7 +31,7 @@ ENDED = "Envoy's process ended"
 # By a reason of meshlib's, or "Envoy: " and a part of one of Envoy's.
 # A fault of a certificate that Envoy only finds when the secret beside it has come.
 _CERTIFICATE = re.compile(
-    r"tls_certificates\[\d+\]\.\w+: is |trusted_ca: is not a PEM|cipher_suites\[\d+\]: .* is not a cipher"
+    r"tls_certificates\[\d+\]\.\w+: is |trusted_ca: is not a PEM|cipher_suites\[\d+\]: .* is not a cipher|has no effect with safe_regex"
 )
 LISTED = (
     re.compile(r"is not supported|only (one|`self`) is supported|must be exactly one HttpConnectionManager"),
@@ -45,7 +45,8 @@ LISTED = (
     re.compile(r"certificate_provider_instance.*: must not be empty"),
     re.compile(r"tls_certificates\[\d+\]\.(certificate_chain|private_key): is required"),
     re.compile(r"health_status: unknown value"),
-    re.compile(r"^load_assignment.*lb_endpoints\[\d+\]\.endpoint(\.address\.address)?: is required"),  # in DNS clusters
+    # In DNS clusters.
+    re.compile(r"^load_assignment.*(endpoint(\.address\.address)?: is required|is only supported in EDS|is not an IP)"),
     # Who asks for the name or the certificate of a peer, and trusts nobody to vouch for it.
     re.compile(r"auto_san_validation needs a trusted CA|require_client_certificate: needs a validation context"),
     re.compile(r"tls_maximum_protocol_version: leaves no version of TLS to use"),
@@ -65,6 +66,7 @@ LISTED = (
     re.compile(r"endpoints: (priority \d+ is empty|the sum of \w+ weights of priority)"),
     re.compile(r"http_filters: is empty; the router filter is required|route_config_name: must not be empty"),
     re.compile(r"abort\.grpc_status: must be at most 16"),
+    re.compile(r"sampling_window: must be at least 1 s"),  # Envoy divides by its whole seconds
     re.compile(r"^Envoy: .*Missing config source specifier"),
     # Extensions that Envoy looks up by name, and gRPC and meshlib by type.
     re.compile(r"^Envoy: .*Didn't find a registered implementation for name:"),
