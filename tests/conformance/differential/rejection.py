@@ -35,7 +35,9 @@ _CERTIFICATE = re.compile(
 )
 LISTED = (
     re.compile(r"is not supported|only (one|`self`) is supported|must be exactly one HttpConnectionManager"),
-    re.compile(r"exactly one filter chain is supported|config(_source)?: must be ads or self"),
+    re.compile(
+        r"transport_protocol: must be tls or raw_buffer|exactly one filter chain is supported|config(_source)?: must be ads or self"
+    ),
     # Values with which there is no ring, no table or no choice. Envoy checks the rules of the protos everywhere but in
     # the policies of this list; with some of them its process ends.
     re.compile(r"^load_balancing_policy\.policies.*: (must|is required|unknown value|is not a duration|one of|needs)"),
@@ -45,6 +47,7 @@ LISTED = (
     re.compile(r"certificate_provider_instance.*: must not be empty"),
     re.compile(r"tls_certificates\[\d+\]\.(certificate_chain|private_key): is required"),
     re.compile(r"health_status: unknown value"),
+    re.compile(r"\.crl: is not a PEM"),  # Envoy takes it for a list of nothing
     # In DNS clusters.
     re.compile(r"^load_assignment.*(endpoint(\.address\.address)?: is required|is only supported in EDS|is not an IP)"),
     # Who asks for the name or the certificate of a peer, and trusts nobody to vouch for it.
@@ -56,6 +59,8 @@ LISTED = (
         r"|HttpConnectionManagerValidationError\.StatPrefix): value length must be at least 1",
         re.DOTALL,
     ),
+    # gRPC's providers of certificates may take its place.
+    re.compile(r"^Envoy: .*ValidationContextSdsSecretConfig: value is required", re.DOTALL),
     # What gRPC's clients take: another policy than this one in WrrLocality, options for clients without
     # load_balancing_policy beside it, several categories of drops.
     re.compile(r"^Envoy: .*Currently WrrLocalityLoadBalancer only supports ClientSideWeightedRoundRobin"),
@@ -80,7 +85,7 @@ LISTED = (
 LISTED_ROUTES = (
     # Management servers for gRPC name no virtual hosts.
     re.compile(r"^Envoy: .*VirtualHostValidationError\.Name: value length must be at least 1", re.DOTALL),
-    re.compile(r"^Envoy: .*route: unknown cluster"),
+    re.compile(r"^Envoy: .*route: unknown (shadow )?cluster"),
     re.compile(r"^Envoy: .*max program size of 100 set for the error level"),
 )
 
