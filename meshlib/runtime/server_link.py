@@ -19,7 +19,7 @@ from meshlib.xds.cache import Key
 from meshlib.xds.commands import CancelTimer, Command, Report, StartExpiry, StartTimer, StopExpiry
 from meshlib.xds.delta import DeltaMachine
 from meshlib.xds.sotw import SotwMachine
-from meshlib.xds.wire import SendDelta, SendRequest, encode_delta_request, encode_request
+from meshlib.xds.wire import RequestEncoder, SendDelta, SendRequest
 
 __all__ = ["ConnectionStatus", "OpenStream", "ServerLink"]
 
@@ -119,7 +119,7 @@ class ServerLink:
         self.machine: SotwMachine | DeltaMachine = machine
         self.status = ConnectionStatus(server.uri)
         self._server = server
-        self._node = node
+        self._encoder = RequestEncoder(node)
         self._scheduler = scheduler
         self._clock = clock
         self._rng = rng
@@ -277,12 +277,9 @@ class ServerLink:
     def _do(self, commands: tuple[Command, ...], now: float) -> None:
         for command in commands:
             match command:
-                case SendRequest():
+                case SendRequest() | SendDelta():
                     if self._stream is not None:
-                        self._stream.send(encode_request(command, self._node))
-                case SendDelta():
-                    if self._stream is not None:
-                        self._stream.send(encode_delta_request(command, self._node))
+                        self._stream.send(self._encoder.encode(command))
                 case StartTimer(key=key, delay_s=delay_s):
                     self._timers[key] = self._scheduler.later(delay_s, partial(self._on_timer, key))
                 case CancelTimer(key=key):

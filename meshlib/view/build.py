@@ -1,6 +1,8 @@
 """The whole view, and how it is made from a snapshot and the view before."""
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from operator import eq
 from types import MappingProxyType
 
 from meshlib.events import Event
@@ -19,6 +21,32 @@ from meshlib.xds.load_report import ClusterLoad
 __all__ = ["View", "build_view"]
 
 
+@dataclass(frozen=True, slots=True)
+class _Counting:
+    """What of some clusters the control thread looks at after every update.
+
+    Attributes:
+        loads: As `View.loads` and `View.reporting`.
+    """
+
+    loads: tuple[ClusterLoad, ...]
+    reporting: tuple[tuple[ClusterState, float], ...]
+
+    @classmethod
+    def of(cls, states: Iterable[ClusterState | ConfigFault]) -> "_Counting":
+        found = [state for state in states if isinstance(state, ClusterState)]
+        return cls(
+            tuple([state.load for state in found if state.load is not None]),
+            tuple(
+                [
+                    (state, period_s)
+                    for state in found
+                    if state.learner is not None and (period_s := state.learner.reporting_period_s) is not None
+                ]
+            ),
+        )
+
+
 class View:
     """One complete configuration in its working form.
 
@@ -32,7 +60,7 @@ class View:
         home: Who knows the local cluster; None: zones do not matter.
     """
 
-    __slots__ = ("_reporting", "clusters", "home", "inbound", "number", "secrets", "snapshot", "targets")
+    __slots__ = ("_counting", "clusters", "home", "inbound", "number", "secrets", "snapshot", "targets")
 
     def __init__(
         self,
@@ -40,7 +68,14 @@ class View:
         targets: Mapping[str, TargetView | ConfigFault],
         clusters: Mapping[str, ClusterState | ConfigFault],
         home: HomeState | None = None,
+        counting: "_Counting | None" = None,
     ) -> None:
+        """Make a view.
+
+        Args:
+            home: As the attribute.
+            counting: Of the clusters, where it is known.
+        """
         self.home = home
         self.number = snapshot.number
         self.snapshot = snapshot
@@ -48,13 +83,7 @@ class View:
         self.clusters = clusters
         self.inbound: Mapping[str, InboundConfig | ConfigFault] = snapshot.inbound
         self.secrets: Mapping[str, Secret] = snapshot.secrets
-        self._reporting = tuple(
-            (state, period_s)
-            for state in clusters.values()
-            if isinstance(state, ClusterState)
-            and state.learner is not None
-            and (period_s := state.learner.reporting_period_s) is not None
-        )
+        self._counting = _Counting.of(clusters.values()) if counting is None else counting
 
     def __repr__(self) -> str:
         return f"View({self.number}, {len(self.targets)} targets, {len(self.clusters)} clusters)"
@@ -62,13 +91,12 @@ class View:
     @property
     def loads(self) -> tuple[ClusterLoad, ...]:
         """What is counted for load reports."""
-        states = self.clusters.values()
-        return tuple(state.load for state in states if isinstance(state, ClusterState) and state.load is not None)
+        return self._counting.loads
 
     @property
     def reporting(self) -> tuple[tuple[ClusterState, float], ...]:
         """The clusters whose endpoints are to report their load out of band, and how often, in seconds."""
-        return self._reporting
+        return self._counting.reporting
 
     def sweep(self, now: float, rng: Rng) -> tuple[Event, ...]:
         """Do the periodic work that is due. Cheap; ask about once a second.
@@ -104,6 +132,13 @@ def _build_cluster(
     return made(config, now, seed, safety, home)
 
 
+def _changed(before: Mapping[str, object], now: Mapping[str, object]) -> list[str] | None:
+    """Return under which names other objects stand than before; None: the names, or their order, are other ones too."""
+    if len(before) != len(now) or not all(map(eq, before, now)):
+        return None
+    return [name for name, old, new in zip(now, before.values(), now.values(), strict=True) if old is not new]
+
+
 def _build_clusters(
     snapshot: Snapshot,
     previous: View,
@@ -112,24 +147,40 @@ def _build_clusters(
     pause: Pause,
     safety: Safety,
     home: HomeState | None,
-) -> Mapping[str, ClusterState | ConfigFault]:
-    """Make or bring up to date the states of all clusters; the same mapping when it holds the same objects."""
+) -> tuple[Mapping[str, ClusterState | ConfigFault], _Counting | None]:
+    """Make or bring up to date the states of all clusters.
+
+    Returns:
+        The same mapping as before when it holds the same objects; and what they count, if that is known.
+    """
     before, states = previous.snapshot.clusters, previous.clusters
-    if snapshot.clusters is before:
-        return states
-    clusters: dict[str, ClusterState | ConfigFault] = {}
-    for name, config in snapshot.clusters.items():
-        state = states.get(name)
-        if state is None or before.get(name) is not config:
-            pause()
-            state = _build_cluster(config, state, now, rng, pause, safety, home)
-        clusters[name] = state
+    if snapshot.clusters is before and home is previous.home:
+        return states, previous._counting
+    changed = _changed(before, snapshot.clusters)
+    if changed is None:
+        changed = [
+            name for name, config in snapshot.clusters.items() if before.get(name) is not config or name not in states
+        ]
+        is_rebuilt = True
+    else:
+        is_rebuilt = False
+    olds = [states[name] for name in changed if name in states]
+    counting = _Counting.of(olds)
+    made: dict[str, ClusterState | ConfigFault] = {}
+    for name in changed:
+        pause()
+        made[name] = _build_cluster(snapshot.clusters[name], states.get(name), now, rng, pause, safety, home)
+    if not is_rebuilt and home is previous.home and all(state is states.get(name) for name, state in made.items()):
+        if any(isinstance(state, AggregateState) for state in olds):
+            _link_leaves(states)
+        return states, previous._counting if counting == _Counting.of(olds) else None
+    clusters = {name: made[name] if name in made else states[name] for name in snapshot.clusters}
     _link_leaves(clusters)
     if home is not None:
         found = clusters.get(home.place.cluster)
         home.cluster = found if isinstance(found, ClusterState) else None
     # The same objects: targets that have not changed can stay as they are.
-    return states if clusters == states else MappingProxyType(clusters)
+    return states if clusters == states else MappingProxyType(clusters), None
 
 
 def _link_leaves(clusters: Mapping[str, ClusterState | ConfigFault]) -> None:
@@ -198,13 +249,11 @@ def build_view(
     home = previous.home
     if snapshot.home is not None and (home is None or home.place != snapshot.home):
         home = HomeState(snapshot.home)
-    clusters = _build_clusters(snapshot, previous, now, rng, pause, safety, home)
+    clusters, counting = _build_clusters(snapshot, previous, now, rng, pause, safety, home)
     if clusters is previous.clusters and snapshot.targets is previous.snapshot.targets:
-        return View(snapshot, previous.targets, clusters, home)
-    targets: Mapping[str, TargetView | ConfigFault] = MappingProxyType(
-        {
-            name: _build_target(name, config, previous.targets.get(name), clusters, wall_offset_s)
-            for name, config in snapshot.targets.items()
-        }
-    )
-    return View(snapshot, targets, clusters, home)
+        return View(snapshot, previous.targets, clusters, home, counting)
+    targets: dict[str, TargetView | ConfigFault] = {}
+    for name, config in snapshot.targets.items():
+        pause()
+        targets[name] = _build_target(name, config, previous.targets.get(name), clusters, wall_offset_s)
+    return View(snapshot, MappingProxyType(targets), clusters, home, counting)

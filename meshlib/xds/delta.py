@@ -119,7 +119,7 @@ class DeltaMachine(StreamMachine):
         commands: list[Command] = []
         for type_url, state in self._types.items():
             names = self._wanted_of(type_url, wanted)
-            if names == state.wanted:
+            if names is state.wanted or names == state.wanted:
                 continue
             self._add_names(type_url, names - state.wanted)
             state.wanted = names

@@ -20,7 +20,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from functools import reduce
 from types import MappingProxyType
-from typing import Final, TypeVar
+from typing import Final
 
 from meshlib.model.dns import DnsAnswer
 from meshlib.model.secret import Secret
@@ -37,15 +37,14 @@ from meshlib.xds.follow import (
     provider_secret_names,
 )
 from meshlib.xds.follow_targets import Follower, clusters_of_target
+from meshlib.xds.parts import Parts, Table
 from meshlib.xds.resources import SDS, TYPE_URLS
 
 __all__ = ["Closure", "DnsAnswer", "Facts", "Resolution", "clusters_of", "provider_secret_names", "resolve"]
 
-V = TypeVar("V")
 USE: Final = "use"
 """Stands in the place of a type URL: a cluster that is in the snapshot."""
 INBOUND: Final = "inbound"
-VERSIONS: Final = "versions"
 TARGET: Final = "target"
 HOME: Final = "home"
 """The local cluster, which nobody waits for."""
@@ -92,7 +91,8 @@ class Closure:
     """The same as `resolve` at the price of what changed: only starting points that lead to it are followed anew.
 
     A starting point is followed again when a resource or host name that it met has changed, and each time as long as
-    something on its way is missing: then what comes out depends on what was in use before.
+    something on its way is missing: then what comes out depends on what was in use before. A change that stays within a
+    cluster (other endpoints, other settings, another certificate) has only that cluster followed.
     """
 
     def __init__(self) -> None:
@@ -130,19 +130,20 @@ class Closure:
         self._wanted: dict[str, set[str]] = {type_url: set() for type_url in TYPE_URLS}
         self._wanted_now: Mapping[str, frozenset[str]] = MappingProxyType(dict.fromkeys(TYPE_URLS, NOBODY))
         self._stale: set[str] = set()
-        # The parts of the snapshot, and whether they are other than in the last one.
-        self._targets: dict[str, TargetConfig | ConfigFault] = {}
-        self._inbound: dict[str, InboundConfig | ConfigFault] = {}
-        self._clusters: dict[str, ClusterConfig | ConfigFault] = {}
-        self._versions: dict[Key, str] = {}
-        self._changed: set[str] = set()
+        self._secret_names: set[str] = set()
+        self._parts = Parts()
+        # The parts of the snapshot.
+        self._targets: Table[str, TargetConfig | ConfigFault] = Table()
+        self._inbound: Table[str, InboundConfig | ConfigFault] = Table()
+        self._clusters: Table[str, ClusterConfig | ConfigFault] = Table()
+        self._versions: Table[Key, str] = Table()
 
     def run(self, facts: Facts, touched: Iterable[Key]) -> Resolution:
         """Follow what may have changed, and put the snapshot together."""
         assert self._last is not None
         follower = Follower(facts, self._last)
-        dirty = self._dirty(facts, touched)
-        moved: set[str] = set()  # clusters whose users changed, or what those want of them
+        moved: set[str] = set()  # clusters that changed by themselves, or whose users did, or what those want of them
+        dirty = self._dirty(facts, touched, follower, moved)
         if (facts.targets, facts.inbound) != self._starts:
             self._starts = (facts.targets, facts.inbound)
             there = {*((TARGET, name) for name in facts.targets), *((INBOUND, name) for name in facts.inbound)}
@@ -170,7 +171,8 @@ class Closure:
             if (USE, name) in self._users:
                 self._use(follower, name, name in held, clusters)
         for name, config in clusters.items():
-            self._put(self._clusters, name, config, USE)
+            self._clusters.put(name, config)
+        self._parts.learn(follower)
         return Resolution(
             self._subscriptions(),
             self._dns_names(),
@@ -180,18 +182,19 @@ class Closure:
 
     # What to follow.
 
-    def _dirty(self, facts: Facts, touched: Iterable[Key]) -> set[Key]:
-        dirty = set(self._volatile)
+    def _dirty(self, facts: Facts, touched: Iterable[Key], follower: Follower, moved: set[str]) -> set[Key]:
+        changed = []
         for key in touched:
-            users = self._users.get(key)
-            if users is None:
-                continue
-            before, now = self._prints.get(key), self._note(key)
-            if before != now:
-                dirty |= users
-        for label, answer in self._dns.items():
-            if facts.dns.get(label) != answer:
-                dirty |= self._users[DNS, label]
+            if key in self._users:
+                before, now = self._prints.get(key), self._note(key)
+                if before != now:
+                    changed.append(key)
+        changed += [(DNS, label) for label, answer in self._dns.items() if facts.dns.get(label) != answer]
+        dirty = set(self._volatile)
+        for key in changed:
+            users, within = self._users[key], self._parts.within(follower, key)
+            moved |= within or NOBODY
+            dirty |= users if within is None else {user for user in users if user[0] == INBOUND}
         self._dns = {label: facts.dns.get(label) for label in self._dns}
         if facts.demands is not self._demands:
             for name in {*facts.demands, *self._demands}:
@@ -204,12 +207,10 @@ class Closure:
         """Remember what is known of a resource; equal ones lead to the same."""
         entry = self._cache.peek(*key)
         version = None if entry is None or entry.value is None else entry.version
-        if self._versions.get(key) != version:
-            self._changed.add(VERSIONS)
-            if version is None:
-                del self._versions[key]
-            else:
-                self._versions[key] = version
+        if version is None:
+            self._versions.drop(key)
+        else:
+            self._versions.put(key, version)
         found = None if entry is None else (_Same(entry.value), entry.state, entry.error, entry.is_absent)
         self._prints[key] = found
         return found
@@ -250,9 +251,7 @@ class Closure:
         self._waiting.pop(key, None)
         self._volatile.discard(key)
         if key[0] != HOME:
-            table: dict[str, object] = self._inbound if key[0] == INBOUND else self._targets  # type: ignore[assignment]
-            if table.pop(key[1], None) is not None:
-                self._changed.add(key[0])
+            (self._inbound if key[0] == INBOUND else self._targets).drop(key[1])
         self._unuse(key, node.scope.needs)
         return node.used
 
@@ -272,11 +271,11 @@ class Closure:
         kind, name = key
         if kind == HOME:
             return NOBODY if before is None else before.used
-        table: dict[str, object] = self._inbound if kind == INBOUND else self._targets  # type: ignore[assignment]
+        table: Table[str, object] = self._inbound if kind == INBOUND else self._targets  # type: ignore[assignment]
         if node.config is not None:
-            self._put(table, name, node.config, kind)
-        elif table.pop(name, None) is not None:
-            self._changed.add(kind)
+            table.put(name, node.config)
+        else:
+            table.drop(name)
         return NOBODY if before is None else before.used
 
     def _begin(self, need: Key) -> None:
@@ -287,6 +286,8 @@ class Closure:
             self._note(need)
         elif kind == DNS:
             self._dns[name] = None
+        elif kind == SECRET:
+            self._secret_names.add(name)
 
     def _unuse(self, key: Key, needs: Iterable[Key]) -> None:
         for need in needs:
@@ -295,23 +296,19 @@ class Closure:
             if users:
                 continue
             del self._users[need]
+            self._parts.forget(need)
             kind, name = need
             if kind in self._wanted:
                 self._wanted[kind].discard(name)
                 self._stale.add(kind)
                 self._prints.pop(need, None)
-                if self._versions.pop(need, None) is not None:
-                    self._changed.add(VERSIONS)
+                self._versions.drop(need)
             elif kind == DNS:
                 self._dns.pop(name, None)
-            elif kind == USE and self._clusters.pop(name, None) is not None:
-                self._changed.add(USE)
-
-    def _put(self, table: dict[str, V], name: str, value: V, kind: str) -> None:
-        before = table.get(name)
-        if before is not value and not (isinstance(value, ConfigFault) and value == before):
-            table[name] = value
-            self._changed.add(kind)
+            elif kind == SECRET:
+                self._secret_names.discard(name)
+            elif kind == USE:
+                self._clusters.drop(name)
 
     # What comes out.
 
@@ -336,13 +333,15 @@ class Closure:
             for label in self._dns
         }
 
-    def _secrets(self, facts: Facts) -> dict[str, Secret]:
+    def _secrets(self, facts: Facts, last: Mapping[str, Secret]) -> Mapping[str, Secret]:
+        """Return the secrets in use; the same object when they are the same."""
         found: dict[str, Secret] = {}
-        for name in sorted(name for kind, name in self._users if kind == SECRET):
+        for name in sorted(self._secret_names):
             secret = self._known_secret(facts, name)
             if secret is not None:
                 found[name] = secret
-        return found
+        is_same = len(found) == len(last) and all(secret is last.get(name) for name, secret in found.items())
+        return last if is_same else MappingProxyType(found)
 
     def _known_secret(self, facts: Facts, name: str) -> Secret | None:
         if name.startswith(PROVIDER_PREFIX):
@@ -357,19 +356,12 @@ class Closure:
     def _snapshot(self, facts: Facts) -> Snapshot:
         previous = self._last
         assert previous is not None
-        changed, is_new = self._changed, self._is_new
-        self._changed, self._is_new = set(), False
-
-        def part(kind: str, table: dict[str, V], old: Mapping[str, V]) -> Mapping[str, V]:
-            return _kept(table, old) if is_new or kind in changed else old
-
-        targets = part(TARGET, self._targets, previous.targets)
-        inbound = part(INBOUND, self._inbound, previous.inbound)
-        clusters = part(USE, self._clusters, previous.clusters)
-        secrets = _kept(self._secrets(facts), previous.secrets)
-        versions = previous.versions
-        if (is_new or VERSIONS in changed) and self._versions != previous.versions:
-            versions = MappingProxyType(dict(self._versions))
+        is_new, self._is_new = self._is_new, False
+        targets = self._targets.take(previous.targets, is_new=is_new)
+        inbound = self._inbound.take(previous.inbound, is_new=is_new)
+        clusters = self._clusters.take(previous.clusters, is_new=is_new)
+        versions = self._versions.take(previous.versions, is_new=is_new)
+        secrets = self._secrets(facts, previous.secrets)
         before = (previous.targets, previous.inbound, previous.clusters, previous.secrets, previous.versions)
         parts = (targets, inbound, clusters, secrets, versions)
         if all(new is old for new, old in zip(parts, before, strict=True)):
@@ -390,17 +382,3 @@ class _Same:
         return isinstance(other, _Same) and self._value is other._value
 
     __hash__ = None  # type: ignore[assignment]
-
-
-def _same(new: Mapping[str, object], old: Mapping[str, object]) -> bool:
-    """Whether two mappings hold the same objects; faults are made anew each time and compare by value."""
-    if len(new) != len(old):
-        return False
-    return all(
-        value is old.get(name) or (isinstance(value, ConfigFault) and value == old.get(name))
-        for name, value in new.items()
-    )
-
-
-def _kept(new: Mapping[str, V], old: Mapping[str, V]) -> Mapping[str, V]:
-    return old if _same(new, old) else MappingProxyType(dict(new))

@@ -127,7 +127,8 @@ class ClusterFollower:
     def __init__(self, facts: Facts, previous: Snapshot) -> None:
         self._facts = facts
         self._previous = previous
-        self._clusters: dict[str, tuple[ClusterConfig | ConfigFault | tuple[str, ...], Scope]] = {}
+        self.found: dict[str, tuple[ClusterConfig | ConfigFault | tuple[str, ...], Scope]] = {}
+        """What came out so far, by cluster, and what was met on the way there."""
         self.scope = Scope()
         """Of what is being followed; set by the caller."""
 
@@ -135,16 +136,21 @@ class ClusterFollower:
 
     def _cluster(self, name: str) -> ClusterConfig | ConfigFault | tuple[str, ...]:
         """Return a cluster, the reason why there is none, or what it still waits for."""
-        found = self._clusters.get(name)
+        state, scope = self.look(name)
+        self.scope.add(scope)
+        return state
+
+    def look(self, name: str) -> tuple[ClusterConfig | ConfigFault | tuple[str, ...], Scope]:
+        """Follow a cluster by itself: what comes out, and what was met on the way."""
+        found = self.found.get(name)
         if found is None:
             outer, self.scope = self.scope, Scope()
             state = self._find_cluster(name)
             if isinstance(state, tuple):
                 self.scope.is_volatile = True
-            found = self._clusters[name] = (state, self.scope)
+            found = self.found[name] = (state, self.scope)
             self.scope = outer
-        self.scope.add(found[1])
-        return found[0]
+        return found
 
     def _find_cluster(self, name: str) -> ClusterConfig | ConfigFault | tuple[str, ...]:
         cluster = self._need(CDS, name)

@@ -97,7 +97,7 @@ class SotwMachine(StreamMachine):
         commands: list[Command] = []
         for type_url, state in self._types.items():
             names = self._wanted_of(type_url, wanted)
-            if names == state.wanted:
+            if names is state.wanted or names == state.wanted:
                 continue
             self._add_names(type_url, names - state.wanted)
             if type_url in DELTA_ONLY:
@@ -221,15 +221,17 @@ class SotwMachine(StreamMachine):
                 if not (state.owes_answer or has_change) or type_url in DELTA_ONLY:
                     continue
                 wanted, names = state.wanted, state.listed
-                if state.owes_answer:
+                if state.owes_answer and has_change:
                     # What was given up and is wanted again may still be on the server's list: then it would not be sent
                     # again. The answer goes without it, and the request after that names it anew.
                     again = (wanted - sent) & (state.dropped | state.dropped_before)
                     if again:
                         wanted = wanted - again
                         names = tuple(sorted(wanted))
+                if state.owes_answer:
                     state.dropped_before, state.dropped = state.dropped, frozenset()
-                state.dropped |= sent - wanted
+                if has_change:
+                    state.dropped |= sent - wanted
                 if not state.has_named and names == ONLY_WILDCARD:
                     # The older form of the wildcard, which all servers know.
                     names = ()

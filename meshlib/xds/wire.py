@@ -1,6 +1,6 @@
 """The messages of the aggregated stream, in both variants, as plain values, and to and from bytes."""
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Final
 
 from google.protobuf.message import DecodeError
@@ -13,6 +13,7 @@ __all__ = [
     "AnyBytes",
     "DeltaResponse",
     "DiscoveryResponse",
+    "RequestEncoder",
     "ResourceError",
     "SendDelta",
     "SendRequest",
@@ -117,6 +118,25 @@ class SendDelta:
     nonce: str = ""
     error: str = ""
     with_node: bool = False
+
+
+class RequestEncoder:
+    """Makes the bytes of requests. Most repeat the list of names of the one before, which may be long: it is kept."""
+
+    def __init__(self, node: NodeConfig) -> None:
+        self._node = node
+        self._names: dict[str, tuple[tuple[str, ...], bytes]] = {}
+
+    def encode(self, request: SendRequest | SendDelta) -> bytes:
+        """Return the bytes of a `DiscoveryRequest` or a `DeltaDiscoveryRequest`."""
+        if isinstance(request, SendDelta):
+            return encode_delta_request(request, self._node)
+        known = self._names.get(request.type_url)
+        if known is None or known[0] is not request.names:
+            message = message_class("envoy.service.discovery.v3.DiscoveryRequest")(resource_names=request.names)
+            known = self._names[request.type_url] = (request.names, message.SerializeToString())
+        # The parts of a message one after the other are the message.
+        return encode_request(replace(request, names=()), self._node) + known[1]
 
 
 def encode_request(request: SendRequest, node: NodeConfig) -> bytes:

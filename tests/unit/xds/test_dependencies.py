@@ -29,8 +29,7 @@ from meshlib.model.route import (
 )
 from meshlib.model.secret import ClientTls, Secret, SecretRef, ServerTls, TlsCertificate, TrustedCa
 from meshlib.model.snapshot import ClusterConfig, ConfigFault, HomePlace, InboundConfig, Snapshot, TargetConfig
-from meshlib.view import ClusterState, build_view
-from meshlib.xds.cache import Entry, ResourceCache, ResourceState, ResourceValue
+from meshlib.xds.cache import ResourceCache, ResourceState, ResourceValue
 from meshlib.xds.dependencies import Closure, Facts, Resolution, provider_secret_names, resolve
 from meshlib.xds.dns import DnsWish
 from meshlib.xds.resources import CDS, EDS, LDS, RDS, SDS
@@ -550,54 +549,6 @@ def test_a_rotated_secret_is_published() -> None:
     assert before.inbound is world.snapshot.inbound
 
 
-class CountingCache(ResourceCache):
-    """Counts how often a resource is looked at."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.looks = 0
-
-    def peek(self, type_url: str, name: str) -> Entry | None:
-        self.looks += 1
-        return super().peek(type_url, name)
-
-
-def test_one_endpoint_that_changes_costs_one_cluster_and_one_picker() -> None:
-    count = 1000
-    world = World(*(f"s{index}" for index in range(count)))
-    cache = world.cache = CountingCache()
-    for index in range(count):
-        name = f"s{index}"
-        world.put(LDS, name, ClientListener(name, routes(name)))
-        world.put(CDS, name, Cluster(name, EdsDiscovery(name)))
-        world.put(EDS, name, endpoints("10.0.0.1:80", name=name))
-    closure = Closure()
-    facts = Facts(cache, world.targets)
-    first = closure.resolve(facts, Snapshot())
-    view = build_view(first.snapshot, None, now=0.0)
-    pickers = {name: state.picker for name, state in view.clusters.items() if isinstance(state, ClusterState)}
-    assert count == len(pickers)
-
-    world.put(EDS, "s7", endpoints("10.0.0.2:80", name="s7"))
-    cache.looks = 0
-    second = closure.resolve(facts, first.snapshot)
-    assert cache.looks < 10
-    assert first.wanted is second.wanted
-    assert first.snapshot.targets is second.snapshot.targets
-    after = build_view(second.snapshot, view, now=1.0)
-    assert view.targets is after.targets
-    changed = [
-        name
-        for name, state in after.clusters.items()
-        if isinstance(state, ClusterState) and state.picker is not pickers[name]
-    ]
-    assert ["s7"] == changed
-
-    cache.looks = 0
-    assert second.snapshot is closure.resolve(facts, second.snapshot).snapshot
-    assert 0 == cache.looks
-
-
 def test_a_failure_on_the_way_has_everything_followed_anew(monkeypatch: pytest.MonkeyPatch) -> None:
     world = shop("a")
     closure = Closure()
@@ -605,7 +556,7 @@ def test_a_failure_on_the_way_has_everything_followed_anew(monkeypatch: pytest.M
     before = closure.resolve(facts, Snapshot()).snapshot
     world.put(EDS, "a", endpoints("10.0.0.9:80", name="a"))
     with monkeypatch.context() as patched:
-        patched.setattr("meshlib.xds.dependencies.clusters_of_target", lambda config: 1 // 0)
+        patched.setattr(Closure, "_subscriptions", lambda self: 1 // 0)
         with pytest.raises(ZeroDivisionError):
             closure.resolve(facts, before)
     found = closure.resolve(facts, before).snapshot.clusters["a"]

@@ -3,8 +3,18 @@
 from meshlib.model.endpoint import Locality
 from meshlib.protos import message_class
 from meshlib.xds.bootstrap import NodeConfig
-from meshlib.xds.resources import CDS, RESOURCE_WRAPPER
-from meshlib.xds.wire import AnyBytes, ResourceError, SendRequest, decode_response, encode_request, peek_name
+from meshlib.xds.resources import CDS, EDS, RESOURCE_WRAPPER
+from meshlib.xds.wire import (
+    AnyBytes,
+    RequestEncoder,
+    ResourceError,
+    SendDelta,
+    SendRequest,
+    decode_response,
+    encode_delta_request,
+    encode_request,
+    peek_name,
+)
 
 REQUEST = message_class("envoy.service.discovery.v3.DiscoveryRequest")
 RESPONSE = message_class("envoy.service.discovery.v3.DiscoveryResponse")
@@ -24,6 +34,22 @@ def test_a_refusal_has_code_3_and_the_text() -> None:
     assert not message.HasField("node")
     assert (message.version_info, message.response_nonce) == ("1", "n2")
     assert (message.error_detail.code, message.error_detail.message) == (3, "bad")
+
+
+def test_requests_that_repeat_their_names_are_as_if_made_anew() -> None:
+    encoder, names, others = RequestEncoder(NODE), ("a", "b"), ("c",)
+    requests = [
+        SendRequest(CDS, names, "", "", with_node=True),
+        SendRequest(CDS, names, "1", "n1"),
+        SendRequest(EDS, names, "", ""),
+        SendRequest(CDS, others, "1", "n2", "bad"),
+        SendRequest(CDS, (), "1", "n3"),
+        SendRequest(CDS, names, "2", "n4"),
+    ]
+    for request in requests:
+        assert REQUEST.FromString(encode_request(request, NODE)) == REQUEST.FromString(encoder.encode(request))
+    delta = SendDelta(CDS, names)
+    assert encode_delta_request(delta, NODE) == encoder.encode(delta)
 
 
 def test_wrapped_resources_are_unwrapped() -> None:
