@@ -6,6 +6,7 @@ as that triples the cost of making them.
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Protocol, runtime_checkable
 
 from meshlib.model.endpoint import Endpoint
 
@@ -21,6 +22,7 @@ __all__ = [
     "Hook",
     "HostEjected",
     "HostUnejected",
+    "Meter",
     "RequestMirrored",
     "RequestServed",
     "ResourceAccepted",
@@ -240,3 +242,31 @@ Event = (
     | CertificateRotated
 )
 Hook = Callable[[Event], None]
+
+
+@runtime_checkable
+class Meter(Protocol):
+    """A hook that calls tell what it counts, so that they need not make events which nobody else takes."""
+
+    def __call__(self, event: Event, /) -> None:
+        """Take over any event."""
+        ...
+
+    def attempted(self, cluster: str, status: int, grpc_status: int | None, failure: str, will_retry: bool, /) -> None:
+        """Take over what `AttemptFinished` would say."""
+        ...
+
+    def ended(
+        self,
+        kind: str,
+        cluster: str,
+        target: str,
+        status: int,
+        grpc_status: int | None,
+        flag: str,
+        secure: bool,
+        duration_s: float,
+        /,
+    ) -> None:
+        """Take over what `CallFinished` would say."""
+        ...

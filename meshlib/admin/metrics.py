@@ -60,6 +60,7 @@ _LOG = logging.getLogger(__name__)
 
 UNKNOWN = "unknown"
 _CLASSES = {number: f"{number}xx" for number in range(6)}
+_GRPC = {number: f"grpc_{number}" for number in range(17)}
 OTHER = "other"
 MAX_SERIES = 5000
 DOMAIN = "svc.cluster.local"
@@ -137,19 +138,18 @@ class StandardMetrics:
     def __call__(self, event: Event) -> None:
         """Take over one event."""
         if isinstance(event, CallFinished):
-            key = (event.kind, event.cluster, event.target, event.status, event.grpc_status, event.flag, event.secure)
-            labels = self._labels.get(key) or self._remember(key, self._outbound(event))
-            self._record(labels, event.duration_s * 1000)
+            self.ended(
+                event.kind,
+                event.cluster,
+                event.target,
+                event.status,
+                event.grpc_status,
+                event.flag,
+                event.secure,
+                event.duration_s,
+            )
         elif isinstance(event, AttemptFinished):
-            if event.will_retry:
-                outcome = "retried"
-            elif event.failure:
-                outcome = event.failure
-            elif event.grpc_status is not None:
-                outcome = f"grpc_{event.grpc_status}"
-            else:
-                outcome = _CLASSES.get(event.status // 100) or f"{event.status // 100}xx"
-            self._count(self._attempts, (event.cluster, outcome))
+            self.attempted(event.cluster, event.status, event.grpc_status, event.failure, event.will_retry)
         elif isinstance(event, RequestServed):
             caller = (event.kind, event.service, event.principal, event.status, event.grpc_status, event.denied)
             labels = self._labels.get(caller) or self._remember(caller, self._inbound(event))
@@ -158,6 +158,49 @@ class StandardMetrics:
             self._count(self._ejections, (event.cluster, event.reason))
         elif isinstance(event, RequestMirrored):
             self._count(self._mirrored, (event.cluster, event.failure or f"{event.status // 100}xx"))
+
+    def attempted(self, cluster: str, status: int, grpc_status: int | None, failure: str, will_retry: bool) -> None:
+        """As `Meter.attempted`."""
+        if will_retry:
+            outcome = "retried"
+        elif failure:
+            outcome = failure
+        elif grpc_status is not None:
+            outcome = _GRPC.get(grpc_status) or f"grpc_{grpc_status}"
+        else:
+            outcome = _CLASSES.get(status // 100) or f"{status // 100}xx"
+        key = (cluster, outcome)
+        with self._lock:
+            if key in self._attempts:
+                self._attempts[key] += 1
+                return
+        self._count(self._attempts, key)
+
+    def ended(
+        self,
+        kind: str,
+        cluster: str,
+        target: str,
+        status: int,
+        grpc_status: int | None,
+        flag: str,
+        secure: bool,
+        duration_s: float,
+    ) -> None:
+        """As `Meter.ended`."""
+        key = (kind, cluster, target, status, grpc_status, flag, secure)
+        labels = self._labels.get(key) or self._remember(
+            key, self._outbound(kind, cluster, target, status, grpc_status, flag)
+        )
+        milliseconds = duration_s * 1000
+        index = bisect_left(self.buckets_ms, milliseconds)
+        with self._lock:
+            histogram = self._requests.get(labels)
+            if histogram is None:
+                histogram = self._requests[labels] = Histogram(len(self.buckets_ms))
+            histogram.buckets[index] += 1
+            histogram.count += 1
+            histogram.sum += milliseconds
 
     def _remember(self, key: tuple[object, ...], labels: tuple[str, ...]) -> tuple[str, ...]:
         with self._lock:
@@ -200,18 +243,15 @@ class StandardMetrics:
         if is_over:
             self._warn("attempts and ejections")
 
-    def _outbound(self, event: CallFinished) -> tuple[str, ...]:
+    def _outbound(
+        self, kind: str, cluster: str, target: str, status: int, grpc_status: int | None, flag: str
+    ) -> tuple[str, ...]:
         app, version, namespace = self._source
-        service, name, destination_namespace, destination_version = destination_of(event.cluster, event.target)
+        service, name, destination_namespace, destination_version = destination_of(cluster, target)
         return (
             *("source", app, version, namespace, UNKNOWN),
             *(service, name, destination_namespace, destination_version),
-            *(
-                event.kind,
-                str(event.status),
-                "" if event.grpc_status is None else str(event.grpc_status),
-                event.flag or "-",
-            ),
+            *(kind, str(status), "" if grpc_status is None else str(grpc_status), flag or "-"),
             # Istio's rule: the client's proxy does not judge the connection's security.
             UNKNOWN,
         )

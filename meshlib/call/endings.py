@@ -9,7 +9,7 @@ from meshlib.call.replies import NO_CONTENT, OVERFLOW
 from meshlib.call.report import attempt_finished, call_finished
 from meshlib.call.retry_hosts import TriedPriorities
 from meshlib.call.steps import Attempt, Done, Step
-from meshlib.events import Hook, HostEjected
+from meshlib.events import Hook, HostEjected, Meter
 from meshlib.model.endpoint import Endpoint
 from meshlib.model.outcome import Failure, FailureKind, LocalReply, Outcome, Response
 from meshlib.model.request import Headers, RequestHead
@@ -64,54 +64,34 @@ class CallEndings(CallFacts):
     """The state of a call, and its endings; `Call` adds the steps."""
 
     __slots__ = (
-        "_abort",
-        "_backoffs",
         "_began_at",
         "_breaker",
         "_can_hedge",
         "_ends_at",
-        "_flights",
         "_guard_unsafe",
-        "_has_alternative",
-        "_has_fault",
-        "_has_retry",
-        "_hash",
         "_held",
         "_hook",
         "_idle_try_s",
-        "_initial_left",
-        "_is_asking",
         "_is_deadline_next",
         "_is_good",
-        "_is_hashed",
-        "_is_hedged",
         "_is_repeated",
-        "_is_stream_next",
-        "_is_timeout_retry",
-        "_is_unrecorded",
-        "_named",
+        "_meter",
         "_one_layer",
-        "_patience_s",
         "_per_try_s",
         "_plan",
-        "_priorities",
         "_replayable",
-        "_reply",
         "_retries_left",
         "_rng",
         "_rules",
         "_state",
         "_timeout_at",
         "_timeout_s",
-        "_wake_at",
-        "_was_sent",
     )
 
     _plan: RoutePlan
     _rules: RetryRules
     _breaker: CircuitBreaker
     _hash: int | None
-    _is_hashed: bool
     _one_layer: bool
     _per_try_s: float | None
     _idle_try_s: float | None
@@ -120,6 +100,28 @@ class CallEndings(CallFacts):
     _retries_left: int
     _ends_at: float | None
     _is_deadline_next: bool
+    _held: EndpointState | None
+
+    _is_hedged = False
+    _flights: list[Flight] = []  # noqa: RUF012 - `_begin_hedging` makes the call's own
+    _patience_s: float | None = None
+    _initial_left = 0
+    _has_alternative = False
+    _is_stream_next = False
+    _wake_at: float | None = None
+    _is_timeout_retry = False
+    _priorities: TriedPriorities | None = None
+    _named: list[str] | None = None
+    _backoffs = 0
+    _was_sent = False
+    _is_asking = False
+    _is_hashed = False
+    _has_retry = False
+    _has_fault = False
+    # A gRPC call goes on after its headers: its status is counted when it is closed.
+    _is_unrecorded = False
+    _abort: LocalReply | None = None
+    _reply: LocalReply | None = None  # of a route that answers by itself, after a fault
 
     def __init__(
         self,
@@ -134,6 +136,7 @@ class CallEndings(CallFacts):
         can_hedge: bool = False,
         is_repeated: bool = False,
         hook: Hook | None = None,
+        meter: Meter | None = None,
     ) -> None:
         """Make a call; nothing happens before `start`.
 
@@ -144,6 +147,7 @@ class CallEndings(CallFacts):
             can_hedge: The shell can run attempts beside each other. If not, no attempt is hedged.
             is_repeated: It is made for a request that is itself a retry: whoever made that repeats it.
             hook: Gets the events; called without locks held.
+            meter: Is told instead what it counts, so that most events need not be made.
         """
         CallFacts.__init__(self, target, head, None if timeout_s is None else now + timeout_s)
         self._rng = rng
@@ -153,33 +157,14 @@ class CallEndings(CallFacts):
         self._guard_unsafe = guard_unsafe
         self._can_hedge = can_hedge
         self._is_repeated = is_repeated
-        self._is_hedged = False
-        self._flights: list[Flight] = []
-        self._patience_s: float | None = None
-        self._initial_left = 0
-        self._has_alternative = False
-        self._is_stream_next = False
-        self._wake_at: float | None = None
-        self._is_timeout_retry = False
-        self._priorities: TriedPriorities | None = None
-        # Endpoints that the request names and no attempt has gone to; None: nobody has looked yet.
-        self._named: list[str] | None = None
+        self._meter = meter
         self._state = NEW
         # When response headers must be there: the deadline, or before it the end of the route's idle timeout.
         self._ends_at = None
-        self._backoffs = 0
-        self._was_sent = False
-        self._is_asking = False
         # What is held, to be given back exactly once.
-        self._held: EndpointState | None = None
-        self._has_retry = False
-        self._has_fault = False
-        # A gRPC call goes on after its headers: its status is counted when it is closed.
-        self._is_unrecorded = False
+        self._held = None
         # For load reports: the attempt that is held has been answered, and not with an error.
         self._is_good = False
-        self._abort: LocalReply | None = None
-        self._reply: LocalReply | None = None  # of a route that answers by itself, after a fault
 
     def __repr__(self) -> str:
         return f"Call({self.head!r}, {_STATES[self._state]}, attempts={self.attempts}, flag={self.flag or '-'})"
@@ -230,10 +215,13 @@ class CallEndings(CallFacts):
         if held is not None:
             if grpc_status is not None:
                 self._is_good = grpc_status == 0
-            self._release()
-            if self._is_unrecorded and cluster is not None:
+            self._held = None
+            assert cluster is not None
+            cluster.release(self._breaker, held, is_success=self._is_good)
+            if self._is_unrecorded:
                 ejected = cluster.record(held, Response(200, grpc_status=grpc_status), now, self._rng)
-        self._drop_permit()
+        if self._has_retry:
+            self._drop_permit()
         if self._has_fault:
             self._has_fault = False
             self.target.faults.release()
@@ -241,11 +229,19 @@ class CallEndings(CallFacts):
             self._leave(self._passage, now, status, grpc_status)
         if self._flights:
             self._land_all(now)
-        hook = self._hook
-        if hook is not None:
-            if ejected is not None:
-                hook(ejected)
-            hook(call_finished(self, now - self._began_at, status, grpc_status))
+        hook, result = self._hook, self.result
+        if result is not None and not isinstance(result, Failure):
+            status = status or result.status
+            grpc_status = result.grpc_status if grpc_status is None else grpc_status
+        if hook is not None and ejected is not None:
+            hook(ejected)
+        meter, duration_s = self._meter, now - self._began_at
+        if meter is not None:
+            match, kind = self.match, "grpc" if self.head.is_grpc else "http"
+            name, is_secure = "" if match is None else match.cluster, self._tls is not None
+            meter.ended(kind, name, self.target.name, status, grpc_status, self.flag or "-", is_secure, duration_s)
+        elif hook is not None:
+            hook(call_finished(self, duration_s, status, grpc_status))
 
     def _leave(self, passage: Passage, now: float, status: int, grpc_status: int | None) -> None:
         """Tell the limiting filters how the call ended."""

@@ -1,6 +1,6 @@
 """What there is to know of a call, while it runs and after."""
 
-from typing import Final
+from collections.abc import Sequence
 
 from meshlib.balancing.endpoint_state import EndpointState
 from meshlib.call.limiting import Passage
@@ -17,8 +17,6 @@ from meshlib.view import ClusterState, TargetView
 
 __all__ = ["CallFacts", "counted"]
 
-_NO_MARK: Final = SessionMark()
-
 
 class CallFacts:
     """The readable side of a call; `Call` is the machine that writes it.
@@ -34,54 +32,40 @@ class CallFacts:
         deadline: Monotonic seconds at which the call must be over, response body included; None: no limit.
     """
 
-    __slots__ = (
-        "_answered",
-        "_answered_at",
-        "_attempt_at",
-        "_cookies",
-        "_has_session",
-        "_mark",
-        "_out",
-        "_passage",
-        "_stream_try_s",
-        "_tls",
-        "_tried",
-        "body_rate",
-        "cluster",
-        "deadline",
-        "flag",
-        "head",
-        "match",
-        "result",
-        "target",
-    )
+    # What every call writes has a slot; the rest has its usual value in the class, as making a call would else mean to
+    # write it fifty times.
+    __slots__ = ("__dict__", "_attempt_at", "_out", "_tls", "_tried", "cluster", "deadline", "head", "match", "target")
+
+    match: RouteMatch | None
+    cluster: ClusterState | None
+    result: Response | Failure | LocalReply | None = None
+    flag = ""
+    body_rate = 0
+    _tls: ClientTls | None
+    # Whose attempt gave the result, where attempts ran beside each other; None: the last one's.
+    _answered: EndpointState | None = None
+    # How long an attempt may take, response body included; when it began is `_attempt_at`.
+    _stream_try_s: float | None = None
+    # Limiting filters on the way; None: there are none.
+    _passage: Passage | None = None
+    # Values of `set-cookie` for the caller, made because its request had no cookie to hash.
+    _cookies: Sequence[str] = ()
+    # What the request brought of a stateful session that it takes part in.
+    _answered_at = 0.0
+    _has_session = False
+    _mark = SessionMark()
 
     def __init__(self, target: TargetView, head: RequestHead, deadline: float | None) -> None:
         self.target = target
         self.head = head
         # The head that goes out: the route may change it.
         self._out = head
-        self.match: RouteMatch | None = None
-        self.cluster: ClusterState | None = None
-        self.result: Response | Failure | LocalReply | None = None
-        self.flag = ""
-        self.body_rate = 0
+        self.match = None
+        self.cluster = None
         self.deadline = deadline
         self._tried: list[EndpointState] = []
-        # Whose attempt gave the result, where attempts ran beside each other; None: the last one's.
-        self._answered: EndpointState | None = None
-        # When the attempt at hand began, and how long one may take, response body included.
         self._attempt_at = 0.0
-        self._stream_try_s: float | None = None
-        self._tls: ClientTls | None = None
-        # Limiting filters on the way; None: there are none.
-        self._passage: Passage | None = None
-        # Values of `set-cookie` for the caller, made because its request had no cookie to hash.
-        self._cookies: list[str] = []
-        # What the request brought of a stateful session that it takes part in.
-        self._answered_at = 0.0
-        self._has_session = False
-        self._mark = _NO_MARK
+        self._tls = None
 
     @property
     def attempts(self) -> int:

@@ -111,6 +111,7 @@ class HedgedSteps(RetryDecisions):
         """
         policy = match.hedge
         self._is_hedged, self._patience_s, self._initial_left = False, None, 0
+        self._flights = []
         on_timeout = policy is not None and policy.on_per_try_timeout
         if asked in ("true", "false"):
             on_timeout = asked == "true"

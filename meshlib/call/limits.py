@@ -128,10 +128,12 @@ def written_head(
     if number == 1 and head.is_grpc and left_s is None and is_timeout_retry is None:
         if not counts_attempts:
             return head
-        counted = head.counted
-        if counted is None:
-            counted = head.counted = with_headers(head, Headers((*items, (_COUNT, "1"))))
-        return counted
+        memo = head.memo
+        if memo is None:
+            return with_headers(head, Headers((*items, (_COUNT, "1"))))
+        if memo.counted is None:
+            memo.counted = with_headers(head, Headers((*items, (_COUNT, "1"))))
+        return memo.counted
     if counts_attempts:
         items = (*items, (_COUNT, str(number)))
     elif is_marked:

@@ -5,7 +5,7 @@ from dataclasses import replace
 
 from meshlib.balancing.endpoint_state import EndpointState
 from meshlib.balancing.picker import Picker
-from meshlib.call.endings import DELAYED, NEW, RUNNING, WAITING
+from meshlib.call.endings import DELAYED, DONE, NEW, RUNNING, WAITING
 from meshlib.call.hedging import HedgedSteps
 from meshlib.call.limiting import Passage
 from meshlib.call.limits import (
@@ -21,11 +21,12 @@ from meshlib.call.repeat import GRPC_MAX_ATTEMPTS
 from meshlib.call.replies import NO_HOST, OVERFLOW, drop_reply, no_cluster_reply
 from meshlib.call.report import attempt_finished
 from meshlib.call.retry_hosts import TriedPriorities, unwanted_hosts
-from meshlib.call.steps import Attempt, Sleep, Step
+from meshlib.call.steps import Attempt, Done, Sleep, Step
+from meshlib.call.way import Way, is_the_same_for_all
 from meshlib.events import HostEjected
 from meshlib.model.lb_policy import Maglev, RandomSubsetting, RingHash
-from meshlib.model.outcome import Failure, FailureKind, LocalReply, Outcome, Response
-from meshlib.model.request import Headers
+from meshlib.model.outcome import GRPC_OK, FailureKind, LocalReply, Outcome, Response
+from meshlib.model.request import Headers, HeadMemo, RequestHead
 from meshlib.model.route import FaultPolicy
 from meshlib.resilience.deadline import parse_ms
 from meshlib.resilience.health_check import IMMEDIATE_FAILURE
@@ -57,6 +58,8 @@ class Call(HedgedSteps):
         if self._state != NEW:
             raise self._unexpected(NEW)
         head, routes = self.head, self.target.routes
+        if head.memo is not None and (way := head.memo.way) is not None and way.holds(self.target):
+            return self._along(way, now)
         if routes.prepare is not None:
             prepared = routes.prepare(head)
             if isinstance(prepared, EarlyAnswer):
@@ -120,57 +123,65 @@ class Call(HedgedSteps):
             raise self._unexpected(RUNNING)
         state, cluster = self._held, self.cluster
         assert state is not None and cluster is not None
-        if isinstance(outcome, Failure) and outcome.kind is FailureKind.OVERFLOW:
-            return self._overflowed(state.endpoint, outcome, now)
-        if cluster.checks is not None and isinstance(outcome, Response) and IMMEDIATE_FAILURE in outcome.headers:
-            cluster.fail_at_once(state)
-        began_at, number = self._attempt_at, len(self._tried)
+        began_at = self._attempt_at
+        is_grpc, failure = self.head.is_grpc, None
+        if isinstance(outcome, Response):
+            if cluster.checks is not None and IMMEDIATE_FAILURE in outcome.headers:
+                cluster.fail_at_once(state)
+            is_recorded = not is_grpc or outcome.grpc_status is not None
+            is_good = outcome.grpc_status == 0 if is_grpc else outcome.status < 500
+        else:
+            failure, is_good = outcome, False
+            if failure.kind is FailureKind.OVERFLOW:
+                return self._overflowed(state.endpoint, failure, now)
+            is_recorded = not self._is_idle_timeout(failure)
         if self._has_session:
             self._answered_at = now
         ejected: HostEjected | None = None
         if cluster.outlier is not None:
-            if self.head.is_grpc and isinstance(outcome, Response) and outcome.grpc_status is None:
-                self._is_unrecorded = True
-            elif not self._is_idle_timeout(outcome):
+            if is_recorded:
                 ejected = cluster.record(state, outcome, now, self._rng)
+            elif failure is None:
+                self._is_unrecorded = True
         learner = cluster.learner
         if learner is not None:
-            learner.finished(state, outcome, now - began_at, now, is_grpc=self.head.is_grpc)
+            learner.finished(state, outcome, now - began_at, now, is_grpc=is_grpc)
         if self._has_retry:
             # "The slot is held through backoff and the retried attempt, until the next retry decision."
             self._drop_permit()
-        if isinstance(outcome, Failure):
-            self._is_good = False
+        self._is_good = is_good
+        if failure is not None:
             self._release()
-        else:
-            self._is_good = outcome.grpc_status == 0 if self.head.is_grpc else outcome.status < 500
 
-        if (
-            learner is not None
-            and isinstance(outcome, Failure)
-            and learner.moves_on(cluster.states, self._tried, outcome, now)
-        ):
+        number = len(self._tried)
+        if learner is not None and failure is not None and learner.moves_on(cluster.states, self._tried, failure, now):
             # The policy's own business, as in gRPC, where a call waits until one of the addresses is connected to.
             wait_s: float | None = 0.0
+        elif not self._rules.on or (outcome is GRPC_OK and self._rules.spares_ok):
+            wait_s = None
         else:
-            wait_s = self._retry_wait_s(outcome, now) if self._rules.on else None
+            wait_s = self._retry_wait_s(outcome, now)
         step: Step
         if wait_s is not None:
             self._release()
             self._is_unrecorded = False
             self._state = WAITING
             step = self._wait(wait_s, now)
-        elif isinstance(outcome, Failure):
-            step = self._finish(outcome, self._failure_flag(outcome))
+        elif failure is not None:
+            step = self._finish(failure, self._failure_flag(failure))
         else:
-            step = self._finish(outcome)
+            self._state = DONE
+            self.result = outcome
+            step = Done(outcome, self.flag)
 
-        hook = self._hook
-        if hook is not None:
-            if ejected is not None:
-                hook(ejected)
-            duration_s = now - began_at
-            hook(attempt_finished(self, state.endpoint, number, outcome, duration_s, will_retry=wait_s is not None))
+        hook, meter = self._hook, self._meter
+        if hook is not None and ejected is not None:
+            hook(ejected)
+        if meter is not None and isinstance(outcome, Response):
+            assert self.match is not None
+            meter.attempted(self.match.cluster, outcome.status, outcome.grpc_status, "", wait_s is not None)
+        elif hook is not None:
+            hook(attempt_finished(self, state.endpoint, number, outcome, now - began_at, will_retry=wait_s is not None))
         return step
 
     @property
@@ -284,7 +295,37 @@ class Call(HedgedSteps):
             idle_at = now + action.idle_timeout_s
             if self.deadline is None or idle_at < self.deadline:
                 self._ends_at = idle_at
+        if head.memo is not None:
+            self._keep_way(match, cluster, head.memo)
         return self._attempt(match, cluster, now)
+
+    def _along(self, way: Way, now: float) -> Step:
+        """Begin as another call has begun: what `start` and `_begin` come to for such a call."""
+        plan = way.plan
+        self.match, self.cluster, self._plan, self._rules = way.match, way.cluster, plan, way.rules
+        self._breaker, self._retries_left, self._one_layer = way.breaker, way.retries, way.cluster.safety.one_layer
+        self._timeout_s, self._per_try_s, stream_s = plan.grpc
+        self._idle_try_s = plan.idle_try_s
+        deadline = self._timeout_at = self.deadline
+        if stream_s is not None and (deadline is None or self._began_at + stream_s < deadline):
+            deadline = self.deadline = self._began_at + stream_s
+        self._ends_at = deadline
+        return self._attempt(way.match, way.cluster, now)
+
+    def _keep_way(self, match: RouteMatch, cluster: ClusterState, memo: HeadMemo) -> None:
+        """Let calls with the same head begin as this one did, if that is the same for all."""
+        target, plan = self.target, self._plan
+        if (
+            is_the_same_for_all(match)
+            and self.head.is_grpc
+            and not (target.routes.has_chance or self._is_asking or cluster.drops)
+            and self._out is self.head
+            and self._rules is plan.rules
+            and plan.grpc[0] is None
+            and self.match is match
+            and target.clusters.get(match.cluster) is cluster
+        ):
+            memo.way = Way(target, match, plan, cluster, self._breaker, self._rules, self._retries_left)
 
     def _begin_session(self, match: RouteMatch, session: Session, now: float) -> RouteMatch:
         """Read the mark of a request; of a gRPC call it also chooses among the clusters of its route (A55)."""
@@ -355,13 +396,8 @@ class Call(HedgedSteps):
         deadline, tried = self._ends_at, self._tried
         if deadline is not None and now >= deadline:
             return self._expired(now)
-        retry, picker = self._plan.retry, cluster.picker
-        if tried and retry is not None and retry.priority_update:
-            picker = self._other_priorities(cluster, retry.priority_update)
+        picker = cluster.picker
         cluster.memory.now = now
-        if picker.has_subsets:
-            picker = picker.within(match.criteria)
-        hash_ = self._hash_for(match, cluster) if picker.uses_hash else None
         state = None
         if match.session is not None and not tried:
             state, is_final = self._of_session(match.session, cluster)
@@ -369,13 +405,11 @@ class Call(HedgedSteps):
                 return self._local(NO_HOST)
         if state is None and cluster.config.cluster.named_by:
             state = self._next_named(cluster)
-        if state is not None:
-            pass
-        elif tried and retry is not None and retry.chooses_hosts:
-            avoid = unwanted_hosts(retry, tried)
-            state = picker.pick(hash_, self._rng, avoid, retry.host_selection_attempts)
-        else:
-            state = picker.pick(hash_, self._rng)
+        if state is None:
+            if tried or picker.has_subsets or picker.uses_hash:
+                state = self._pick(picker, match, cluster)
+            else:
+                state = picker.pick(None, self._rng)
         if state is None:
             return self._unable(NO_HOST)
         if not cluster.acquire(self._breaker, state):
@@ -393,7 +427,9 @@ class Call(HedgedSteps):
         timeout_s = self._per_try_s
         if self._idle_try_s is not None and (timeout_s is None or self._idle_try_s < timeout_s):
             timeout_s = self._idle_try_s
-        self._is_deadline_next = self._is_stream_next = False
+        self._is_deadline_next = False
+        if self._is_stream_next:
+            self._is_stream_next = False
         if self._stream_try_s is not None and (timeout_s is None or self._stream_try_s < timeout_s):
             timeout_s = self._stream_try_s
             self._is_stream_next = True
@@ -403,26 +439,47 @@ class Call(HedgedSteps):
         out = self._out
         if match.action.auto_host_rewrite:
             out = match.rewrite_for(out, endpoint)
+        number = len(tried)
+        if number == 1 and (memo := out.memo) is not None and memo.counted is not None and match.include_attempt_count:
+            out = memo.counted
+        else:
+            out = self._written(out, number, match, deadline, now)
+        attempt = Attempt(number, cluster, endpoint, tls, timeout_s, out)
+        return self._launched(attempt, now) if self._is_hedged else attempt
+
+    def _pick(self, picker: Picker, match: RouteMatch, cluster: ClusterState) -> EndpointState | None:
+        """Choose an endpoint by all that may have a say: what was tried before, subsets, the request's hash."""
+        retry, tried = self._plan.retry, self._tried
+        if tried and retry is not None and retry.priority_update:
+            picker = self._other_priorities(cluster, retry.priority_update)
+        if picker.has_subsets:
+            picker = picker.within(match.criteria)
+        hash_ = self._hash_for(match, cluster) if picker.uses_hash else None
+        if tried and retry is not None and retry.chooses_hosts:
+            avoid = unwanted_hosts(retry, tried)
+            return picker.pick(hash_, self._rng, avoid, retry.host_selection_attempts)
+        return picker.pick(hash_, self._rng)
+
+    def _written(
+        self, out: RequestHead, number: int, match: RouteMatch, deadline: float | None, now: float
+    ) -> RequestHead:
+        """Return the head of an attempt with what concerns its number and the time left."""
         expected_s = self._per_try_s
         if self._timeout_at is not None and (expected_s is None or self._timeout_at - now < expected_s):
             expected_s = self._timeout_at - now
         # Only a request that brought a grpc-timeout has it looked for again.
         left_s = deadline - now if self._is_asking and deadline is not None else None
-        number = len(tried)
         if number == 1:
-            head = written_head(out, 1, match.include_attempt_count, expected_s, left_s)
-        else:
-            head = written_head(
-                out,
-                number,
-                match.include_attempt_count,
-                expected_s,
-                left_s,
-                is_marked=cluster.safety.one_layer,
-                is_timeout_retry=self._is_timeout_retry if match.include_timeout_retry else None,
-            )
-        attempt = Attempt(number, cluster, endpoint, tls, timeout_s, head)
-        return self._launched(attempt, now) if self._is_hedged else attempt
+            return written_head(out, 1, match.include_attempt_count, expected_s, left_s)
+        return written_head(
+            out,
+            number,
+            match.include_attempt_count,
+            expected_s,
+            left_s,
+            is_marked=self._one_layer,
+            is_timeout_retry=self._is_timeout_retry if match.include_timeout_retry else None,
+        )
 
     def _other_priorities(self, cluster: ClusterState, update_frequency: int) -> Picker:
         """Return the picker of a retry which avoids the priorities that were tried."""

@@ -35,7 +35,8 @@ def attempt_finished(
     else:
         failure = outcome.kind.value
     # Events are made for every call. By position, as keywords cost a quarter more; in the order of the class.
-    target, cluster = call.target.name, call.cluster_name
+    target, match = call.target.name, call.match
+    cluster = "" if match is None else match.cluster
     return AttemptFinished(target, cluster, endpoint, number, duration_s, status, grpc_status, failure, will_retry)
 
 
@@ -43,21 +44,21 @@ def call_finished(call: "CallFacts", duration_s: float, status: int, grpc_status
     """Make the event of a call that ended.
 
     Args:
-        status: 0: as in the result, if it has one.
-        grpc_status: None: as in the result, if it has one.
+        status: As the caller sees it; 0: none.
+        grpc_status: None: unknown, or none.
     """
-    result, head, match = call.result, call.head, call.match
-    if isinstance(result, (Response, LocalReply)):
-        status = status or result.status
-        grpc_status = result.grpc_status if grpc_status is None else grpc_status
+    head, match = call.head, call.match
     tried = call._tried
+    endpoint = None
+    if tried:
+        endpoint = (call._answered or tried[-1]).endpoint
     return CallFinished(
         "grpc" if head.is_grpc else "http",
         call.target.name,
         head.path if head.is_grpc else head.method,
         "" if match is None else match.route_name,
         "" if match is None else match.cluster,
-        call.endpoint if tried else None,
+        endpoint,
         len(tried),
         duration_s,
         status,

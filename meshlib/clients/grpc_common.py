@@ -10,8 +10,8 @@ from urllib.parse import unquote
 import grpc
 
 from meshlib.errors import ConfigError, IdentityError
-from meshlib.model.outcome import NO_HEADERS, Failure, FailureKind, Outcome, Response
-from meshlib.model.request import Headers, RequestHead
+from meshlib.model.outcome import GRPC_OK, NO_HEADERS, Failure, FailureKind, Outcome, Response
+from meshlib.model.request import Headers, HeadMemo, RequestHead
 
 __all__ = [
     "OK",
@@ -28,7 +28,7 @@ __all__ = [
 
 Metadata = Iterable[tuple[str, str | bytes]]
 
-OK: Final = Response(200, NO_HEADERS, 0)
+OK: Final = GRPC_OK
 STARTED: Final = Response(200, NO_HEADERS, None)
 """The response has begun: from here on the call belongs to this endpoint."""
 
@@ -105,23 +105,28 @@ def split_options(options: Sequence[tuple[str, Any]] | None) -> tuple[tuple[tupl
 
 
 class HeadMaker:
-    """Makes the request heads of one method; a call without metadata shares one head."""
+    """Makes the request heads of one method.
 
-    __slots__ = ("_authority", "_path", "_plain")
+    Attributes:
+        plain: Of all calls without metadata.
+    """
+
+    __slots__ = ("_authority", "_path", "plain")
 
     def __init__(self, authority: str, method: str | bytes) -> None:
         self._authority = authority
         self._path = method.decode() if isinstance(method, bytes) else method
-        self._plain = RequestHead("POST", authority, self._path, _GRPC_HEADERS, is_grpc=True)
+        self.plain = RequestHead("POST", authority, self._path, _GRPC_HEADERS, is_grpc=True)
+        self.plain.memo = HeadMemo()
 
     def __call__(self, metadata: Metadata | None) -> RequestHead:
         """Return the head as routes see it: `-bin` entries are absent, the content type is there (A28)."""
         if not metadata:
-            return self._plain
+            return self.plain
         # Values of -bin keys are bytes; a str under such a key is as invisible.
         items = [(key, value) for key, value in metadata if type(value) is str and not key.endswith("-bin")]
         if not items:
-            return self._plain
+            return self.plain
         return RequestHead("POST", self._authority, self._path, Headers((_CONTENT_TYPE, *items)), is_grpc=True)
 
 

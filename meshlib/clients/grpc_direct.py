@@ -23,7 +23,16 @@ from grpc._cython import cygrpc as _cygrpc  # type: ignore[attr-defined]  # the 
 
 from meshlib.runtime.clock import wall
 
-__all__ = ["KNOWN_GOOD", "SWITCH", "DirectUnary", "PublicUnary", "as_call", "is_usable", "make_unary"]
+__all__ = [
+    "KNOWN_GOOD",
+    "SWITCH",
+    "DirectUnary",
+    "PublicUnary",
+    "as_call",
+    "is_usable",
+    "make_unary",
+    "trailing_metadata",
+]
 
 SWITCH: Final = "MESHLIB_GRPC_DIRECT"
 
@@ -40,31 +49,19 @@ Serializer = Callable[[Any], bytes] | None
 Deserializer = Callable[[bytes], Any] | None
 
 
-class _Answer:
-    """What is left of a call that went well, until somebody asks for it as a call."""
-
-    __slots__ = ("_call", "_deadline", "_event", "_status", "response")
-
-    def __init__(self, response: Any, event: Any, status: Any, call: Any, deadline: float | None) -> None:
-        self.response = response
-        self._event = event
-        self._status = status
-        self._call = call
-        self._deadline = deadline
-
-    def trailing_metadata(self) -> Any:
-        return self._status.trailing_metadata()
-
-    def as_call(self) -> Any:
-        """Return the finished call as grpcio would."""
-        state = _state_of(self._event, None)
-        state.response = self.response
-        return native._MultiThreadedRendezvous(state, self._call, None, self._deadline)
-
-
 def as_call(answer: Any) -> Any:
     """Return the `grpc.Call` of an answer."""
-    return answer.as_call() if type(answer) is _Answer else answer
+    if type(answer) is not tuple:
+        return answer
+    response, event, _, call, deadline = answer
+    state = _state_of(event, None)
+    state.response = response
+    return native._MultiThreadedRendezvous(state, call, None, deadline)
+
+
+def trailing_metadata(answer: Any) -> Any:
+    """Return the trailing metadata of an answer."""
+    return answer[2].trailing_metadata() if type(answer) is tuple else answer.trailing_metadata()
 
 
 def _state_of(event: Any, deserializer: Deserializer) -> Any:
@@ -96,7 +93,7 @@ class PublicUnary:
         """Call the method, blocking.
 
         Returns:
-            The response, and an answer: it knows the trailing metadata, and `as_call` makes a `grpc.Call` of it.
+            The response, and an answer: what `trailing_metadata` and `as_call` can make something of.
 
         Raises:
             grpc.RpcError: The call ended otherwise.
@@ -134,7 +131,7 @@ class DirectUnary:
         self,
         request: Any,
         timeout_s: float | None,
-        metadata: Any,
+        metadata: tuple[tuple[str, str | bytes], ...] | list[tuple[str, str | bytes]] | None,
         credentials: Any,
         compression: grpc.Compression | None,
     ) -> tuple[Any, Any]:
@@ -150,10 +147,10 @@ class DirectUnary:
                 message = None
             if message is None:  # grpcio's code knows how to complain
                 return self._public(request, timeout_s, metadata, credentials, compression)
-        if metadata or compression:
+        if compression:
             initial = cygrpc.SendInitialMetadataOperation(_compression.augment_metadata(metadata, compression), 0)
         else:
-            initial = self._no_metadata
+            initial = cygrpc.SendInitialMetadataOperation(metadata, 0) if metadata else self._no_metadata
         received, status = cygrpc.ReceiveMessageOperation(0), cygrpc.ReceiveStatusOnClientOperation(0)
         operations = (
             initial,
@@ -167,7 +164,7 @@ class DirectUnary:
             _PROPAGATE,
             self._method,
             None,
-            native._determine_deadline(deadline),
+            deadline if cygrpc.get_deadline_from_context() is None else native._determine_deadline(deadline),
             metadata,
             None if credentials is None else credentials._credentials,
             ((operations, None),),
@@ -184,7 +181,7 @@ class DirectUnary:
                     response = None
                 if response is None:
                     raise native._InactiveRpcError(_state_of(event, self._deserializer))
-            return response, _Answer(response, event, status, call, deadline)
+            return response, (response, event, status, call, deadline)
         raise native._InactiveRpcError(_state_of(event, self._deserializer))
 
 

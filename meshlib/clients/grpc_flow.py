@@ -56,12 +56,12 @@ class Flow:
         authority: str,
         target: TargetView,
         head: RequestHead,
-        *,
         now: float,
         timeout_s: float | None,
         wait_for_ready: bool,
         can_hedge: bool = False,
     ) -> None:
+        # By position, as it is called by every RPC.
         self._mesh = mesh
         self._authority = authority
         self.head = head

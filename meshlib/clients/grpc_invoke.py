@@ -5,7 +5,7 @@ import time
 from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Any, Generic, TypeVar
+from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
 import grpc
 import grpc.aio
@@ -20,7 +20,7 @@ from meshlib.clients.source import MeshSource
 from meshlib.errors import MeshError, RoutingError
 from meshlib.model.outcome import Outcome
 from meshlib.model.request import RequestHead
-from meshlib.runtime.context import remaining_s
+from meshlib.runtime.context import peek_request, remaining_s
 from meshlib.runtime.core import is_unsent
 from meshlib.view import TargetView
 
@@ -70,10 +70,18 @@ class Rpc:
 class Invoker(Generic[C]):
     """One mesh channel's way to the mesh and to the endpoints: what sync and aio have in common.
 
+    Attributes:
+        channels: Those to use here and now.
+
     Args:
         authority: What the mesh is asked for.
         options: Channel arguments for the endpoints' channels.
     """
+
+    if TYPE_CHECKING:
+
+        @property
+        def channels(self) -> Channels[C]: ...
 
     def __init__(
         self, mesh: MeshSource, authority: str, options: Options, compression: grpc.Compression | None
@@ -88,11 +96,6 @@ class Invoker(Generic[C]):
         # Ends of calls that were dropped by their callers. Finalizers run anywhere, also while this thread holds the
         # very lock that giving back needs, so they only leave a note here; the next RPC does it.
         self.abandoned: deque[Callable[[], None]] = deque()
-
-    @property
-    def channels(self) -> Channels[C]:
-        """The channels to use here and now."""
-        raise NotImplementedError
 
     def check_open(self) -> None:
         """Refuse RPCs on a closed channel, and give back what dropped calls hold.
@@ -121,11 +124,13 @@ class Invoker(Generic[C]):
             timeout_s: What is left of the RPC's own.
             can_hedge: Its attempts can run beside each other.
         """
+        heads = method.heads
+        head = heads.plain if rpc.metadata is None else heads(rpc.metadata)
         return Flow(
             self.mesh,
             self.authority,
             target,
-            method.heads(rpc.metadata),
+            head,
             now=now,
             timeout_s=timeout_s,
             wait_for_ready=bool(rpc.wait_for_ready),
@@ -223,6 +228,8 @@ def refused(error: MeshError, make: type[E], *, is_late: bool = False) -> E:
 class SyncInvoker(Invoker[grpc.Channel]):
     """For threads."""
 
+    channels: Channels[grpc.Channel]
+
     def __init__(
         self,
         mesh: MeshSource,
@@ -237,12 +244,8 @@ class SyncInvoker(Invoker[grpc.Channel]):
             channels: None: attempts go elsewhere, `acquire` and `release` are overridden.
         """
         super().__init__(mesh, authority, options, compression)
-        self._channels = None if channels is None else channels.sync
-
-    @property
-    def channels(self) -> Channels[grpc.Channel]:
-        assert self._channels is not None
-        return self._channels
+        if channels is not None:
+            self.channels = channels.sync
 
     def begin(self, method: Method, rpc: Rpc, *, can_hedge: bool = False) -> Flow:
         """Make the flow of an RPC; waits for the configuration of a service used for the first time.
@@ -251,9 +254,11 @@ class SyncInvoker(Invoker[grpc.Channel]):
             MeshRpcError: There is none, or not in time.
             ValueError: The channel was closed.
         """
-        self.check_open()
+        if self.is_closed or self.abandoned:
+            self.check_open()
         now = self.clock()
-        rpc.cap(now)
+        if peek_request() is not None:
+            rpc.cap(now)
         try:
             target = self.mesh.target(self.authority)
         except MeshError as error:
@@ -270,7 +275,10 @@ class SyncInvoker(Invoker[grpc.Channel]):
             now = self.clock()
             if timeout_s is not None:
                 timeout_s -= now - began_at
-        return self.flow(target, method, rpc, now=now, timeout_s=timeout_s, can_hedge=can_hedge)
+        heads = method.heads
+        head = heads.plain if rpc.metadata is None else heads(rpc.metadata)
+        wait = bool(rpc.wait_for_ready)
+        return Flow(self.mesh, self.authority, target, head, now, timeout_s, wait, can_hedge)
 
     def release(self, channel: EndpointChannel[grpc.Channel]) -> None:
         """Give a channel back."""

@@ -5,7 +5,7 @@ from typing import Any
 
 from meshlib.clients.source import MeshSource
 from meshlib.errors import ConfigError
-from meshlib.events import Event
+from meshlib.events import Event, Meter
 from meshlib.model.cluster import EdsDiscovery
 from meshlib.model.endpoint import Endpoint, Locality, LocalityEndpoints
 from meshlib.model.request import RequestHead
@@ -63,6 +63,11 @@ class OwnEndpoint:
     def view(self) -> View:
         """The mesh's own view: nothing is dialled here."""
         return self._mesh.view
+
+    @property
+    def _meter(self) -> Meter | None:
+        """As of the mesh."""
+        return getattr(self._mesh, "_meter", None)
 
     def target(self, authority: str) -> TargetView | None:
         """As `MeshSource.target`."""

@@ -9,6 +9,7 @@ import threading
 import time
 import weakref
 from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -17,7 +18,7 @@ import grpc
 from meshlib.call import Attempt, Done, Sleep
 from meshlib.clients.grpc_channels import channels_of
 from meshlib.clients.grpc_common import OK, HeadMaker, parse_target, split_options
-from meshlib.clients.grpc_direct import as_call
+from meshlib.clients.grpc_direct import as_call, trailing_metadata
 from meshlib.clients.grpc_errors import MeshRpcError
 from meshlib.clients.grpc_flow import Flow
 from meshlib.clients.grpc_invoke import Method, Rpc, SyncInvoker
@@ -281,7 +282,7 @@ class _Multicallable:
                         now = clock()
                         machine.finished(OK, now)
                         if flow.call.wants_trailers:
-                            flow.learn(answer.trailing_metadata, now)
+                            flow.learn(partial(trailing_metadata, answer), now)
                         machine.close(now, grpc_status=0)
                         return response, answer, flow
                     finally:

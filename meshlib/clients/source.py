@@ -19,6 +19,8 @@ class MeshSource(Protocol):
         guard_unsafe: Repeat requests that may have been processed only when that is safe.
         is_disabled: `MESHLIB_DISABLE=1`: everything goes out directly.
         tracing: Makes spans.
+
+    A source may have a `_meter` besides, an `events.Meter` or None: it counts calls instead of `emit`.
     """
 
     clock: Clock

@@ -82,6 +82,7 @@ def begin_call(
             can_hedge=can_hedge,
             is_repeated=is_repeated,
             hook=mesh.emit,
+            meter=getattr(mesh, "_meter", None),
         )
     return TracedCall(
         mesh,
@@ -130,6 +131,7 @@ class TracedCall(Call):
             can_hedge=can_hedge,
             is_repeated=is_repeated,
             hook=mesh.emit,
+            meter=getattr(mesh, "_meter", None),
         )
         self._trace: _Trace | None = None
         try:

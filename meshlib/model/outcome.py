@@ -2,10 +2,11 @@
 
 from dataclasses import dataclass, field
 from enum import Enum
+from typing import Final
 
 from meshlib.model.request import Headers
 
-__all__ = ["Failure", "FailureKind", "LocalReply", "Outcome", "Response"]
+__all__ = ["GRPC_OK", "Failure", "FailureKind", "LocalReply", "Outcome", "Response"]
 
 NO_HEADERS = Headers()
 
@@ -40,6 +41,10 @@ class Response:
     status: int
     headers: Headers = NO_HEADERS
     grpc_status: int | None = None
+
+
+GRPC_OK: Final = Response(200, NO_HEADERS, 0)
+"""A gRPC call that went well."""
 
 
 @dataclass(frozen=True, slots=True)

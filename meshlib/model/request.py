@@ -1,8 +1,9 @@
 """What a decision may know of a request."""
 
 from collections.abc import Iterable, Mapping
+from typing import Any
 
-__all__ = ["Headers", "RequestHead"]
+__all__ = ["HeadMemo", "Headers", "RequestHead"]
 
 
 class Headers:
@@ -58,6 +59,21 @@ class Headers:
         return cls((name.lower(), value) for name, value in pairs)
 
 
+class HeadMemo:
+    """What calls with the same head, the object, leave for each other. Whatever is in it is replaced as a whole.
+
+    Attributes:
+        counted: The head as a first attempt with its number has it; None: not made yet.
+        way: A `meshlib.call.way.Way`, or None.
+    """
+
+    __slots__ = ("counted", "way")
+
+    def __init__(self) -> None:
+        self.counted: RequestHead | None = None
+        self.way: Any = None
+
+
 class RequestHead:
     """The head of one request. Not changed after creation.
 
@@ -67,11 +83,10 @@ class RequestHead:
         path: Path with query, as sent.
         headers: Without pseudo headers.
         is_grpc: The call is a gRPC call (its content type is `application/grpc...`).
-        counted: The same head as a first attempt with its number, once it has been made: gRPC calls without metadata
-            share one head.
+        memo: Of a head that many calls share.
     """
 
-    __slots__ = ("authority", "counted", "headers", "is_grpc", "method", "path", "scheme")
+    __slots__ = ("authority", "headers", "is_grpc", "memo", "method", "path", "scheme")
 
     def __init__(
         self, method: str, authority: str, path: str, headers: Headers, *, scheme: str = "http", is_grpc: bool = False
@@ -82,7 +97,7 @@ class RequestHead:
         self.headers = headers
         self.scheme = scheme
         self.is_grpc = is_grpc
-        self.counted: RequestHead | None = None
+        self.memo: HeadMemo | None = None
 
     def values(self, name: str) -> tuple[str, ...]:
         """Return the entries of a header or pseudo header (`:method`, `:path`, `:authority`, `:scheme`, `host`)."""

@@ -138,6 +138,7 @@ class RetryRules:
         num_retries: Attempts beyond the first.
         can_hedge: A slow attempt may be hedged: there was something to retry on to begin with.
         needs_request: The request has a say: `for_request` must be asked.
+        spares_ok: A gRPC call that went well is not repeated, whatever it is.
     """
 
     __slots__ = (
@@ -150,6 +151,7 @@ class RetryRules:
         "needs_request",
         "num_retries",
         "on",
+        "spares_ok",
     )
 
     def __init__(
@@ -183,6 +185,7 @@ class RetryRules:
         self._names = names
         self._request_tests = request_tests
         self._reads_status = reads_status
+        self.spares_ok = not (self.on & (_HEADERS | _RATE_LIMITED) or (self.on & _STATUS_CODES and 200 in codes))
 
     @classmethod
     def of_policy(cls, policy: RetryPolicy | None) -> "RetryRules":

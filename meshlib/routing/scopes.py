@@ -67,12 +67,13 @@ class ScopeTable:
 
     Attributes:
         name: Of the scoped routes.
+        has_chance: As of a `RouteTable`; of scopes it is not looked for.
         has_demands: `demands` may return something.
         prepare: As of a `RouteTable`.
         tables: The route tables, by key; None: the scope's routes are not there yet.
     """
 
-    __slots__ = ("_fragments", "_names", "_unrouted", "has_demands", "name", "prepare", "tables")
+    __slots__ = ("_fragments", "_names", "_unrouted", "has_chance", "has_demands", "name", "prepare", "tables")
 
     def __init__(
         self,
@@ -113,6 +114,7 @@ class ScopeTable:
             tables[scope.key] = table
         self._names: Mapping[Key, str] = names
         self.tables: Mapping[Key, RouteTable | ConfigFault | None] = tables
+        self.has_chance = True
         self.has_demands = any(
             table is None or (isinstance(table, RouteTable) and table.has_demands) for table in tables.values()
         )

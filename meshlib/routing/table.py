@@ -63,6 +63,7 @@ class RouteTable:
 
     Attributes:
         name: Of the route configuration.
+        has_chance: Chance has a part in what some requests get.
         has_demands: `demands` may return something.
         limits: What limits the requests of any route.
         prepare: What the listener makes of a request first; None: nothing.
@@ -76,6 +77,7 @@ class RouteTable:
         "_index",
         "_strips_parameters",
         "_unrouted",
+        "has_chance",
         "has_demands",
         "limits",
         "name",
@@ -106,6 +108,7 @@ class RouteTable:
             segments = None if host.has_tree else index_routes(compiled)
             entry = _Host(host, tuple(compiled), is_random, host.requires_tls, finder, segments)
             hosts.append((host.domains, entry))
+        self.has_chance = any(entry.needs_random for _, entry in hosts)
         self.limits = frozenset(limit for _, entry in hosts for route in entry.routes for limit in route.limits)
         self._index = DomainIndex(hosts, ignore_port=routes.ignore_port_in_host)
         self.prepare = compile_prepare(listener.head_rules)

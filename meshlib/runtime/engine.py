@@ -10,7 +10,7 @@ from typing import Any, Final
 from opentelemetry.trace import TracerProvider
 
 from meshlib.errors import BootstrapError, DeadlineExceeded, MeshError, RoutingError, UnavailableError
-from meshlib.events import Event, Hook
+from meshlib.events import Event, Hook, Meter
 from meshlib.model.request import RequestHead
 from meshlib.model.retry import DEFAULT_SAFETY, RetryBudget, Safety
 from meshlib.model.snapshot import ConfigFault, Snapshot
@@ -89,6 +89,7 @@ class MeshEngine:
         self._control: ControlPlane | None = None
         self._is_closed = False
         self._hooks: tuple[Hook, ...] = ()
+        self._known_meter: tuple[tuple[Hook, ...], Meter | None] = ((), None)
         self._bad_hooks: set[int] = set()
         # One assignment each, read by everyone.
         self._is_dormant = True
@@ -270,6 +271,17 @@ class MeshEngine:
         """Have a function called with every event. It runs where the event happens, so it must be quick."""
         with self._lock:
             self._hooks = (*self._hooks, hook)
+
+    @property
+    def _meter(self) -> Meter | None:
+        """The only hook, if it is one that needs no events of calls; None: make them."""
+        hooks = self._hooks
+        known, meter = self._known_meter
+        if hooks is not known:
+            only = hooks[0] if len(hooks) == 1 else None
+            meter = only if isinstance(only, Meter) else None
+            self._known_meter = (hooks, meter)
+        return meter
 
     # For the control thread.
 

@@ -343,8 +343,10 @@ class ClusterState:
         if outlier is None:
             return None
         if isinstance(outcome, Response):
-            outlier.record_connected(state.address)
-            ejection = outlier.record_code(state.address, http_code(outcome), now, rng)
+            if outlier.config.split_external_local_origin_errors:
+                outlier.record_connected(state.address)
+            code = 200 if outcome.grpc_status == 0 else http_code(outcome)
+            ejection = outlier.record_code(state.address, code, now, rng)
         else:
             ejection = outlier.record_local_failure(state.address, failure_code(outcome), now, rng)
         return None if ejection is None else self._eject(state, ejection)
