@@ -6,6 +6,7 @@ from types import MappingProxyType
 from typing import TypeVar
 
 from meshlib.model.authorization import Rbac
+from meshlib.model.filters import LimitFilter
 from meshlib.model.matcher import Fraction
 from meshlib.model.route import FaultPolicy, RouteConfiguration
 from meshlib.model.session import SessionPolicy
@@ -111,4 +112,4 @@ class FilterConfig:
 
     name: str
     type_name: str
-    config: FaultPolicy | SessionPolicy | Rbac | None
+    config: FaultPolicy | SessionPolicy | Rbac | LimitFilter | None

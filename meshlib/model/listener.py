@@ -24,7 +24,9 @@ class DiscoveredFilter:
         default: Used when the resource cannot be had; None: there is none.
         skips_warming: `default` is used until the resource comes.
         is_disabled: Routes alone switch it on.
-        position: Number of filters for authorization before it.
+        position: Number of its kind before it that the listener configures itself: filters for authorization in a server,
+            limits in a client.
+        is_after_fault: It stands behind the fault filter.
     """
 
     name: str
@@ -33,6 +35,7 @@ class DiscoveredFilter:
     skips_warming: bool = False
     is_disabled: bool = False
     position: int = 0
+    is_after_fault: bool = False
 
 
 class EscapedSlashes(Enum):

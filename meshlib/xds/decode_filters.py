@@ -5,7 +5,7 @@ from typing import Any, Final
 
 from meshlib.model.authorization import Rbac
 from meshlib.model.discovery import FilterConfig
-from meshlib.model.filters import ListedHeaderFilter, ListedLimit
+from meshlib.model.filters import LimitFilter, ListedHeaderFilter, ListedLimit
 from meshlib.model.listener import DiscoveredFilter
 from meshlib.model.route import FaultPolicy
 from meshlib.model.session import SessionPolicy
@@ -77,7 +77,8 @@ def decode_filters(filters: Any, path: str, problems: Problems, *, is_server: bo
             problems.error(join(place, "name"), f"{item.name!r} is the name of an earlier filter")
         names.add(item.name)
         if item.HasField("config_discovery"):
-            found = _discovered(item, place, problems, is_server=is_server, position=len(rbac))
+            position = len(rbac if is_server else limits)
+            found = _discovered(item, place, problems, is_server=is_server, position=position, is_after_fault=has_fault)
             if found is not None and FAULT_TYPE in found.type_names:
                 if has_fault:
                     problems.error(place, "is a second fault filter, only one is supported")
@@ -160,25 +161,29 @@ def decode_filter_config(message: Any, path: str, problems: Problems) -> FilterC
 
 def _filter_config(name: str, packed: Any, path: str, problems: Problems) -> FilterConfig:
     kind = any_type(packed)
-    message = unpack(packed, path, problems)
-    config: FaultPolicy | SessionPolicy | Rbac | None = None
+    message = None if kind in LIMIT_TYPES else unpack(packed, path, problems)
+    config: FaultPolicy | SessionPolicy | Rbac | LimitFilter | None = None
     if message is not None and kind == FAULT_TYPE:
         config = fault_policy(message, path, problems)
     elif message is not None and kind == SESSION_TYPE:
         config = session_policy(message, path, problems)
     elif message is not None and kind == RBAC_TYPE:
         config = decode_rbac(message, name, path, problems)
+    elif kind in LIMIT_TYPES:
+        config = limit_filter(kind, packed, path, problems)
     elif message is not None:
         problems.error(path, f"filter {kind} is not supported")
     return FilterConfig(name, kind, config)
 
 
-def _discovered(item: Any, path: str, problems: Problems, *, is_server: bool, position: int) -> DiscoveredFilter | None:
+def _discovered(
+    item: Any, path: str, problems: Problems, *, is_server: bool, position: int, is_after_fault: bool
+) -> DiscoveredFilter | None:
     """Decode `config_discovery`; None: it has no effect, or an error was found."""
     place = join(path, "config_discovery")
     source = item.config_discovery
     kinds = frozenset(url.rpartition("/")[2] for url in source.type_urls)
-    unknown = sorted(kinds - ({RBAC_TYPE} if is_server else {FAULT_TYPE, SESSION_TYPE}))
+    unknown = sorted(kinds - ({RBAC_TYPE} if is_server else {FAULT_TYPE, SESSION_TYPE, *LIMIT_TYPES}))
     if not kinds or unknown:
         reason = f"filter {unknown[0]} is not supported" if unknown else "at least one is required"
         if item.is_optional or item.disabled:
@@ -198,7 +203,7 @@ def _discovered(item: Any, path: str, problems: Problems, *, is_server: bool, po
         problems.unused(path, "is disabled")
         return None
     return DiscoveredFilter(
-        item.name, kinds, default, source.apply_default_config_without_warming, item.disabled, position
+        item.name, kinds, default, source.apply_default_config_without_warming, item.disabled, position, is_after_fault
     )
 
 

@@ -7,9 +7,11 @@ but nothing waits for them: a target goes on without, and says in `answered` whi
 
 from collections.abc import Iterable
 from dataclasses import replace
+from typing import TypeVar
 
 from meshlib.model.authorization import Rbac
 from meshlib.model.discovery import Collection, FilterConfig, RuntimeLayer, ScopedRoute, ScopedRoutes
+from meshlib.model.filters import AdaptiveConcurrency, AdmissionControl, ListedLimit, LocalRateLimit
 from meshlib.model.listener import ClientListener, DiscoveredFilter, ServerListener
 from meshlib.model.route import FaultPolicy, RouteConfiguration, VirtualHost
 from meshlib.model.session import SessionPolicy
@@ -29,6 +31,7 @@ from meshlib.xds.runtime import merge_layers, with_runtime
 
 __all__ = ["Follower", "clusters_of_target"]
 
+F = TypeVar("F")
 Missing = list[str]
 """What somebody waits for, each as `LDS resource name`."""
 
@@ -40,6 +43,12 @@ def clusters_of_target(config: TargetConfig) -> frozenset[str]:
     if config.listener.on_demand_timeout_s is not None:
         return frozenset(asked)
     return frozenset(asked).union(*(clusters_of(routes) for routes in config.all_routes))
+
+
+def _insert(filters: list[tuple[int, F]], position: int, found: F) -> None:
+    """Put a discovered filter before the one that has this number by itself, after the discovered ones before it."""
+    place = next((i for i, (number, _) in enumerate(filters) if number >= position), len(filters))
+    filters.insert(place, (position - 1, found))
 
 
 class Follower(ClusterFollower):
@@ -195,6 +204,7 @@ class Follower(ClusterFollower):
 
     def _client_filters(self, listener: ClientListener, missing: Missing) -> ClientListener | ConfigFault:
         """Return the listener with the configuration of its filters that comes by ECDS."""
+        limits = list(enumerate(listener.limits))
         for filter_ in listener.discovered:
             found = self._filter(filter_, missing)
             if isinstance(found, ConfigFault):
@@ -206,6 +216,11 @@ class Follower(ClusterFollower):
             elif isinstance(config, SessionPolicy):
                 session = None if filter_.is_disabled else config
                 listener = replace(listener, has_session_filter=True, session=session)
+            elif isinstance(config, LocalRateLimit | AdmissionControl | AdaptiveConcurrency):
+                limit = ListedLimit(filter_.name, None if filter_.is_disabled else config, filter_.is_after_fault)
+                _insert(limits, filter_.position, limit)
+        if len(limits) > len(listener.limits):
+            listener = replace(listener, limits=tuple(limit for _, limit in limits))
         return listener
 
     def _server_filters(self, listener: ServerListener, missing: Missing) -> ServerListener | ConfigFault:
@@ -215,9 +230,7 @@ class Follower(ClusterFollower):
             if isinstance(found, ConfigFault):
                 return found
             if found is not None and isinstance(found.config, Rbac):
-                # Before the one that has this number by itself, after the discovered ones before it.
-                place = next((i for i, (number, _) in enumerate(rbac) if number >= filter_.position), len(rbac))
-                rbac.insert(place, (filter_.position - 1, found.config))
+                _insert(rbac, filter_.position, found.config)
         return replace(listener, rbac=tuple(one for _, one in rbac)) if listener.discovered else listener
 
     def _filter(self, filter_: DiscoveredFilter, missing: Missing) -> FilterConfig | ConfigFault | None:

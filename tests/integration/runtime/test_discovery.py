@@ -603,3 +603,37 @@ def test_what_changed_while_the_server_was_away_is_taken_over(world: World) -> N
     until(lambda: [ask("red"), ask("blue")] == ["404", "b"])
     until(lambda: held(mesh, "CDS") - {"*"} == {"c", "new"})
     assert held(mesh, "LEDS") == {f"{base}*", f"{base}b"}
+
+
+@pytest.mark.parametrize("variant", ["sotw", "delta"], indirect=True)
+def test_limits_that_are_discovered(world: World) -> None:
+    """Steps: 1. the default without warming, which lets nobody pass twice; 2. the resource; 3. it is switched off."""
+    limit = "envoy.extensions.filters.http.local_ratelimit.v3.LocalRateLimit"
+    always = {"default_value": {"numerator": 100}}
+
+    def limiter(tokens: int, status: int, **fields: Any) -> dict[str, Any]:
+        bucket = {"max_tokens": tokens, "fill_interval": "600s"}
+        shares = {"filter_enabled": always, "filter_enforced": always, **fields}
+        return typed(limit, stat_prefix="l", token_bucket=bucket, status={"code": status}, **shares)
+
+    def extension(config: dict[str, Any]) -> dict[str, Any]:
+        return typed("envoy.config.core.v3.TypedExtensionConfig", name="limiter", typed_config=config)
+
+    discovery = {
+        "config_source": ADS,
+        "type_urls": [f"type.googleapis.com/{limit}"],
+        "default_config": limiter(1, 429),
+        "apply_default_config_without_warming": True,
+    }
+    filters = {"name": "limiter", "config_discovery": discovery}
+    base = [
+        listener("shop", filters, route_config=inline(host("all", {"cluster": "c"}))),
+        *world.upstreams.cluster("c"),
+    ]
+    world.serve(*base)
+    client = world.client(world.mesh())
+    assert [client.get("http://shop/").status_code for _ in range(2)] == [200, 429]
+    world.serve(*base, extension(limiter(1, 503)))
+    until(lambda: client.get("http://shop/").status_code == 503)
+    world.serve(*base, extension(limiter(1, 503, filter_enforced={"default_value": {"numerator": 0}})))
+    until(lambda: client.get("http://shop/").status_code == 200)

@@ -7,6 +7,7 @@ import pytest
 from meshlib.model.authorization import Rbac
 from meshlib.model.discovery import FilterConfig, KeyFragment, ScopedRoute, ScopedRoutes
 from meshlib.model.endpoint import ClusterLoadAssignment, Endpoint, HealthStatus
+from meshlib.model.filters import AdaptiveConcurrency, AdmissionControl, LocalRateLimit
 from meshlib.model.listener import ClientListener, DiscoveredFilter, ServerListener
 from meshlib.model.matcher import Fraction
 from meshlib.model.route import FaultAbort, FaultPolicy, RouteConfiguration, VirtualHost
@@ -209,6 +210,15 @@ def test_locality_of_a_list_inside() -> None:
 # Filters.
 
 
+LIMIT = "envoy.extensions.filters.http.local_ratelimit.v3.LocalRateLimit"
+CONCURRENCY = {
+    "gradient_controller_config": {
+        "concurrency_limit_params": {"concurrency_update_interval": "1s"},
+        "min_rtt_calc_params": {"interval": "60s"},
+    }
+}
+
+
 def discovered(name: str = "f", kind: str = FAULT, **fields: Any) -> dict[str, Any]:
     source = {"config_source": ADS, "type_urls": [f"type.googleapis.com/{kind}"], **fields.pop("config_discovery", {})}
     return {"name": name, "config_discovery": source, **fields}
@@ -223,6 +233,39 @@ def test_filter_of_a_client_that_is_discovered() -> None:
     assert found.discovered == (DiscoveredFilter("f", frozenset({FAULT}), default, skips_warming=True),)
 
 
+@pytest.mark.parametrize(
+    ("kind", "fields"),
+    [
+        ("local_ratelimit.v3.LocalRateLimit", {"stat_prefix": "x"}),
+        ("admission_control.v3.AdmissionControl", {"success_criteria": {}}),
+        ("adaptive_concurrency.v3.AdaptiveConcurrency", CONCURRENCY),
+    ],
+)
+def test_limits_may_be_discovered_and_know_their_place(kind: str, fields: dict[str, Any]) -> None:
+    name = f"envoy.extensions.filters.http.{kind}"
+    first = {"name": "first", "typed_config": typed(LIMIT, stat_prefix="x")}
+    fault = {"name": "fault", "typed_config": typed(FAULT)}
+    default = {"default_config": typed(name, **fields)}
+    found = client(discovered("a", name), first, fault, discovered("b", name, config_discovery=default)).value
+    assert isinstance(found, ClientListener)
+    assert [(one.name, one.position, one.is_after_fault) for one in found.discovered] == [
+        ("a", 0, False),
+        ("b", 1, True),
+    ]
+    config = found.discovered[1].default
+    assert config is not None
+    assert config.type_name == name
+    resource = decode(ECDS, {"name": "b", "typed_config": typed(name, **fields)})
+    assert (resource.errors, resource.value) == ((), config)
+    assert isinstance(config.config, LocalRateLimit | AdmissionControl | AdaptiveConcurrency)
+
+
+def test_a_discovered_limit_that_is_broken_is_refused() -> None:
+    bucket = {"max_tokens": 1, "fill_interval": "0.01s"}
+    found = decode(ECDS, {"name": "f", "typed_config": typed(LIMIT, stat_prefix="x", token_bucket=bucket)})
+    assert found.errors == ("typed_config.token_bucket.fill_interval: must be at least 0.05 s",)
+
+
 def test_filter_of_a_server_that_is_discovered_knows_its_place() -> None:
     first = {"name": "first", "typed_config": typed(RBAC, rules={})}
     found = server(first, discovered("second", RBAC)).value
@@ -235,6 +278,7 @@ def test_filter_of_a_server_that_is_discovered_knows_its_place() -> None:
     [
         (client(discovered(kind=RBAC)), f"type_urls: filter {RBAC} is not supported"),
         (server(discovered(kind=FAULT)), f"type_urls: filter {FAULT} is not supported"),
+        (server(discovered(kind=LIMIT)), f"type_urls: filter {LIMIT} is not supported"),
         (client(discovered(config_discovery={"config_source": {"path": "/x"}})), "config_source: must be ads or self"),
         (
             client(discovered(config_discovery={"apply_default_config_without_warming": True})),

@@ -17,6 +17,7 @@ from meshlib.model.discovery import (
     ScopedRoutes,
 )
 from meshlib.model.endpoint import ClusterLoadAssignment, Endpoint, Locality, LocalityEndpoints
+from meshlib.model.filters import AdaptiveConcurrency, AdmissionControl, ListedLimit, LocalRateLimit, TokenBucket
 from meshlib.model.listener import ClientListener, DiscoveredFilter, ServerListener
 from meshlib.model.matcher import Fraction, PathKind, PathMatcher
 from meshlib.model.route import (
@@ -395,6 +396,49 @@ def test_disabled_filter_takes_part_where_routes_configure_it() -> None:
     world.put(ECDS, "faults", FilterConfig("faults", FAULT, ABORT))
     world.settle()
     assert (world.shop.listener.has_fault_filter, world.shop.listener.fault) == (True, None)
+
+
+LIMIT_TYPE = "envoy.extensions.filters.http.local_ratelimit.v3.LocalRateLimit"
+
+
+def limit(tokens: int) -> LocalRateLimit:
+    return LocalRateLimit(TokenBucket(tokens, 1, 1.0), Fraction(100), Fraction(100))
+
+
+def test_discovered_limits_keep_their_places() -> None:
+    world = World()
+    admission, concurrency = AdmissionControl(), AdaptiveConcurrency()
+    discovered = (
+        DiscoveredFilter("second", frozenset({LIMIT_TYPE, "other"}), position=1, is_after_fault=True),
+        DiscoveredFilter("third", frozenset({"other"}), position=1, is_disabled=True),
+        DiscoveredFilter("fifth", frozenset({"other"}), position=2),
+    )
+    listed = (ListedLimit("first", limit(1)), ListedLimit("fourth", limit(4)))
+    listener = ClientListener("shop", RouteConfiguration("r", ()), limits=listed, discovered=discovered)
+    world.put(LDS, "shop", listener)
+    assert world.settle().waiting["shop"] == ("ECDS resource second", "ECDS resource third", "ECDS resource fifth")
+    world.put(ECDS, "second", FilterConfig("second", LIMIT_TYPE, limit(2)))
+    world.put(ECDS, "third", FilterConfig("third", "other", admission))
+    world.put(ECDS, "fifth", FilterConfig("fifth", "other", concurrency))
+    world.settle()
+    second, third = ListedLimit("second", limit(2), is_after_fault=True), ListedLimit("third", None)
+    assert world.shop.listener.limits == (listed[0], second, third, listed[1], ListedLimit("fifth", concurrency))
+    world.put(ECDS, "second", FilterConfig("second", LIMIT_TYPE, limit(7)))
+    world.settle()
+    assert world.shop.listener.limits[1].config == limit(7)
+
+
+def test_default_of_a_discovered_limit_serves_until_it_comes() -> None:
+    default = FilterConfig("faults", LIMIT_TYPE, limit(1))
+    world = with_filter(type_names=frozenset({LIMIT_TYPE}), default=default, skips_warming=True)
+    assert not world.settle().waiting
+    assert world.shop.listener.limits == (ListedLimit("faults", limit(1)),)
+    world.put(ECDS, "faults", FilterConfig("faults", LIMIT_TYPE, limit(2)))
+    world.settle()
+    assert world.shop.listener.limits == (ListedLimit("faults", limit(2)),)
+    world.put(ECDS, "faults", FilterConfig("faults", FAULT, ABORT))  # of another type: as if it did not exist
+    world.settle()
+    assert world.shop.listener.limits == (ListedLimit("faults", limit(1)),)
 
 
 def test_discovered_authorization_keeps_its_place() -> None:
