@@ -1,9 +1,9 @@
 """HTTP filters that limit what goes out: rates, admission, concurrency."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from meshlib.model.headers import HeaderAdd, HeaderChange
-from meshlib.model.matcher import Fraction
+from meshlib.model.matcher import Fraction, RuntimeKeys
 
 __all__ = [
     "AdaptiveConcurrency",
@@ -72,6 +72,7 @@ class AdmissionControl:
         max_rejection: Probability of a refusal at most, 0.0-1.0.
         http_success: Ranges of statuses that are successes, `start <= status < end`.
         grpc_success: Codes that are successes; None: all but `GRPC_FAULTS`.
+        runtime_keys: Fields that a runtime value may stand for.
     """
 
     is_enabled: bool = True
@@ -82,6 +83,7 @@ class AdmissionControl:
     max_rejection: float = 0.8
     http_success: tuple[tuple[int, int], ...] = HTTP_SUCCESS
     grpc_success: frozenset[int] | None = None
+    runtime_keys: RuntimeKeys = field(default=(), compare=False)
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,6 +102,7 @@ class AdaptiveConcurrency:
         min_rtt_jitter_percent: Longest delay of a measurement, in percent of its interval.
         min_limit: Limit during a measurement, and lowest limit.
         buffer_percent: How much longer than the least a latency may be before the limit shrinks.
+        runtime_keys: Fields that a runtime value may stand for.
     """
 
     is_enabled: bool = True
@@ -113,6 +116,7 @@ class AdaptiveConcurrency:
     min_rtt_jitter_percent: float = 15.0
     min_limit: int = 3
     buffer_percent: float = 25.0
+    runtime_keys: RuntimeKeys = field(default=(), compare=False)
 
 
 LimitFilter = LocalRateLimit | AdmissionControl | AdaptiveConcurrency

@@ -6,6 +6,7 @@ from enum import Enum
 from types import MappingProxyType
 from typing import Any
 
+from meshlib.model.matcher import RuntimeKeys
 from meshlib.model.route import HashPolicy
 
 __all__ = [
@@ -35,12 +36,14 @@ class SlowStart:
     Attributes:
         window_s: More than 0.
         aggression: More than 0. 1.0: the weight grows in a straight line; more: faster at first.
+        runtime_keys: Fields that a runtime value may stand for.
         min_weight: What it begins with at least, 0.0-1.0 of its weight; Envoy's default is 0.1.
     """
 
     window_s: float
     aggression: float = 1.0
     min_weight: float = 0.1
+    runtime_keys: RuntimeKeys = field(default=(), compare=False)
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,12 +74,14 @@ class LeastRequest:
     choice_count: Endpoints drawn; Envoy's default is 2.
     active_request_bias: Exponent for weighted endpoints; Envoy's default is 1.0.
     full_scan: Look at all endpoints instead of a few drawn ones.
+    runtime_keys: Fields that a runtime value may stand for.
     """
 
     choice_count: int = 2
     active_request_bias: float = 1.0
     slow_start: SlowStart | None = None
     full_scan: bool = False
+    runtime_keys: RuntimeKeys = field(default=(), compare=False)
 
 
 @dataclass(frozen=True, slots=True)

@@ -11,6 +11,7 @@ __all__ = [
     "ProxyCondition",
     "QueryMatcher",
     "RangeMatcher",
+    "RuntimeKeys",
     "StringKind",
     "StringMatcher",
 ]
@@ -83,6 +84,13 @@ class PathMatcher:
     kind: PathKind
     value: str
     case_sensitive: bool = True
+
+
+RuntimeKeys = tuple[tuple[str, str], ...]
+"""Names of fields, each with the key of the runtime value that counts instead of what the resource says.
+
+Not compared: what follows from them is in the fields, and two parts with the same fields decide the same.
+"""
 
 
 @dataclass(frozen=True, slots=True)

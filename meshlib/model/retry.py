@@ -1,6 +1,6 @@
 """Retry and hedge policies (xDS `RetryPolicy`, `HedgePolicy`)."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from meshlib.model.matcher import Fraction, HeaderMatcher
 
@@ -26,6 +26,7 @@ class RetryPolicy:
         avoid_metadata: omit_host_metadata, each with what all of a host's `envoy.lb` metadata must hold.
         priority_update: `retry_priority` previous_priorities, its `update_frequency`; 0: it is not there.
         host_selection_attempts: `host_selection_retry_max_attempts`; Envoy's default is 1.
+        has_own_base: The resource says `base_interval_s`, so no runtime value stands for it.
     """
 
     retry_on: frozenset[str]
@@ -44,6 +45,7 @@ class RetryPolicy:
     avoid_metadata: tuple[tuple[tuple[str, object], ...], ...] = ()
     priority_update: int = 0
     host_selection_attempts: int = 1
+    has_own_base: bool = field(default=False, compare=False)
 
     @property
     def chooses_hosts(self) -> bool:

@@ -7,7 +7,7 @@ from meshlib.model.endpoint import NO_METADATA
 from meshlib.model.filters import HeaderFilters, LimitOverrides
 from meshlib.model.headers import NO_MUTATION, AppendAction, HeaderAdd, HeaderChange, HeaderMutation
 from meshlib.model.match_tree import MatchTree
-from meshlib.model.matcher import Fraction, HeaderMatcher, PathMatcher, ProxyCondition, QueryMatcher
+from meshlib.model.matcher import Fraction, HeaderMatcher, PathMatcher, ProxyCondition, QueryMatcher, RuntimeKeys
 from meshlib.model.retry import HedgePolicy, RetryPolicy
 from meshlib.model.session import MadeCookie, SessionPolicy
 from meshlib.model.subset import MatchCriteria
@@ -46,11 +46,13 @@ class FaultDelay:
     """Attributes:
     fixed_s: The delay.
     by_header: The request says how long instead (`x-envoy-fault-delay-request`), and how often, up to the share.
+    runtime_keys: Other than Envoy's own (`fault.http...`); so in what follows.
     """
 
     fixed_s: float
     share: Fraction
     by_header: bool = False
+    runtime_keys: RuntimeKeys = field(default=(), compare=False)
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,6 +67,7 @@ class FaultAbort:
     http_status: int = 0
     grpc_status: int | None = None
     by_header: bool = False
+    runtime_keys: RuntimeKeys = field(default=(), compare=False)
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,6 +101,7 @@ class FaultPolicy:
     upstream_cluster: str = ""
     downstream_nodes: tuple[str, ...] = ()
     rate_limit: FaultRateLimit | None = None
+    runtime_keys: RuntimeKeys = field(default=(), compare=False)
 
     def __bool__(self) -> bool:
         return self.delay is not None or self.abort is not None or self.rate_limit is not None

@@ -31,15 +31,14 @@ _USED: Final = frozenset(
         "delay_percent_runtime",
         "abort_percent_runtime",
         "response_rate_limit_percent_runtime",
-    }
-)
-_HARMLESS: Final = frozenset(
-    {
-        # Of the runtime only shares are looked at.
         "delay_duration_runtime",
         "abort_http_status_runtime",
         "abort_grpc_status_runtime",
         "max_active_faults_runtime",
+    }
+)
+_HARMLESS: Final = frozenset(
+    {
         "disable_downstream_cluster_stats",
         "filter_metadata",
     }
@@ -55,6 +54,11 @@ def fault_policy(message: Any, path: str, problems: Problems) -> FaultPolicy:
         delay = replace(delay, share=replace(delay.share, runtime_key=message.delay_percent_runtime))
     if abort is not None and message.abort_percent_runtime:
         abort = replace(abort, share=replace(abort.share, runtime_key=message.abort_percent_runtime))
+    if delay is not None and (key := message.delay_duration_runtime):
+        delay = replace(delay, runtime_keys=(("fixed_s", key),))
+    if abort is not None:
+        keys = (("http_status", message.abort_http_status_runtime), ("grpc_status", message.abort_grpc_status_runtime))
+        abort = replace(abort, runtime_keys=tuple((field, key) for field, key in keys if key))
     limit = None
     if message.HasField("response_rate_limit"):
         limit = _rate_limit(message.response_rate_limit, join(path, "response_rate_limit"), problems)
@@ -68,6 +72,7 @@ def fault_policy(message: Any, path: str, problems: Problems) -> FaultPolicy:
         rate_limit=limit,
         headers=header_matchers(message.headers, join(path, "headers"), problems),
         max_active=wrapped(message, "max_active_faults"),
+        runtime_keys=(("max_active", key),) if (key := message.max_active_faults_runtime) else (),
     )
 
 

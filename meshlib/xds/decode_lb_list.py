@@ -32,7 +32,7 @@ from meshlib.model.subset import SubsetConfig
 from meshlib.protos import from_any
 from meshlib.xds.decode_common import any_type, cover, duration, is_typed_struct, join, struct, unpack, wrapped
 from meshlib.xds.decode_hashing_lb import HASHING_TYPES, hashing_extension
-from meshlib.xds.decode_matcher import percent
+from meshlib.xds.decode_matcher import percent, runtime_keys
 from meshlib.xds.decode_subset import SUBSET_TYPE, subset_config
 from meshlib.xds.problems import Problems
 
@@ -194,14 +194,14 @@ def least_request(message: Any, path: str, problems: Problems) -> LeastRequest:
         if not 0 <= bias < float("inf"):
             problems.error(join(path, "active_request_bias.default_value"), "must be at least 0")
             bias = 1.0
-        if message.active_request_bias.runtime_key:
-            problems.unused(join(path, "active_request_bias.runtime_key"))
     full_scan = False
     if "selection_method" in message.DESCRIPTOR.fields_by_name:
         if message.selection_method not in (0, 1):
             problems.error(join(path, "selection_method"), f"unknown value {message.selection_method}")
         full_scan = message.selection_method == 1 or bool(wrapped(message, "enable_full_scan"))
-    return LeastRequest(2 if choices is None else choices, bias, slow_start(message, path, problems), full_scan)
+    keys = runtime_keys(message, active_request_bias="active_request_bias")
+    slow = slow_start(message, path, problems)
+    return LeastRequest(2 if choices is None else choices, bias, slow, full_scan, keys)
 
 
 def slow_start(message: Any, path: str, problems: Problems) -> SlowStart | None:
@@ -213,8 +213,6 @@ def slow_start(message: Any, path: str, problems: Problems) -> SlowStart | None:
     cover(config, place, problems, used=used, harmless=frozenset())
     aggression = 1.0
     if config.HasField("aggression"):
-        if config.aggression.runtime_key:
-            problems.unused(join(place, "aggression.runtime_key"))
         aggression = config.aggression.default_value
         if not 0 < aggression < float("inf"):
             problems.unused(join(place, "aggression.default_value"), "is not greater than 0: 1.0 counts, as in Envoy")
@@ -224,7 +222,7 @@ def slow_start(message: Any, path: str, problems: Problems) -> SlowStart | None:
     if not window_s:
         problems.unused(place)
         return None
-    return SlowStart(window_s, aggression, least)
+    return SlowStart(window_s, aggression, least, runtime_keys(config, aggression="aggression"))
 
 
 _ZONES_USED: Final = frozenset(

@@ -15,7 +15,7 @@ from meshlib.model.filters import (
 from meshlib.model.matcher import Fraction
 from meshlib.xds.decode_common import any_type, cover, duration, join, override_configs, unpack, wrapped
 from meshlib.xds.decode_headers import header_additions
-from meshlib.xds.decode_matcher import percent, runtime_fraction
+from meshlib.xds.decode_matcher import percent, runtime_fraction, runtime_keys
 from meshlib.xds.problems import Problems
 
 __all__ = ["LIMIT_TYPES", "limit_filter", "limit_overrides"]
@@ -135,13 +135,13 @@ def _admission(message: Any, path: str, problems: Problems) -> AdmissionControl:
     window_s = duration(message, "sampling_window", path, problems)
     if window_s is not None and window_s < 1.0:
         problems.error(join(path, "sampling_window"), "must be at least 1 s")
-    aggression = _runtime_value(message, "aggression", path, problems)
+    aggression = _runtime_value(message, "aggression")
     threshold = _runtime_percent(message, "sr_threshold", path, problems)
     if message.HasField("sr_threshold") and (threshold or 0.0) < 1.0:
         problems.error(join(path, "sr_threshold"), "must be at least 1 %")
         threshold = None
     rejection = _runtime_percent(message, "max_rejection_probability", path, problems)
-    rps = _runtime_value(message, "rps_threshold", path, problems)
+    rps = _runtime_value(message, "rps_threshold")
     criteria = message.success_criteria
     http: tuple[tuple[int, int], ...] = HTTP_SUCCESS
     grpc: frozenset[int] | None = None
@@ -157,7 +157,7 @@ def _admission(message: Any, path: str, problems: Problems) -> AdmissionControl:
         if any(code > 16 for code in grpc):
             problems.error(join(path, "success_criteria.grpc_criteria.grpc_success_status"), "codes go up to 16")
     return AdmissionControl(
-        is_enabled=_is_enabled(message, path, problems),
+        is_enabled=_is_enabled(message),
         window_s=30.0 if window_s is None else float(int(window_s) or 1),  # Envoy counts in whole seconds
         aggression=1.0 if aggression is None else max(1.0, aggression),
         threshold=0.95 if threshold is None else threshold / 100,
@@ -165,6 +165,14 @@ def _admission(message: Any, path: str, problems: Problems) -> AdmissionControl:
         max_rejection=0.8 if rejection is None else rejection / 100,
         http_success=http,
         grpc_success=grpc,
+        runtime_keys=runtime_keys(
+            message,
+            enabled="is_enabled",
+            aggression="aggression",
+            sr_threshold="threshold",
+            rps_threshold="rps_threshold",
+            max_rejection_probability="max_rejection",
+        ),
     )
 
 
@@ -186,7 +194,7 @@ def _concurrency(message: Any, path: str, problems: Problems) -> AdaptiveConcurr
         wrapped(rtt, "request_count"),
     )
     return AdaptiveConcurrency(
-        is_enabled=_is_enabled(message, path, problems),
+        is_enabled=_is_enabled(message),
         status=status if status >= 400 else 503,
         percentile=percent(config.sample_aggregate_percentile)
         if config.HasField("sample_aggregate_percentile")
@@ -199,21 +207,20 @@ def _concurrency(message: Any, path: str, problems: Problems) -> AdaptiveConcurr
         min_rtt_jitter_percent=percent(rtt.jitter) if rtt.HasField("jitter") else 15.0,
         min_limit=3 if least is None else least,
         buffer_percent=percent(rtt.buffer) if rtt.HasField("buffer") else 25.0,
+        runtime_keys=runtime_keys(message, enabled="is_enabled"),
     )
 
 
-def _is_enabled(message: Any, path: str, problems: Problems) -> bool:
-    enabled = _runtime_value(message, "enabled", path, problems)
+def _is_enabled(message: Any) -> bool:
+    enabled = _runtime_value(message, "enabled")
     return True if enabled is None else bool(enabled)
 
 
-def _runtime_value(message: Any, name: str, path: str, problems: Problems) -> Any:
-    """Return the default of a runtime value, or None: absent. There is no runtime that could hold another."""
+def _runtime_value(message: Any, name: str) -> Any:
+    """Return the default of a runtime value, or None: absent."""
     if not message.HasField(name):
         return None
     field = getattr(message, name)
-    if field.runtime_key:
-        problems.unused(join(path, f"{name}.runtime_key"))
     value = field.default_value
     if not hasattr(value, "DESCRIPTOR"):
         return value
@@ -221,7 +228,7 @@ def _runtime_value(message: Any, name: str, path: str, problems: Problems) -> An
 
 
 def _runtime_percent(message: Any, name: str, path: str, problems: Problems) -> float | None:
-    value = _runtime_value(message, name, path, problems)
+    value = _runtime_value(message, name)
     if value is None:
         return None
     if not 0.0 <= value <= 100.0:

@@ -13,6 +13,7 @@ from meshlib.model.matcher import (
     PathMatcher,
     QueryMatcher,
     RangeMatcher,
+    RuntimeKeys,
     StringKind,
     StringMatcher,
 )
@@ -215,6 +216,11 @@ def fraction(message: Any, path: str, problems: Problems) -> Fraction:
         problems.error(join(path, "denominator"), f"unknown value {message.denominator}")
         return Fraction(0)
     return Fraction(min(message.numerator, denominator), denominator)
+
+
+def runtime_keys(message: Any, **fields: str) -> RuntimeKeys:
+    """Return the runtime keys of a message's fields, by the names that the model has for those."""
+    return tuple((name, key) for field, name in fields.items() if (key := getattr(message, field).runtime_key))
 
 
 def runtime_fraction(message: Any, path: str, problems: Problems) -> Fraction:

@@ -67,6 +67,7 @@ def retry_policy(message: Any, path: str, problems: Problems) -> RetryPolicy:
             message.retriable_request_headers, join(path, "retriable_request_headers"), problems
         ),
         base_interval_s=base_s,
+        has_own_base=message.HasField("retry_back_off"),
         max_interval_s=max_s,
         reset_headers=reset_headers,
         max_reset_s=max_reset_s,

@@ -18,6 +18,20 @@ from meshlib.xds.problems import Problems
 __all__ = ["decode_runtime", "runtime_values"]
 
 MAX_VALUES: Final = 10_000
+WITHOUT_EFFECT: Final = (
+    "envoy.reloadable_features.",
+    "envoy.restart_features.",
+    "health_check.",
+    "overload.",
+    "re2.",
+    "ssl.",
+    "tracing.",
+    "upstream.maintenance_mode.",
+    "upstream.use_retry",
+    "upstream.weight_enabled",
+    "upstream.zone_routing.",
+)
+"""How keys begin that Envoy looks at and meshlib does not."""
 _DENOMINATORS: Final[Mapping[object, int]] = MappingProxyType(
     {"HUNDRED": 100, "TEN_THOUSAND": 10_000, "MILLION": 1_000_000, 0.0: 100, 1.0: 10_000, 2.0: 1_000_000}
 )
@@ -47,6 +61,8 @@ def runtime_values(values: Mapping[str, object], path: str, problems: Problems) 
 def _walk(key: str, value: object, path: str, problems: Problems, found: dict[str, RuntimeValue]) -> None:
     match value:
         case bool() | int() | float():
+            if key.startswith(WITHOUT_EFFECT):
+                problems.unused(join(path, key), "has no effect here")
             found[key] = value if isinstance(value, bool) else float(value)
         case str():
             number = _number(value)

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field, replace
 from typing import Final
 
 from meshlib.model.cluster import AggregateDiscovery, Cluster, DnsDiscovery, EdsDiscovery, StaticDiscovery
-from meshlib.model.discovery import Collection, RuntimeLayer
+from meshlib.model.discovery import Collection, RuntimeLayer, RuntimeValue
 from meshlib.model.dns import DnsAnswer, DnsQuestion
 from meshlib.model.endpoint import ClusterLoadAssignment, Endpoint
 from meshlib.model.route import ClusterHeader, RouteAction, RouteConfiguration, SingleCluster, WeightedClusters
@@ -18,7 +18,9 @@ from meshlib.model.snapshot import ClusterConfig, ConfigFault, Demand, HomePlace
 from meshlib.xds.cache import Entry, Key, ResourceCache, ResourceState
 from meshlib.xds.dns import DnsWish, dns_hosts, with_addresses
 from meshlib.xds.names import is_collection, normal
-from meshlib.xds.resources import CDS, EDS, LEDS, SDS, SRDS, short_name
+from meshlib.xds.resources import CDS, EDS, LEDS, RTDS, SDS, SRDS, short_name
+from meshlib.xds.runtime import merge_layers
+from meshlib.xds.runtime_cluster import cluster_with_runtime
 
 __all__ = [
     "DNS",
@@ -129,8 +131,26 @@ class ClusterFollower:
         self._previous = previous
         self.found: dict[str, tuple[ClusterConfig | ConfigFault | tuple[str, ...], Scope]] = {}
         """What came out so far, by cluster, and what was met on the way there."""
+        self._merged: Mapping[str, RuntimeValue] | None = None
         self.scope = Scope()
         """Of what is being followed; set by the caller."""
+
+    # Runtime.
+
+    def _runtime(self, missing: list[str]) -> Mapping[str, RuntimeValue]:
+        """Return the runtime values that are there; a layer that cannot be had is empty."""
+        layers = []
+        for layer in self._facts.runtime:
+            found: object = layer
+            if isinstance(layer, str):
+                found = self._need(RTDS, layer)
+                if found is None:
+                    missing.append(f"RTDS resource {layer}")
+            if isinstance(found, RuntimeLayer):
+                layers.append(found.values)
+        if self._merged is None:
+            self._merged = merge_layers(layers)
+        return self._merged
 
     # Clusters.
 
@@ -159,6 +179,13 @@ class ClusterFollower:
         if isinstance(cluster, ConfigFault):
             return cluster
         assert isinstance(cluster, Cluster)
+        before = self._previous.clusters.get(name)
+        if self._facts.runtime:
+            # A layer that has not come holds the targets up, so nobody uses the cluster without it.
+            changed = cluster_with_runtime(cluster, self._runtime([]))
+            # It is made anew each time, and an equal one must not look like a change.
+            is_known = changed is not cluster and isinstance(before, ClusterConfig) and before.cluster == changed
+            cluster = before.cluster if is_known and isinstance(before, ClusterConfig) else changed
         if isinstance(cluster.discovery, AggregateDiscovery):
             return self._aggregate(name, cluster)
         missing = self._secrets(cluster.tls, *(match.tls for match in cluster.socket_matches))
@@ -176,7 +203,6 @@ class ClusterFollower:
                     missing = (*missing, "DNS: " + ", ".join(sorted(dns_hosts(dns.assignment))))
         if missing or found is None:
             return missing
-        before = self._previous.clusters.get(name)
         if isinstance(before, ClusterConfig) and before.cluster is cluster and before.note == note:
             # Made anew each time: what DNS resolves to, what collections hold, and the empty list in place of an error.
             is_derived = not isinstance(cluster.discovery, EdsDiscovery | StaticDiscovery)

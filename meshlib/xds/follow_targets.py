@@ -5,12 +5,11 @@ names, the virtual host of an authority, the routes of a scope on demand. Such d
 but nothing waits for them: a target goes on without, and says in `answered` which ones it has an answer for.
 """
 
-from collections.abc import Iterable
 from dataclasses import replace
 from typing import TypeVar
 
 from meshlib.model.authorization import Rbac
-from meshlib.model.discovery import Collection, FilterConfig, RuntimeLayer, ScopedRoute, ScopedRoutes
+from meshlib.model.discovery import Collection, FilterConfig, ScopedRoute, ScopedRoutes
 from meshlib.model.filters import AdaptiveConcurrency, AdmissionControl, ListedLimit, LocalRateLimit
 from meshlib.model.listener import ClientListener, DiscoveredFilter, ServerListener
 from meshlib.model.route import FaultPolicy, RouteConfiguration, VirtualHost
@@ -26,8 +25,8 @@ from meshlib.model.snapshot import (
 )
 from meshlib.xds.follow import ClusterFollower, clusters_of
 from meshlib.xds.names import WILDCARD, virtual_host_name
-from meshlib.xds.resources import ECDS, LDS, RDS, RTDS, SRDS, VHDS
-from meshlib.xds.runtime import merge_layers, with_runtime
+from meshlib.xds.resources import ECDS, LDS, RDS, SRDS, VHDS
+from meshlib.xds.runtime import with_runtime
 
 __all__ = ["Follower", "clusters_of_target"]
 
@@ -101,10 +100,10 @@ class Follower(ClusterFollower):
         known = before if isinstance(before, TargetConfig) else None
         demands = self._facts.demands.get(name, frozenset())
         answered = {demand for demand in demands if demand[0] is DemandKind.CLUSTER and self._has_answer(demand[1])}
-        runtime = merge_layers(layer.values for layer in self._runtime(missing))
-        fault = with_runtime(listener.fault, runtime)
-        if fault is not listener.fault:
-            listener = replace(listener, fault=fault)
+        runtime = self._runtime(missing)
+        fault, limits = with_runtime(listener.fault, runtime), with_runtime(listener.limits, runtime)
+        if fault is not listener.fault or limits is not listener.limits:
+            listener = replace(listener, fault=fault, limits=limits)
         if not isinstance(listener.routes, ScopedRoutes):
             routes = self._routes(listener.routes)
             if routes is None:
@@ -186,20 +185,6 @@ class Follower(ClusterFollower):
                 hosts.append(found)
         return replace(routes, virtual_hosts=(*routes.virtual_hosts, *hosts)) if hosts else routes
 
-    # Runtime.
-
-    def _runtime(self, missing: Missing) -> Iterable[RuntimeLayer]:
-        """Return the layers of runtime values that are there; one that cannot be had is empty."""
-        for layer in self._facts.runtime:
-            if isinstance(layer, RuntimeLayer):
-                yield layer
-                continue
-            found = self._need(RTDS, layer)
-            if found is None:
-                missing.append(f"RTDS resource {layer}")
-            elif isinstance(found, RuntimeLayer):
-                yield found
-
     # Filters.
 
     def _client_filters(self, listener: ClientListener, missing: Missing) -> ClientListener | ConfigFault:
@@ -265,7 +250,7 @@ class Follower(ClusterFollower):
         routes = self._routes(listener.routes)
         if routes is None:
             missing.append(f"RDS resource {listener.routes}")
-        runtime = merge_layers(layer.values for layer in self._runtime(missing))
+        runtime = self._runtime(missing)
         if missing or routes is None:
             return before, tuple(missing)
         if isinstance(found, ConfigFault):

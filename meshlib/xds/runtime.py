@@ -1,4 +1,4 @@
-"""What runtime values make of routes: shares and weights that name a runtime key, with the value that it has.
+"""What runtime values make of routes and filters: what names a runtime key, or has one of Envoy's, with its value.
 
 It is done once per configuration and set of values, so requests meet plain numbers.
 
@@ -7,13 +7,24 @@ Source: Envoy `SnapshotImpl::featureEnabled`, `getInteger`; `WeightedClustersCon
 
 from collections.abc import Iterable, Mapping
 from dataclasses import fields, is_dataclass, replace
+from types import MappingProxyType
 from typing import Final, TypeVar
 
 from meshlib.model.discovery import RuntimeValue
-from meshlib.model.matcher import Fraction
-from meshlib.model.route import ClusterWeight, FaultAbort, FaultDelay, FaultRateLimit, WeightedClusters
+from meshlib.model.filters import AdaptiveConcurrency, AdmissionControl
+from meshlib.model.lb_policy import LeastRequest, SlowStart
+from meshlib.model.matcher import Fraction, RuntimeKeys
+from meshlib.model.retry import RetryPolicy
+from meshlib.model.route import (
+    ClusterWeight,
+    FaultAbort,
+    FaultDelay,
+    FaultPolicy,
+    FaultRateLimit,
+    WeightedClusters,
+)
 
-__all__ = ["merge_layers", "with_runtime"]
+__all__ = ["merge_layers", "number", "with_runtime"]
 
 T = TypeVar("T")
 
@@ -21,6 +32,23 @@ ABORT_KEY: Final = "fault.http.abort.abort_percent"
 DELAY_KEY: Final = "fault.http.delay.fixed_delay_percent"
 RATE_LIMIT_KEY: Final = "fault.http.rate_limit.response_percent"
 """What Envoy looks at when a fault names no keys."""
+MAX_GRPC_STATUS: Final = 16
+
+
+RETRY_KEY: Final = "upstream.base_retry_backoff_ms"
+_OWN_KEYS: Final[Mapping[type, RuntimeKeys]] = MappingProxyType(
+    {
+        FaultDelay: (("fixed_s", "fault.http.delay.fixed_duration_ms"),),
+        FaultAbort: (
+            ("http_status", "fault.http.abort.http_status"),
+            ("grpc_status", "fault.http.abort.grpc_status"),
+        ),
+        FaultPolicy: (("max_active", "fault.http.max_active_faults"),),
+        RetryPolicy: (("base_interval_s", RETRY_KEY),),
+    }
+)
+"""Keys of fields for which the resource names none."""
+_Keyed = FaultDelay | FaultAbort | FaultPolicy | AdmissionControl | AdaptiveConcurrency | LeastRequest | SlowStart
 
 
 def merge_layers(layers: Iterable[Mapping[str, RuntimeValue]]) -> Mapping[str, RuntimeValue]:
@@ -48,15 +76,20 @@ def _changed(value: object, runtime: Mapping[str, RuntimeValue]) -> object:
             return _share(value, key, runtime)
         case FaultAbort(share=share) if not share.runtime_key:
             found = _share(share, ABORT_KEY, runtime)
-            return value if found is share else replace(value, share=found)
+            value = value if found is share else replace(value, share=found)
         case FaultDelay(share=share) if not share.runtime_key:
             found = _share(share, DELAY_KEY, runtime)
-            return value if found is share else replace(value, share=found)
+            value = value if found is share else replace(value, share=found)
         case FaultRateLimit(share=share) if not share.runtime_key:
             found = _share(share, RATE_LIMIT_KEY, runtime)
-            return value if found is share else replace(value, share=found)
+            value = value if found is share else replace(value, share=found)
         case WeightedClusters(runtime_key_prefix=prefix) if prefix:
             value = _weights(value, prefix, runtime)
+    keys = _OWN_KEYS.get(type(value), ())
+    if isinstance(value, _Keyed):
+        keys = (*keys, *value.runtime_keys)
+    if keys:
+        value = _with_fields(value, dict(keys), runtime)
     if not is_dataclass(value) or isinstance(value, type):
         return value
     changes = {}
@@ -67,6 +100,54 @@ def _changed(value: object, runtime: Mapping[str, RuntimeValue]) -> object:
             if new is not old:
                 changes[field.name] = new
     return replace(value, **changes) if changes else value
+
+
+def number(runtime: Mapping[str, RuntimeValue], key: str) -> float | None:
+    """Return a value that is a number from 0 on; None: there is none such."""
+    found = runtime.get(key)
+    return None if found is None or isinstance(found, bool | Fraction) or found < 0 else found
+
+
+def _with_fields(value: object, keys: Mapping[str, str], runtime: Mapping[str, RuntimeValue]) -> object:
+    changes = {}
+    for field, key in keys.items():
+        if key in runtime:
+            new = _field(value, field, runtime, key)
+            if new is not None and new != getattr(value, field):
+                changes[field] = new
+    return replace(value, **changes) if changes else value  # type: ignore[type-var]  # a dataclass, as it has keys
+
+
+def _field(value: object, field: str, runtime: Mapping[str, RuntimeValue], key: str) -> float | None:
+    """Return what a field is by its runtime value; None: the resource's own value holds."""
+    if field == "is_enabled":
+        found = runtime[key]
+        return found if isinstance(found, bool) else None
+    given = number(runtime, key)
+    if given is None:
+        return None
+    match value, field:
+        case FaultDelay(by_header=False), "fixed_s":
+            return int(given) / 1000
+        case FaultAbort(by_header=False, http_status=status), "http_status" if status:
+            return int(given) if 200 <= given < 600 else None
+        case FaultAbort(by_header=False, grpc_status=int()), "grpc_status":
+            return int(given) if given <= MAX_GRPC_STATUS else None
+        case FaultPolicy(), "max_active":
+            return int(given)
+        case RetryPolicy(has_own_base=False), "base_interval_s":
+            return max(1, int(given)) / 1000
+        case AdmissionControl(), "aggression":
+            return max(1.0, given)
+        case AdmissionControl(), "threshold" | "max_rejection":
+            return min(100.0, given) / 100
+        case AdmissionControl(), "rps_threshold":
+            return int(given)
+        case LeastRequest(), "active_request_bias":
+            return given
+        case SlowStart(), "aggression":
+            return given or None
+    return None
 
 
 def _share(share: Fraction, key: str, runtime: Mapping[str, RuntimeValue]) -> Fraction:

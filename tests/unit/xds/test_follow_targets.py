@@ -505,6 +505,33 @@ def test_faults_of_the_listener_have_runtime_values_too() -> None:
     assert world.shop is before
 
 
+def test_limits_of_the_listener_have_runtime_values_too() -> None:
+    world = World(runtime=(RuntimeLayer("static", {"off": 0.0}),))
+    limiter = LocalRateLimit(TokenBucket(1, 1, 1.0), Fraction(100, 100, "off"), Fraction(100))
+    world.put(LDS, "shop", ClientListener("shop", RouteConfiguration("r", ()), limits=(ListedLimit("l", limiter),)))
+    world.settle()
+    assert world.shop.listener.limits[0].config == replace(limiter, enabled=Fraction(0, 100, "off"))
+
+
+def test_clusters_have_runtime_values_too_and_change_only_with_them() -> None:
+    world = World(runtime=("live",))
+    world.put(LDS, "shop", ClientListener("shop", routes("x")))
+    world.cluster("x")
+    world.put(RTDS, "live", RuntimeLayer("live", {"circuit_breakers.x.default.max_requests": 7.0}))
+    world.settle()
+    before = world.snapshot.clusters["x"]
+    assert isinstance(before, ClusterConfig)
+    assert before.cluster.circuit_breakers.max_requests == 7
+    world.put(RTDS, "live", RuntimeLayer("live", {"circuit_breakers.x.default.max_requests": 7.0, "other": 1.0}))
+    world.settle()
+    assert world.snapshot.clusters["x"] is before
+    world.put(RTDS, "live", RuntimeLayer("live"))
+    world.settle()
+    after = world.snapshot.clusters["x"]
+    assert isinstance(after, ClusterConfig)
+    assert after.cluster.circuit_breakers.max_requests == 1024
+
+
 def share_of(world: World) -> Fraction | None:
     return world.shop.routes.virtual_hosts[0].routes[0].match.fraction
 

@@ -1,10 +1,15 @@
 """Runtime values: how they are read, which layer counts, and what they change."""
 
+from typing import Any
+
 import pytest
 
 from meshlib.errors import BootstrapError
-from meshlib.model.discovery import RuntimeLayer, RuntimeValue
+from meshlib.model.cluster import CircuitBreakers, Cluster, EdsDiscovery, LeastRequest, OutlierDetection, SlowStart
+from meshlib.model.discovery import FilterConfig, RuntimeLayer, RuntimeValue
+from meshlib.model.filters import AdaptiveConcurrency, AdmissionControl, ListedLimit, LocalRateLimit
 from meshlib.model.matcher import Fraction, PathKind, PathMatcher
+from meshlib.model.retry import RetryPolicy
 from meshlib.model.route import (
     ClusterWeight,
     FaultAbort,
@@ -22,8 +27,9 @@ from meshlib.model.route import (
 from meshlib.protos import from_dict
 from meshlib.xds.bootstrap import parse_bootstrap
 from meshlib.xds.decode import Decoded, decode_resource
-from meshlib.xds.resources import RTDS
+from meshlib.xds.resources import CDS, ECDS, RTDS
 from meshlib.xds.runtime import merge_layers, with_runtime
+from meshlib.xds.runtime_cluster import cluster_with_runtime
 
 
 def layer(**values: object) -> Decoded:
@@ -133,6 +139,197 @@ def test_weights_of_clusters_have_a_prefix() -> None:
     assert [entry.weight for entry in changed.clusters] == [40, 60]
     assert with_runtime(weights, {"split.a": 0.0, "split.b": 0.0}) is weights
     assert with_runtime(weights, {"split.c": 7.0}) is weights
+
+
+def test_faults_have_times_and_statuses_of_their_own() -> None:
+    fault = FaultPolicy(
+        FaultDelay(1.0, Fraction(100)),
+        FaultAbort(Fraction(100), 503, runtime_keys=(("http_status", "mine"),)),
+        max_active=9,
+    )
+    runtime = {
+        "fault.http.delay.fixed_duration_ms": 250.0,
+        "fault.http.abort.http_status": 418.0,
+        "mine": 429.0,
+        "fault.http.max_active_faults": 3.0,
+    }
+    found = with_runtime(fault, runtime)
+    assert found == FaultPolicy(FaultDelay(0.25, Fraction(100)), FaultAbort(Fraction(100), 429), max_active=3)
+    assert with_runtime(fault, {"mine": 42.0}) is fault
+    rpc = FaultAbort(Fraction(100), grpc_status=14)
+    assert with_runtime(rpc, {"fault.http.abort.grpc_status": 8.0}).grpc_status == 8
+    assert with_runtime(rpc, {"fault.http.abort.grpc_status": 17.0, "fault.http.abort.http_status": 500.0}) is rpc
+    header = FaultDelay(0.0, Fraction(100), by_header=True)
+    assert with_runtime(header, runtime) is header
+
+
+FAULT_KEYS = {
+    "delay_duration_runtime": "d",
+    "abort_http_status_runtime": "h",
+    "abort_grpc_status_runtime": "g",
+    "max_active_faults_runtime": "m",
+}
+
+
+def test_keys_of_faults_are_read() -> None:
+    share = {"numerator": 100}
+    fields = {"delay": {"fixed_delay": "1s", "percentage": share}, "abort": {"http_status": 503, "percentage": share}}
+    kind = "envoy.extensions.filters.http.fault.v3.HTTPFault"
+    config = {"@type": f"type.googleapis.com/{kind}", **fields, **FAULT_KEYS}
+    message = from_dict("envoy.config.core.v3.TypedExtensionConfig", {"name": "f", "typed_config": config})
+    decoded = decode_resource(ECDS, message.SerializeToString())
+    assert (decoded.errors, decoded.unused) == ((), ())
+    assert isinstance(decoded.value, FilterConfig)
+    found = with_runtime(decoded.value.config, {"d": 5.0, "h": 500.0, "m": 1.0})
+    assert found == FaultPolicy(FaultDelay(0.005, Fraction(100)), FaultAbort(Fraction(100), 500), max_active=1)
+
+
+def test_a_wait_before_retries_that_the_resource_does_not_say_is_a_runtime_value() -> None:
+    key = "upstream.base_retry_backoff_ms"
+    assert with_runtime(RetryPolicy(frozenset({"5xx"})), {key: 100.0}).base_interval_s == 0.1
+    own = RetryPolicy(frozenset({"5xx"}), has_own_base=True)
+    assert with_runtime(own, {key: 100.0}) is own
+
+
+def test_filters_that_limit_have_keys() -> None:
+    keys = (
+        ("is_enabled", "on"),
+        ("aggression", "a"),
+        ("threshold", "t"),
+        ("rps_threshold", "r"),
+        ("max_rejection", "m"),
+    )
+    filters = (ListedLimit("x", AdmissionControl(runtime_keys=keys)),)
+    found = with_runtime(filters, {"on": False, "a": 3.0, "t": 50.0, "r": 7.9, "m": 250.0})
+    assert found[0].config == AdmissionControl(False, 30.0, 3.0, 0.5, 7, 1.0)
+    assert with_runtime(filters, {"on": 1.0, "a": 0.5, "t": -1.0}) is filters
+    adaptive = AdaptiveConcurrency(runtime_keys=(("is_enabled", "on"),))
+    assert with_runtime(adaptive, {"on": False}).is_enabled is False
+    rate = ListedLimit("y", LocalRateLimit(None, Fraction(0, 100, "e"), Fraction(0, 100, "f")))
+    changed = with_runtime(rate, {"e": 100.0, "f": 10.0}).config
+    assert isinstance(changed, LocalRateLimit)
+    assert (changed.enabled.numerator, changed.enforced.numerator) == (100, 10)
+
+
+def cluster(**fields: Any) -> Cluster:
+    return Cluster("a.b", EdsDiscovery("a.b"), **fields)
+
+
+@pytest.mark.parametrize(
+    ("before", "runtime", "after"),
+    [
+        (
+            cluster(),
+            {"circuit_breakers.a.b.default.max_requests": 5.0, "circuit_breakers.a.b.high.max_retries": 9.0},
+            cluster(
+                circuit_breakers=CircuitBreakers(max_requests=5),
+                high_priority_circuit_breakers=CircuitBreakers(max_retries=9),
+            ),
+        ),
+        (
+            cluster(),
+            {
+                "circuit_breakers.a.b.default.max_connections": 1.0,
+                "circuit_breakers.a.b.default.max_pending_requests": 0.0,
+                "circuit_breakers.a.b.default.retry_budget.min_retry_concurrency": 4.0,
+            },
+            cluster(
+                circuit_breakers=CircuitBreakers(
+                    max_connections=1, max_pending_requests=0, retry_budget_percent=20.0, min_retry_concurrency=4
+                )
+            ),
+        ),
+        (
+            cluster(),
+            {"circuit_breakers.a.b.high.retry_budget.budget_percent": 12.5},
+            cluster(high_priority_circuit_breakers=CircuitBreakers(retry_budget_percent=12.5)),
+        ),
+        (
+            cluster(outlier_detection=OutlierDetection()),
+            {
+                "outlier_detection.consecutive_5xx": 2.0,
+                "outlier_detection.interval_ms": 1500.0,
+                "outlier_detection.base_ejection_time_ms": 0.0,
+                "outlier_detection.max_ejection_percent": 150.0,
+                "outlier_detection.enforcing_consecutive_5xx": 0.0,
+                "outlier_detection.success_rate_stdev_factor": 100.0,
+            },
+            cluster(
+                outlier_detection=OutlierDetection(
+                    consecutive_5xx=2,
+                    interval_s=1.5,
+                    base_ejection_time_s=0.0,
+                    max_ejection_percent=100,
+                    enforcing_consecutive_5xx=0,
+                    success_rate_stdev_factor=100,
+                )
+            ),
+        ),
+        (cluster(), {"upstream.healthy_panic_threshold": 0.0}, cluster(panic_threshold_percent=0.0)),
+        (
+            cluster(
+                lb_policy=LeastRequest(
+                    slow_start=SlowStart(9.0, runtime_keys=(("aggression", "g"),)),
+                    runtime_keys=(("active_request_bias", "b"),),
+                )
+            ),
+            {"b": 0.5, "g": 2.0},
+            cluster(lb_policy=LeastRequest(active_request_bias=0.5, slow_start=SlowStart(9.0, 2.0))),
+        ),
+    ],
+)
+def test_clusters_have_envoys_keys(before: Cluster, runtime: dict[str, RuntimeValue], after: Cluster) -> None:
+    found = cluster_with_runtime(before, runtime)
+    assert found == after != before
+
+
+@pytest.mark.parametrize(
+    "runtime",
+    [
+        {},
+        {"circuit_breakers.b.default.max_requests": 5.0, "outlier_detection.consecutive_5xx": 1.0},
+        {"circuit_breakers.a.b.default.max_requests": 1024.0, "upstream.healthy_panic_threshold": 50.0},
+        {"upstream.healthy_panic_threshold": True, "circuit_breakers.a.b.default.max_requests": -1.0},
+    ],
+)
+def test_a_cluster_that_no_value_concerns_stays_the_same_object(runtime: dict[str, RuntimeValue]) -> None:
+    plain = cluster()
+    assert cluster_with_runtime(plain, runtime) is plain
+
+
+def test_rounds_of_outlier_detection_keep_a_pause() -> None:
+    plain = cluster(outlier_detection=OutlierDetection())
+    assert cluster_with_runtime(plain, {"outlier_detection.interval_ms": 0.0}) is plain
+
+
+def test_keys_of_policies_and_limits_are_read() -> None:
+    slow = {"slow_start_window": "5s", "aggression": {"default_value": 2.0, "runtime_key": "g"}}
+    config = {"active_request_bias": {"default_value": 1.0, "runtime_key": "b"}, "slow_start_config": slow}
+    resource = {
+        "name": "c",
+        "type": "EDS",
+        "eds_cluster_config": {"eds_config": {"ads": {}}},
+        "lb_policy": "LEAST_REQUEST",
+        "least_request_lb_config": config,
+    }
+    decoded = decode_resource(CDS, from_dict("envoy.config.cluster.v3.Cluster", resource).SerializeToString())
+    assert (decoded.errors, decoded.unused) == ((), ())
+    assert isinstance(decoded.value, Cluster)
+    found = cluster_with_runtime(decoded.value, {"b": 0.25, "g": 3.0})
+    assert found.lb_policy == LeastRequest(active_request_bias=0.25, slow_start=SlowStart(5.0, 3.0))
+
+
+def test_envoys_keys_without_an_effect_here_say_so() -> None:
+    found = layer(
+        upstream={"use_retry": 50, "healthy_panic_threshold": 10}, re2={"max_program_size": {"error_level": 5}}
+    )
+    assert (found.errors, sorted(found.unused)) == (
+        (),
+        [
+            "layer.re2.max_program_size.error_level: has no effect here",
+            "layer.upstream.use_retry: has no effect here",
+        ],
+    )
 
 
 # The bootstrap.
