@@ -7,6 +7,7 @@ from typing import Generic, TypeVar
 from meshlib.model.snapshot import ClusterConfig, ConfigFault
 from meshlib.xds.cache import Key
 from meshlib.xds.follow import ClusterFollower, Scope
+from meshlib.xds.resources import RTDS
 
 __all__ = ["Parts", "Table"]
 
@@ -74,6 +75,8 @@ class Parts:
             Them, if the change of it stays within them; None: whoever uses it is to be followed anew.
         """
         names = self._made_of.get(key)
+        if key[0] == RTDS:
+            return None  # Runtime values are part of routes and filters as well.
         if not names or not all(self._stays_whole(follower, name) for name in names):
             return None
         return frozenset(names)
