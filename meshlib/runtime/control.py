@@ -25,9 +25,10 @@ from meshlib.runtime.host_names import HostNames
 from meshlib.runtime.load_reports import LoadReporter, OpenLoadStream
 from meshlib.runtime.load_stream import LoadStream
 from meshlib.runtime.orca_reports import OrcaListener
+from meshlib.runtime.pace import Pace
 from meshlib.runtime.pauses import TurnTaking
 from meshlib.runtime.saved_copy import SavedCopy
-from meshlib.runtime.scheduler import Scheduler
+from meshlib.runtime.scheduler import Scheduler, Timer
 from meshlib.runtime.separate_streams import SeparateStreams
 from meshlib.runtime.server_link import ConnectionStatus, OpenStream, ServerLink
 from meshlib.runtime.server_links import ServerLinks
@@ -110,6 +111,7 @@ class ControlPlane:
         self._loads = loads
         self._view = view
         self._pause = TurnTaking()
+        self._pace = Pace()
         self._files = TlsFiles()
         self._open_load_stream: OpenLoadStream = open_load_stream or self._open_beside
         # Guarded by the lock.
@@ -151,6 +153,7 @@ class ControlPlane:
             emit=self._emit,
             changed=self._on_change,
             open_stream=self._open_stream,
+            pace=self._pace,
         )
 
     def _reset_thread_state(self) -> None:
@@ -174,6 +177,7 @@ class ControlPlane:
         self._is_stopping = False
         self._is_dirty = True
         self._done: list[Callable[[], None]] = []
+        self._turn: Timer | None = None
         self._copy.forget_timer()
         self._asked.forget_absent()
         self._wanted: Mapping[str, frozenset[str]] | None = None
@@ -382,9 +386,20 @@ class ControlPlane:
         return None if channel is None else LoadStream(server, channel, events, self._wall_clock)
 
     def _on_change(self, done: Callable[[], None] | None) -> None:
-        self._is_dirty = True
-        if done is not None:
-            self._done.append(done)
+        """Something may have changed.
+
+        Args:
+            done: A server's word, and what lets it say the next one; None: something else, which does not wait.
+        """
+        wait_s = 0.0 if done is None or self.waiting else self._pace.wait_s(self._clock())
+        if done is not None and wait_s > 0.0:
+            if self._turn is None:
+                self._turn = self._scheduler.later(wait_s, self._on_news)
+            done()
+        else:
+            self._is_dirty = True
+            if done is not None:
+                self._done.append(done)
         # At once, so that nothing of a server that is given up is taken after this.
         self._links.step()
 
@@ -405,8 +420,22 @@ class ControlPlane:
             self._is_dirty = True
 
     def _settle(self) -> None:
-        """Follow everything anew until nothing more is found, then publish."""
+        """Take into use what has changed."""
+        began = self._clock()
         self._is_dirty = False
+        if self._turn is not None:
+            self._turn.cancel()
+            self._turn = None
+        try:
+            self._follow()
+        finally:
+            now = self._clock()
+            self._pace.spend(now - began)
+            self._pace.rest(now)
+            self._links.answer()
+
+    def _follow(self) -> None:
+        """Follow everything anew until nothing more is found, then publish."""
         facts = Facts(
             self._cache,
             self._asked.targets,

@@ -77,8 +77,7 @@ class HealthCheckRunner:
 
     def step(self) -> None:
         """Follow the view: endpoints that are new are checked, those gone are not any more."""
-        clusters = self._view().clusters.values()
-        is_needed = any(isinstance(state, ClusterState) and state.checks is not None for state in clusters)
+        is_needed = self._view().has_checks
         with self._lock:
             if self._loop is None:
                 if not is_needed:

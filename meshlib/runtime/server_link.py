@@ -12,6 +12,7 @@ from typing import Final
 from meshlib.events import ControlPlaneConnected, ControlPlaneLost, Hook
 from meshlib.ports import Clock, Rng
 from meshlib.runtime.ads import Stream, StreamEvents
+from meshlib.runtime.pace import Pace
 from meshlib.runtime.scheduler import Scheduler, Timer
 from meshlib.xds.backoff import ReconnectBackoff
 from meshlib.xds.bootstrap import NodeConfig, ServerConfig
@@ -102,6 +103,7 @@ class ServerLink:
         emit: Hook,
         changed: Callable[[Callable[[], None] | None], None],
         open_stream: OpenStream,
+        pace: Pace | None = None,
     ) -> None:
         """Make a link that is down.
 
@@ -115,6 +117,7 @@ class ServerLink:
             emit: Takes events.
             changed: Called when something may have changed; what it is given is to be called once that is dealt with.
             open_stream: Opens a stream; returns at once.
+            pace: Says when answers wait for more; None: never.
         """
         self.machine: SotwMachine | DeltaMachine = machine
         self.status = ConnectionStatus(server.uri)
@@ -126,6 +129,7 @@ class ServerLink:
         self._emit = emit
         self._changed = changed
         self._open_stream = open_stream
+        self._pace = Pace() if pace is None else pace
         self._backoff = ReconnectBackoff()
         self._stream: Stream | None = None
         self._events: _Events | None = None
@@ -175,6 +179,11 @@ class ServerLink:
         """Subscribe to exactly these names."""
         self._do(self.machine.want(wanted), self._clock())
 
+    def answer(self) -> None:
+        """What came was taken into use: have the server hear so."""
+        if self.machine.is_patient:
+            self._do(self.machine.answer(), self._clock())
+
     # What the stream says.
 
     def on_sent(self, events: _Events) -> None:
@@ -188,12 +197,14 @@ class ServerLink:
             done()
             return
         now = self._clock()
+        self.machine.is_patient = self._pace.wait_s(now) > 0.0
         commands = self.machine.received_bytes(data, now)
         if commands is None:
             done()
             return
         self._be_connected(now)
         self._do(commands, now)
+        self._pace.spend(self._clock() - now)
         self._changed(done)
 
     def on_ended(self, events: _Events, reason: str, is_unimplemented: bool = False) -> None:

@@ -109,6 +109,11 @@ class ServerLinks:
         if not self.step():
             self._distribute()
 
+    def answer(self) -> None:
+        """Have all servers hear of what came from them."""
+        for link in self._links.values():
+            link.answer()
+
     def step(self) -> bool:
         """Look which servers are to be in use, after anything that happened to one; True: others than before."""
         changed = False

@@ -26,11 +26,12 @@ class _Counting:
     """What of some clusters the control thread looks at after every update.
 
     Attributes:
-        loads: As `View.loads` and `View.reporting`.
+        loads: As `View.loads`, and so are `View.reporting` and `View.has_checks`.
     """
 
     loads: tuple[ClusterLoad, ...]
     reporting: tuple[tuple[ClusterState, float], ...]
+    has_checks: bool
 
     @classmethod
     def of(cls, states: Iterable[ClusterState | ConfigFault]) -> "_Counting":
@@ -44,6 +45,7 @@ class _Counting:
                     if state.learner is not None and (period_s := state.learner.reporting_period_s) is not None
                 ]
             ),
+            any(state.checks is not None for state in found),
         )
 
 
@@ -97,6 +99,11 @@ class View:
     def reporting(self) -> tuple[tuple[ClusterState, float], ...]:
         """The clusters whose endpoints are to report their load out of band, and how often, in seconds."""
         return self._counting.reporting
+
+    @property
+    def has_checks(self) -> bool:
+        """There are clusters with active health checks."""
+        return self._counting.has_checks
 
     def sweep(self, now: float, rng: Rng) -> tuple[Event, ...]:
         """Do the periodic work that is due. Cheap; ask about once a second.

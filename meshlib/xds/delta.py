@@ -314,7 +314,6 @@ class DeltaMachine(StreamMachine):
         return entry.state is ResourceState.DOES_NOT_EXIST or (held is not None and entry.value is held.value)
 
     def _flush(self, commands: list[Command]) -> tuple[Command, ...]:
-        """Add the next request, if one is owed and none is under way."""
         if self._is_open and self._sending is None:
             for type_url, state in self._types.items():
                 request = self._next(type_url, state)
@@ -325,7 +324,7 @@ class DeltaMachine(StreamMachine):
         return tuple(commands)
 
     def _next(self, type_url: str, state: _Type) -> SendDelta | None:
-        if state.answers:
+        if state.answers and not self.is_patient:
             nonce, error = state.answers.popleft()
             return SendDelta(type_url, nonce=nonce, error=error, with_node=self._introduce(type_url))
         if not state.has_change:

@@ -213,12 +213,12 @@ class SotwMachine(StreamMachine):
                 self._drop_member(type_url, name, commands)
 
     def _flush(self, commands: list[Command]) -> tuple[Command, ...]:
-        """Add the next request, if one is owed and none is under way."""
         if self._is_open and self._sending is None:
             for type_url, state in self._types.items():
                 sent = frozenset() if state.sent is None else state.sent
                 has_change = state.wanted is not sent and state.wanted != sent
-                if not (state.owes_answer or has_change) or type_url in DELTA_ONLY:
+                is_due = has_change or (state.owes_answer and not self.is_patient)
+                if not is_due or type_url in DELTA_ONLY:
                     continue
                 wanted, names = state.wanted, state.listed
                 if state.owes_answer and has_change:

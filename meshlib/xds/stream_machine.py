@@ -92,6 +92,8 @@ class StreamMachine(ABC):
         self._fails_on_data_errors = "fail_on_data_errors" in features
         self._ignores_deletion = "ignore_resource_deletion" in features
         self._timer_is_transient = "resource_timer_is_transient_error" in features
+        self.is_patient = False
+        """Answers to responses wait until `answer`; set by the shell."""
         self.has_response = False
         """The open stream, or the last one, has delivered a response."""
         self.has_sent = False
@@ -119,6 +121,15 @@ class StreamMachine(ABC):
     @abstractmethod
     def sent(self) -> tuple[Command, ...]:
         """The transport has taken the request under way."""
+
+    def answer(self) -> tuple[Command, ...]:
+        """Answers are not to wait any longer."""
+        self.is_patient = False
+        return self._flush([])
+
+    @abstractmethod
+    def _flush(self, commands: list[Command]) -> tuple[Command, ...]:
+        """Add the next request, if one is owed and none is under way."""
 
     @abstractmethod
     def closed(self) -> tuple[Command, ...]:

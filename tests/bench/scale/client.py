@@ -226,8 +226,9 @@ def big(xds: str, count: int, rounds: int) -> Result:
     return {"count": count, **{name: [round(value, 2) for value in values] for name, values in found.items()}}
 
 
-def _acknowledged(xds: str) -> int:
-    return sum(stream["acknowledged"] for stream in order(xds, do="look"))
+def _counts(xds: str) -> Result:
+    (stream,) = order(xds, do="look")
+    return stream
 
 
 def storm(xds: str, rate: float, seconds: float, rounds: int, protocol: str, features: list[str]) -> Result:
@@ -263,15 +264,16 @@ def storm(xds: str, rate: float, seconds: float, rounds: int, protocol: str, fea
         rows: list[Result] = []
         for _ in range(rounds):
             quiet, quiet_cpu = times()
-            before, number = _acknowledged(xds), mesh.view.number
+            before, number = _counts(xds), mesh.view.number
             order(xds, do="storm", rate=rate, seconds=seconds)
             busy, busy_cpu = times()
-            after, applied = _acknowledged(xds), mesh.view.number - number
+            after, applied = _counts(xds), mesh.view.number - number
             time.sleep(0.3)
             rows.append(
                 {
-                    "updates": (after - before) / seconds,
-                    "views": applied / seconds,
+                    "updates per s": (after["acknowledged"] - before["acknowledged"]) / seconds,
+                    "responses per s": (after["responses"] - before["responses"]) / seconds,
+                    "views per s": applied / seconds,
                     **{
                         f"{name}_{key}": round(percentile(values, part), 1)
                         for key, values in (("quiet", quiet), ("busy", busy))

@@ -8,7 +8,7 @@ import json
 import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from concurrent import futures
 from pathlib import Path
 from queue import SimpleQueue
@@ -26,15 +26,21 @@ TYPES = (LDS, CDS, RDS, EDS)
 
 
 class Stream:
-    """What one client has subscribed to, and how it is answered."""
+    """What one client has subscribed to, and how it is answered.
+
+    As `xds-server` and go-control-plane do it, there is one response of a type under way at a time: what changes before it
+    is acknowledged goes into the next one.
+    """
 
     def __init__(self, source: "Source", *, is_delta: bool) -> None:
         self._source = source
         self._is_delta = is_delta
         self.names: dict[str, frozenset[str]] = dict.fromkeys(TYPES, frozenset())
         self.answers: SimpleQueue[bytes | None] = SimpleQueue()
-        self.acknowledged = 0
-        self._nonce = 0
+        self.responses = self.acknowledged = 0
+        self._sent = dict.fromkeys(TYPES, 0)  # resources under way
+        self._nonces = dict.fromkeys(TYPES, "")
+        self._due: dict[str, set[str]] = {kind: set() for kind in TYPES}
         prefix = "Delta" if is_delta else ""
         self._request = message_class(f"{SERVICE}.{prefix}DiscoveryRequest")
         self._response = message_class(f"{SERVICE}.{prefix}DiscoveryResponse")
@@ -58,7 +64,6 @@ class Stream:
         kind = request.type_url
         if request.error_detail.message:
             print(request.error_detail.message, file=sys.stderr, flush=True)
-        self.acknowledged += bool(request.response_nonce)
         before = self.names[kind]
         if self._is_delta:
             added = frozenset(request.resource_names_subscribe)
@@ -66,27 +71,34 @@ class Stream:
         else:
             now = frozenset(request.resource_names)
             added = now - before
-        if now == before:
-            return
         with self._source.lock:
             self.names[kind] = now
-            if added:
-                # Where leaving something out would mean that it is gone, everything goes again.
-                self.send(kind, added if self._is_delta or kind in (RDS, EDS) else now)
+            if self._nonces[kind] and request.response_nonce == self._nonces[kind]:
+                self._nonces[kind] = ""
+                self.acknowledged += self._sent[kind]
+            self.change(kind, added)
 
-    def send(self, kind: str, names: frozenset[str]) -> None:
-        """Queue the present form of resources; the source's lock is held."""
-        self._nonce += 1
-        response = self._response(type_url=kind, nonce=str(self._nonce))
+    def change(self, kind: str, names: Collection[str]) -> None:
+        """Have resources sent, as soon as the response before is acknowledged; the source's lock is held."""
+        due = self._due[kind]
+        due.update(names)
+        if not due or self._nonces[kind]:
+            return
+        # Where leaving something out would mean that it is gone, everything goes again.
+        sent = due if self._is_delta or kind in (RDS, EDS) else self.names[kind]
+        self._due[kind] = set()
+        self.responses += 1
+        self._nonces[kind], self._sent[kind] = str(self.responses), len(sent)
+        response = self._response(type_url=kind, nonce=self._nonces[kind])
         table = self._source.resources[kind]
         if self._is_delta:
-            for name in sorted(names & table.keys()):
+            for name in sorted(sent & table.keys()):
                 resource = response.resources.add(name=name, version=str(self._source.version))
                 resource.resource.type_url, resource.resource.value = kind, table[name]
-            response.removed_resources.extend(names - table.keys())
+            response.removed_resources.extend(sent - table.keys())
         else:
             response.version_info = str(self._source.version)
-            for name in sorted(names & table.keys()):
+            for name in sorted(sent & table.keys()):
                 response.resources.add(type_url=kind, value=table[name])
         self.answers.put(response.SerializeToString())
 
@@ -119,7 +131,7 @@ class Source:
             self.version += 1
             for stream in self._streams:
                 if name in stream.names[kind]:
-                    stream.send(kind, frozenset((name,)))
+                    stream.change(kind, (name,))
 
     # Orders.
 
@@ -138,6 +150,7 @@ class Source:
             return [
                 {
                     "acknowledged": stream.acknowledged,
+                    "responses": stream.responses,
                     "names": {kind.rpartition(".")[2]: len(names) for kind, names in stream.names.items()},
                 }
                 for stream in self._streams

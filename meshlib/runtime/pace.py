@@ -1,0 +1,39 @@
+"""How often updates of management servers are taken into use: the first at once, those that follow it closely together.
+
+What a thousand small updates a second cost is not what changed but the times that everything is gone through for it, and
+requests wait for the interpreter meanwhile. So after each time the control thread rests, as long as keeps it to a share of
+its time; what comes in between is read, kept in the cache and taken into use together. Answers to it wait too: servers
+that have one response of a type under way at a time then put more into the next one. What somebody waits for does not wait.
+
+Envoy merges updates of endpoints for a second (`update_merge_window`).
+"""
+
+from typing import Final
+
+__all__ = ["Pace"]
+
+SHARE: Final = 0.1
+"""Of the time may be spent on updates."""
+LONGEST_REST_S: Final = 0.1
+"""No update is older than this when it is taken into use; servers themselves collect changes for as long (istiod: 0.1 s)."""
+
+
+class Pace:
+    """When it is time again. Used on the control thread."""
+
+    def __init__(self) -> None:
+        self._spent_s = 0.0
+        self._rests_until = float("-inf")
+
+    def spend(self, seconds: float) -> None:
+        """Time went into an update."""
+        self._spent_s += seconds
+
+    def rest(self, now: float) -> None:
+        """Everything that came was taken into use."""
+        self._rests_until = now + min(LONGEST_REST_S, self._spent_s * (1.0 / SHARE - 1.0))
+        self._spent_s = 0.0
+
+    def wait_s(self, now: float) -> float:
+        """Return how long further updates wait; 0.0: not at all."""
+        return max(0.0, self._rests_until - now)

@@ -1,0 +1,25 @@
+import pytest
+
+from meshlib.runtime.pace import LONGEST_REST_S, SHARE, Pace
+
+
+def test_the_first_update_does_not_wait() -> None:
+    assert 0.0 == Pace().wait_s(0.0)
+
+
+def test_what_follows_waits_as_long_as_keeps_updates_to_their_share() -> None:
+    pace = Pace()
+    pace.spend(0.001)
+    pace.spend(0.001)
+    pace.rest(10.0)
+    assert pytest.approx(0.002 / SHARE - 0.002) == pace.wait_s(10.0)
+    assert 0.0 == pace.wait_s(10.0 + 0.002 / SHARE)
+    pace.rest(20.0)
+    assert 0.0 == pace.wait_s(20.0)  # nothing was spent since
+
+
+def test_nothing_waits_for_long() -> None:
+    pace = Pace()
+    pace.spend(5.0)
+    pace.rest(10.0)
+    assert pytest.approx(LONGEST_REST_S) == pace.wait_s(10.0)
