@@ -99,6 +99,7 @@ def file_source(config: Config) -> Source:
             profile=group.profile,
             trust_domain=config.trust_domain,
             outbound_listen=group.outbound_listen,
+            place=group.place,
             has_certificates=config.state_dir is not None,
         ),
     )

@@ -34,6 +34,7 @@ SAME_ADDRESS = "MESH0025"
 DUPLICATE_SUBSET = "MESH0026"
 SEVERAL_POLICIES = "MESH0027"
 MIXED_PROTOCOLS = "MESH0028"
+FAILOVER_NEEDS_OUTLIERS = "MESH0029"
 NEEDS_JWT = "MESH0030"
 PROFILE_DROPS_FEATURE = "MESH0040"
 NATIVE_UNKNOWN_FIELD = "MESH0050"
@@ -76,6 +77,8 @@ EXPLANATIONS: dict[str, str] = {
     DUPLICATE_SUBSET: "A subset of this name is already defined for the host; the first one applies.",
     SEVERAL_POLICIES: "Several PeerAuthentications are for the same workloads; the oldest, then the first by name, applies.",
     MIXED_PROTOCOLS: "Instances of one service and port disagree about their protocol.",
+    FAILOVER_NEEDS_OUTLIERS: "`localityLbSetting` names where requests go when endpoints fall out, and the policy has no "
+    "`outlierDetection` by which they would. The setting has no effect, as in Istio.",
     NEEDS_JWT: "The rule depends on a JWT, which servers do not validate yet. It is refused: dropped, it would let more "
     "in or keep more out than it says.",
     PROFILE_DROPS_FEATURE: "Clients of this profile cannot do what the field asks for; the message says what they do instead.",

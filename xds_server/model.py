@@ -16,6 +16,26 @@ class Profile(StrEnum):
     MESHLIB = "meshlib"
 
 
+@dataclass(frozen=True, slots=True)
+class Place:
+    """Where a client is, as far as that decides what it is sent.
+
+    Attributes:
+        locality: Region, zone and sub-zone; empty ones are not known.
+        labels: Of its network and cluster, sorted.
+    """
+
+    locality: tuple[str, str, str] = ("", "", "")
+    labels: tuple[tuple[str, str], ...] = ()
+
+
+NOWHERE = Place()
+LOCALITY_LABELS = ("topology.kubernetes.io/region", "topology.kubernetes.io/zone", "topology.istio.io/subzone")
+"""Labels that say the same as a locality."""
+PLACE_LABELS = ("topology.istio.io/cluster", "topology.istio.io/network")
+"""Further labels by which clients are told apart, sorted; each other one would make more kinds of clients."""
+
+
 @dataclass(frozen=True, slots=True, order=True)
 class Position:
     """A place in an input file; line and column count from 1."""
@@ -111,7 +131,9 @@ class Compiled:
     Attributes:
         resources: By type URL, then name. Messages of the pool in `meshlib.protos`.
         findings: In the order of the input files; with an error among them the rest must not be published.
+        depends_on_place: Clients of another place are to be sent something else.
     """
 
     resources: Mapping[str, Mapping[str, Message]]
     findings: tuple[Finding, ...] = ()
+    depends_on_place: bool = False

@@ -26,12 +26,19 @@ REGISTRATION_QUIET_S = 0.02
 
 # Groups are named by unauthenticated clients (an Envoy's listen address), so their number is bounded.
 MAX_GROUPS = 256
+# So are places. Where those decide nothing, one more costs an entry of a table.
+MAX_PLACES = 16384
 
 
 @dataclass(frozen=True, slots=True)
 class _Prepared:
+    """Attributes:
+    depends_on_place: Clients of different places are sent different things.
+    """
+
     snapshots: dict[Group, Snapshot]
     findings: tuple[Finding, ...]
+    depends_on_place: bool
 
     @property
     def is_refused(self) -> bool:
@@ -79,6 +86,7 @@ class Publisher:
         self._secrets = secrets
         self._statistics = statistics or Statistics()
         self._documents: Sequence[Document] = ()
+        self._depends_on_place = False
         self._lock = asyncio.Lock()
         self._wake = asyncio.Event()
         self._source_events = Debounce(quiet_s, max_wait_s)
@@ -138,6 +146,7 @@ class Publisher:
                 _log.error("not published (%s): the state has errors; clients keep the last good one", reason)
                 return False
             self._documents = documents
+            self._depends_on_place = prepared.depends_on_place
             self.is_behind = False
             self._publish(prepared, reason)
             return True
@@ -155,7 +164,11 @@ class Publisher:
         async with self._lock:
             if (snapshot := self._hub.snapshot(group)) is not None:
                 return snapshot
-            if len(self._hub.groups) >= MAX_GROUPS:
+            shared = None if self._depends_on_place else self._hub.snapshot(group.anywhere)
+            if shared is not None and len(self._hub.groups) < MAX_PLACES:
+                self._hub.publish({group: shared}, asyncio.get_running_loop().time())
+                return shared
+            if self._compiled_groups() >= MAX_GROUPS:
                 raise StreamRefused("RESOURCE_EXHAUSTED", f"more than {MAX_GROUPS} different groups of clients")
             prepared = await asyncio.to_thread(self._prepare, self._documents, self._instances(), (group,), ())
             if prepared.is_refused:
@@ -173,14 +186,30 @@ class Publisher:
         """Compile, serialise and check; touches nothing that others see."""
         snapshots: dict[Group, Snapshot] = {}
         collected = list(findings)
+        same: dict[Group, Group] = {}  # what a group is like, wherever it is
+        depends_on_place = False
         for group in groups:
+            if (like := same.get(group.anywhere)) is not None:
+                if like in snapshots:
+                    snapshots[group] = snapshots[like]
+                continue
             compiled = self._compile(documents, instances, group)
+            depends_on_place = depends_on_place or compiled.depends_on_place
+            if not compiled.depends_on_place:
+                same[group.anywhere] = group
             collected += compiled.findings
             if has_errors(compiled.findings):
                 continue
             snapshots[group] = Snapshot.build(compiled.resources, self._hub.snapshot(group))
             collected += check(snapshots[group], group=group.profile, secrets=self._secrets)
-        return _Prepared(snapshots, tuple(dict.fromkeys(collected)))
+        return _Prepared(snapshots, tuple(dict.fromkeys(collected)), depends_on_place)
+
+    def _compiled_groups(self) -> int:
+        """Return how many different states there are, or too many when there are too many places."""
+        groups = self._hub.groups
+        if self._depends_on_place or len(groups) >= MAX_PLACES:
+            return len(groups)
+        return len({group.anywhere for group in groups})
 
     def _publish(self, prepared: _Prepared, reason: str) -> None:
         before = {group: self._hub.snapshot(group) for group in prepared.snapshots}

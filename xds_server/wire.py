@@ -24,6 +24,7 @@ class Node:
     user_agent_version: str = ""
     metadata: Mapping[str, Any] = field(default_factory=dict)
     client_features: frozenset[str] = frozenset()
+    locality: tuple[str, str, str] = ("", "", "")
 
 
 @dataclass(frozen=True, slots=True)
@@ -127,7 +128,8 @@ def decode_node(node: Any) -> Node:
     """Return a `Node` message as plain data."""
     metadata = to_dict(node.metadata) if node.HasField("metadata") else {}
     features = frozenset(node.client_features)
-    return Node(node.id, node.cluster, node.user_agent_name, node.user_agent_version, metadata, features)
+    locality = (node.locality.region, node.locality.zone, node.locality.sub_zone)
+    return Node(node.id, node.cluster, node.user_agent_name, node.user_agent_version, metadata, features, locality)
 
 
 def resource_field(any_bytes: bytes) -> bytes:

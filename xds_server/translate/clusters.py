@@ -4,10 +4,11 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from xds_server.model import Position, Profile
+from xds_server.model import NOWHERE, Place, Position, Profile
 from xds_server.translate.destination_rule import Rule
 from xds_server.translate.endpoints import load_assignment
 from xds_server.translate.load_balancing import balancer_fields
+from xds_server.translate.locality import depends_on_place, locality_groups, setting_of
 from xds_server.translate.messages import Json, ads, origin
 from xds_server.translate.names import cluster_name, sni
 from xds_server.translate.peer_authentication import MutualTls, PeerAuthentications
@@ -51,12 +52,21 @@ class Target:
 
 @dataclass(frozen=True, slots=True)
 class ClusterBuilder:
-    """Turns targets into clusters and endpoint resources for one profile."""
+    """Turns targets into clusters and endpoint resources for clients of one profile and place."""
 
     profile: Profile
     trust_domain: str
     authentications: PeerAuthentications
     report: Report
+    place: Place = NOWHERE
+
+    def depends_on_place(self, target: Target) -> bool:
+        """Tell whether clients elsewhere are to be sent something else."""
+        return depends_on_place(target.endpoints, setting_of(target.policy))
+
+    def _assignment(self, target: Target, endpoints: tuple[Endpoint, ...]) -> Json:
+        groups = locality_groups(endpoints, setting_of(target.policy), self.place)
+        return load_assignment(target.name, groups, self.uses_tls, self.profile)
 
     def uses_tls(self, endpoint: Endpoint) -> bool:
         """Tell whether calls to an endpoint are made over mTLS: it takes nothing else, or can take it.
@@ -80,14 +90,16 @@ class ClusterBuilder:
         )
         if "outlierDetection" in policy:
             result |= outlier_fields(policy["outlierDetection"], self.profile, self.report, target.place)
+        if "distribute" in (setting_of(policy) or ()):
+            common = result.get("common_lb_config", {})
+            result["common_lb_config"] = {**common, "locality_weighted_lb_config": {}}
         return result | self._tls_fields(target, policy.get("tls", {}))
 
     def endpoints(self, target: Target) -> Json | None:
         """Return a target's endpoint resource, or nothing if its cluster holds the endpoints itself."""
         if not self._uses_eds(target):
             return None
-        endpoints = () if self._is_cut_off(target) else target.endpoints
-        return load_assignment(target.name, endpoints, self.uses_tls, self.profile)
+        return self._assignment(target, () if self._is_cut_off(target) else target.endpoints)
 
     def _uses_eds(self, target: Target) -> bool:
         return target.service.resolution == "STATIC" or not target.endpoints or self._is_cut_off(target)
@@ -104,7 +116,7 @@ class ClusterBuilder:
             endpoints = endpoints[:1]
         return {
             "type": "LOGICAL_DNS" if logical else "STRICT_DNS",
-            "load_assignment": load_assignment(target.name, endpoints, self.uses_tls, self.profile),
+            "load_assignment": self._assignment(target, endpoints),
         }
 
     def _is_cut_off(self, target: Target) -> bool:

@@ -4,7 +4,7 @@ from collections.abc import Iterable, Mapping, Sequence
 
 from google.protobuf.message import Message
 
-from xds_server.model import Compiled, Document, Instance, Profile
+from xds_server.model import NOWHERE, Compiled, Document, Instance, Place, Profile
 from xds_server.translate.authorization import Authorizations
 from xds_server.translate.checks import check
 from xds_server.translate.clusters import ClusterBuilder, Target
@@ -38,8 +38,9 @@ def compile_documents(
     trust_domain: str = "cluster.local",
     outbound_listen: str = "127.0.0.1:15001",
     has_certificates: bool = True,
+    place: Place = NOWHERE,
 ) -> Compiled:
-    """Translate everything for one profile.
+    """Translate everything for clients of one profile and place.
 
     Pure: the same input gives the same bytes, and neither the order of documents nor that of instances matters (of
     several configs for one thing the oldest applies, then the first by name).
@@ -50,6 +51,7 @@ def compile_documents(
         trust_domain: Of the SPIFFE identities.
         outbound_listen: Where an Envoy client listens, as host:port.
         has_certificates: Servers and clients can be given some; without, PERMISSIVE is plaintext.
+        place: Where the clients are, for `localityLbSetting`.
 
     Returns:
         Resources, each of which a client of the profile accepts, and what is wrong with the input. With an error among
@@ -71,13 +73,16 @@ def compile_documents(
         ROUTE_CONFIGURATION: route_configurations(hosts, profile),
         **{name: {} for name in SERVED_TYPES if name not in (LISTENER, ROUTE_CONFIGURATION)},
     }
-    builder = ClusterBuilder(profile, trust_domain, authentications, report)
+    builder = ClusterBuilder(profile, trust_domain, authentications, report, place)
+    depends_on_place = False
     for target in _targets(services, rules, configs["VirtualService"]):
         resources[CLUSTER][target.name] = build(CLUSTER, builder.build(target))
+        depends_on_place = depends_on_place or builder.depends_on_place(target)
         if (endpoints := builder.endpoints(target)) is not None:
             resources[ENDPOINTS][target.name] = build(ENDPOINTS, endpoints)
     add_native(documents, resources, profile, report)
-    return Compiled({type_url(name): items for name, items in resources.items()}, report.findings())
+    served = {type_url(name): items for name, items in resources.items()}
+    return Compiled(served, report.findings(), depends_on_place)
 
 
 def _targets(services: Mapping[str, Service], rules: Mapping[str, Rule], configs: Sequence[Config]) -> Iterable[Target]:

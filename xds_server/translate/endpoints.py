@@ -3,29 +3,28 @@
 from collections.abc import Callable, Iterable
 
 from xds_server.model import Profile
+from xds_server.translate.locality import LocalityGroup
 from xds_server.translate.messages import Json
 from xds_server.translate.services import Endpoint, Locality
 
 
 def load_assignment(
-    name: str, endpoints: Iterable[Endpoint], uses_tls: Callable[[Endpoint], bool], profile: Profile
+    name: str, groups: Iterable[LocalityGroup], uses_tls: Callable[[Endpoint], bool], profile: Profile
 ) -> Json:
-    """Return a ClusterLoadAssignment: localities in the order of their names, each with the sum of its endpoints' weights.
+    """Return a ClusterLoadAssignment.
 
     Endpoints that are called over mTLS are marked, so that clients pick TLS for each endpoint by itself.
     """
-    localities: dict[Locality, list[Endpoint]] = {}
-    for endpoint in endpoints:
-        localities.setdefault(endpoint.locality, []).append(endpoint)
     return {
         "cluster_name": name,
         "endpoints": [
             {
-                **_locality(locality),
-                "load_balancing_weight": sum(member.weight for member in members),
-                "lb_endpoints": [_endpoint(member, profile, secure=uses_tls(member)) for member in members],
+                **_locality(group.locality),
+                "load_balancing_weight": group.weight,
+                **({"priority": group.priority} if group.priority else {}),
+                "lb_endpoints": [_endpoint(member, profile, secure=uses_tls(member)) for member in group.members],
             }
-            for locality, members in sorted(localities.items())
+            for group in groups
         ],
     }
 

@@ -2,7 +2,8 @@
 
 from typing import Any
 
-from xds_server.codes import DUPLICATE_SUBSET
+from xds_server.codes import DUPLICATE_SUBSET, FAILOVER_NEEDS_OUTLIERS
+from xds_server.model import LOCALITY_LABELS, PLACE_LABELS
 from xds_server.translate.fields import (
     UINT32_MAX,
     At,
@@ -12,6 +13,7 @@ from xds_server.translate.fields import (
     Int,
     Kind,
     List,
+    Map,
     Number,
     Obj,
     Renamed,
@@ -73,6 +75,79 @@ CONSISTENT_HASH = Obj(
     at_most_one_of=(("ringHash", "maglev", "minimumRingSize"),),
 )
 
+
+def _place_problem(text: str) -> str:
+    parts = text.split("/")
+    if len(parts) > 3 or not parts[0]:
+        return f"must be region, region/zone or region/zone/sub-zone, with * for any, not {text!r:.80}"
+    if any(not part for part in parts) or ("*" in text and any("*" in part and part != "*" for part in parts)):
+        return f"must name each part of a place, or say * for it, not {text!r:.80}"
+    return ""
+
+
+def _region_problem(text: str) -> str:
+    return "must be a region alone" if not text or "/" in text or "*" in text else ""
+
+
+def _priority_problem(text: str) -> str:
+    name, is_given, _ = text.partition("=")
+    if not name:
+        return "must be a label, or label=value"
+    if not is_given and name not in (*LOCALITY_LABELS, *PLACE_LABELS):
+        known = ", ".join((*LOCALITY_LABELS, *PLACE_LABELS))
+        return f"clients are told apart by {known} only; for another label write {name}=value"
+    return ""
+
+
+def _check_shares(value: dict[str, Any], at: At) -> object:
+    total = sum(value["to"].values())
+    return value if total == 100 else (at / "to").error(f"must add up to 100; it is {total}")
+
+
+def _check_failover(value: dict[str, Any], at: At) -> object:
+    return value if value["from"] != value["to"] else at.error("from and to must be different regions")
+
+
+def _check_locality(value: dict[str, Any], at: At) -> object:
+    if "distribute" in value and (other := next((one for one in ("failover", "failoverPriority") if one in value), "")):
+        return at.error(f"must not have both distribute and {other}")
+    for name in ("distribute", "failover"):
+        froms = [rule["from"] for rule in value.get(name, ())]
+        if len(froms) != len(set(froms)):
+            return (at / name).error("has two rules with the same from")
+    if "failover" in value and (
+        label := next((one for one in value.get("failoverPriority", ()) if one in LOCALITY_LABELS), "")
+    ):
+        return (at / "failoverPriority").error(f"must not have {label} beside failover, which is about places")
+    return value
+
+
+LOCALITY_SETTING = Obj(
+    {
+        "enabled": Bool(),
+        "distribute": List(
+            Obj(
+                {"from": Str(_place_problem), "to": Map(Int(1, 100), _place_problem)},
+                required=("from", "to"),
+                whole=("*",),
+                check=_check_shares,
+            ),
+            low=1,
+        ),
+        "failover": List(
+            Obj(
+                {"from": Str(_region_problem), "to": Str(_region_problem)},
+                required=("from", "to"),
+                check=_check_failover,
+            ),
+            low=1,
+        ),
+        "failoverPriority": List(Str(_priority_problem), low=1),
+    },
+    whole=("*",),
+    check=_check_locality,
+)
+
 LOAD_BALANCER = Obj(
     {
         "simple": Choice(
@@ -80,7 +155,7 @@ LOAD_BALANCER = Obj(
             {"PASSTHROUGH": "is not supported: clients without a proxy have no original destination"},
         ),
         "consistentHash": CONSISTENT_HASH,
-        "localityLbSetting": Unsupported(),
+        "localityLbSetting": LOCALITY_SETTING,
         "zoneAwareLbSetting": Unsupported(),
         "warmup": Obj(
             {"duration": Duration(), "aggression": Number(1.0, MAX_AGGRESSION), "minimumPercent": Number(0, 100)},
@@ -157,10 +232,28 @@ _POLICY: dict[str, Kind] = {
     "outlierDetection": OUTLIER_DETECTION,
     "tls": TLS,
 }
+_FAILOVERS = ("failover", "failoverPriority")
+
+
+def _check_policy(value: dict[str, Any], at: At) -> object:
+    setting = value.get("loadBalancer", {}).get("localityLbSetting", {})
+    if "outlierDetection" not in value and setting.get("enabled", True) and any(one in setting for one in _FAILOVERS):
+        place = at / "loadBalancer" / "localityLbSetting"
+        at.report.warning(
+            FAILOVER_NEEDS_OUTLIERS,
+            f"{place.name}: has no effect without outlierDetection in the same policy: nobody would ever fall out",
+            place.position,
+        )
+    return _check_not_empty(value, at)
+
+
 _MISTAKEN = {"circuitBreaker": "outlierDetection", "circuitBreakers": "outlierDetection", "lb": "loadBalancer"}
 
 PORT_POLICY = Obj(
-    {**_POLICY, "port": Obj({"number": PORT}, required=("number",))}, required=("port",), mistaken=_MISTAKEN
+    {**_POLICY, "port": Obj({"number": PORT}, required=("number",))},
+    required=("port",),
+    mistaken=_MISTAKEN,
+    check=_check_policy,
 )
 TRAFFIC_POLICY = Obj(
     {
@@ -173,7 +266,7 @@ TRAFFIC_POLICY = Obj(
         "proxyProtocol": Unsupported(),
     },
     mistaken=_MISTAKEN,
-    check=_check_not_empty,
+    check=_check_policy,
 )
 
 DESTINATION_RULE = Obj(

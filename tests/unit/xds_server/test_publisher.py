@@ -9,7 +9,7 @@ from meshlib.protos import from_dict
 from xds_server.groups import DEFAULT_GROUPS, Group
 from xds_server.hub import Hub, LiveStream
 from xds_server.machine import StreamRefused
-from xds_server.model import Compiled, Document, Finding, Position, Profile, Severity
+from xds_server.model import Compiled, Document, Finding, Place, Position, Profile, Severity
 from xds_server.ordering import CDS
 from xds_server.publisher import MAX_GROUPS, Publisher
 from xds_server.sotw import SotwStream
@@ -22,7 +22,7 @@ ELSEWHERE = Group(Profile.ENVOY, "127.0.0.1:9")
 @pytest.fixture
 def world():
     """Documents name static clusters; the document `bad` is an error. Everything can be changed by a test."""
-    state = SimpleNamespace(names=["a"], instances=(), compiled=[])
+    state = SimpleNamespace(names=["a"], instances=(), compiled=[], depends_on_place=False)
     hub = Hub()
 
     def compile_group(documents, instances, group):
@@ -32,7 +32,7 @@ def world():
             name: from_dict("envoy.config.cluster.v3.Cluster", {"name": name})
             for name in (*names, *(each.id for each in instances))
         }
-        return Compiled({CDS: clusters}, (BAD,) if "bad" in names else ())
+        return Compiled({CDS: clusters}, (BAD,) if "bad" in names else (), state.depends_on_place)
 
     state.hub = hub
     state.publisher = Publisher(
@@ -132,3 +132,39 @@ async def test_the_number_of_groups_is_bounded(world):
     with pytest.raises(StreamRefused) as refused:
         await world.publisher.snapshot(ELSEWHERE)
     assert "RESOURCE_EXHAUSTED" == refused.value.code
+
+
+def placed(region: str) -> Group:
+    return Group(Profile.MESHLIB, place=Place((region, "", "")))
+
+
+async def test_places_share_a_state_while_nothing_depends_on_them(world):
+    await world.publisher.publish("start", reload=True)
+    count = len(world.compiled)
+    first, second = [await world.publisher.snapshot(placed(region)) for region in ("eu", "us")]
+    assert first is second is world.hub.snapshot(Group(Profile.MESHLIB))
+    assert count == len(world.compiled)
+    for region in ("eu", "us"):
+        stream_of(world, placed(region))
+    world.names = ["a", "b"]
+    assert await world.publisher.publish("documents", reload=True)
+    assert 2 * count == len(world.compiled)
+    assert ["a", "b"] == clusters(world, placed("eu"))
+
+
+async def test_each_place_has_its_own_state_once_something_depends_on_it(world):
+    await world.publisher.publish("start", reload=True)
+    await world.publisher.snapshot(placed("eu"))
+    stream_of(world, placed("eu"))
+    assert placed("eu") not in world.compiled
+    world.depends_on_place, world.names = True, ["a", "b"]
+    assert await world.publisher.publish("documents", reload=True)
+    assert placed("eu") in world.compiled
+    await world.publisher.snapshot(placed("us"))
+    assert placed("us") == world.compiled[-1]
+
+
+async def test_any_number_of_places_may_ask_where_they_decide_nothing(world):
+    await world.publisher.publish("start", reload=True)
+    for number in range(MAX_GROUPS + 10):
+        assert await world.publisher.snapshot(placed(f"r{number}")) is not None

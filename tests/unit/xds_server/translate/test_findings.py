@@ -80,6 +80,10 @@ CASES = {
     "not supported": (VS + TO + "    corsPolicy: {allowOrigins: []}\n", "error MESH0012 8:5"),
     "gateways only": (VS.replace("  hosts", "  gateways: [g]\n  hosts") + TO, "info MESH0020 5:3"),
     "rule elsewhere": (DR.replace("name: a", "name: a, namespace: b").replace("host: a", "host: a.c.svc.cluster.local"), "warning MESH0023 5:3"),
+    "failover without outliers": (
+        DR + "  trafficPolicy:\n    loadBalancer:\n      localityLbSetting: {failover: [{from: a, to: b}]}\n",
+        "warning MESH0029 8:7",
+    ),
     "subset twice": (DR + "  subsets: [{name: v1}, {name: v1}]\n", "warning MESH0026 6:25"),
     "empty policy": (DR + "  trafficPolicy: {}\n", "error IST0106 6:3"),
     "simple and hash": (
