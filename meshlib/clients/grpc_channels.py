@@ -33,8 +33,10 @@ from meshlib.clients.grpc_endpoint import (
 )
 from meshlib.clients.source import MeshSource
 from meshlib.errors import IdentityError
+from meshlib.identity.certificates import parse_chain
 from meshlib.model.secret import ClientTls
 from meshlib.ports import Lock
+from meshlib.runtime.clock import wall
 from meshlib.runtime.core import CoreCluster, LocalAds, cookie
 from meshlib.runtime.dial import dial_target
 from meshlib.runtime.relay import TlsRelay
@@ -99,7 +101,8 @@ class Channels(Generic[C]):
         found = (attempt.endpoint.address, attempt.head.authority, options, compression, attempt.tls)
         with self._lock:
             channel: EndpointChannel[C] | None = self._open.get(found)  # type: ignore[call-overload]  # mypy: not equal
-            if channel is not None:
+            # What has expired is never used: `_new` says so.
+            if channel is not None and (channel.expires_at is None or wall() <= channel.expires_at):
                 channel.active += 1
                 return channel
         key = ChannelKey(*found)
@@ -256,7 +259,9 @@ class Channels(Generic[C]):
         credentials = None
         if key.tls is not None:
             context = _context(key.tls, view)
-            secrets = ChannelSecrets(context, *client_material(key.tls, view.secrets))
+            certificate, trust = client_material(key.tls, view.secrets)
+            expires_at = None if certificate is None else parse_chain(certificate.chain_pem)[0].not_after
+            secrets = ChannelSecrets(context, certificate, trust, expires_at)
             route = self._relay.open(key.address, context, server_name=key.tls.sni, connect_timeout_s=timeout_s)
             target = dialled = route.target
             credentials = grpc.local_channel_credentials(grpc.LocalConnectionType.UDS)

@@ -35,6 +35,7 @@ class EndpointChannel(Generic[C]):
         route: The way through the relay; None: plaintext, or core.
         secrets: For TLS: what verifies the peer, and shows who we are.
         core: gRPC's own TLS, shared with other endpoints; then `channel` is its channel.
+        expires_at: When our certificate does, in seconds since the epoch; None: there is none.
         steering: Metadata that name the endpoint to core.
         multicallables: By kind, method and serializers; making one costs 3 us.
     """
@@ -44,6 +45,7 @@ class EndpointChannel(Generic[C]):
         "channel",
         "core",
         "dialled",
+        "expires_at",
         "is_closed",
         "is_retired",
         "key",
@@ -70,6 +72,7 @@ class EndpointChannel(Generic[C]):
         self.route = route
         self.secrets = secrets
         self.core = core
+        self.expires_at = None if secrets is None else secrets.expires_at
         self.steering = steering
         self.multicallables: dict[Any, Any] = {}
         self.active = 0
@@ -133,11 +136,13 @@ class ChannelSecrets:
 
     Attributes:
         context: Another one for the same configuration means that a secret has been replaced.
+        expires_at: When the certificate does, in seconds since the epoch.
     """
 
     context: ssl.SSLContext
     certificate: TlsCertificate | None
     trust: TrustedCa | None
+    expires_at: float | None = None
 
 
 class CoreChannel(Generic[C]):

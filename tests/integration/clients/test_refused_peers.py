@@ -1,4 +1,5 @@
-"""Servers that must not be talked to get no byte of a request: httpx sync and async, gRPC sync and aio."""
+"""Servers that must not be talked to get no byte of a request: httpx sync and async over HTTP/1.1 and HTTP/2, requests, aiohttp,
+gRPC sync and aio."""
 
 import asyncio
 import random
@@ -8,9 +9,11 @@ from collections.abc import Awaitable, Callable
 from dataclasses import replace
 from typing import Any
 
+import aiohttp
 import grpc
 import httpx
 import pytest
+import requests
 from peers.bad_peers import BAD_PEERS, GOOD, OURS, BadPeer, named
 from peers.recorder import Recorder
 
@@ -20,6 +23,8 @@ from meshlib.clients.grpc_sync import MeshChannel
 from meshlib.clients.httpx_async import AsyncMeshTransport
 from meshlib.clients.httpx_sync import MeshTransport
 from meshlib.errors import IdentityError
+from meshlib.integrations.aiohttp import MeshMiddleware
+from meshlib.integrations.requests import MeshAdapter
 from meshlib.model.cluster import Cluster, EdsDiscovery
 from meshlib.model.secret import ClientTls, Secret, SecretRef
 from meshlib.model.snapshot import Snapshot
@@ -38,11 +43,11 @@ def showing(peer: BadPeer) -> ssl.SSLContext:
     return context
 
 
-def source(address: str, peer: BadPeer) -> Any:
+def source(address: str, peer: BadPeer, *, http2: bool = False) -> Any:
     """A mesh with one service, `checkout`, which must be who it says."""
     made = mesh_source(Snapshot(), clock=time.monotonic, rng=random.Random(7))
     tls = ClientTls(SecretRef(sds_name="default"), SecretRef(sds_name="ROOTCA"), named(), **peer.fields)
-    template = Cluster("checkout", EdsDiscovery("checkout"), tls=tls)
+    template = Cluster("checkout", EdsDiscovery("checkout"), tls=tls, http2=http2)
     secrets = {"default": OURS.secret(), "ROOTCA": Secret("ROOTCA", peer.trust)}
     clusters = {"checkout": cluster("checkout", address, template=template)}
     made.publish(replace(service("checkout", address), clusters=clusters, secrets=secrets))
@@ -66,6 +71,24 @@ async def by_async_httpx(mesh: Any) -> None:
     assert isinstance(caught.value.mesh, IdentityError)  # type: ignore[attr-defined]
 
 
+async def by_requests(mesh: Any) -> None:
+    def call() -> None:
+        with requests.Session() as session:
+            session.mount("http://", MeshAdapter(mesh))
+            with pytest.raises(requests.ConnectionError) as caught:
+                session.post(URL, json={"card": "4111"}, timeout=20)
+        assert isinstance(caught.value.mesh, IdentityError)  # type: ignore[attr-defined]
+
+    await asyncio.to_thread(call)
+
+
+async def by_aiohttp(mesh: Any) -> None:
+    async with aiohttp.ClientSession(middlewares=[MeshMiddleware(mesh)]) as session:
+        with pytest.raises(aiohttp.ClientConnectionError) as caught:
+            await session.post(URL, json={"card": "4111"})
+    assert isinstance(caught.value.mesh, IdentityError)  # type: ignore[attr-defined]
+
+
 async def by_grpc(mesh: Any) -> None:
     def call() -> None:
         with MeshChannel(mesh, "xds:///checkout") as channel, pytest.raises(grpc.RpcError) as caught:
@@ -82,7 +105,7 @@ async def by_grpc_aio(mesh: Any) -> None:
     assert grpc.StatusCode.UNAVAILABLE is caught.value.code()
 
 
-CALLERS = pytest.mark.parametrize("call", [by_httpx, by_async_httpx, by_grpc, by_grpc_aio])
+CALLERS = pytest.mark.parametrize("call", [by_httpx, by_async_httpx, by_requests, by_aiohttp, by_grpc, by_grpc_aio])
 
 
 @CALLERS
@@ -94,6 +117,14 @@ async def test_a_peer_that_must_be_refused_gets_no_byte(call: Callable[[Any], Aw
             await call(mesh)
         finally:
             close_channels(mesh)
+    assert b"" == server.received
+
+
+@pytest.mark.parametrize("call", [by_httpx, by_async_httpx])
+@pytest.mark.parametrize("peer", BAD_PEERS.values(), ids=BAD_PEERS.keys())
+async def test_nor_over_http2(call: Callable[[Any], Awaitable[None]], peer: BadPeer) -> None:
+    with Recorder(showing(peer)) as server:
+        await call(source(server.address, peer, http2=True))
     assert b"" == server.received
 
 

@@ -130,22 +130,25 @@ class Authority:
         self.pem = self._certificate.public_bytes(PEM)
         self.root = Secret("ROOTCA", TrustedCa(self.pem))
 
-    def issue(self, uri: str) -> Secret:
+    def issue(self, uri: str, *, starts_s: float = -3600.0, ends_s: float = 3600.0) -> Secret:
+        """Issue a certificate that is valid between two moments from now, in seconds."""
         key = ec.generate_private_key(ec.SECP256R1())
         names = x509.SubjectAlternativeName([x509.UniformResourceIdentifier(uri)])
         issuer = x509.AuthorityKeyIdentifier.from_issuer_public_key(self._key.public_key())
-        builder = _builder(x509.Name([]), self._certificate.subject, key).add_extension(names, True)
+        builder = _builder(x509.Name([]), self._certificate.subject, key, starts_s, ends_s).add_extension(names, True)
         certificate = builder.add_extension(issuer, False).sign(self._key, hashes.SHA256())
         private = key.private_bytes(PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption())
         return Secret("default", TlsCertificate(certificate.public_bytes(PEM), private))
 
-    def server_credentials(self, uri: str) -> grpc.ServerCredentials:
-        value = self.issue(uri).value
+    def server_credentials(self, uri: str, **validity: float) -> grpc.ServerCredentials:
+        value = self.issue(uri, **validity).value
         assert isinstance(value, TlsCertificate)
         return grpc.ssl_server_credentials([(value.key_pem, value.chain_pem)], self.pem, True)
 
 
-def _builder(subject: x509.Name, issuer: x509.Name, key: Any) -> x509.CertificateBuilder:
+def _builder(
+    subject: x509.Name, issuer: x509.Name, key: Any, starts_s: float = -3600.0, ends_s: float = 3600.0
+) -> x509.CertificateBuilder:
     now = datetime.datetime.now(datetime.UTC)
     return (
         x509.CertificateBuilder()
@@ -153,8 +156,8 @@ def _builder(subject: x509.Name, issuer: x509.Name, key: Any) -> x509.Certificat
         .issuer_name(issuer)
         .public_key(key.public_key())
         .serial_number(x509.random_serial_number())
-        .not_valid_before(now - datetime.timedelta(hours=1))
-        .not_valid_after(now + datetime.timedelta(hours=1))
+        .not_valid_before(now + datetime.timedelta(seconds=starts_s))
+        .not_valid_after(now + datetime.timedelta(seconds=ends_s))
     )
 
 

@@ -12,18 +12,20 @@ import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import grpc
 import pytest
 
-from meshlib.clients import grpc_core
+from meshlib.clients import grpc_channels, grpc_core
 from meshlib.clients.grpc_aio import AioMeshChannel
 from meshlib.clients.grpc_channels import channels_of
 from meshlib.clients.grpc_errors import MeshRpcError
 from meshlib.clients.grpc_sync import MeshChannel
 from meshlib.model.secret import TlsCertificate
+from meshlib.runtime import tls
 from meshlib.runtime.core import CoreCluster, LocalAds, Slots, cookie, is_unsent, new_node_id, open_aio, open_sync
 
 CHECKOUT = "spiffe://cluster.local/ns/default/sa/checkout"
@@ -169,6 +171,73 @@ def _answers(unary: Any) -> bool:
     except grpc.RpcError:
         return False
     return True
+
+
+BAD = {
+    "expired": (CHECKOUT, {"ends_s": -60.0}, "expired"),
+    "not yet valid": (CHECKOUT, {"starts_s": 600.0}, "not yet valid"),
+    "wrong trust domain": (CHECKOUT.replace("cluster.local", "other.example"), {}, "other.example"),
+}
+
+
+@pytest.mark.parametrize(("name", "validity", "reason"), BAD.values(), ids=BAD)
+def test_a_peer_that_must_be_refused_gets_no_call_after_core_has_taken_over(
+    setup: Setup, name: str, validity: dict[str, float], reason: str
+) -> None:
+    """It takes the place of a good one, whose connection core has lost."""
+    with MeshChannel(setup.mesh.source, "xds:///checkout") as channel:
+        unary = channel.unary_unary(UNARY)
+        unary(b"x")
+        setup.until_core()
+        setup.one.stop()
+        bad = setup.server(setup.authority.server_credentials(name, **validity), setup.one.port)
+        for _ in range(2):
+            with pytest.raises(MeshRpcError) as caught:
+                unary(b"x", timeout=10)
+            assert grpc.StatusCode.UNAVAILABLE is caught.value.code()
+            assert reason in caught.value.details()
+        assert [] == bad.seen
+
+
+def test_a_peer_of_another_ca_gets_no_call_after_core_has_taken_over(setup: Setup) -> None:
+    with MeshChannel(setup.mesh.source, "xds:///checkout") as channel:
+        unary = channel.unary_unary(UNARY)
+        unary(b"x")
+        setup.until_core()
+        setup.one.stop()
+        bad = setup.server(type(setup.authority)().server_credentials(CHECKOUT), setup.one.port)
+        with pytest.raises(MeshRpcError, match="verify failed"):
+            unary(b"x", timeout=10)
+        assert [] == bad.seen
+
+
+@pytest.mark.parametrize("way", ["core", "relay"])
+def test_our_certificate_is_not_used_once_it_has_expired(
+    setup: Setup, monkeypatch: pytest.MonkeyPatch, way: str
+) -> None:
+    """Nothing has come from the control plane since. All kinds of calls are refused; a new certificate ends that."""
+    if way == "relay":
+        monkeypatch.setenv(grpc_core.SWITCH, "relay")
+    with MeshChannel(setup.mesh.source, "xds:///checkout") as channel:
+        unary = channel.unary_unary(UNARY)
+        unary(b"x")
+        if way == "core":
+            setup.until_core()
+        later = lambda: time.time() + 7200  # noqa: E731
+        monkeypatch.setattr(grpc_channels, "wall", later)
+        monkeypatch.setattr(grpc_channels, "client_context", partial(tls.client_context, wall=later))
+        calls = len(setup.one.seen)
+        for call in (
+            lambda: unary(b"x", timeout=10),
+            lambda: unary.future(b"x").result(10),
+            lambda: next(channel.unary_stream(RESPONSES)(b"x")),
+        ):
+            with pytest.raises(grpc.RpcError, match="expired"):
+                call()
+        assert calls == len(setup.one.seen)
+        monkeypatch.undo()
+        setup.serve()
+        unary(b"x", timeout=10)
 
 
 def test_an_endpoint_that_is_gone_is_a_connect_failure(setup: Setup) -> None:
