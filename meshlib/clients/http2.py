@@ -12,6 +12,7 @@ faults would notice to be gone:
 """
 
 import threading
+import time
 from collections.abc import AsyncIterator, Container, Iterator
 from contextlib import contextmanager, nullcontext
 from typing import Any, Final
@@ -65,6 +66,7 @@ class _Http2(httpcore.HTTP2Connection):
     def __init__(self, origin: httpcore.Origin, stream: httpcore.NetworkStream, keepalive_expiry: float | None) -> None:
         super().__init__(origin, stream, keepalive_expiry)
         self._trailers = _Trailers()
+        self._expire_at = None if keepalive_expiry is None else time.monotonic() + keepalive_expiry
         self._looking = threading.Lock()
 
     def handle_request(self, request: httpcore.Request) -> httpcore.Response:
@@ -128,10 +130,10 @@ class _Connection(httpcore.HTTPConnection):
 
     def handle_request(self, request: httpcore.Request) -> httpcore.Response:
         self._served += 1
-        self._open(request)
+        self.open(request)
         return super().handle_request(request)
 
-    def _open(self, request: httpcore.Request) -> None:
+    def open(self, request: httpcore.Request) -> None:
         """Connect as httpcore does, for a connection of ours."""
         with self._request_lock:
             if self._connection is None:
@@ -178,6 +180,30 @@ class Http2Pool(httpcore.ConnectionPool):
         connection.max_requests = key.max_requests
         return connection
 
+    def warm_up(self, request: httpcore.Request, connections: int) -> int:
+        """Open connections until so many are there; returns how many were opened. They age as idle ones do.
+
+        Raises:
+            httpcore.ConnectError: It cannot be connected to; or `httpcore.ConnectTimeout`.
+        """
+        opened = 0
+        while self._has_room(connections):
+            made = self.create_connection(request.url.origin)
+            assert isinstance(made, _Connection)
+            made.open(request)
+            with self._optional_thread_lock:
+                is_kept = self._has_room(connections)
+                if is_kept:
+                    self._connections.append(made)
+            if not is_kept:  # requests have opened some meanwhile
+                made.close()
+                break
+            opened += 1
+        return opened
+
+    def _has_room(self, connections: int) -> bool:
+        return len(self._connections) < min(connections, self._max_connections, self._max_keepalive_connections)
+
 
 class _AsyncHttp2(httpcore.AsyncHTTP2Connection):
     """As `_Http2`."""
@@ -189,6 +215,7 @@ class _AsyncHttp2(httpcore.AsyncHTTP2Connection):
     ) -> None:
         super().__init__(origin, stream, keepalive_expiry)
         self._trailers = _Trailers()
+        self._expire_at = None if keepalive_expiry is None else time.monotonic() + keepalive_expiry
         self._is_looking = False
 
     async def handle_async_request(self, request: httpcore.Request) -> httpcore.Response:
@@ -260,7 +287,7 @@ class _AsyncConnection(httpcore.AsyncHTTPConnection):
         self._served += 1
         self._running += 1
         try:
-            await self._open(request)
+            await self.open(request)
             response = await super().handle_async_request(request)
         except BaseException:
             # No response so far and no request beside this one: nobody else needs the connection.
@@ -274,8 +301,8 @@ class _AsyncConnection(httpcore.AsyncHTTPConnection):
         self._has_responded = True
         return response
 
-    async def _open(self, request: httpcore.Request) -> None:
-        """As `_Connection._open`."""
+    async def open(self, request: httpcore.Request) -> None:
+        """As `_Connection.open`."""
         async with self._request_lock:
             if self._connection is None:
                 try:
@@ -321,3 +348,23 @@ class AsyncHttp2Pool(httpcore.AsyncConnectionPool):
         )
         connection.max_requests = key.max_requests
         return connection
+
+    async def warm_up(self, request: httpcore.Request, connections: int) -> int:
+        """As `Http2Pool.warm_up`."""
+        opened = 0
+        while self._has_room(connections):
+            made = self.create_connection(request.url.origin)
+            assert isinstance(made, _AsyncConnection)
+            await made.open(request)
+            with self._optional_thread_lock:
+                is_kept = self._has_room(connections)
+                if is_kept:
+                    self._connections.append(made)
+            if not is_kept:  # requests have opened some meanwhile
+                await made.aclose()
+                break
+            opened += 1
+        return opened
+
+    def _has_room(self, connections: int) -> bool:
+        return len(self._connections) < min(connections, self._max_connections, self._max_keepalive_connections)

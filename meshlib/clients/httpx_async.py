@@ -170,9 +170,8 @@ class AsyncMeshTransport(httpx.AsyncBaseTransport):
         for key, sent in warm_connections(mesh, target, request, timeout_s):
             lease = self._pools.acquire(key)
             try:
-                if isinstance(lease.pool, AsyncHttp1Pool):
-                    with contextlib.suppress(*BROKEN):
-                        opened += await lease.pool.warm_up(sent, connections)
+                with contextlib.suppress(*BROKEN):
+                    opened += await lease.pool.warm_up(sent, connections)
             finally:
                 await _close_all(self._pools.release(lease))
         return opened

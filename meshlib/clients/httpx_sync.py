@@ -191,9 +191,8 @@ class MeshTransport(httpx.BaseTransport):
         for key, sent in warm_connections(mesh, target, request, timeout_s):
             lease = self._pools.acquire(key)
             try:
-                if isinstance(lease.pool, Http1Pool):
-                    with contextlib.suppress(*BROKEN):
-                        opened += lease.pool.warm_up(sent, connections)
+                with contextlib.suppress(*BROKEN):
+                    opened += lease.pool.warm_up(sent, connections)
             finally:
                 for pool in self._pools.release(lease):
                     pool.close()

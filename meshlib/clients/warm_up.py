@@ -1,13 +1,13 @@
 """Connections made ahead of the first request: to whom."""
 
 from collections.abc import Iterator
+from typing import Any
 
 import httpx
 
 from meshlib.call import Attempt
-from meshlib.clients.http1_request import Http1Request
 from meshlib.clients.httpx_common import authority_of, head_of, pool_key_of
-from meshlib.clients.httpx_requests import http1_request_for
+from meshlib.clients.httpx_requests import http1_request_for, http2_request_for
 from meshlib.clients.pools import PoolKey
 from meshlib.clients.source import MeshSource
 from meshlib.clients.timeouts import AttemptTimeouts
@@ -21,10 +21,10 @@ __all__ = ["warm_connections"]
 
 def warm_connections(
     mesh: MeshSource, target: TargetView, request: httpx.Request, timeout_s: float
-) -> Iterator[tuple[PoolKey, Http1Request]]:
+) -> Iterator[tuple[PoolKey, Any]]:
     """Return where to open connections, and what to open each for: every healthy endpoint that the request may reach.
 
-    Clusters of HTTP/2 are left out: their connections are made by httpcore, with the first request.
+    That is a request as pools of the key take it.
     """
     head = head_of(request, authority_of(request))
     found = target.routes.match(head, mesh.rng)
@@ -39,8 +39,6 @@ def warm_connections(
             names = [one.name for one in weighted.clusters if one.weight]
     clusters = [cluster for cluster in map(target.clusters.get, names) if isinstance(cluster, ClusterState)]
     for cluster in [leaf for one in clusters for leaf in (one.leaves if isinstance(one, AggregateState) else (one,))]:
-        if cluster.config.cluster.http2:
-            continue
         breaker = cluster.high_breaker if found.action.high_priority else cluster.breaker
         for state in cluster.states.values():
             if state.is_healthy:
@@ -56,4 +54,5 @@ def warm_connections(
                     connect_timeout_s=cluster.config.cluster.connect_timeout_s,
                     clock=mesh.clock,
                 )
-                yield key, http1_request_for(attempt, request, timeouts, key)
+                made = http2_request_for if key.http2 else http1_request_for
+                yield key, made(attempt, request, timeouts, key)

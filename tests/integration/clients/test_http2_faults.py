@@ -17,6 +17,7 @@ import httpx
 import pytest
 from httpx_drivers import opened
 
+from meshlib.clients import http2
 from meshlib.model.retry import RetryPolicy
 
 NAMES = pytest.mark.parametrize("name", ["sync", "asyncio"])
@@ -452,3 +453,40 @@ def test_trailers_come_with_the_end_of_the_body(name: str, pause_s: float, mesh:
             response = client.get(URL)
             assert [(b"x-checksum", b"1234"), (b"x-more", number)] == response.extensions["trailers"]
             assert response.text == "ok"
+
+
+@EVERY
+def test_warm_up_opens_connections_that_requests_then_use(
+    name: str, mesh: Any, raw_server: Any, dead_address: str
+) -> None:
+    server = Server(Server.respond)
+    mesh.serve("checkout", {"c": [raw_server(server.handle).address, dead_address]}, http2=True)
+    with opened(name, mesh) as driver:
+        client = driver.client(timeout=5)
+        transport = client.inner._transport
+        assert driver.call(lambda: transport.warm_up(URL)) == 1
+        assert driver.call(lambda: transport.warm_up(URL)) == 0, "it is there"
+        mesh.serve("checkout", {"c": [raw_server(server.handle).address]}, http2=True)
+        assert driver.call(lambda: transport.warm_up(URL, connections=2)) == 2
+        for _ in range(4):
+            assert client.get(URL).http_version == "HTTP/2"
+        few = driver.client(timeout=5, limits=httpx.Limits(max_connections=1)).inner._transport
+        assert driver.call(lambda: few.warm_up(URL, connections=3)) == 1
+    assert server.connections == 4
+    assert server.count == 4
+
+
+@EVERY
+def test_connections_that_were_opened_ahead_age(
+    name: str, mesh: Any, raw_server: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(http2, "keepalive_s", lambda key, limits: 0.05)
+    server = Server(Server.respond)
+    mesh.serve("checkout", {"c": [raw_server(server.handle).address]}, http2=True)
+    with opened(name, mesh) as driver:
+        client = driver.client(timeout=5)
+        transport = client.inner._transport
+        assert driver.call(lambda: transport.warm_up(URL)) == 1
+        time.sleep(0.1)
+        assert client.post(URL).text == "ok"
+    assert server.connections == 2
