@@ -44,7 +44,7 @@ def look_up(question: DnsQuestion) -> DnsRecords:
     if lookup.is_routable:
         has_ipv4 = _has_route(socket.AF_INET)
         found = tuple(address for address in found if (has_ipv6 if is_ipv6(address) else has_ipv4))
-    return DnsRecords(found, records.ttl_s)
+    return DnsRecords(found, records.ttl_s if lookup.needs_ttl else None)
 
 
 def _by_system(question: DnsQuestion) -> tuple[str, ...]:

@@ -12,6 +12,7 @@ from typing import Any, Final
 
 from meshlib.model.cluster import DnsDiscovery
 from meshlib.model.dns import DnsLookup, DnsPace, DnsServers, LookupFamily
+from meshlib.model.endpoint import ClusterLoadAssignment
 from meshlib.xds.decode_common import any_type, cover, duration, join, unpack, wrapped
 from meshlib.xds.decode_endpoint import decode_assignment, socket_address
 from meshlib.xds.problems import Problems
@@ -83,7 +84,7 @@ def dns_by_type(cluster: Any, packed: Any, cluster_path: str, path: str, problem
     """
     config = unpack(packed, path, problems)
     if config is None:
-        return DnsDiscovery(decode_assignment(cluster.load_assignment, "load_assignment", Problems(), allow_names=True))
+        return DnsDiscovery(ClusterLoadAssignment(cluster.name))
     cover(config, path, problems, used=_DNS_CLUSTER_FIELDS, harmless=frozenset())
     resolver = _Resolver()
     if config.HasField("typed_dns_resolver_config"):
@@ -104,9 +105,8 @@ def _discovery(
     is_logical: bool,
 ) -> DnsDiscovery:
     place = join(cluster_path, "load_assignment")
-    if not cluster.HasField("load_assignment"):
-        problems.error(place, "is required")
     assignment = cluster.load_assignment
+    found = ClusterLoadAssignment(cluster.name)
     if is_logical:
         if [len(entry.lb_endpoints) for entry in assignment.endpoints] != [1]:
             problems.error(place, "LOGICAL_DNS must have exactly one locality with exactly one endpoint")
@@ -114,8 +114,10 @@ def _discovery(
         assignment = type(assignment).FromString(assignment.SerializeToString())
         for entry in assignment.endpoints:
             entry.priority = 0
+    if cluster.HasField("load_assignment"):
+        found = decode_assignment(assignment, place, problems, allow_names=True)
     return DnsDiscovery(
-        decode_assignment(assignment, place, problems, allow_names=True),
+        found,
         logical=is_logical,
         lookup=lookup,
         pace=_pace(options, path, problems, is_logical=is_logical),

@@ -147,7 +147,7 @@ def decode_member(message: Any, path: str, problems: Problems) -> Endpoint:
         health=_HEALTH.get(message.health_status, HealthStatus.UNKNOWN),
         hostname=message.endpoint.hostname,
         metadata=metadata(message.metadata),
-        check=_check_target(message.endpoint, join(path, "endpoint"), problems, allow_names=False),
+        check=_check_target(message.endpoint, join(path, "endpoint"), problems),
     )
 
 
@@ -247,7 +247,7 @@ def _endpoints(
             place = f"{path}.lb_endpoints[{index}]"
             address = _check_endpoint(message, place, problems, allow_names)
             health = health or HealthStatus.UNKNOWN
-        check = _check_target(host, f"{path}.lb_endpoints[{index}].endpoint", problems, allow_names)
+        check = _check_target(host, f"{path}.lb_endpoints[{index}].endpoint", problems)
         if seen is not None:
             if address in seen:
                 problems.unused(f"{path}.lb_endpoints[{index}]", f"{address} is there already")
@@ -287,13 +287,14 @@ def _check_endpoint(message: Any, path: str, problems: Problems, allow_names: bo
     return socket_address(message.endpoint.address, join(place, "address"), problems, allow_names=allow_names)
 
 
-def _check_target(host: Any, path: str, problems: Problems, allow_names: bool) -> CheckTarget | None:
+def _check_target(host: Any, path: str, problems: Problems) -> CheckTarget | None:
     if not host.HasField("health_check_config"):
         return None
     place = join(path, "health_check_config")
     config, address = host.health_check_config, ""
     if config.HasField("address"):
-        address = socket_address(config.address, join(place, "address"), problems, allow_names=allow_names)
+        # Of a DNS cluster's endpoint too it has to be an IP address: nobody looks this one up.
+        address = socket_address(config.address, join(place, "address"), problems)
     elif config.port_value and host.address.HasField("pipe"):
         problems.error(join(place, "port_value"), "is not for an address without a port")
     return check_target(config, place, problems, address)

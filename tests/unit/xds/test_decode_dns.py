@@ -183,6 +183,20 @@ def test_a_logical_cluster_has_one_endpoint_of_the_highest_priority(decode_named
     assert (0, "z") == (locality.priority, locality.locality.zone)
 
 
+def test_a_strict_cluster_may_have_no_endpoints_and_a_logical_one_may_not(decode):
+    assert discovery(decode("CDS", {"name": "c", "type": "STRICT_DNS"})).assignment.localities == ()
+    (error,) = decode("CDS", {"name": "c", "type": "LOGICAL_DNS"}).errors
+    assert error.startswith("load_assignment: LOGICAL_DNS must have exactly one")
+
+
+def test_where_health_is_checked_has_to_be_an_address(decode_named):
+    config = {"address": server("check.example")}
+    endpoint = {"endpoint": {"address": server("a", 80), "health_check_config": config}}
+    group = {"load_assignment": {"cluster_name": "c", "endpoints": [{"lb_endpoints": [endpoint]}]}}
+    (error,) = decode_named(beside=group).errors
+    assert error.endswith("health_check_config.address.socket_address.address: 'check.example' is not an IP address")
+
+
 def test_localities_and_priorities_of_strict_clusters_stay(decode_named):
     groups = [hosts(f"h{index}", priority=index, load_balancing_weight=index + 1) for index in range(2)]
     both = {"cluster_name": "c", "endpoints": [group["load_assignment"]["endpoints"][0] for group in groups]}

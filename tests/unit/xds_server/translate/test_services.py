@@ -148,6 +148,8 @@ def test_a_dns_entry_holds_its_names_in_the_cluster(compiled, resolution, profil
     (locality,) = cluster["load_assignment"]["endpoints"]
     assert (cluster["type"], result.names("EDS")) == (kind, [])
     assert locality["lb_endpoints"][0]["endpoint"]["address"]["socket_address"]["address"] == "a.example.com"
+    options = {"respect_dns_ttl": True, "dns_jitter": "0.100s", "dns_lookup_family": "V4_PREFERRED"}
+    assert {name: cluster.get(name) for name in options} == (dict.fromkeys(options) if profile == "grpc" else options)
 
 
 def test_a_workload_selector_takes_instances_and_workload_entries_of_its_namespace(compiled, instance):
