@@ -7,7 +7,7 @@ from types import MappingProxyType
 from typing import TypeVar
 
 from meshlib.model.cluster import Cluster
-from meshlib.model.endpoint import ClusterLoadAssignment, Locality
+from meshlib.model.endpoint import ClusterLoadAssignment, Endpoint, Locality
 from meshlib.model.listener import ClientListener, ServerListener
 from meshlib.model.route import RouteConfiguration
 from meshlib.model.secret import Secret
@@ -56,12 +56,14 @@ class ClusterConfig:
         note: Why there may be no endpoints; empty when all is well.
         leaves: Of an aggregate cluster: the clusters that it stands for, in the order of preference. They are in the
             same snapshot; those that cannot be used are left out.
+        spares: Of LOGICAL_DNS: the other addresses of its host, in the order in which they are tried.
     """
 
     cluster: Cluster
     assignment: ClusterLoadAssignment
     note: str = ""
     leaves: tuple[str, ...] = ()
+    spares: tuple[Endpoint, ...] = ()
 
 
 class DemandKind(Enum):

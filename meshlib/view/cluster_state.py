@@ -27,6 +27,7 @@ from meshlib.view.endpoint_tls import EndpointTls
 from meshlib.view.health import HealthChecks
 from meshlib.view.learning import Learner, make_learner
 from meshlib.view.load_counts import count_by_locality, load_of
+from meshlib.view.logical_host import with_spares
 from meshlib.view.passing_hosts import with_passing
 from meshlib.xds.load_report import ClusterLoad
 
@@ -133,6 +134,7 @@ class ClusterState:
 
     def _configure(self, config: ClusterConfig, now: float, pause: Pause = no_pause) -> None:
         self._given = config
+        config = with_spares(config)
         self._kept: frozenset[str] = frozenset()
         if self.checks is not None and config.cluster.health_check is not None and config.cluster.keeps_passing_hosts:
             config, self._kept = with_passing(config, self.config, self.states)

@@ -13,12 +13,24 @@ from meshlib.model.dns import DnsAnswer, DnsPace, DnsQuestion, DnsRecords, Looku
 from meshlib.model.endpoint import ClusterLoadAssignment, Endpoint
 from meshlib.ports import Rng
 
-__all__ = ["DnsWish", "answer_after", "dns_hosts", "in_order", "is_ipv6", "of_family", "wait_s", "with_addresses"]
+__all__ = [
+    "DnsWish",
+    "answer_after",
+    "dns_hosts",
+    "in_order",
+    "is_ipv6",
+    "of_family",
+    "spare_addresses",
+    "wait_s",
+    "with_addresses",
+]
 
 MIN_WAIT_S: Final = 0.05
 """Look-ups are threads of this process, and Envoy lets a management server ask for one every 2 ms."""
 MAX_TTL_S: Final = 86400.0
 """As caching resolvers have it: a record that is good for years is most likely a slip."""
+MAX_ADDRESSES: Final = 16
+"""Of a logical host; one at a time is used."""
 NO_ADDRESSES: Final = "the name has no addresses"
 
 
@@ -163,8 +175,25 @@ def _resolved(endpoint: Endpoint, logical: bool, answers: Mapping[str, DnsAnswer
     # Sorted, so that all processes have their endpoints in one order; which is the first of a logical host is left to
     # the server, that tells different clients different ones.
     for address in (answer.addresses or answer.last)[:1] if logical else sorted(answer.addresses):
-        text = f"[{address}]" if is_ipv6(address) else address
-        yield replace(endpoint, address=f"{text}:{endpoint.port}", hostname=endpoint.hostname or endpoint.host)
+        yield _at(endpoint, address)
+
+
+def spare_addresses(dns: DnsDiscovery, answers: Mapping[str, DnsAnswer]) -> tuple[Endpoint, ...]:
+    """Return the addresses of a logical host after its first, as endpoints like that one."""
+    if not dns.logical:
+        return ()
+    return tuple(
+        _at(endpoint, address)
+        for locality in dns.assignment.localities
+        for endpoint in locality.endpoints
+        if (answer := answers.get(endpoint.host)) is not None
+        for address in (answer.addresses or answer.last)[1:MAX_ADDRESSES]
+    )
+
+
+def _at(endpoint: Endpoint, address: str) -> Endpoint:
+    text = f"[{address}]" if is_ipv6(address) else address
+    return replace(endpoint, address=f"{text}:{endpoint.port}", hostname=endpoint.hostname or endpoint.host)
 
 
 def _is_name(endpoint: Endpoint) -> bool:

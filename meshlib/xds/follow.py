@@ -16,7 +16,7 @@ from meshlib.model.route import ClusterHeader, RouteAction, RouteConfiguration, 
 from meshlib.model.secret import ClientTls, Secret, SecretRef, ServerTls
 from meshlib.model.snapshot import ClusterConfig, ConfigFault, Demand, HomePlace, Snapshot
 from meshlib.xds.cache import Entry, Key, ResourceCache, ResourceState
-from meshlib.xds.dns import DnsWish, dns_hosts, with_addresses
+from meshlib.xds.dns import DnsWish, dns_hosts, spare_addresses, with_addresses
 from meshlib.xds.names import is_collection, normal
 from meshlib.xds.resources import CDS, EDS, LEDS, RTDS, SDS, SRDS, short_name
 from meshlib.xds.runtime import merge_layers
@@ -190,6 +190,7 @@ class ClusterFollower:
             return self._aggregate(name, cluster)
         missing = self._secrets(cluster.tls, *(match.tls for match in cluster.socket_matches))
         note = ""
+        spares: tuple[Endpoint, ...] = ()
         match cluster.discovery:
             case StaticDiscovery(assignment=assignment):
                 found: ClusterLoadAssignment | None = assignment
@@ -198,7 +199,7 @@ class ClusterFollower:
                 if found is None:
                     missing = (*missing, note or f"EDS resource {service_name or name}")
             case DnsDiscovery() as dns:
-                found, note = self._resolved(dns)
+                found, note, spares = self._resolved(dns)
                 if found is None:
                     missing = (*missing, "DNS: " + ", ".join(sorted(dns_hosts(dns.assignment))))
         if missing or found is None:
@@ -209,9 +210,9 @@ class ClusterFollower:
             if isinstance(cluster.discovery, EdsDiscovery):
                 entry = self._facts.cache.peek(EDS, normal(cluster.discovery.service_name or name))
                 is_derived = entry is None or found is not entry.value
-            if before.assignment is found or (is_derived and before.assignment == found):
+            if before.assignment is found or (is_derived and before.assignment == found and before.spares == spares):
                 return before
-        return ClusterConfig(cluster, found, note)
+        return ClusterConfig(cluster, found, note, spares=spares)
 
     def _aggregate(self, name: str, cluster: Cluster) -> ClusterConfig | ConfigFault | tuple[str, ...]:
         """Follow an aggregate cluster to its leaves: depth first, each at its first place, cycles cut."""
@@ -322,7 +323,7 @@ class ClusterFollower:
             notes.append(self._text(EDS, name, "contains only empty localities"))
         return whole, "; ".join(notes)
 
-    def _resolved(self, dns: DnsDiscovery) -> tuple[ClusterLoadAssignment | None, str]:
+    def _resolved(self, dns: DnsDiscovery) -> tuple[ClusterLoadAssignment | None, str, tuple[Endpoint, ...]]:
         """Put what names resolve to in the place of the endpoints that have them.
 
         A cluster is ready when one of its names has addresses, or all have been looked up: a name whose servers do not
@@ -338,14 +339,14 @@ class ClusterFollower:
             if answer is not None:
                 answers[host] = answer
         if dns.waits and len(answers) < len(hosts) and not any(answer.addresses for answer in answers.values()):
-            return None, ""
+            return None, "", ()
         notes = [
             f"DNS resolution failed for {host}: {answer.error}{self._node()}"
             for host, answer in sorted(answers.items())
             if answer.error
         ]
         notes += [f"DNS: {host} has not been looked up yet" for host in sorted(hosts - answers.keys())]
-        return with_addresses(dns, answers), "; ".join(notes)
+        return with_addresses(dns, answers), "; ".join(notes), spare_addresses(dns, answers)
 
     # Secrets.
 

@@ -162,11 +162,19 @@ def test_a_logical_host_has_one_address_at_a_time_and_keeps_it(
     assert get() == f"127.0.0.2 {NAME}"
 
 
+def test_calls_go_on_to_the_next_address_of_a_logical_host_that_cannot_be_reached(
+    names: NameServer, put: Put, get: Callable[[], str]
+) -> None:
+    names.put(NAME, "127.0.0.3", "127.0.0.2", "127.0.0.1")  # nobody listens at the first
+    put("LOGICAL_DNS")
+    assert {get() for _ in range(5)} == {f"127.0.0.2 {NAME}"}
+
+
 def test_grpc_calls_reach_a_logical_host(names: NameServer, put: Put, mesh: Mesh) -> None:
     server = grpc.server(None)  # nobody serves: that there is an answer is enough
     port = server.add_insecure_port("127.0.0.1:0")
     server.start()
-    names.put(NAME, "127.0.0.1")
+    names.put(NAME, "127.0.0.3", "127.0.0.1")
     put("LOGICAL_DNS", to_port=port)
     with mesh.channel("xds:///shop") as channel:
         call: Any = channel.unary_unary("/a.B/C")

@@ -413,6 +413,9 @@ def test_a_logical_dns_cluster_has_one_endpoint_and_a_failed_lookup_is_noted() -
     assert addresses(world, "a") == ["10.1.0.1:1"]
     config = world.snapshot.clusters["a"]
     assert isinstance(config, ClusterConfig)
+    assert [("10.1.0.2:1", "db.example")] == [(spare.address, spare.hostname) for spare in config.spares]
+    before = world.snapshot
+    assert before is world.settle().snapshot
     assert config.note == "DNS resolution failed for db.example: no such name (xDS node ID:node-1)"
 
 
