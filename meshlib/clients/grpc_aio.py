@@ -64,7 +64,7 @@ class AioMeshChannel(grpc.aio.Channel):
         self._channels = channels_of(mesh)
         self._channels.attach()
         self._invoker = AioInvoker(mesh, parsed.authority, self._channels, kept, compression)
-        self._running: weakref.WeakSet[AioRpc] = weakref.WeakSet()
+        self._running: set[weakref.ref[AioRpc]] = set()
         self._direct: grpc.aio.Channel | None = None
         if mesh.is_disabled:
             address = parsed.host if ":" in parsed.host else f"{parsed.host}:80"
@@ -165,8 +165,8 @@ class AioMeshChannel(grpc.aio.Channel):
             return
         self._invoker.is_closed = True
         if grace:
-            await _finish([rpc for rpc in self._running if not rpc.done()], grace)
-        for rpc in tuple(self._running):
+            await _finish([rpc for rpc in self._alive() if not rpc.done()], grace)
+        for rpc in self._alive():
             rpc.cancel()
         self._invoker.collect()
         self._channels.detach()
@@ -174,6 +174,9 @@ class AioMeshChannel(grpc.aio.Channel):
             await self._direct.close(grace)
         # The endpoints' channels are closed by tasks of the loop, now that nobody uses them.
         await asyncio.sleep(0)
+
+    def _alive(self) -> list[AioRpc]:
+        return [rpc for ref in tuple(self._running) if (rpc := ref()) is not None]
 
     async def __aenter__(self) -> "AioMeshChannel":
         return self
@@ -211,8 +214,7 @@ class _Multicallable:
         self._method = method
 
     def _start(self, rpc: AioRpc) -> None:
-        self._channel._running.add(rpc)
-        rpc.start()
+        rpc.start(self._channel._running)
 
     def _replay(self, requests: AsyncIterable[Any] | Iterable[Any] | None) -> AioReplay:
         return AioReplay(requests, self._method.serializer)

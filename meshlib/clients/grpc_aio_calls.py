@@ -1,6 +1,7 @@
 """The four kinds of call objects of an aio mesh channel."""
 
 import asyncio
+import weakref
 from collections.abc import AsyncIterator, Generator
 from typing import TYPE_CHECKING, Any
 
@@ -8,8 +9,10 @@ import grpc
 import grpc.aio
 
 from meshlib.call import Attempt
-from meshlib.clients.grpc_aio_rpc import AioRpc, metadata_of
+from meshlib.clients.grpc_aio_rpc import AioRpc, Over, metadata_of
 from meshlib.clients.grpc_common import OK, STARTED
+from meshlib.clients.grpc_direct_aio import AioDirectCall
+from meshlib.clients.grpc_endpoint import EndpointChannel
 from meshlib.clients.grpc_flow import Flow
 from meshlib.clients.grpc_replay import AioReplay
 
@@ -173,7 +176,79 @@ class _StreamRequest(AioRpc):
 
 
 class UnaryUnary(_UnaryResponse, UnaryUnaryBase):
-    """One request, one response."""
+    """One request, one response.
+
+    Where gRPC can be called directly no task and no coroutine of ours waits: the end of an attempt says so itself, and
+    whoever awaits the call waits for the same future.
+    """
+
+    def _send(self, flow: Flow, attempt: Attempt, channel: EndpointChannel[grpc.aio.Channel], now: float) -> Any:
+        method, rpc = self._method, self._rpc
+        unary = channel.aio_unary(attempt.head.path, method.serializer, method.deserializer)
+        if unary is None:
+            return super()._send(flow, attempt, channel, now)
+        metadata = self._invoker.metadata(flow, attempt, rpc, channel)
+        native = unary(self._request, attempt.timeout_s, metadata, rpc.credentials, rpc.compression)
+        if type(native) is AioDirectCall:
+            native.on_end = _Ended(self._ref)
+        else:
+            native.add_done_callback(Over(self._ref))
+        return native
+
+    def attempt_ended(self, native: AioDirectCall) -> None:
+        """Go on after an attempt, unless somebody drives the call who waits for it too."""
+        flow = self._flow
+        if self._is_over or self._driver is not None or native is not self._native or flow is None:
+            return
+        if native.is_ok:
+            self._has_first(flow, native.response)
+            return
+        try:
+            native.outcome()
+        except grpc.aio.AioRpcError as error:
+            self._failed(flow, error)
+            if self._pending is not None:
+                self._ensure_driver()
+        except asyncio.CancelledError:
+            self.cancel()
+        except Exception as error:
+            self._error = error
+            self._settle(grpc.StatusCode.UNKNOWN)
+
+    def __await__(self) -> Generator[Any, None, Any]:
+        while not self._is_over:
+            native = self._native
+            if (
+                type(native) is not AioDirectCall
+                or self._driver is not None
+                or self._task is not None
+                or native.is_over
+            ):
+                return (yield from self._response().__await__())
+            try:
+                yield from native.wait()
+            except asyncio.CancelledError:
+                self.cancel()
+                raise
+        if self._is_cancelled:
+            raise asyncio.CancelledError()
+        if self._error is not None:
+            raise self._error
+        return self._first
+
+
+class _Ended:
+    """Tells a call of the end of its attempt, without keeping it alive."""
+
+    __slots__ = ("_rpc",)
+
+    def __init__(self, rpc: "weakref.ref[Any]") -> None:
+        self._rpc = rpc
+
+    def __call__(self, native: AioDirectCall) -> None:
+        rpc = self._rpc()
+        if rpc is not None:
+            rpc.attempt_ended(native)
 
 
 class UnaryStream(_StreamResponse, UnaryStreamBase):

@@ -9,7 +9,7 @@ back.
 import asyncio
 import contextlib
 import weakref
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable, Coroutine, Sequence
 from typing import Any
 
 import grpc
@@ -26,9 +26,10 @@ from meshlib.clients.grpc_race import arace_unary
 from meshlib.clients.grpc_replay import AioReplay
 from meshlib.errors import IdentityError, MeshError
 from meshlib.model.outcome import Failure, FailureKind, Outcome
+from meshlib.runtime.context import peek_request
 from meshlib.view import TargetView
 
-__all__ = ["AioRpc", "metadata_of"]
+__all__ = ["AioRpc", "Over", "metadata_of"]
 
 
 class AioRpc:
@@ -37,6 +38,20 @@ class AioRpc:
     Until it is settled, a call is in one of: waiting for the configuration (no flow), an attempt under way (`_native`
     and no pending step), something left to do that takes time (`_pending`), committed to an endpoint.
     """
+
+    # What few calls set.
+    _pending: Step | None = None
+    _pause: "asyncio.Future[None] | None" = None
+    _driver: "asyncio.Future[None] | None" = None
+    _task: "asyncio.Task[None] | None" = None
+    _status: grpc.aio.AioRpcError | None = None  # of the attempt, for request streams
+    _first: Any = None  # the response, or the first message of a stream
+    _error: Any = None
+    _is_committed = False
+    _is_cancelled = False
+    _is_over = False
+    _callbacks: Sequence[Callable[[Any], None]] = ()
+    _running: "set[weakref.ref[AioRpc]] | None" = None
 
     def __init__(self, invoker: AioInvoker, method: Method, rpc: Rpc, request: Any, replay: AioReplay | None) -> None:
         self._invoker = invoker
@@ -52,27 +67,24 @@ class AioRpc:
         self._channel: EndpointChannel[grpc.aio.Channel] | None = None
         self._attempt: Attempt | None = None
         self._attempt_began_at = 0.0
-        self._pending: Step | None = None
-        self._pause: asyncio.Future[None] | None = None
-        self._driver: asyncio.Future[None] | None = None
-        self._task: asyncio.Task[None] | None = None
-        self._status: grpc.aio.AioRpcError | None = None  # of the attempt, for request streams
-        self._first: Any = None  # the response, or the first message of a stream
-        self._error: Any = None
-        self._is_committed = False
-        self._is_cancelled = False
-        self._is_over = False
-        self._callbacks: list[Callable[[Any], None]] = []
+        self._ref = weakref.ref(self)
 
-    def start(self) -> None:
+    def start(self, running: "set[weakref.ref[AioRpc]]") -> None:
         """Begin the RPC.
+
+        Args:
+            running: It is in there until it ends.
 
         Raises:
             ValueError: The channel was closed.
         """
         invoker = self._invoker
-        invoker.check_open()
-        self._rpc.cap(self._began_at)
+        if invoker.is_closed or invoker.abandoned:
+            invoker.check_open()
+        self._running = running
+        running.add(self._ref)
+        if peek_request() is not None:
+            self._rpc.cap(self._began_at)
         try:
             target = invoker.mesh.target(invoker.authority)
         except MeshError as error:
@@ -81,7 +93,7 @@ class AioRpc:
                 self._settle(self._error.code())
                 return
             target = None
-        if target is None or invoker.must_wait(target, self._method, self._rpc):
+        if target is None or (target.has_demands and invoker.must_wait(target, self._method, self._rpc)):
             self._ensure_driver()
             return
         now = self._began_at
@@ -108,28 +120,32 @@ class AioRpc:
                 self._pending = step
                 return
             try:
-                channel = invoker.acquire(step)
+                channel = invoker.acquire_from(self._channels, step)
             except IdentityError as unable:
                 step = flow.finished(Failure(FailureKind.IDENTITY, False, unable), invoker.clock())
                 continue
             self._channel = channel
             self._attempt = step
             now = self._attempt_began_at = invoker.clock()
-            native = invoker.multicallable(channel, self._method, step)(
-                self._request if self._replay is None else self._replay.reader(),
-                timeout=self._native_timeout_s(flow, step, now),
-                metadata=invoker.metadata(flow, step, self._rpc, channel),
-                credentials=self._rpc.credentials,
-                compression=self._rpc.compression,
-            )
-            self._native = native
-            native.add_done_callback(_Over(weakref.ref(self)))
+            self._native = self._send(flow, step, channel, now)
             return
         if isinstance(step, Done):
             self._error = invoker.ended(flow, step, error, AioMeshRpcError)
             self._settle(self._error.code())
         else:
             self._pending = step
+
+    def _send(self, flow: Flow, attempt: Attempt, channel: EndpointChannel[grpc.aio.Channel], now: float) -> Any:
+        """Start an attempt on a channel; returns gRPC's call."""
+        native = self._invoker.multicallable(channel, self._method, attempt)(
+            self._request if self._replay is None else self._replay.reader(),
+            timeout=self._native_timeout_s(flow, attempt, now),
+            metadata=self._invoker.metadata(flow, attempt, self._rpc, channel),
+            credentials=self._rpc.credentials,
+            compression=self._rpc.compression,
+        )
+        native.add_done_callback(Over(self._ref))
+        return native
 
     def _native_timeout_s(self, flow: Flow, attempt: Attempt, now: float) -> float | None:
         return attempt.timeout_s
@@ -304,10 +320,12 @@ class AioRpc:
         if self._is_over:
             return
         self._is_over = True
+        if self._running is not None:
+            self._running.discard(self._ref)
         self._give_back(code)
         if self._task is not None and self._driver is None:
             self._task.cancel()
-        callbacks, self._callbacks = self._callbacks, []
+        callbacks, self._callbacks = self._callbacks, ()
         for callback in callbacks:
             callback(self)
 
@@ -315,9 +333,9 @@ class AioRpc:
         flow, native = self._flow, self._native
         if flow is not None:
             now = self._invoker.clock()
-            if native is not None and native.done():
+            if flow.call.wants_trailers and native is not None and native.done():
                 flow.learn(lambda: _now(native.trailing_metadata()), now)
-            flow.close(now, code.value[0])
+            flow.close(now, 0 if code is grpc.StatusCode.OK else code.value[0])
         self._release_channel()
         if self._replay is not None:
             self._replay.close()
@@ -328,9 +346,11 @@ class AioRpc:
             return
         self._is_over = True
         flow, channel, replay, native = self._flow, self._channel, self._replay, self._native
-        channels, clock = self._channels, self._invoker.clock
+        channels, clock, running, ref = self._channels, self._invoker.clock, self._running, self._ref
 
         def give_back() -> None:
+            if running is not None:
+                running.discard(ref)
             if native is not None:
                 native.cancel()  # our callback at its end makes it a cycle, which is collected at some time only
             flow.close(clock(), grpc.StatusCode.CANCELLED.value[0])
@@ -378,7 +398,7 @@ class AioRpc:
         if self._is_over:
             callback(self)
         else:
-            self._callbacks.append(callback)
+            self._callbacks = (*self._callbacks, callback)
 
     async def _final(self) -> Any:
         """Return what knows the status: the attempt, or the error; None when the call was cancelled before it had any."""
@@ -452,7 +472,7 @@ class _Known:
         return self._error.debug_error_string()
 
 
-class _Over:
+class Over:
     """gRPC's callback; does not keep the call object alive."""
 
     __slots__ = ("_rpc",)

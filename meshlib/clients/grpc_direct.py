@@ -19,16 +19,21 @@ from typing import Any, Final
 
 import grpc
 from grpc import _channel, _common, _compression, _observability
-from grpc._cython import cygrpc as _cygrpc  # type: ignore[attr-defined]  # the stubs know the public side
+from grpc._cython import cygrpc as _cygrpc
 
 from meshlib.runtime.clock import wall
 
 __all__ = [
     "KNOWN_GOOD",
     "SWITCH",
+    "Deserializer",
     "DirectUnary",
     "PublicUnary",
+    "Serializer",
     "as_call",
+    "cygrpc",
+    "is_known",
+    "is_switched_off",
     "is_usable",
     "make_unary",
     "trailing_metadata",
@@ -196,6 +201,11 @@ def make_unary(channel: Any, method: str, serializer: Serializer, deserializer: 
     return PublicUnary(channel, method, serializer, deserializer)
 
 
+def is_switched_off() -> bool:
+    """Whether somebody wants the public way."""
+    return os.environ.get(SWITCH) == "off"
+
+
 def is_known(version: str) -> bool:
     """Whether a version of grpcio was tried."""
     found = re.match(r"(\d+)\.(\d+)", version)
@@ -205,7 +215,7 @@ def is_known(version: str) -> bool:
 @functools.cache
 def is_usable() -> bool:
     """Whether calls may be made directly; found out once a process."""
-    if os.environ.get(SWITCH) == "off" or not is_known(grpc.__version__):
+    if is_switched_off() or not is_known(grpc.__version__):
         return False
     try:
         with grpc.insecure_channel(_TRIAL_TARGET, (("grpc.enable_http_proxy", 0),)) as channel:

@@ -8,6 +8,7 @@ from typing import Any, Generic, NamedTuple, TypeVar
 import grpc
 
 from meshlib.clients.grpc_direct import make_unary
+from meshlib.clients.grpc_direct_aio import make_aio_unary
 from meshlib.model.secret import ClientTls, TlsCertificate, TrustedCa
 from meshlib.runtime.relay import RelayRoute
 
@@ -107,6 +108,20 @@ class EndpointChannel(Generic[C]):
             return self.multicallables[key]
         except KeyError:
             made = self.multicallables[key] = make_unary(self.channel, method, serializer, deserializer)
+            return made
+
+    def aio_unary(
+        self,
+        method: str,
+        serializer: Callable[[Any], bytes] | None,
+        deserializer: Callable[[bytes], Any] | None,
+    ) -> Any:
+        """Return what starts calls of a unary method on a channel of grpc.aio, or None; see `grpc_direct_aio`."""
+        key = (None, method, serializer, deserializer)
+        try:
+            return self.multicallables[key]
+        except KeyError:
+            made = self.multicallables[key] = make_aio_unary(self.channel, method, serializer, deserializer)
             return made
 
     def steered(self, metadata: Any) -> Any:

@@ -131,10 +131,10 @@ class Invoker(Generic[C]):
             self.authority,
             target,
             head,
-            now=now,
-            timeout_s=timeout_s,
-            wait_for_ready=bool(rpc.wait_for_ready),
-            can_hedge=can_hedge,
+            now,
+            timeout_s,
+            bool(rpc.wait_for_ready),
+            can_hedge,
         )
 
     def acquire(self, attempt: Attempt) -> EndpointChannel[C]:
@@ -144,6 +144,10 @@ class Invoker(Generic[C]):
             IdentityError: We cannot show who we are, or could not check who the peer is.
         """
         return self.channels.acquire(self.mesh.view, attempt, self._options, self._compression)
+
+    def acquire_from(self, channels: Channels[C], attempt: Attempt) -> EndpointChannel[C]:
+        """As `acquire`, when the channels to use are known."""
+        return channels.acquire(self.mesh.view, attempt, self._options, self._compression)
 
     def multicallable(self, channel: EndpointChannel[C], method: Method, attempt: Attempt) -> Any:
         """Return what carries out an attempt."""

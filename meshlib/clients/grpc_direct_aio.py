@@ -1,0 +1,181 @@
+"""Unary calls of event loops past grpc.aio's Python layer; the twin of `grpc_direct`.
+
+grpc.aio makes for each call a task, an object around core's with four base classes, metadata objects and callbacks. Here the
+coroutine of the layer below is begun at once and goes on when the future that it waits for is done, without a task: whoever
+awaits the call waits for that same future.
+"""
+
+import asyncio
+import functools
+from collections.abc import Callable, Generator
+from typing import Any, Final
+
+import grpc
+import grpc.aio
+from grpc import _common, _compression, _observability
+from grpc.aio import _call, _channel
+
+from meshlib.clients.grpc_direct import Deserializer, Serializer, cygrpc, is_known, is_switched_off
+from meshlib.runtime.clock import wall
+
+__all__ = ["AioDirectCall", "AioDirectUnary", "make_aio_unary"]
+
+native: Any = _call
+_CANCELLED: Final = "Locally cancelled by application!"
+
+
+class AioDirectCall(_call.Call[Any, Any]):
+    """A call under way, for one owner. As `grpc.aio.UnaryUnaryCall`, but for what its owner does for it: nobody may drop
+    it without a `cancel`.
+    """
+
+    def __init__(self, call: Any, coroutine: Any, future: Any, deserializer: Deserializer) -> None:
+        # Not the base's: what that keeps besides is for other kinds of calls.
+        self._cython_call = call
+        self._coroutine = coroutine
+        self._future = future
+        self._deserializer = deserializer
+        self._failure: BaseException | None = None
+        self.response: Any = None
+        self.on_end: Callable[[AioDirectCall], None] | None = None
+        future._asyncio_future_blocking = False  # as a task does that has seen whom to wait for
+        future.add_done_callback(self._go_on)
+
+    def __del__(self) -> None:
+        """Nothing: the future that core completes refers to the call."""
+
+    def _go_on(self, future: Any) -> None:
+        """Have the coroutine go on to its end, now that its future is done."""
+        coroutine, self._coroutine = self._coroutine, None
+        if coroutine is None:
+            return
+        try:
+            if future.cancelled():
+                coroutine.throw(asyncio.CancelledError())
+            else:
+                coroutine.send(None)
+        except StopIteration as stop:
+            if self._cython_call.is_ok():
+                self.response = stop.value
+                if self._deserializer is not None:
+                    self.response = _common.deserialize(stop.value, self._deserializer)
+        except asyncio.CancelledError:
+            self.cancel()
+        except Exception as error:
+            self._failure = error
+        else:
+            self._failure = RuntimeError("grpc.aio waits twice in a unary call")
+        on_end, self.on_end = self.on_end, None
+        if on_end is not None:
+            on_end(self)
+
+    def wait(self) -> Generator[Any, None, None]:
+        """Wait until the call is over; its owner has heard of it then.
+
+        Raises:
+            asyncio.CancelledError: The call was cancelled, or the task that waits.
+        """
+        future = self._future
+        if self._coroutine is None:
+            return
+        if not future.done():
+            future._asyncio_future_blocking = True
+            yield future
+        self._go_on(future)
+
+    def outcome(self) -> Any:
+        """Return the response of a call that is over.
+
+        Raises:
+            grpc.aio.AioRpcError: It has none.
+            asyncio.CancelledError: It was cancelled here.
+        """
+        call = self._cython_call
+        if self._failure is not None:
+            raise self._failure
+        if call.is_ok():
+            return self.response
+        if call.is_locally_cancelled():
+            raise asyncio.CancelledError()
+        raise native._create_rpc_error(call._initial_metadata, call._status)
+
+    def __await__(self) -> Generator[Any, None, Any]:
+        yield from self.wait()
+        return self.outcome()
+
+    def cancel(self) -> bool:
+        """As of any call of grpc.aio."""
+        if not self._cancel(_CANCELLED):
+            return False
+        self._future.cancel()
+        return True
+
+    @property
+    def is_over(self) -> bool:
+        """It has ended, and its owner has heard of it."""
+        return self._coroutine is None
+
+    @property
+    def is_ok(self) -> bool:
+        """It is over, and went well."""
+        return self._failure is None and bool(self._cython_call.is_ok())
+
+
+class AioDirectUnary:
+    """One method of a channel; see `AioDirectCall`."""
+
+    __slots__ = ("_call", "_deserializer", "_method", "_public", "_serializer")
+
+    def __init__(self, channel: Any, method: str, serializer: Serializer, deserializer: Deserializer) -> None:
+        self._public = channel.unary_unary(method, serializer, deserializer)
+        self._call = channel._channel.call
+        self._method = _common.encode(method)
+        self._serializer = serializer
+        self._deserializer = deserializer
+
+    def __call__(
+        self,
+        request: Any,
+        timeout_s: float | None,
+        metadata: Any,
+        credentials: Any,
+        compression: grpc.Compression | None,
+    ) -> Any:
+        """Start a call; what cannot be started is left to grpc.aio, which knows how to complain."""
+        coroutine = None
+        if _observability._OBSERVABILITY_PLUGIN is None:
+            try:
+                message = request if self._serializer is None else self._serializer(request)
+                sent = _compression.augment_metadata(metadata, compression) if compression else metadata
+                deadline = None if timeout_s is None else wall() + timeout_s
+                call = self._call(self._method, deadline, credentials, None)
+                coroutine = call.unary_unary(message, tuple(sent) if sent else (), None)
+                future = coroutine.send(None)
+            except Exception:
+                if coroutine is not None:
+                    coroutine.close()
+            else:
+                return AioDirectCall(call, coroutine, future, self._deserializer)
+        return self._public(
+            request, timeout=timeout_s, metadata=metadata, credentials=credentials, compression=compression
+        )
+
+
+@functools.cache
+def _is_usable() -> bool:
+    if is_switched_off() or not is_known(grpc.__version__):
+        return False
+    wanted = ("unary_unary", "cancel", "is_ok", "is_locally_cancelled", "done", "_status", "_initial_metadata")
+    return (
+        all(hasattr(cygrpc._AioCall, name) for name in wanted)
+        and hasattr(native, "_create_rpc_error")
+        and hasattr(_observability, "_OBSERVABILITY_PLUGIN")
+        and hasattr(cygrpc.AioChannel, "call")
+    )
+
+
+def make_aio_unary(channel: Any, method: str, serializer: Serializer, deserializer: Deserializer) -> Any:
+    """Return what starts calls of a unary method of a channel of grpc.aio; None: use that."""
+    if type(channel) is _channel.Channel and _is_usable() and not channel._unary_unary_interceptors:
+        return AioDirectUnary(channel, method, serializer, deserializer)
+    return None
