@@ -2,7 +2,7 @@
 
 import asyncio
 import weakref
-from collections.abc import AsyncIterator, Generator
+from collections.abc import AsyncIterator, Callable, Generator
 from typing import TYPE_CHECKING, Any
 
 import grpc
@@ -11,7 +11,7 @@ import grpc.aio
 from meshlib.call import Attempt
 from meshlib.clients.grpc_aio_rpc import AioRpc, Over, metadata_of
 from meshlib.clients.grpc_common import OK, STARTED
-from meshlib.clients.grpc_direct_aio import AioDirectCall
+from meshlib.clients.grpc_direct_aio import AioDirectCall, aio_puller
 from meshlib.clients.grpc_endpoint import EndpointChannel
 from meshlib.clients.grpc_flow import Flow
 from meshlib.clients.grpc_replay import AioReplay
@@ -56,6 +56,7 @@ class _UnaryResponse(AioRpc):
 class _StreamResponse(AioRpc):
     _has_unread = False
     _is_drained = False
+    _pull: Callable[[], Any] | None = None  # set once the first message is handed out
 
     def _native_timeout_s(self, flow: Flow, attempt: Attempt, now: float) -> float | None:
         # An attempt's own time ends with the first message, the deadline with the stream.
@@ -96,6 +97,7 @@ class _StreamResponse(AioRpc):
         if self._has_unread:
             self._has_unread = False
             first, self._first = self._first, None
+            self._pull = aio_puller(self._native)
             return first
         if self._is_cancelled:
             raise asyncio.CancelledError()
@@ -141,6 +143,16 @@ class _StreamResponse(AioRpc):
         return self
 
     async def __anext__(self) -> Any:
+        pull = self._pull
+        if pull is not None and not self._is_over:
+            # Every message but the first: what `read` would come to, with half the coroutines.
+            try:
+                message = await pull()
+            except asyncio.CancelledError:
+                self.cancel()
+                raise
+            if message is not grpc.aio.EOF:
+                return message
         message = await self.read()
         if message is grpc.aio.EOF:
             raise StopAsyncIteration

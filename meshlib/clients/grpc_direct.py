@@ -36,6 +36,7 @@ __all__ = [
     "is_switched_off",
     "is_usable",
     "make_unary",
+    "puller",
     "trailing_metadata",
 ]
 
@@ -199,6 +200,15 @@ def make_unary(channel: Any, method: str, serializer: Serializer, deserializer: 
     if type(channel) is native.Channel and is_usable():
         return DirectUnary(channel, method, serializer, deserializer)
     return PublicUnary(channel, method, serializer, deserializer)
+
+
+def puller(stream: Any) -> Callable[[], Any]:
+    """Return what gets the next message of a stream of responses: what its own `next` calls, where that is known."""
+    if type(stream) is native._MultiThreadedRendezvous and is_usable():
+        found: Callable[[], Any] = stream._next
+        return found
+    named: Callable[[], Any] = stream.__next__
+    return named
 
 
 def is_switched_off() -> bool:

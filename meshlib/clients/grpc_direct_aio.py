@@ -18,7 +18,7 @@ from grpc.aio import _call, _channel
 from meshlib.clients.grpc_direct import Deserializer, Serializer, cygrpc, is_known, is_switched_off
 from meshlib.runtime.clock import wall
 
-__all__ = ["AioDirectCall", "AioDirectUnary", "make_aio_unary"]
+__all__ = ["AioDirectCall", "AioDirectUnary", "aio_puller", "make_aio_unary"]
 
 native: Any = _call
 _CANCELLED: Final = "Locally cancelled by application!"
@@ -169,9 +169,18 @@ def _is_usable() -> bool:
     return (
         all(hasattr(cygrpc._AioCall, name) for name in wanted)
         and hasattr(native, "_create_rpc_error")
+        and hasattr(native._StreamResponseMixin, "_read")
         and hasattr(_observability, "_OBSERVABILITY_PLUGIN")
         and hasattr(cygrpc.AioChannel, "call")
     )
+
+
+def aio_puller(stream: Any) -> Callable[[], Any] | None:
+    """Return what gets the next raw message of a stream of responses, or the end without its status; None: use `read`."""
+    if type(stream) in (native.UnaryStreamCall, native.StreamStreamCall) and _is_usable():
+        found: Callable[[], Any] = stream._read
+        return found
+    return None
 
 
 def make_aio_unary(channel: Any, method: str, serializer: Serializer, deserializer: Deserializer) -> Any:

@@ -17,6 +17,7 @@ import grpc
 from meshlib.call import Attempt, Sleep, Step
 from meshlib.clients.grpc_common import OK, STARTED
 from meshlib.clients.grpc_dial import in_callback
+from meshlib.clients.grpc_direct import puller
 from meshlib.clients.grpc_endpoint import EndpointChannel
 from meshlib.clients.grpc_errors import CallInfo, MeshRpcError
 from meshlib.clients.grpc_flow import Flow
@@ -110,6 +111,7 @@ class MeshStream(grpc.Call):
         self._error: Any = None
         self._is_drained = False
         self._peeked: list[Any] = []
+        self._pull: Callable[[], Any] | None = None
         self._pending: Step | None = None
         self._attempt_began_at = 0.0
         self._attempt: Attempt | None = None
@@ -137,6 +139,14 @@ class MeshStream(grpc.Call):
         return self
 
     def __next__(self) -> Any:
+        pull = self._pull
+        if pull is not None:
+            # Every message but the first.
+            try:
+                return pull()
+            except (StopIteration, grpc.RpcError) as error:
+                self._ended(error)
+                raise
         if self._peeked:
             return self._peeked.pop()
         lease = self._lease
@@ -148,17 +158,19 @@ class MeshStream(grpc.Call):
             raise self._error
         if self._is_drained:
             raise StopIteration
+        self._pull = puller(self._native)
+        return self.__next__()
+
+    def _ended(self, error: StopIteration | grpc.RpcError) -> None:
+        """The stream has ended after its first message."""
+        lease = self._lease
         assert lease is not None
-        try:
-            return next(self._native)
-        except StopIteration:
+        if isinstance(error, StopIteration):
             lease.end(grpc.StatusCode.OK, self._native)
-            raise
-        except grpc.RpcError as error:
+        else:
             code = error.code()
             error.mesh = lease.flow.info()  # type: ignore[attr-defined]  # where users find it
             lease.end(code)
-            raise
 
     def _launch(self, step: Step) -> Step | None:
         """Start an attempt if the step is one; what cannot be done without waiting is returned."""
