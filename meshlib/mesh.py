@@ -373,11 +373,28 @@ class Mesh(MeshEngine):
 
         return filtered_channel(channel, target.removeprefix("xds:").lstrip("/"), chosen)
 
-    def aio_channel(self, target: str, options: Any = None) -> "grpc.aio.Channel":
-        """Return an asyncio channel to a service, e.g. `xds:///checkout`."""
+    def aio_channel(
+        self, target: str, options: Any = None, *, filters: "Iterable[Filter | AsyncFilter]" = ()
+    ) -> "grpc.aio.Channel":
+        """Return an asyncio channel to a service, e.g. `xds:///checkout`.
+
+        Args:
+            filters: The application's own code around each call, in order.
+
+        Raises:
+            TypeError: A filter is none at all.
+        """
         from meshlib.clients.grpc_aio import AioMeshChannel
 
-        return AioMeshChannel(self, target, options=options)
+        chosen = tuple(filters)
+        if not chosen:
+            return AioMeshChannel(self, target, options=options)
+        from meshlib.clients.filters import AsyncFilterChain
+        from meshlib.clients.grpc_aio_filters import FilteredAioChannel
+
+        chain = AsyncFilterChain(chosen)
+        channel = AioMeshChannel(self, target, options=options)
+        return FilteredAioChannel(channel, target.removeprefix("xds:").lstrip("/"), chain)
 
     def intercept(self, channel: "grpc.Channel", **options: Any) -> "grpc.Channel":
         """Return a channel that applies the mesh's policy to calls over a channel which the application made.

@@ -4,8 +4,8 @@ A filter sees a request before the mesh routes it, and what came of it. It may c
 change the response's status and headers. Filters run in order on the way out and in reverse on the way back, once per
 call (not per attempt), and only those that a request has passed hear of its end. They see no bodies.
 
-One mechanism for all clients: `filters=` of `mesh.httpx_transport`, `mesh.async_httpx_transport`, `mesh.channel`, and of the
-adapters for requests and aiohttp. Subclass `Filter` for code that does not wait, which runs in every client, or
+One mechanism for all clients: `filters=` of `mesh.httpx_transport`, `mesh.async_httpx_transport`, `mesh.channel`,
+`mesh.aio_channel`, and of the adapters for requests and aiohttp. Subclass `Filter` for code that does not wait, which runs in every client, or
 `AsyncFilter` for code that awaits, which blocking clients refuse.
 
     class Tenant(Filter):
