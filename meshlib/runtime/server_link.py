@@ -26,6 +26,12 @@ __all__ = ["ConnectionStatus", "OpenStream", "ServerLink"]
 
 _LOG = logging.getLogger(__name__)
 OpenStream = Callable[[ServerConfig, StreamEvents], Stream]
+FREE_REFUSALS: Final = 3
+"""Refusals in a row that are followed by the next response at once."""
+REFUSAL_WAIT_S: Final = 0.1
+MAX_REFUSAL_WAIT_S: Final = 2.0
+"""How long the next response is not read after refusals: at first, and at most, with doubling between. Some management
+servers (go-control-plane's cache) answer a refusal with the same again, and two fast peers would do nothing else."""
 SPARES_AFTER_S: Final = 2.0
 """How long a server that neither refuses nor answers may keep us from the copy on disk."""
 
@@ -138,6 +144,7 @@ class ServerLink:
         self._silence: Timer | None = None
         self._is_silent = False
         self._has_told_loss = False
+        self._refusals = 0
         self._timers: dict[Key, Timer] = {}
         self._expiries: dict[Key, Timer] = {}
 
@@ -173,6 +180,7 @@ class ServerLink:
         """Take the stream down. What is known stays."""
         self._cancel_retry()
         self._end_stream()
+        self._refusals = 0
         self._set_status("idle", "")
 
     def want(self, wanted: Mapping[str, frozenset[str]]) -> None:
@@ -205,7 +213,7 @@ class ServerLink:
         self._be_connected(now)
         self._do(commands, now)
         self._pace.spend(self._clock() - now)
-        self._changed(done)
+        self._changed(self._paced(commands, done))
 
     def on_ended(self, events: _Events, reason: str, is_unimplemented: bool = False) -> None:
         if events is not self._events:
@@ -231,6 +239,21 @@ class ServerLink:
         self._changed(None)
 
     # Parts of the above.
+
+    def _paced(self, commands: tuple[Command, ...], done: Callable[[], None]) -> Callable[[], None]:
+        """Return what to call when a response was dealt with: it lets the next one be read, now or a little later."""
+        answers = [command for command in commands if isinstance(command, SendRequest | SendDelta) and command.nonce]
+        if answers:
+            self._refusals = self._refusals + 1 if any(answer.error for answer in answers) else 0
+        excess = self._refusals - FREE_REFUSALS
+        if excess <= 0:
+            return done
+        wait_s = min(MAX_REFUSAL_WAIT_S, REFUSAL_WAIT_S * 2 ** min(excess - 1, 10))
+
+        def later() -> None:
+            self._scheduler.later(wait_s, done)
+
+        return later
 
     def _be_connected(self, now: float) -> None:
         if self.status.state == "connected":

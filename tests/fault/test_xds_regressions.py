@@ -1,21 +1,6 @@
 """What other xDS clients got wrong once, each as a test, over both variants (state of the world and incremental).
 
-The points that the protocol's peers assert in their own suites are tested elsewhere, most of them message by message:
-
-| Point | State of the world | Incremental |
-| --- | --- | --- |
-| ACK has version and nonce; NACK keeps the old version and names the resource | `unit/xds/test_sotw.py`: `test_ack_carries_version_and_nonce`, `test_nack_keeps_previous_version` | `unit/xds/test_delta.py`: `test_ack_carries_the_nonce_and_nothing_else`, `test_every_response_is_answered_by_itself_and_in_order` |
-| good and bad resources in one response | `test_good_resources_of_a_bad_response_are_used` | `test_good_resources_of_a_bad_response_are_used_and_each_keeps_its_version` |
-| first request of a new stream | `test_a_new_stream_keeps_versions_and_forgets_nonces` | `test_a_new_stream_says_what_is_held_in_the_first_request_of_a_type_only` |
-| all unsubscribed, then subscribed again on the same stream | `test_the_last_name_unsubscribed_sends_an_empty_list_once_and_the_nonce_is_kept` | `test_a_name_unsubscribed_and_wanted_again_is_asked_for_again` |
-| the timer waits for the transport, not for what is cached; what comes late is used | `unit/runtime/test_server_link.py`: `test_time_to_exist_runs_from_when_the_transport_took_the_request`; `test_timer_starts_when_the_request_was_taken_and_only_for_what_is_unknown`, `test_a_resource_that_comes_after_its_timer_is_used` | `test_the_timer_guards_against_servers_that_say_nothing`, `test_timers_die_with_the_stream_and_start_again_for_what_is_unknown` |
-| deletions of listeners and clusters count, absence of others does not; `ignore_resource_deletion` | `test_a_cluster_left_out_is_deleted`, `test_endpoints_left_out_stay`, `test_ignore_resource_deletion_keeps_the_value` | `test_resources_of_every_type_are_removed_by_name`, `test_absence_says_nothing`, `test_ignore_resource_deletion_keeps_what_was_in_use` |
-| a stream that ends after a response is no error, one that ends before is | `test_server_link.py`: `test_an_answer_starts_the_waits_over_and_is_told`, `test_a_server_that_refuses_is_tried_again_later_and_later` | the same, and `test_a_server_that_has_nothing_to_add_after_a_reconnect_is_connected` |
-| waits grow by 1.6 up to 120 s, with a fifth of jitter | `unit/xds/test_backoff.py` | the same |
-| the next response is not read until this one was dealt with | `test_server_link.py`: `test_the_next_response_waits_until_this_one_was_dealt_with` | the same |
-| fallback, and return to the first server | `unit/xds/test_fallback.py`, `unit/runtime/test_server_links.py` | the same |
-| `xdstp` names: canonical form, unknown authority, wrong type | `unit/xds/test_names.py`, `unit/runtime/test_server_links.py` | and `test_names_with_parameters_in_another_order_are_the_same` |
-| load reports | `unit/xds/test_load_report.py` | the same |
+The page `docs/explanation/testing.md` says which mistake each is about, and where the other points of the protocol are tested.
 """
 
 from typing import Any

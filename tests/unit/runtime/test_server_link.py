@@ -2,6 +2,8 @@
 
 from collections.abc import Callable
 
+import pytest
+
 from meshlib.events import ControlPlaneConnected, ControlPlaneLost, Event
 from meshlib.model.endpoint import ClusterLoadAssignment
 from meshlib.protos import message_class
@@ -298,3 +300,53 @@ def test_a_time_to_live_passes_whether_the_stream_is_up_or_not() -> None:
     assert entry.value is not None
     world.pass_time(0.2)
     assert (entry.value, entry.state) == (None, ResourceState.DOES_NOT_EXIST)
+
+
+@pytest.mark.parametrize("delta", [False, True])
+def test_a_server_that_answers_refusals_with_the_same_again_is_not_raced_with(delta: bool) -> None:
+    """As go-control-plane's cache does. The first few are read at once, then they are waited for; a good one ends that."""
+    world = World(delta=delta)
+    world.link.connect()
+    stream = world.streams[0]
+    reads: list[float] = []
+    is_bad = True
+
+    def answer() -> None:
+        nonlocal count
+        count += 1
+        body = b"\xff" if is_bad else b"good"
+        if delta:
+            response = DELTA_RESPONSE(type_url=CDS, nonce=f"n{count}")
+            found = WRAPPER(name="a", version=str(count))
+            found.resource.type_url, found.resource.value = CDS, body
+            response.resources.append(found)
+        else:
+            response = RESPONSE(type_url=CDS, version_info=str(count), nonce=f"n{count}")
+            response.resources.add(type_url=CDS, value=body)
+        stream.events.sent()
+        stream.events.received(response.SerializeToString(), lambda: reads.append(world.clock()))
+        world.run()
+        release = world.changes[-1]
+        assert release is not None
+        release()
+
+    def waits(number: int) -> list[float]:
+        """Read so many responses; the waits before each next one."""
+        found = []
+        for _ in range(number):
+            start, before = world.clock(), len(reads)
+            answer()
+            while len(reads) == before:
+                world.pass_time(0.1)
+            found.append(round(reads[-1] - start, 1))
+        return found
+
+    count = 0
+    assert waits(10) == [0.0, 0.0, 0.0, 0.1, 0.2, 0.4, 0.8, 1.6, 2.0, 2.0]
+    assert len(
+        [data for data in stream.sent if (DELTA_REQUEST if delta else REQUEST).FromString(data).error_detail.code]
+    )
+    is_bad = False
+    assert waits(2) == [0.0, 0.0]
+    is_bad = True
+    assert waits(4) == [0.0, 0.0, 0.0, 0.1]

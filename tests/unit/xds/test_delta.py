@@ -499,3 +499,22 @@ def test_the_other_variant_goes_on_with_the_same_names_and_values() -> None:
 def test_the_features_of_the_server_choose_the_variant() -> None:
     assert isinstance(new_machine(ResourceCache(), frozenset(("xds_v3",))), SotwMachine)
     assert isinstance(new_machine(ResourceCache(), frozenset(("meshlib.delta",))), DeltaMachine)
+
+
+def test_resources_and_removals_of_names_never_asked_for_are_acknowledged_and_not_kept() -> None:
+    """Servers that take the names we hold for subscriptions (istiod, Consul) send more than was asked for."""
+    client, cache = holding("a")
+    commands = client.received(response("n2", resource("b"), heartbeat("c", "1"), removed=("d",)), 2.0)
+    assert [(request.nonce, request.error) for request in requests(commands)] == [("n2", "")]
+    assert cache.names(CDS) == ("a",)
+    client.sent()
+    assert requests(client.sent()) == []
+
+
+def test_an_empty_response_is_acknowledged() -> None:
+    """go-control-plane answers requests that ask for nothing with it."""
+    client, cache = holding("a")
+    assert [(request.nonce, request.error) for request in requests(client.received(response("n2"), 2.0))] == [
+        ("n2", "")
+    ]
+    assert value(cache, "a") == "a=1"
