@@ -29,7 +29,6 @@ WITHOUT_EFFECT: Final = (
     "upstream.maintenance_mode.",
     "upstream.use_retry",
     "upstream.weight_enabled",
-    "upstream.zone_routing.",
 )
 """How keys begin that Envoy looks at and meshlib does not."""
 _DENOMINATORS: Final[Mapping[object, int]] = MappingProxyType(

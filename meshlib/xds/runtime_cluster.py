@@ -1,4 +1,4 @@
-"""What runtime values make of clusters: circuit breakers, outlier detection, panic, options of policies.
+"""What runtime values make of clusters: circuit breakers, outlier detection, panic, zones, options of policies.
 
 Source: Envoy `ResourceManagerImpl`, `DetectorImpl`, `LoadBalancerBase`.
 """
@@ -8,15 +8,16 @@ from dataclasses import replace
 from types import MappingProxyType
 from typing import Final, TypeVar
 
-from meshlib.model.cluster import CircuitBreakers, Cluster, OutlierDetection
+from meshlib.model.cluster import CircuitBreakers, Cluster, OutlierDetection, ZoneAware
 from meshlib.model.discovery import RuntimeValue
 from meshlib.xds.runtime import number, with_runtime
 
 __all__ = ["cluster_with_runtime"]
 
-V = TypeVar("V", CircuitBreakers, OutlierDetection)
+V = TypeVar("V", CircuitBreakers, OutlierDetection, ZoneAware)
 
 PANIC_KEY: Final = "upstream.healthy_panic_threshold"
+_ZONES: Final = "upstream.zone_routing."
 _OUTLIERS: Final = "outlier_detection."
 _BREAKERS: Final = "circuit_breakers."
 _BREAKER_KEYS: Final[Mapping[str, str]] = MappingProxyType(
@@ -62,6 +63,9 @@ def cluster_with_runtime(cluster: Cluster, runtime: Mapping[str, RuntimeValue]) 
     panic = number(runtime, PANIC_KEY)
     if panic is not None and min(100, int(panic)) != changed.panic_threshold_percent:
         changed = replace(changed, panic_threshold_percent=float(min(100, int(panic))))
+    zones = _zones(changed.zone_aware, runtime)
+    if zones is not changed.zone_aware:
+        changed = replace(changed, zone_aware=zones)
     default = _breakers(changed.circuit_breakers, f"{_BREAKERS}{cluster.name}.default.", runtime)
     high = _breakers(changed.high_priority_circuit_breakers, f"{_BREAKERS}{cluster.name}.high.", runtime)
     if default is not changed.circuit_breakers or high is not changed.high_priority_circuit_breakers:
@@ -71,6 +75,14 @@ def cluster_with_runtime(cluster: Cluster, runtime: Mapping[str, RuntimeValue]) 
         if outliers is not changed.outlier_detection:
             changed = replace(changed, outlier_detection=outliers)
     return changed
+
+
+def _zones(value: ZoneAware, runtime: Mapping[str, RuntimeValue]) -> ZoneAware:
+    share, least = number(runtime, f"{_ZONES}enabled"), number(runtime, f"{_ZONES}min_cluster_size")
+    changes = {} if share is None else {"enabled_percent": min(100, int(share))}
+    if least is not None:
+        changes["min_cluster_size"] = int(least)
+    return _replaced(value, changes)
 
 
 def _breakers(value: CircuitBreakers, prefix: str, runtime: Mapping[str, RuntimeValue]) -> CircuitBreakers:

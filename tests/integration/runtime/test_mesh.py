@@ -271,3 +271,17 @@ def test_the_local_cluster_of_the_bootstrap_keeps_requests_in_their_zone(ads: An
         ads.put(EDS, in_zones("orders", near=[7, 9, 10], far=[8]))
         eventually(lambda: ports(mesh, "orders") == [7, 8, 9, 10])
         assert {1, 2, 3, 4, 5, 6} == picked()
+
+
+@pytest.mark.parametrize("variant", ["ads", "delta_ads"])
+def test_messages_larger_than_grpcs_default_of_4_mib_are_taken(
+    variant: str, request: pytest.FixtureRequest, tools: Any
+) -> None:
+    server = request.getfixturevalue(variant)
+    cluster = {**tools.eds_cluster("checkout"), "metadata": {"filter_metadata": {"x": {"y": "z" * (5 << 20)}}}}
+    server.put(CDS, cluster)
+    features = ["meshlib.delta"] if variant == "delta_ads" else []
+    entry = {"server_uri": server.address, "channel_creds": [{"type": "insecure"}], "server_features": features}
+    with Mesh({"xds_servers": [entry], "node": {"id": "n"}}, state_dir="") as mesh:
+        mesh.wait_ready("checkout", timeout_s=10.0)
+        assert ports(mesh) == [1]

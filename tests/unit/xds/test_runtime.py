@@ -5,7 +5,15 @@ from typing import Any
 import pytest
 
 from meshlib.errors import BootstrapError
-from meshlib.model.cluster import CircuitBreakers, Cluster, EdsDiscovery, LeastRequest, OutlierDetection, SlowStart
+from meshlib.model.cluster import (
+    CircuitBreakers,
+    Cluster,
+    EdsDiscovery,
+    LeastRequest,
+    OutlierDetection,
+    SlowStart,
+    ZoneAware,
+)
 from meshlib.model.discovery import FilterConfig, RuntimeLayer, RuntimeValue
 from meshlib.model.filters import AdaptiveConcurrency, AdmissionControl, ListedLimit, LocalRateLimit
 from meshlib.model.matcher import Fraction, PathKind, PathMatcher
@@ -266,6 +274,16 @@ def cluster(**fields: Any) -> Cluster:
             ),
         ),
         (cluster(), {"upstream.healthy_panic_threshold": 0.0}, cluster(panic_threshold_percent=0.0)),
+        (
+            cluster(),
+            {"upstream.zone_routing.enabled": 50.0, "upstream.zone_routing.min_cluster_size": 2.0},
+            cluster(zone_aware=ZoneAware(enabled_percent=50, min_cluster_size=2)),
+        ),
+        (
+            cluster(),
+            {"upstream.zone_routing.enabled": 0.0},
+            cluster(zone_aware=ZoneAware(enabled_percent=0)),
+        ),
         (
             cluster(
                 lb_policy=LeastRequest(
