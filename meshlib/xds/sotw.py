@@ -26,7 +26,7 @@ from meshlib.xds.commands import CancelTimer, Command, Report, StartTimer
 from meshlib.xds.decode import Decoded, decode_resource
 from meshlib.xds.names import WILDCARD, normal
 from meshlib.xds.resources import DELTA_ONLY, TYPE_URLS, is_full_state, short_name
-from meshlib.xds.stream_machine import DOES_NOT_EXIST_S, StreamMachine, error_problem, problem, refusal
+from meshlib.xds.stream_machine import DOES_NOT_EXIST_S, StreamMachine, error_problem, has_expired, problem, refusal
 from meshlib.xds.wire import DiscoveryResponse, SendRequest, decode_response
 
 __all__ = ["DOES_NOT_EXIST_S", "CancelTimer", "Command", "Report", "SotwMachine", "StartTimer"]
@@ -110,6 +110,10 @@ class SotwMachine(StreamMachine):
     def opened(self) -> tuple[Command, ...]:
         self._is_open = True
         self.has_response = self.has_sent = False
+        for entry in self._cache:
+            if has_expired(entry):
+                # A version says that all of it is here; a server that believed it would not send the rest again.
+                self._types[entry.type_url].version = ""
         return self._flush(self._expiries())
 
     def sent(self) -> tuple[Command, ...]:
@@ -163,6 +167,8 @@ class SotwMachine(StreamMachine):
                 has_nameless = has_nameless or not taken.name
             else:
                 has_valid = True
+                if resource.body is None:
+                    self._ask_again(type_url, state, taken.name)
             seen.add(taken.name)
         for index, error in enumerate(response.errors):
             fault = error_problem(error)
@@ -186,11 +192,21 @@ class SotwMachine(StreamMachine):
     def expired(self, key: Key, now: float) -> tuple[Command, ...]:
         commands = super().expired(key, now)
         if commands:
-            # A version says that all of it is here; a server that believed it would not send the rest again.
-            self._types[key[0]].version = ""
+            self._types[key[0]].version = ""  # see `opened`
         return commands
 
     # Parts of the above.
+
+    def _ask_again(self, type_url: str, state: _Type, heartbeat: str) -> None:
+        """A heartbeat that came too late: the server believes what is gone to be here. The answer leaves the name out, and
+        the request after that names it anew, so that it is sent."""
+        for name in self._matching(type_url, (heartbeat,)):
+            if state.sent is None or name not in state.sent or name not in state.wanted:
+                continue
+            entry = self._cache.peek(type_url, name)
+            if entry is not None and entry.value is None and entry.state is ResourceState.DOES_NOT_EXIST:
+                state.sent -= {name}
+                state.dropped |= {name}
 
     def _refuse_all(self, type_url: str, names: frozenset[str]) -> None:
         """Say of resources that this variant of the protocol cannot carry that they are not to be had."""

@@ -29,7 +29,7 @@ from meshlib.xds.names import WILDCARD, covers, is_collection, normal
 from meshlib.xds.resources import CDS, LDS, short_name
 from meshlib.xds.wire import AnyBytes, ResourceError, peek_name
 
-__all__ = ["DOES_NOT_EXIST_S", "StreamMachine", "Taken", "error_problem", "problem", "refusal"]
+__all__ = ["DOES_NOT_EXIST_S", "StreamMachine", "Taken", "error_problem", "has_expired", "problem", "refusal"]
 
 DOES_NOT_EXIST_S: Final = 15.0
 """Envoy's `initial_fetch_timeout` and gRPC's timer (A57)."""
@@ -39,6 +39,7 @@ ROUNDING_S: Final = 0.001
 """A timer may run this much early: a time made of a time and a difference is not exact."""
 NOT_FOUND: Final = 5
 PERMISSION_DENIED: Final = 7
+EXPIRED: Final = "its time to live has passed"
 MAX_ERROR_CHARS: Final = 16_384
 """A NACK is for people; a hundred thousand of the same error help nobody."""
 
@@ -169,7 +170,7 @@ class StreamMachine(ABC):
             return ()
         # Not a matter of `ignore_resource_deletion`: the server itself said when it must not be used any more.
         _drop_value(entry)
-        entry.state, entry.error, entry.failed_at = ResourceState.DOES_NOT_EXIST, "its time to live has passed", now
+        entry.state, entry.error, entry.failed_at = ResourceState.DOES_NOT_EXIST, EXPIRED, now
         entry.is_absent = True
         self._collections.renew(*key)
         return (Report(ResourceRejected(entry.type_url, entry.name, entry.version, entry.error)),)
@@ -437,6 +438,11 @@ class StreamMachine(ABC):
         for key in [key for key in self._expiring if key[0] == type_url and key[1] not in keep]:
             self._expiring.discard(key)
             commands.append(StopExpiry(key))
+
+
+def has_expired(entry: Entry | None) -> bool:
+    """Whether a resource is gone because its time to live has passed, and the server has not spoken of it since."""
+    return entry is not None and entry.state is ResourceState.DOES_NOT_EXIST and entry.error == EXPIRED
 
 
 def problem(kind: str, index: int, name: str, errors: Iterable[str]) -> str:

@@ -486,3 +486,28 @@ def test_what_is_wanted_again_after_a_request_that_the_server_passed_over_is_ask
     client.sent()
     client.received(response(EDS, "1", body("a"), nonce="n2"), 2.0)
     assert "a=1" == value(cache, "a", EDS)
+
+
+def test_a_heartbeat_that_comes_too_late_has_the_name_asked_for_anew() -> None:
+    """The answer leaves it out, the next request names it again: so a server has to send it whatever its version."""
+    client, cache = subscribed("a", "b")
+    client.received(DiscoveryResponse(CDS, "1", "n1", (wrapped("a"), wrapped("b", ttl_s=None))), 1.0)
+    client.sent()
+    client.expired((CDS, "a"), 11.0)
+    late = client.received(DiscoveryResponse(CDS, "1", "n2", (wrapped("a", None),)), 12.0)
+    assert (SendRequest(CDS, ("b",), "1", "n2"),) == late
+    assert [SendRequest(CDS, ("a", "b"), "1", "n2")] == requests(client.sent())
+    assert requests(client.sent()) == []
+    client.received(DiscoveryResponse(CDS, "1", "n3", (wrapped("a"), wrapped("b", ttl_s=None))), 13.0)
+    assert (value(cache, "a"), value(cache, "b")) == ("a=1", "b=1")
+
+
+def test_a_late_heartbeat_does_not_bring_the_version_back_of_what_is_gone() -> None:
+    client, _ = subscribed("a", type_url=EDS)
+    first = AnyBytes(EDS, body("a"), "a", "1", (), 10.0)
+    client.received(DiscoveryResponse(EDS, "1", "n1", (first,)), 1.0)
+    client.sent()
+    client.expired((EDS, "a"), 11.0)
+    client.received(DiscoveryResponse(EDS, "1", "n2", (AnyBytes("", None, "a", "1", (), 10.0),)), 12.0)
+    client.closed()
+    assert (SendRequest(EDS, ("a",), "", "", with_node=True),) == client.opened()
