@@ -70,7 +70,7 @@ class Judge:
         self._server.stop(0).wait()
 
     def _stream(self, messages: Iterator[bytes], context: grpc.ServicerContext) -> Iterator[bytes]:
-        node = ""
+        node, count = "", 0
         subscribed: dict[str, set[str]] = {}
         sent: dict[tuple[str, str], list[str]] = {}
         for data in messages:
@@ -87,14 +87,16 @@ class Judge:
             wanted = set(request.resource_names)
             new, subscribed[kind] = wanted - subscribed.get(kind, set()), wanted
             if new:
-                nonce = str(len(subscribed) * 1000 + len(sent) + sum(map(len, subscribed.values())))
-                found = [name for name in sorted(wanted) if name in self._tables[kind]]
+                count += 1
+                nonce = str(count)
+                table = self._tables.get(kind, {})
+                found = [name for name in sorted(wanted) if name in table]
                 sent[kind, nonce] = found
                 response = message_class("envoy.service.discovery.v3.DiscoveryResponse")(
                     type_url=kind, version_info="1", nonce=nonce
                 )
                 for name in found:
-                    response.resources.add(type_url=kind, value=self._tables[kind][name])
+                    response.resources.add(type_url=kind, value=table[name])
                 yield response.SerializeToString()
 
 
