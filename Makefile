@@ -74,6 +74,7 @@ conformance: setup envoy   ## Envoy, gRPC's own client and meshlib on the same r
 	PYTHONPATH=tests/conformance $(BIN)/python -m differential.hosts --named --clusters 200 --requests 6
 	PYTHONPATH=tests/conformance $(BIN)/python -m differential.zones --worlds 8 --clusters 12 --requests 500
 	PYTHONPATH=tests/conformance $(BIN)/python -m differential.checks --clusters 30 --steps 40
+	PYTHONPATH=tests/conformance $(BIN)/python -m differential.limits --managers 100 --requests 20
 
 soak: setup            ## ten minutes of calls while certificates and roots rotate every five seconds
 	MESHLIB_SOAK_S=600 $(BIN)/python -m pytest -s tests/fault/test_certificate_soak.py $(PYTEST_ARGS)

@@ -13,7 +13,7 @@ from meshlib.model.request import Headers, RequestHead
 from meshlib.ports import Rng
 from meshlib.resilience.adaptive_concurrency import ConcurrencyLimiter
 from meshlib.resilience.admission_control import AdmissionController
-from meshlib.resilience.rate_limit import RateLimiter
+from meshlib.resilience.rate_limit import RateLimiters
 from meshlib.routing.headers import with_headers
 from meshlib.routing.limits import RouteLimit
 from meshlib.view import TargetView
@@ -51,7 +51,7 @@ class Passage:
                 continue
             limiter = self._target.limiter(limit, now)
             match limiter:
-                case RateLimiter():
+                case RateLimiters():
                     reply = self._rate_limited(limit, limiter, now, rng)
                     if reply is not None:
                         return reply
@@ -82,13 +82,14 @@ class Passage:
             else:
                 limiter.release(began_at, now, rng, is_sample=is_answered)
 
-    def _rate_limited(self, limit: RouteLimit, limiter: RateLimiter, now: float, rng: Rng) -> LocalReply | None:
+    def _rate_limited(self, limit: RouteLimit, limiter: RateLimiters, now: float, rng: Rng) -> LocalReply | None:
         config = limit.config
         assert isinstance(config, LocalRateLimit)
         if not _by_chance(config.enabled, rng):
             return None
-        grant = limiter.take(now)
-        if config.tells_limits:
+        descriptors = () if limit.describe is None else limit.describe(self.head, "")
+        grant = limiter.take(descriptors, now)
+        if config.tells_limits and grant.limit is not None:
             self.response_headers = (
                 ("x-ratelimit-limit", str(grant.limit)),
                 ("x-ratelimit-remaining", str(grant.remaining)),

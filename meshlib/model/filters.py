@@ -2,12 +2,14 @@
 
 from dataclasses import dataclass, field
 
+from meshlib.model.descriptors import HostLimits, LimitRule
 from meshlib.model.headers import HeaderAdd, HeaderChange
 from meshlib.model.matcher import Fraction, RuntimeKeys
 
 __all__ = [
     "AdaptiveConcurrency",
     "AdmissionControl",
+    "DescriptorLimit",
     "HeaderFilter",
     "HeaderFilters",
     "LimitFilter",
@@ -26,7 +28,7 @@ HTTP_SUCCESS = ((100, 500),)
 @dataclass(frozen=True, slots=True)
 class TokenBucket:
     """Attributes:
-    max_tokens: Capacity; 0: nothing ever passes.
+    max_tokens: Capacity; 0: nothing ever passes, and responses say nothing of the limit.
     tokens_per_fill: How many come per `fill_interval_s`; they come continuously. Envoy's default is 1.
     fill_interval_s: At least 0.05.
     """
@@ -37,9 +39,21 @@ class TokenBucket:
 
 
 @dataclass(frozen=True, slots=True)
+class DescriptorLimit:
+    """A bucket for requests with a descriptor.
+
+    Attributes:
+        entries: Keys and values, in order; an empty value stands for any, each of which has a bucket of its own.
+    """
+
+    entries: tuple[tuple[str, str], ...]
+    bucket: TokenBucket
+
+
+@dataclass(frozen=True, slots=True)
 class LocalRateLimit:
     """Attributes:
-    bucket: None: nothing is limited.
+    bucket: Of all requests; None: there is none.
     enabled: Share of requests that take a token; Envoy's default is none.
     enforced: Share of those without a token that are refused; Envoy's default is none.
     status: Of the refusal; at least 400.
@@ -47,6 +61,12 @@ class LocalRateLimit:
     unenforced_headers: Added to a request that found no token and passes all the same.
     is_exhaustion: A refused gRPC call gets RESOURCE_EXHAUSTED instead of UNAVAILABLE.
     tells_limits: Responses carry `x-ratelimit-limit`, `-remaining` and `-reset`.
+    descriptors: Requests with one of these take from its bucket first.
+    rules: Make descriptors; without any, those of the route and the virtual host do.
+    stage: Of the rules of routes and virtual hosts those count.
+    host_limits: Whether those of the virtual host count.
+    always_takes: Requests with a descriptor take from `bucket` too.
+    max_dynamic: Buckets of one entry of `descriptors` at most, those used last.
     """
 
     bucket: TokenBucket | None
@@ -57,6 +77,12 @@ class LocalRateLimit:
     unenforced_headers: tuple[HeaderAdd, ...] = ()
     is_exhaustion: bool = False
     tells_limits: bool = False
+    descriptors: tuple[DescriptorLimit, ...] = ()
+    rules: tuple[LimitRule, ...] = ()
+    stage: int = 0
+    host_limits: HostLimits = HostLimits.OVERRIDDEN
+    always_takes: bool = True
+    max_dynamic: int = 20
 
 
 @dataclass(frozen=True, slots=True)

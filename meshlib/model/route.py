@@ -3,6 +3,7 @@
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
+from meshlib.model.descriptors import LimitRule
 from meshlib.model.endpoint import NO_METADATA
 from meshlib.model.filters import HeaderFilters, LimitOverrides
 from meshlib.model.headers import NO_MUTATION, AppendAction, HeaderAdd, HeaderChange, HeaderMutation
@@ -239,6 +240,8 @@ class RouteAction:
         path_format: A substitution format that makes the new path (`path_rewrite`).
         host_rewrite_regex: Makes the host of the path without query (`host_rewrite_path_regex`).
         host_format: A substitution format that makes the host (`host_rewrite`).
+        limit_rules: What local rate limits count requests by (`rate_limits`).
+        includes_host_limits: Those of the virtual host count in any case (`include_vh_rate_limits`).
     """
 
     cluster: SingleCluster | WeightedClusters | ClusterHeader
@@ -265,6 +268,8 @@ class RouteAction:
     cluster_not_found_status: int = 503
     high_priority: bool = False
     metadata_match: MatchCriteria | None = None
+    limit_rules: tuple[LimitRule, ...] = ()
+    includes_host_limits: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -352,6 +357,7 @@ class VirtualHost:
     requires_tls: bool = False
     tree: MatchTree | None = None
     has_tree: bool = False
+    limit_rules: tuple[LimitRule, ...] = ()
     metadata: Mapping[str, Mapping[str, object]] = field(default_factory=lambda: NO_METADATA, hash=False, repr=False)
 
 

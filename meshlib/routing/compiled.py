@@ -37,7 +37,7 @@ from meshlib.routing.format import Facts, Scene
 from meshlib.routing.hash_policy import CookieMaker, Hash, compile_hash
 from meshlib.routing.header_filters import filter_changes
 from meshlib.routing.headers import order_levels, request_mutator, response_mutator, with_headers
-from meshlib.routing.limits import RouteLimit, limits_of
+from meshlib.routing.limits import RouteLimit, RouteRules, limits_of
 from meshlib.routing.local_reply import ReplyRewriter
 from meshlib.routing.matchers import (
     compile_path,
@@ -358,7 +358,11 @@ class _Builder:
         levels = [(place, route.limits), (host_place, host.limits), (routes.name, routes.limits)]
         if weight is not None:
             levels.insert(0, (f"{place}/{weight.name}", weight.limits))
-        found = limits_of(self.listener.limits, levels, facts)
+        action = route.action
+        rules = RouteRules()
+        if isinstance(action, RouteAction):
+            rules = RouteRules(action.limit_rules, host.limit_rules, action.includes_host_limits)
+        found = limits_of(self.listener.limits, levels, facts, rules)
         self.limits.update(found)
         return found
 

@@ -13,7 +13,7 @@ from meshlib.ports import Lock, Rng
 from meshlib.resilience.adaptive_concurrency import ConcurrencyLimiter
 from meshlib.resilience.admission_control import AdmissionController
 from meshlib.resilience.deadline import per_try_timeout_s, route_timeout_s, stream_duration_s
-from meshlib.resilience.rate_limit import RateLimiter
+from meshlib.resilience.rate_limit import RateLimiters
 from meshlib.resilience.retry import RetryRules
 from meshlib.routing.limits import RouteLimit
 from meshlib.routing.scopes import ScopeTable
@@ -61,7 +61,7 @@ class RoutePlan:
         )
 
 
-Limiter = RateLimiter | AdmissionController | ConcurrencyLimiter
+Limiter = RateLimiters | AdmissionController | ConcurrencyLimiter
 
 
 class ActiveFaults:
@@ -89,9 +89,8 @@ class ActiveFaults:
 
 def _make_limiter(config: LimitFilter, now: float) -> Limiter:
     match config:
-        case LocalRateLimit(bucket=bucket):
-            assert bucket is not None
-            return RateLimiter(bucket, now)
+        case LocalRateLimit():
+            return RateLimiters(config, now)
         case AdmissionControl():
             return AdmissionController(config)
         case AdaptiveConcurrency():

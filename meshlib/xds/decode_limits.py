@@ -3,10 +3,12 @@
 from collections.abc import Mapping
 from typing import Any, Final
 
+from meshlib.model.descriptors import HostLimits
 from meshlib.model.filters import (
     HTTP_SUCCESS,
     AdaptiveConcurrency,
     AdmissionControl,
+    DescriptorLimit,
     LimitFilter,
     LimitOverrides,
     LocalRateLimit,
@@ -14,6 +16,7 @@ from meshlib.model.filters import (
 )
 from meshlib.model.matcher import Fraction
 from meshlib.xds.decode_common import any_type, cover, duration, join, override_configs, unpack, wrapped
+from meshlib.xds.decode_descriptors import filter_rules
 from meshlib.xds.decode_headers import header_additions
 from meshlib.xds.decode_matcher import percent, runtime_fraction, runtime_keys
 from meshlib.xds.problems import Problems
@@ -38,17 +41,31 @@ _RATE_LIMIT_USED: Final = frozenset(
         "response_headers_to_add",
         "enable_x_ratelimit_headers",
         "rate_limited_as_resource_exhausted",
+        "descriptors",
+        "rate_limits",
+        "stage",
+        "vh_rate_limits",
+        "always_consume_default_token_bucket",
+        "max_dynamic_descriptors",
     }
 )
-_RATE_LIMIT_REFUSED: Final = frozenset({"descriptors", "local_cluster_rate_limit", "rate_limits"})
+_RATE_LIMIT_REFUSED: Final = frozenset({"local_cluster_rate_limit"})
 
 
-def limit_filter(kind: str, packed: Any, path: str, problems: Problems) -> LimitFilter | None:
-    """Decode the configuration of one of `LIMIT_TYPES`; None after an error."""
+def limit_filter(
+    kind: str, packed: Any, path: str, problems: Problems, *, is_override: bool = False
+) -> LimitFilter | None:
+    """Decode the configuration of one of `LIMIT_TYPES`; None after an error.
+
+    Args:
+        is_override: It is that of a level.
+    """
     message = unpack(packed, path, problems)
     if message is None:
         return None
     if kind == RATE_LIMIT_TYPE:
+        if is_override and not message.HasField("token_bucket"):
+            problems.error(join(path, "token_bucket"), "is required")
         return _rate_limit(message, path, problems)
     if kind == ADMISSION_TYPE:
         return _admission(message, path, problems)
@@ -67,7 +84,7 @@ def limit_overrides(configs: Mapping[str, Any], path: str, problems: Problems) -
             continue
         kind = any_type(config)
         if kind == RATE_LIMIT_TYPE:
-            decoded = limit_filter(kind, config, place, problems)
+            decoded = limit_filter(kind, config, place, problems, is_override=True)
             if decoded is not None:
                 found[name] = decoded
         elif kind in LIMIT_TYPES:
@@ -83,6 +100,7 @@ def _rate_limit(message: Any, path: str, problems: Problems) -> LocalRateLimit:
     status = message.status.code
     if message.enable_x_ratelimit_headers not in (0, 1):
         problems.error(join(path, "enable_x_ratelimit_headers"), f"unknown value {message.enable_x_ratelimit_headers}")
+    always, most = wrapped(message, "always_consume_default_token_bucket"), wrapped(message, "max_dynamic_descriptors")
     unenforced = "request_headers_to_add_when_not_enforced"
     return LocalRateLimit(
         bucket=bucket,
@@ -93,7 +111,34 @@ def _rate_limit(message: Any, path: str, problems: Problems) -> LocalRateLimit:
         unenforced_headers=header_additions(message, unenforced, path, problems),
         is_exhaustion=message.rate_limited_as_resource_exhausted,
         tells_limits=bool(message.enable_x_ratelimit_headers),
+        descriptors=_descriptors(message.descriptors, join(path, "descriptors"), problems),
+        rules=filter_rules(message.rate_limits, join(path, "rate_limits"), problems),
+        stage=message.stage,
+        host_limits=_host_limits(message, path, problems),
+        always_takes=True if always is None else always,
+        max_dynamic=20 if most is None else most,
     )
+
+
+def _host_limits(message: Any, path: str, problems: Problems) -> HostLimits:
+    try:
+        return HostLimits(message.vh_rate_limits)
+    except ValueError:
+        problems.error(join(path, "vh_rate_limits"), f"unknown value {message.vh_rate_limits}")
+        return HostLimits.OVERRIDDEN
+
+
+def _descriptors(messages: Any, path: str, problems: Problems) -> tuple[DescriptorLimit, ...]:
+    found: dict[tuple[tuple[str, str], ...], DescriptorLimit] = {}
+    for number, message in enumerate(messages):
+        place = f"{path}[{number}]"
+        cover(message, place, problems, used=frozenset({"entries", "token_bucket"}), harmless=frozenset())
+        entries = tuple((entry.key, entry.value) for entry in message.entries)
+        if entries in found:
+            problems.error(place, "is the same as an earlier one")
+        bucket = _bucket(message.token_bucket, join(place, "token_bucket"), problems)
+        found[entries] = DescriptorLimit(entries, bucket)
+    return tuple(found.values())
 
 
 def _share(message: Any, name: str, path: str, problems: Problems) -> Fraction:
@@ -113,7 +158,8 @@ def _bucket(message: Any, path: str, problems: Problems) -> TokenBucket:
     )
     interval_s = duration(message, "fill_interval", path, problems) or 0.0
     if interval_s < MIN_FILL_S:
-        problems.error(join(path, "fill_interval"), "must be at least 0.05 s")
+        if message.max_tokens:  # else it is never filled
+            problems.error(join(path, "fill_interval"), "must be at least 0.05 s")
         interval_s = MIN_FILL_S
     per_fill = wrapped(message, "tokens_per_fill")
     return TokenBucket(message.max_tokens, 1 if per_fill is None else per_fill, interval_s)

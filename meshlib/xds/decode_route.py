@@ -18,6 +18,7 @@ from meshlib.model.route import (
     VirtualHost,
 )
 from meshlib.xds.decode_common import cover, inline_data, is_discovered_by_ads, join, metadata, wrapped
+from meshlib.xds.decode_descriptors import route_rules
 from meshlib.xds.decode_fault import fault_override
 from meshlib.xds.decode_header_filter import header_filter_overrides
 from meshlib.xds.decode_headers import MUTATION_FIELDS, header_mutation
@@ -71,11 +72,11 @@ _HOST_USED: Final = MUTATION_FIELDS | {
     "per_request_buffer_limit_bytes",
     "request_body_buffer_limit",
     "metadata",
+    "rate_limits",
 }
 _HOST_HARMLESS: Final = frozenset(
     {
         "virtual_clusters",  # statistics
-        "rate_limits",  # without the filter, which is refused, they have no effect
         "cors",
     }
 )
@@ -250,6 +251,7 @@ def _virtual_host(message: Any, path: str, problems: Problems, above: _Above) ->
         requires_tls=message.require_tls == _TLS_FOR_ALL,
         tree=tree,
         has_tree=message.HasField("matcher"),
+        limit_rules=route_rules(message.rate_limits, join(path, "rate_limits"), problems),
         metadata=metadata(message.metadata),
     )
 

@@ -15,6 +15,7 @@ from meshlib.model.route import (
 from meshlib.path_template import compile_template_rewrite
 from meshlib.substitution import check_format
 from meshlib.xds.decode_common import any_type, cover, duration, join, unpack_extension, wrapped
+from meshlib.xds.decode_descriptors import route_rules
 from meshlib.xds.decode_fault import fault_override
 from meshlib.xds.decode_hash_policy import hash_policies
 from meshlib.xds.decode_header_filter import header_filter_overrides
@@ -61,12 +62,12 @@ _USED: Final = frozenset(
         "internal_redirect_policy",
         "max_stream_duration",
         "metadata_match",
+        "rate_limits",
+        "include_vh_rate_limits",
     }
 )
 _HARMLESS: Final = frozenset(
     {
-        "rate_limits",  # without the filter, which is refused, they have no effect
-        "include_vh_rate_limits",
         "cors",
         "upgrade_configs",  # which upgrades a proxy lets through
         "early_data_policy",
@@ -175,6 +176,8 @@ def route_action(message: Any, path: str, problems: Problems, plugins: Mapping[s
         cluster_not_found_status=_NOT_FOUND_STATUS.get(message.cluster_not_found_response_code, 503),
         high_priority=message.priority == 1,
         metadata_match=match_criteria(message, path, problems),
+        limit_rules=route_rules(message.rate_limits, join(path, "rate_limits"), problems),
+        includes_host_limits=wrapped(message, "include_vh_rate_limits") or False,
     )
 
 

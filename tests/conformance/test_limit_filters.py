@@ -5,11 +5,12 @@ import subprocess
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from random import Random
+from random import Random, SystemRandom
 from typing import Any
 
 import httpx
 import pytest
+from differential import limits
 from peers.envoy import TYPE, Envoy, find_envoy, reserve_port, socket_address, static_cluster
 from peers.upstreams import LOOPBACK, HttpUpstream, Step
 
@@ -202,6 +203,14 @@ def test_rate_limits_answer_as_envoy(managers: Json, envoy: Callable[[Json], Env
     running, mesh = envoy(managers), mesh_of(managers)
     seen = [by_envoy(running, upstream) for _ in range(4)]
     assert seen == [by_meshlib(mesh) for _ in range(4)]
+
+
+def test_descriptors_are_counted_as_by_envoy(tmp_path: Path, record_property: Callable[[str, object], None]) -> None:
+    seed = SystemRandom().randrange(2**32)
+    report = limits.run(seed, 15, 15, tmp_path)
+    record_property("report", str(report))
+    assert [] == report.disagreements[:1], str(report)
+    assert report.limited and report.descriptors
 
 
 def test_a_failing_service_is_refused_as_often_as_by_envoy(

@@ -1,5 +1,6 @@
 import pytest
 
+from meshlib.model.descriptors import GenericKey, LimitRule
 from meshlib.model.filters import AdaptiveConcurrency, AdmissionControl, ListedLimit, LocalRateLimit, TokenBucket
 from meshlib.model.headers import HeaderAdd
 from meshlib.model.listener import ClientListener
@@ -101,12 +102,31 @@ def test_adaptive_concurrency(limits):
     )
 
 
+DESCRIPTOR = {"entries": [{"key": "k", "value": "v"}], "token_bucket": BUCKET}
+RULE = {"actions": [{"generic_key": {"descriptor_value": "v"}}]}
+
+
 @pytest.mark.parametrize(
     ("kind", "fields", "path"),
     [
         (RATE, {"token_bucket": {**BUCKET, "fill_interval": "0.04s"}}, "token_bucket.fill_interval"),
-        (RATE, {"descriptors": [{"entries": [{"key": "k"}], "token_bucket": BUCKET}]}, "descriptors"),
-        (RATE, {"rate_limits": [{"actions": [{"remote_address": {}}]}]}, "rate_limits"),
+        (RATE, {"local_cluster_rate_limit": {}}, "local_cluster_rate_limit"),
+        (RATE, {"descriptors": [DESCRIPTOR, DESCRIPTOR]}, "descriptors[1]"),
+        (RATE, {"vh_rate_limits": 7}, "vh_rate_limits"),
+        (RATE, {"rate_limits": [{**RULE, "stage": 1}]}, "rate_limits[0].stage"),
+        (RATE, {"rate_limits": [{**RULE, "disable_key": "k"}]}, "rate_limits[0].disable_key"),
+        (RATE, {"rate_limits": [{"actions": [{"source_cluster": {}}]}]}, "rate_limits[0].actions[0].source_cluster"),
+        (RATE, {"rate_limits": [{**RULE, "hits_addend": {}}]}, "rate_limits[0].hits_addend"),
+        (
+            RATE,
+            {"rate_limits": [{**RULE, "hits_addend": {"number": 1, "format": "%REQ(x)%"}}]},
+            "rate_limits[0].hits_addend",
+        ),
+        (
+            RATE,
+            {"rate_limits": [{**RULE, "hits_addend": {"format": "%REQ(x)%0"}}]},
+            "rate_limits[0].hits_addend.format",
+        ),
         (ADMISSION, {}, "evaluation_criteria"),
         (
             ADMISSION,
@@ -146,3 +166,25 @@ def test_other_limits_have_no_configuration_per_route(decode_route, packed):
     override = packed(ADMISSION, success_criteria=CRITERIA)
     decoded = decode_route(typed_per_filter_config={"a": override})
     assert "AdmissionControl has no configuration per route" in decoded.errors[0]
+
+
+def test_an_override_of_a_rate_limit_needs_a_bucket(decode, packed):
+    route = {
+        "match": {"prefix": "/"},
+        "route": {"cluster": "c"},
+        "typed_per_filter_config": {"limit": packed(RATE, stat_prefix="s")},
+    }
+    decoded = decode("RDS", {"name": "r", "virtual_hosts": [{"name": "v", "domains": ["*"], "routes": [route]}]})
+    place = 'virtual_hosts[0].routes[0].typed_per_filter_config["limit"].token_bucket'
+    assert decoded.errors == (f"{place}: is required",)
+
+
+def test_rules_of_routes_that_cannot_be_honoured_make_no_descriptor(decode):
+    rules = [{"actions": [{"source_cluster": {}}]}, {**RULE, "stage": 3}, {**RULE, "disable_key": "k"}]
+    route = {"match": {"prefix": "/"}, "route": {"cluster": "c", "rate_limits": rules}}
+    decoded = decode("RDS", {"name": "r", "virtual_hosts": [{"name": "v", "domains": ["*"], "routes": [route]}]})
+    assert decoded.errors == ()
+    action = decoded.value.virtual_hosts[0].routes[0].action
+    off = LimitRule((), is_off=True)
+    assert action.limit_rules == (off, LimitRule((GenericKey("generic_key", "v"),), 3), off)
+    assert [field for field in decoded.unused if "source_cluster" in field]

@@ -70,7 +70,8 @@ def assignment(*groups: dict[str, Any]) -> dict[str, Any]:
     return {"cluster_name": "c", "endpoints": list(groups)}
 
 
-LIMIT = {"@type": f"{FILTERS}http.local_ratelimit.v3.LocalRateLimit", "stat_prefix": "x"}
+TOKENS = {"max_tokens": 1, "fill_interval": "1s"}
+LIMIT = {"@type": f"{FILTERS}http.local_ratelimit.v3.LocalRateLimit", "stat_prefix": "x", "token_bucket": TOKENS}
 PIPE = {"endpoint": {"address": {"pipe": {"path": "/run/x"}}}}
 
 DISCOVERY = {"config_source": {"ads": {}}, "type_urls": [f"{FILTERS}http.fault.v3.HTTPFault"]}
