@@ -1,7 +1,7 @@
 """MeshMiddleware for any ASGI application: identity, authorization, deadline, trace context, reports."""
 
 import asyncio
-from collections.abc import Awaitable, Callable, MutableMapping
+from collections.abc import Awaitable, Callable, Iterable, MutableMapping
 from typing import Any
 from urllib.parse import quote
 
@@ -64,6 +64,8 @@ class MeshMiddleware:
             nonlocal status
             if message["type"] == "http.response.start":
                 status = message["status"]
+                if request.response_headers:
+                    message = {**message, "headers": [*message.get("headers", ()), *_raw(request.response_headers)]}
             elif message["type"] == "websocket.accept":
                 status = 101
             await send(message)
@@ -112,6 +114,10 @@ def _peer(scope: Scope) -> Peer:
     return peer_of_pem(tls["client_cert_chain"][0])
 
 
+def _raw(headers: Iterable[tuple[str, str]]) -> list[tuple[bytes, bytes]]:
+    return [(name.encode("latin-1"), value.encode("latin-1")) for name, value in headers]
+
+
 async def _refuse(scope: Scope, receive: Receive, send: Send, reply: LocalReply) -> None:
     if scope["type"] == "websocket":
         await receive()
@@ -119,7 +125,7 @@ async def _refuse(scope: Scope, receive: Receive, send: Send, reply: LocalReply)
         return
     headers = [
         (b"content-length", str(len(reply.body)).encode()),
-        *((name.encode("latin-1"), value.encode("latin-1")) for name, value in reply.headers),
+        *_raw(reply.headers),
     ]
     await send({"type": "http.response.start", "status": reply.status, "headers": headers})
     await send({"type": "http.response.body", "body": b"" if scope["method"] == "HEAD" else reply.body})

@@ -81,6 +81,8 @@ class MeshMiddleware:
 
 def _observed(response: HttpResponseBase, inbound: InboundRequest) -> HttpResponseBase:
     """Have a streamed body made within the request's context, and the end reported when it has come to its end."""
+    for name, value in inbound.response_headers:
+        response[name] = value
     # A file is not made while it is sent, and servers send it without looking inside.
     if not isinstance(response, StreamingHttpResponse) or getattr(response, "file_to_stream", None) is not None:
         inbound.finish(response.status_code)

@@ -24,6 +24,7 @@ import grpc.aio
 from meshlib.errors import ConfigError
 from meshlib.model.outcome import LocalReply
 from meshlib.model.request import Headers, RequestHead
+from meshlib.resilience.classify import grpc_status_of
 from meshlib.servers.addresses import join
 from meshlib.servers.addresses import listen as listening
 from meshlib.servers.announce import DRAIN_S, LISTENER_TIMEOUT_S, Announcement, announce
@@ -217,8 +218,8 @@ def _remote(peer: str | None, forwarded: Mapping[str, str]) -> str:
 
 
 def _status(reply: LocalReply) -> tuple[grpc.StatusCode, str]:
-    code = STATUS_OF_CODE.get(reply.grpc_status if reply.grpc_status is not None else 2, grpc.StatusCode.UNKNOWN)
-    return code, reply.body.decode("utf-8", "replace")
+    status = reply.grpc_status if reply.grpc_status is not None else grpc_status_of(reply.status)
+    return STATUS_OF_CODE.get(status, grpc.StatusCode.UNKNOWN), reply.body.decode("utf-8", "replace")
 
 
 @contextmanager

@@ -56,9 +56,9 @@ class MeshMiddleware:
             return [] if environ["REQUEST_METHOD"] == "HEAD" else [reply.body]
         response = _Response(request)
 
-        def observed(line: str, *args: Any) -> Any:
+        def observed(line: str, headers: list[tuple[str, str]], *args: Any) -> Any:
             response.status = int(line[:3])
-            return start_response(line, *args)
+            return start_response(line, [*headers, *request.response_headers], *args)
 
         return response.begin(self.app, environ, observed)
 

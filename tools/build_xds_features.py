@@ -427,7 +427,7 @@ IN_PART: Mapping[tuple[str, str], str] = {
         "`tls_inspector`; servers look at the first byte with and without it"
     ),
     ("HttpConnectionManager", "http_filters"): (
-        "the router; fault, stateful_session, header_mutation, local_ratelimit, admission_control, adaptive_concurrency "
+        "the router; local_ratelimit, admission_control, adaptive_concurrency; fault, stateful_session, header_mutation "
         "and on_demand in clients; RBAC in servers, each with its configuration or with "
         "`config_discovery`. Others are refused, or skipped if `is_optional` or `disabled`"
     ),

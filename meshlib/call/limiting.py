@@ -1,9 +1,10 @@
-"""What limiting filters hold of a call: they are passed before its first attempt, and hear how it ended.
+"""What limiting filters hold of a call, or of a request that came in: they are passed first, and hear how it ended.
 
 Each sees what Envoy's filter would: an answer of the mesh itself counts like one of the service, and a request that
 one filter refuses has been let in by those before it.
 """
 
+from collections.abc import Callable
 from dataclasses import replace
 
 from meshlib.model.filters import LocalRateLimit
@@ -13,10 +14,11 @@ from meshlib.model.request import Headers, RequestHead
 from meshlib.ports import Rng
 from meshlib.resilience.adaptive_concurrency import ConcurrencyLimiter
 from meshlib.resilience.admission_control import AdmissionController
+from meshlib.resilience.classify import grpc_status_of
+from meshlib.resilience.limiters import Limiter
 from meshlib.resilience.rate_limit import RateLimiters
 from meshlib.routing.headers import with_headers
 from meshlib.routing.limits import RouteLimit
-from meshlib.view import TargetView
 
 __all__ = ["Passage"]
 
@@ -32,10 +34,18 @@ class Passage:
         response_headers: What responses get.
     """
 
-    __slots__ = ("_entered", "_target", "head", "response_headers")
+    __slots__ = ("_entered", "_find", "_remote", "head", "response_headers")
 
-    def __init__(self, target: TargetView, head: RequestHead) -> None:
-        self._target = target
+    def __init__(self, find: Callable[[RouteLimit, float], Limiter], head: RequestHead, remote: str = "") -> None:
+        """Begin.
+
+        Args:
+            find: Returns what counts for a filter.
+            head: The request.
+            remote: Address that it comes from; empty: it has none.
+        """
+        self._find = find
+        self._remote = remote
         self._entered: list[tuple[AdmissionController | ConcurrencyLimiter, float]] = []
         self.head = head
         self.response_headers: tuple[tuple[str, str], ...] = ()
@@ -49,7 +59,7 @@ class Passage:
         for limit in limits:
             if limit.is_after_fault is not after_fault:
                 continue
-            limiter = self._target.limiter(limit, now)
+            limiter = self._find(limit, now)
             match limiter:
                 case RateLimiters():
                     reply = self._rate_limited(limit, limiter, now, rng)
@@ -62,7 +72,7 @@ class Passage:
                 case ConcurrencyLimiter(config=config):
                     if not limiter.try_acquire(now, rng):
                         details, text = "reached_concurrency_limit", b"reached concurrency limit"
-                        return LocalReply(config.status, "", details, text, _TEXT)
+                        return LocalReply(config.status, "", details, text, _TEXT, grpc_status_of(config.status))
                     self._entered.append((limiter, now))
         return None
 
@@ -87,7 +97,7 @@ class Passage:
         assert isinstance(config, LocalRateLimit)
         if not _by_chance(config.enabled, rng):
             return None
-        descriptors = () if limit.describe is None else limit.describe(self.head, "")
+        descriptors = () if limit.describe is None else limit.describe(self.head, self._remote)
         grant = limiter.take(descriptors, now)
         if config.tells_limits and grant.limit is not None:
             self.response_headers = (

@@ -84,7 +84,7 @@ class Call(HedgedSteps):
         if stream_s is not None and (self.deadline is None or self._began_at + stream_s < self.deadline):
             self.deadline = self._began_at + stream_s
         if found.limits:
-            self._passage = Passage(self.target, head)
+            self._passage = Passage(self.target.limiter, head)
             reply = self._passage.enter(found.limits, now, self._rng, after_fault=False)
             if reply is not None:
                 return self._local(reply)

@@ -67,6 +67,7 @@ class LocalRateLimit:
     host_limits: Whether those of the virtual host count.
     always_takes: Requests with a descriptor take from `bucket` too.
     max_dynamic: Buckets of one entry of `descriptors` at most, those used last.
+    is_per_connection: Each connection that comes in has buckets of its own; to a client its process is the one that does.
     """
 
     bucket: TokenBucket | None
@@ -83,6 +84,7 @@ class LocalRateLimit:
     host_limits: HostLimits = HostLimits.OVERRIDDEN
     always_takes: bool = True
     max_dynamic: int = 20
+    is_per_connection: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -159,11 +161,13 @@ class ListedLimit:
         name: By which routes refer to it.
         config: None: switched off, unless a route has a configuration for it.
         is_after_fault: It stands behind the fault filter: what is delayed or aborted there has not come to it yet.
+    position: In a server: number of filters for authorization before it.
     """
 
     name: str
     config: LimitFilter | None
     is_after_fault: bool = False
+    position: int = 0
 
 
 @dataclass(frozen=True, slots=True)

@@ -120,6 +120,7 @@ class ServerListener:
         tls: None: plaintext.
         takes_plaintext: Beside TLS, on the same port; the first byte of a connection says which it is.
         rbac: In filter order; each must let the request pass.
+        limits: Filters that limit what comes in, in their order; see `position`.
         discovered: In filter order; see `position`.
         routes: Inline or RDS name; requests that match no route are refused.
     """
@@ -130,6 +131,7 @@ class ServerListener:
     rbac: tuple[Rbac, ...]
     routes: RouteConfiguration | str
     discovered: tuple[DiscoveredFilter, ...] = ()
+    limits: tuple[ListedLimit, ...] = ()
     takes_plaintext: bool = False
 
 

@@ -6,7 +6,7 @@ Source: Envoy's `grpc/status.cc`, "gRPC status to HTTP status", and the HTTP to 
 
 from meshlib.model.outcome import Failure, FailureKind, Outcome, Response
 
-__all__ = ["GRPC_TO_HTTP", "failure_code", "failure_flag", "grpc_code", "http_code", "is_success"]
+__all__ = ["GRPC_TO_HTTP", "failure_code", "failure_flag", "grpc_code", "grpc_status_of", "http_code", "is_success"]
 
 GRPC_TO_HTTP = (200, 499, 500, 400, 504, 404, 409, 403, 429, 400, 409, 400, 501, 500, 503, 500, 401)
 """HTTP equivalent by gRPC status, 0 to 16."""
@@ -42,12 +42,17 @@ def failure_flag(failure: Failure) -> str:
     return _FLAGS[failure.kind]
 
 
+def grpc_status_of(status: int) -> int:
+    """Return the gRPC status of an HTTP status."""
+    return _HTTP_TO_GRPC.get(status, _UNKNOWN)
+
+
 def grpc_code(outcome: Outcome) -> int | None:
     """Return the gRPC status of an outcome; None: a gRPC call that goes on, or has not said yet."""
     if isinstance(outcome, Failure):
         return _DEADLINE_EXCEEDED if outcome.kind is FailureKind.TIMEOUT else _UNAVAILABLE
     if outcome.grpc_status is None and outcome.status != 200:
-        return _HTTP_TO_GRPC.get(outcome.status, _UNKNOWN)
+        return grpc_status_of(outcome.status)
     return outcome.grpc_status
 
 

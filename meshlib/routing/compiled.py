@@ -225,6 +225,7 @@ class CompiledRoute:
         needs_random: A decision of this route reads the random bits.
         clusters: Name and weight of every cluster that the route can lead to; a header's cluster is not among them.
         limits: What limits the requests that take the route.
+        passed: The filters that a request passes which the route answers by itself, or lets in.
     """
 
     __slots__ = (
@@ -236,6 +237,7 @@ class CompiledRoute:
         "fraction",
         "limits",
         "needs_random",
+        "passed",
         "path",
         "route",
     )
@@ -250,9 +252,11 @@ class CompiledRoute:
         *,
         is_random: bool,
         limits: frozenset[RouteLimit] = frozenset(),
+        passed: tuple[RouteLimit, ...] = (),
     ) -> None:
         self.route = route
         self.limits = limits
+        self.passed = passed
         # A condition in `details` stands for a path that has to be looked at with its parameters.
         self.path = always_on if details and details[0].is_path else compile_path(route.match.path)
         self.details = details
@@ -589,9 +593,11 @@ def compile_route(
     fixed: RouteMatch | None = None
     clusters: tuple[tuple[str, int], ...] = ()
     is_random = False
+    passed: tuple[RouteLimit, ...] = ()
     answer: Answer
     if not isinstance(action, RouteAction):
         answer = _local(build, action)
+        passed = build.limited(None, build.facts())
         if (fault := build.fault(None)) is not None:
             answer = _with_fault(fault, build.unmutated(), answer)
     else:
@@ -615,4 +621,4 @@ def compile_route(
             is_random = True
     conditions = _conditions(route, strips_parameters=routes.ignores_path_parameters)
     limits = frozenset(build.limits)
-    return CompiledRoute(route, conditions, answer, fixed, clusters, is_random=is_random, limits=limits)
+    return CompiledRoute(route, conditions, answer, fixed, clusters, is_random=is_random, limits=limits, passed=passed)

@@ -23,6 +23,7 @@ class RouteLimit:
         refused: What a refusal's headers get; None: nothing.
         unenforced: What the headers of a request get that is only not refused; None: nothing.
         describe: Makes the descriptors of a request; None: it has none.
+        position: Of the filter, as in `ListedLimit`.
     """
 
     scope: str
@@ -31,6 +32,7 @@ class RouteLimit:
     refused: Mutator | None = field(default=None, compare=False, repr=False)
     unenforced: Mutator | None = field(default=None, compare=False, repr=False)
     describe: Describe | None = field(default=None, compare=False, repr=False)
+    position: int = field(default=0, compare=False)
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,7 +98,7 @@ def limits_of(
                 unenforced = request_mutator([HeaderMutation(request_add=config.unenforced_headers)], facts)
             describe = compile_rules(rules.of(config), facts)
         name = f"{limit.name} {scope}"
-        found.append(RouteLimit(name, config, limit.is_after_fault, refused, unenforced, describe))
+        found.append(RouteLimit(name, config, limit.is_after_fault, refused, unenforced, describe, limit.position))
     return tuple(found)
 
 

@@ -10,6 +10,7 @@ Source: Envoy `RouteMatcher`, `VirtualHostImpl::getRouteFromEntries`; for gRPC c
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
 
+from meshlib.model.filters import ListedLimit
 from meshlib.model.listener import ClientListener
 from meshlib.model.outcome import LocalReply
 from meshlib.model.request import RequestHead
@@ -17,6 +18,8 @@ from meshlib.model.route import NonForwarding, RouteAction, RouteConfiguration, 
 from meshlib.model.snapshot import Demand, DemandKind
 from meshlib.ports import Rng
 from meshlib.routing.compiled import CompiledRoute, RouteMatch, cluster_headers, compile_route, named_clusters
+from meshlib.routing.format import Facts
+from meshlib.routing.limits import RouteLimit, limits_of
 from meshlib.routing.match_tree import Finder, compile_tree
 from meshlib.routing.matchers import path_of, without_parameters
 from meshlib.routing.prepare import EarlyAnswer, compile_prepare
@@ -27,7 +30,7 @@ from meshlib.routing.trace import RouteTrace, trace_routes
 from meshlib.routing.unrouted import compile_unrouted
 from meshlib.routing.virtual_host import DomainIndex
 
-__all__ = ["InboundTable", "RouteMatch", "RouteTable", "RouteTrace"]
+__all__ = ["InboundMatch", "InboundTable", "RouteMatch", "RouteTable", "RouteTrace"]
 
 NO_CLUSTER = SingleCluster("")
 
@@ -264,13 +267,33 @@ class RouteTable:
         return trace if routes else replace(trace, reason=f"{trace.reason}; it sends plain http to https")
 
 
+@dataclass(frozen=True, slots=True)
+class InboundMatch:
+    """What the routes say of a request that came in.
+
+    Attributes:
+        reply: The answer that refuses it; None: it may come in.
+        limits: Filters to pass first, in their order.
+    """
+
+    reply: LocalReply | None
+    limits: tuple[RouteLimit, ...] = ()
+
+
 class InboundTable:
-    """The routes of one inbound port: they let requests in, or not. Not changed after creation."""
+    """The routes of one inbound port: they let requests in, or not. Not changed after creation.
 
-    __slots__ = ("_table",)
+    Attributes:
+        limits: Filters of any route.
+    """
 
-    def __init__(self, routes: RouteConfiguration) -> None:
+    __slots__ = ("_table", "_unrouted", "limits")
+
+    def __init__(self, routes: RouteConfiguration, limits: tuple[ListedLimit, ...] = ()) -> None:
         """Compile a route configuration.
+
+        Args:
+            limits: Filters of the listener.
 
         Raises:
             ValueError: As for `RouteTable`.
@@ -281,25 +304,35 @@ class InboundTable:
                     # Said of a client's requests; of a server's it would have to be worked out for each.
                     texts = ", ".join(condition.text for condition in route.match.proxy)
                     raise ValueError(f"{routes.name}: virtual host {host.name!r}: a server cannot tell: {texts}")
-        self._table = RouteTable(ClientListener(routes.name, routes), routes)
+        self._table = RouteTable(ClientListener(routes.name, routes, limits=limits), routes)
+        self._unrouted = limits_of(limits, (), Facts())
+        self.limits = self._table.limits.union(self._unrouted)
 
-    def check(self, head: RequestHead, rng: Rng) -> LocalReply | None:
-        """Return None when the request matches a `non_forwarding_action`, else the answer that refuses it.
+    def match(self, head: RequestHead, rng: Rng) -> InboundMatch:
+        """Let the request in when it matches a `non_forwarding_action`, else say what refuses it.
 
         Source: gRFC A36: only `non_forwarding_action` is of use in a server.
         """
         table = self._table
         entry = table._host_of(head)
         if entry is None:
-            return no_virtual_host(head, table.name)
+            return InboundMatch(no_virtual_host(head, table.name), self._unrouted)
         if entry.needs_https(head):
-            return https_redirect(head)
+            return InboundMatch(https_redirect(head), self._unrouted)
         stream_id = rng.getrandbits(64) if entry.needs_random else 0
         path = table._path_of(head)
         for route in entry.routes_for(head):
             if route.path(path) and (route.conditions is None or route.holds(head, stream_id)):
                 if isinstance(route.route.action, NonForwarding):
-                    return None
+                    return InboundMatch(None, route.passed) if route.passed else _LET_IN
                 answer = route.answer(head, stream_id)
-                return answer if isinstance(answer, LocalReply) else no_route(head)
-        return no_route(head)
+                reply = answer if isinstance(answer, LocalReply) else no_route(head)
+                return InboundMatch(reply, route.passed)
+        return InboundMatch(no_route(head), self._unrouted)
+
+    def check(self, head: RequestHead, rng: Rng) -> LocalReply | None:
+        """As `match`, without a word of filters."""
+        return self.match(head, rng).reply
+
+
+_LET_IN = InboundMatch(None)

@@ -9,7 +9,7 @@ Which listener applies is never up to the caller. Once this process has announce
 what a server adapter says of the local address is believed only while there are none, and only of a few.
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import replace
 from ipaddress import ip_address
@@ -18,13 +18,9 @@ from opentelemetry import context as otel_context
 
 from meshlib.errors import ConfigError, MeshError
 from meshlib.events import RequestServed
-from meshlib.identity.authorization import AuthzRequest, compile_rbac
-from meshlib.identity.san import compile_sans
+from meshlib.identity.authorization import AuthzRequest
 from meshlib.model.outcome import LocalReply
 from meshlib.model.request import RequestHead
-from meshlib.model.snapshot import InboundConfig
-from meshlib.ports import Rng
-from meshlib.routing.table import InboundTable
 from meshlib.runtime.context import (
     DEFAULT_URGENCY,
     PRIORITY,
@@ -36,9 +32,10 @@ from meshlib.runtime.context import (
 )
 from meshlib.runtime.tracing import report, trace_fields
 from meshlib.servers.addresses import ANY, join, plain_ip
+from meshlib.servers.guard import ADMITTED, Admission, Guard, unconfigured
 from meshlib.servers.paths import other_readings
 from meshlib.servers.peer import Peer
-from meshlib.servers.source import InboundHandle, ServerSource
+from meshlib.servers.source import ServerSource
 from meshlib.servers.tracing import RequestTrace, begin_trace
 
 __all__ = ["FIRST_CONFIG_TIMEOUT_S", "Inbound", "InboundRequest"]
@@ -59,109 +56,51 @@ ATTEMPT_HEADERS = ("x-envoy-attempt-count", "x-meshlib-attempt")
 PREVIOUS_HEADER = "grpc-previous-rpc-attempts"  # gRPC's own clients (A6)
 
 
-class _Rules:
-    """One configuration of an address, compiled."""
-
-    __slots__ = ("_authorizers", "_demands_certificate", "_has_expected_name", "_routes", "config")
-
-    def __init__(self, config: InboundConfig) -> None:
-        tls = config.listener.tls
-        self.config = config
-        self._demands_certificate = (
-            tls is not None and tls.require_client_certificate and not config.listener.takes_plaintext
-        )
-        self._has_expected_name = compile_sans(tls.sans) if tls is not None and tls.sans else None
-        self._authorizers = tuple(compile_rbac(rbac) for rbac in config.listener.rbac)
-        self._routes = InboundTable(config.routes)
-
-    def admit(self, request: AuthzRequest, peer: Peer, readings: tuple[str, ...], rng: Rng) -> LocalReply | None:
-        if not peer.is_authenticated:
-            if self._demands_certificate:
-                return _refused("mtls_required", "mutual TLS is required: the caller showed no certificate")
-        # Python's ssl has compared the names in the handshake; grpcio's server only verifies the chain.
-        elif self._has_expected_name is not None and not self._has_expected_name(peer.certificate):
-            return _refused("mtls_wrong_name", "the caller's certificate has no name that this listener accepts")
-        reply = self._check(request, rng)
-        for path in readings:
-            if reply is None:
-                reply = self._check(replace(request, head=_with_path(request.head, path)), rng)
-        return reply
-
-    def _check(self, request: AuthzRequest, rng: Rng) -> LocalReply | None:
-        for authorizer in self._authorizers:
-            result = authorizer.check(request)
-            if not result.allowed:
-                return result.reply
-        return self._routes.check(request.head, rng)
-
-
-class _Guard:
-    """What applies at one address, compiled once for each configuration."""
-
-    __slots__ = ("_address", "_leaving", "_rules", "handle")
-
-    def __init__(self, address: str, handle: InboundHandle, leaving: Mapping[str, InboundConfig]) -> None:
-        self.handle = handle
-        self._address = address
-        self._leaving = leaving
-        self._rules: _Rules | None = None
-
-    def admit(self, request: AuthzRequest, peer: Peer, readings: tuple[str, ...], rng: Rng) -> LocalReply | None:
-        config = self.handle.current
-        if not isinstance(config, InboundConfig):
-            # Whoever takes its instance out is still called for a moment, by then without a listener.
-            last = self._leaving.get(self._address)
-            if last is None:
-                return _unconfigured("has not been received yet" if config is None else config.message)
-            config = last
-        rules = self._rules
-        if rules is None or rules.config is not config:
-            # One assignment of one object: threads that race here each use what they compiled themselves.
-            rules = self._rules = _Rules(config)
-        return rules.admit(request, peer, readings, rng)
-
-
-def _with_path(head: RequestHead, path: str) -> RequestHead:
-    _, mark, query = head.path.partition("?")
-    return RequestHead(head.method, head.authority, path + mark + query, head.headers, scheme=head.scheme)
-
-
-def _refused(details: str, text: str) -> LocalReply:
-    return LocalReply(403, "", details, text.encode(), TEXT, grpc_status=7)
-
-
-def _unconfigured(reason: str) -> LocalReply:
-    body = f"inbound configuration {reason}"
-    return LocalReply(503, "UH", "inbound_configuration_missing", body.encode(), TEXT, grpc_status=14)
-
-
 class InboundRequest:
     """One request between `Inbound.begin` and `finish`.
 
     Attributes:
         reply: The refusal to send instead of calling the application, or None.
         context: What calls made while serving it inherit.
+        response_headers: To be added to what the application answers.
     """
 
-    __slots__ = ("_finished", "_head", "_inbound", "_peer", "_start", "_trace", "context", "reply")
+    __slots__ = (
+        "_finished",
+        "_head",
+        "_inbound",
+        "_passage",
+        "_peer",
+        "_start",
+        "_trace",
+        "context",
+        "reply",
+        "response_headers",
+    )
 
     def __init__(
         self,
         inbound: "Inbound",
         head: RequestHead,
         peer: Peer,
-        reply: LocalReply | None,
+        admission: Admission,
         context: InboundContext,
         start: float,
         trace: RequestTrace | None = None,
     ) -> None:
+        reply, passage = admission.reply, admission.passage
+        headers = () if passage is None else passage.response_headers
+        if reply is not None and headers:
+            reply = replace(reply, headers=(*reply.headers, *headers))
         self._inbound = inbound
         self._head = head
         self._peer = peer
         self._start = start
         self._trace = trace
         self._finished = False
+        self._passage = passage
         self.reply = reply
+        self.response_headers = headers
         self.context = context
 
     @contextmanager
@@ -191,12 +130,17 @@ class InboundRequest:
         if self._finished:
             return
         self._finished = True
+        mesh = self._inbound.mesh
+        if self._passage is not None:
+            is_grpc = self._head.is_grpc
+            self._passage.leave(
+                mesh.clock(), mesh.rng, status=status, grpc_status=grpc_status, is_grpc=is_grpc, is_answered=True
+            )
         if self._trace is not None:
             try:
                 self._trace.end(status, grpc_status)
             except Exception:
                 report("ending a span")
-        mesh = self._inbound.mesh
         mesh.emit(
             RequestServed(
                 kind=self._inbound.kind,
@@ -227,15 +171,15 @@ class Inbound:
         self.kind = kind
         self.service = service
         self._address = address
-        self._guards: dict[str, _Guard] = {}
-        self._local: dict[tuple[str, int], _Guard] = {}
+        self._guards: dict[str, Guard] = {}
+        self._local: dict[tuple[str, int], Guard] = {}
 
-    def _guard(self, local: tuple[str, int]) -> _Guard | None:
+    def _guard(self, local: tuple[str, int]) -> Guard | None:
         """Return the guard of a local address; None: it cannot be told which listener applies."""
         guard = self._guards.get(self._address) if self._address is not None else self._local.get(local)
         return guard if guard is not None else self._find_guard(local)
 
-    def _find_guard(self, local: tuple[str, int]) -> _Guard | None:
+    def _find_guard(self, local: tuple[str, int]) -> Guard | None:
         address = self._address or self._announced(local)
         if not address:
             return None
@@ -243,7 +187,7 @@ class Inbound:
         if guard is None:
             try:
                 guard = self._guards.setdefault(
-                    address, _Guard(address, self.mesh.inbound(address), self.mesh.leaving_addresses)
+                    address, Guard(address, self.mesh.inbound(address), self.mesh.leaving_addresses)
                 )
             except ConfigError:  # not an address
                 return None
@@ -302,30 +246,33 @@ class Inbound:
         """
         mesh = self.mesh
         now = mesh.clock()
-        reply = None
+        admission = ADMITTED
         if not mesh.is_disabled and mesh.has_inbound:
-            reply = self._admit(head, peer, local, remote, routed)
+            admission = self._admit(head, peer, local, remote, routed, now)
         context = self._context(head, peer, now, remaining_s)
         trace = None
         try:
             trace = begin_trace(mesh.tracing, head, context, remote=remote, service=self.service)
         except Exception:
             report("starting a span")
-        return InboundRequest(self, head, peer, reply, context, now, trace)
+        return InboundRequest(self, head, peer, admission, context, now, trace)
 
     def _admit(
-        self, head: RequestHead, peer: Peer, local: tuple[str, int], remote: str, routed: bytes | None
-    ) -> LocalReply | None:
+        self, head: RequestHead, peer: Peer, local: tuple[str, int], remote: str, routed: bytes | None, now: float
+    ) -> Admission:
         guard = self._guard(local)
         if guard is None:
-            return _unconfigured(
+            reply = unconfigured(
                 f"of {join(*local) if local[1] else 'this connection'}: that address was not announced by this process; "
                 "pass `address=` to the adapter to say which listener applies"
             )
+            return Admission(reply)
         readings: tuple[str, ...] = ()
         if not head.is_grpc:  # a gRPC method is looked up exactly as sent
             if head.path[:1] != "/" and (head.path, head.method) != ("*", "OPTIONS"):
-                return LocalReply(400, "", "target_is_not_a_path", b"the request target must be a path", TEXT)
+                return Admission(
+                    LocalReply(400, "", "target_is_not_a_path", b"the request target must be a path", TEXT)
+                )
             readings = other_readings(head.path, routed)
         request = AuthzRequest(
             head=head,
@@ -335,7 +282,7 @@ class Inbound:
             destination_ip=_ip(local[0]),
             destination_port=local[1],
         )
-        return guard.admit(request, peer, readings, self.mesh.rng)
+        return guard.admit(request, peer, readings, self.mesh.rng, now)
 
     def _context(self, head: RequestHead, peer: Peer, now: float, remaining_s: float | None) -> InboundContext:
         deadline = None if remaining_s is None else now + remaining_s

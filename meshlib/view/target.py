@@ -1,19 +1,17 @@
 """One target: its routes, and what the options of each come to."""
 
 from collections.abc import Mapping
-from typing import Final, assert_never
+from typing import Final
 
 from meshlib.model.discovery import ScopedRoutes
-from meshlib.model.filters import AdaptiveConcurrency, AdmissionControl, LimitFilter, LocalRateLimit
+from meshlib.model.filters import LimitFilter
 from meshlib.model.request import RequestHead
 from meshlib.model.retry import RetryPolicy
 from meshlib.model.route import RouteAction, RouteConfiguration
 from meshlib.model.snapshot import ConfigFault, Demand, TargetConfig
 from meshlib.ports import Lock, Rng
-from meshlib.resilience.adaptive_concurrency import ConcurrencyLimiter
-from meshlib.resilience.admission_control import AdmissionController
 from meshlib.resilience.deadline import per_try_timeout_s, route_timeout_s, stream_duration_s
-from meshlib.resilience.rate_limit import RateLimiters
+from meshlib.resilience.limiters import Limiter, make_limiter
 from meshlib.resilience.retry import RetryRules
 from meshlib.routing.limits import RouteLimit
 from meshlib.routing.scopes import ScopeTable
@@ -61,9 +59,6 @@ class RoutePlan:
         )
 
 
-Limiter = RateLimiters | AdmissionController | ConcurrencyLimiter
-
-
 class ActiveFaults:
     """Counts injected faults in progress, for `max_active_faults`; one per target, over its configurations."""
 
@@ -85,18 +80,6 @@ class ActiveFaults:
         """Count a fault out."""
         with self._lock:
             self.active -= 1
-
-
-def _make_limiter(config: LimitFilter, now: float) -> Limiter:
-    match config:
-        case LocalRateLimit():
-            return RateLimiters(config, now)
-        case AdmissionControl():
-            return AdmissionController(config)
-        case AdaptiveConcurrency():
-            return ConcurrencyLimiter(config, now)
-        case _:
-            assert_never(config)
 
 
 class TargetView:
@@ -195,7 +178,7 @@ class TargetView:
         key = (limit.scope, limit.config)
         found = self._limiters.get(key)
         # Two threads may both be first: the first entry counts.
-        return self._limiters.setdefault(key, _make_limiter(limit.config, now)) if found is None else found
+        return self._limiters.setdefault(key, make_limiter(limit.config, now)) if found is None else found
 
     @property
     def is_warming(self) -> bool:

@@ -193,7 +193,7 @@ def _chain(name: str, address: str, chain: Any, place: str, problems: Problems) 
         routes = ""
     elif isinstance(routes, RouteConfiguration) and routes.has_more_hosts:
         problems.error(join(place, "route_config.vhds"), "is not supported in a server")
-    return ServerListener(name, address, tls, filters.rbac, routes, filters.discovered)
+    return ServerListener(name, address, tls, filters.rbac, routes, filters.discovered, filters.limits)
 
 
 def _chain_match(match: Any, path: str, problems: Problems, *, has_tls: bool) -> None:

@@ -216,7 +216,12 @@ class Follower(ClusterFollower):
                 return found
             if found is not None and isinstance(found.config, Rbac):
                 _insert(rbac, filter_.position, found.config)
-        return replace(listener, rbac=tuple(one for _, one in rbac)) if listener.discovered else listener
+        if not listener.discovered:
+            return listener
+        limits = tuple(
+            replace(limit, position=sum(number < limit.position for number, _ in rbac)) for limit in listener.limits
+        )
+        return replace(listener, rbac=tuple(one for _, one in rbac), limits=limits)
 
     def _filter(self, filter_: DiscoveredFilter, missing: Missing) -> FilterConfig | ConfigFault | None:
         """Return the configuration of a filter; None: it is missing."""

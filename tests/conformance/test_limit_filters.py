@@ -15,14 +15,19 @@ from peers.envoy import TYPE, Envoy, find_envoy, reserve_port, socket_address, s
 from peers.upstreams import LOOPBACK, HttpUpstream, Step
 
 from meshlib.call import Attempt, Call, Done
+from meshlib.events import Event
 from meshlib.model.cluster import Cluster, StaticDiscovery
 from meshlib.model.endpoint import ClusterLoadAssignment, Endpoint, Locality, LocalityEndpoints
-from meshlib.model.listener import ClientListener
+from meshlib.model.listener import ClientListener, ServerListener
 from meshlib.model.outcome import LocalReply, Response
 from meshlib.model.request import Headers, RequestHead
 from meshlib.model.route import RouteConfiguration
-from meshlib.model.snapshot import ClusterConfig, Snapshot, TargetConfig
+from meshlib.model.snapshot import ClusterConfig, InboundConfig, Snapshot, TargetConfig
 from meshlib.protos import from_dict
+from meshlib.runtime.context import HANDED_ON
+from meshlib.runtime.tracing import Tracing
+from meshlib.servers.inbound import Inbound
+from meshlib.servers.peer import ANONYMOUS
 from meshlib.testing import FakeClock, FakeMesh, mesh_source
 from meshlib.xds.decode import decode_resource
 from meshlib.xds.resources import LDS
@@ -140,6 +145,56 @@ def by_meshlib(mesh: FakeMesh, status: int = 200) -> Seen:
     return result.status, body, shown, added
 
 
+def inbound_of(manager: Json) -> Inbound:
+    """The same manager as that of a server, which lets in what Envoy forwards."""
+    (route,) = manager["route_config"]["virtual_hosts"][0]["routes"]
+    let_in = {"name": "v", "domains": ["*"], "routes": [{**route, "non_forwarding_action": {}}]}
+    let_in["routes"][0].pop("route")
+    config = {**manager, "route_config": {"name": "r", "virtual_hosts": [let_in]}}
+    chain = {"filters": [{"name": "manager", "typed_config": config}]}
+    listener = {"name": "l", "address": socket_address("10.0.0.1:80"), "filter_chains": [chain]}
+    result = decode_resource(LDS, from_dict("envoy.config.listener.v3.Listener", listener).SerializeToString())
+    assert () == result.errors
+    assert isinstance(result.value, ServerListener) and isinstance(result.value.routes, RouteConfiguration)
+    return Inbound(ServerMesh(InboundConfig(result.value, result.value.routes)), kind="http")
+
+
+class ServerMesh:
+    """A mesh with one inbound configuration."""
+
+    def __init__(self, config: InboundConfig) -> None:
+        self.clock = FakeClock()
+        self.rng = Random(1)
+        self.is_disabled = False
+        self.tracing = Tracing()
+        self.handed_on = HANDED_ON
+        self.has_inbound = True
+        self.default_inbound_address: str | None = "10.0.0.1:80"
+        self.announced_addresses: dict[str, str] = {}
+        self.leaving_addresses: dict[str, InboundConfig] = {}
+        self.forwarded: dict[str, str] = {}
+        self.current: InboundConfig | None = config
+
+    def inbound(self, address: str) -> "ServerMesh":
+        return self
+
+    def wait_ready(self, timeout_s: float) -> InboundConfig:
+        assert self.current is not None
+        return self.current
+
+    def emit(self, event: Event) -> None:
+        """Nobody listens."""
+
+
+def by_server(inbound: Inbound) -> Seen:
+    request = inbound.begin(RequestHead("GET", "l", "/", Headers()), ANONYMOUS, local=("", 0), remote="10.0.0.2")
+    reply = request.reply
+    status, body = (200, "") if reply is None else (reply.status, reply.body.decode())
+    headers = request.response_headers if reply is None else reply.headers
+    request.finish(status)
+    return status, body, {name: value for name, value in headers if name in SHOWN}, ""
+
+
 def by_envoy(envoy: Envoy, upstream: HttpUpstream) -> Seen:
     before = len(upstream.seen)
     answer = httpx.get(f"http://{envoy.listen}/", trust_env=False)
@@ -200,9 +255,13 @@ def by_envoy(envoy: Envoy, upstream: HttpUpstream) -> Seen:
     ],
 )
 def test_rate_limits_answer_as_envoy(managers: Json, envoy: Callable[[Json], Envoy], upstream: HttpUpstream) -> None:
+    """In a client, and in a server, unless it is about something that a server refuses."""
     running, mesh = envoy(managers), mesh_of(managers)
     seen = [by_envoy(running, upstream) for _ in range(4)]
     assert seen == [by_meshlib(mesh) for _ in range(4)]
+    if "request_headers_to_add_when_not_enforced" not in managers["http_filters"][0]["typed_config"]:
+        inbound = inbound_of(managers)
+        assert seen == [by_server(inbound) for _ in range(4)]
 
 
 def test_descriptors_are_counted_as_by_envoy(tmp_path: Path, record_property: Callable[[str, object], None]) -> None:

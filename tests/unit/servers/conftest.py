@@ -11,6 +11,7 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from meshlib.errors import UnavailableError
 from meshlib.events import Event, RequestServed
 from meshlib.model.authorization import All, And, Header, Or, Policy, Principal, Rbac, RbacAction, UrlPath
+from meshlib.model.filters import ListedLimit
 from meshlib.model.listener import ServerListener
 from meshlib.model.matcher import HeaderMatcher, PathKind, PathMatcher, StringKind, StringMatcher
 from meshlib.model.route import NonForwarding, Route, RouteConfiguration, RouteMatcher, VirtualHost
@@ -70,11 +71,13 @@ class FakeServerMesh:
         tls: ServerTls | None = None,
         prefix: str = "/",
         takes_plaintext: bool = False,
+        limits: tuple[ListedLimit, ...] = (),
     ) -> InboundConfig:
         route = Route(RouteMatcher(PathMatcher(PathKind.PREFIX, prefix)), NonForwarding())
         routes = RouteConfiguration("inbound", (VirtualHost("inbound", ("*",), (route,)),))
         config = InboundConfig(
-            ServerListener("inbound", address, tls, rbac, routes, takes_plaintext=takes_plaintext), routes
+            ServerListener("inbound", address, tls, rbac, routes, limits=limits, takes_plaintext=takes_plaintext),
+            routes,
         )
         self.inbound(address).current = config
         return config

@@ -5,6 +5,8 @@ from typing import Any
 import pytest
 
 from meshlib.integrations.asgi import MeshMiddleware
+from meshlib.model.filters import ListedLimit, LocalRateLimit, TokenBucket
+from meshlib.model.matcher import Fraction
 from meshlib.runtime.context import current_request
 
 
@@ -119,3 +121,16 @@ async def test_given_address_beats_the_connections(server_mesh: Any) -> None:
     server_mesh.rules(address="10.0.0.1:8080")
     sent = await call(MeshMiddleware(App(), mesh=server_mesh, address="10.0.0.1:8080"), scope())
     assert 200 == sent[0]["status"]
+
+
+async def test_what_a_limit_says_goes_to_the_caller(server_mesh: Any) -> None:
+    limit = LocalRateLimit(TokenBucket(1, 1, 600.0), Fraction(100), Fraction(100), tells_limits=True)
+    server_mesh.rules(limits=(ListedLimit("limit", limit),))
+    app = App()
+    middleware = MeshMiddleware(app, mesh=server_mesh)
+    left = (b"x-ratelimit-remaining", b"0")
+    for status, body in ((200, b"hello"), (429, b"local_rate_limited")):
+        sent = await call(middleware, scope())
+        assert [status, body] == [sent[0]["status"], sent[1]["body"]]
+        assert left in sent[0]["headers"]
+    assert 1 == app.calls

@@ -7,6 +7,8 @@ from typing import Any
 import pytest
 
 from meshlib.integrations.wsgi import MeshMiddleware
+from meshlib.model.filters import ListedLimit, LocalRateLimit, TokenBucket
+from meshlib.model.matcher import Fraction
 from meshlib.runtime.context import current_request, remaining_s
 
 
@@ -38,9 +40,11 @@ class Connection:
 
 class Recorder:
     status = ""
+    headers: Any = ()
 
     def __call__(self, status: str, headers: Any, *rest: Any) -> Any:
         self.status = status
+        self.headers = headers
 
 
 def test_request_passes_within_its_context(server_mesh: Any) -> None:
@@ -185,3 +189,19 @@ def test_a_path_that_the_server_made_up_must_be_allowed_too(server_mesh: Any) ->
     recorder = Recorder()
     b"".join(MeshMiddleware(lambda *_: [], mesh=server_mesh)(environ(PATH_INFO="/admin"), recorder))
     assert "404 Not Found" == recorder.status
+
+
+def test_what_a_limit_says_goes_to_the_caller(server_mesh: Any) -> None:
+    limit = LocalRateLimit(TokenBucket(1, 1, 600.0), Fraction(100), Fraction(100), tells_limits=True)
+    server_mesh.rules(limits=(ListedLimit("limit", limit),))
+
+    def app(environ: Any, start: Any) -> Iterable[bytes]:
+        start("200 OK", [("x-own", "1")])
+        return [b"hello"]
+
+    middleware = MeshMiddleware(app, mesh=server_mesh)
+    for status, body in (("200 OK", b"hello"), ("429 Too Many Requests", b"local_rate_limited")):
+        recorder = Recorder()
+        assert body == b"".join(middleware(environ(), recorder))
+        assert status == recorder.status
+        assert ("x-ratelimit-remaining", "0") in recorder.headers
