@@ -67,7 +67,6 @@ class LocalRateLimit:
     host_limits: Whether those of the virtual host count.
     always_takes: Requests with a descriptor take from `bucket` too.
     max_dynamic: Buckets of one entry of `descriptors` at most, those used last.
-    is_per_connection: Each connection that comes in has buckets of its own; to a client its process is the one that does.
     """
 
     bucket: TokenBucket | None
@@ -84,7 +83,6 @@ class LocalRateLimit:
     host_limits: HostLimits = HostLimits.OVERRIDDEN
     always_takes: bool = True
     max_dynamic: int = 20
-    is_per_connection: bool = False
 
 
 @dataclass(frozen=True, slots=True)

@@ -307,6 +307,11 @@ class InboundTable:
         self._table = RouteTable(ClientListener(routes.name, routes, limits=limits), routes)
         self._unrouted = limits_of(limits, (), Facts())
         self.limits = self._table.limits.union(self._unrouted)
+        for limit in self.limits:
+            if limit.unenforced is not None:
+                # The listener's own is refused when it is decoded; a route may be a client's as well.
+                reason = "a server cannot add to a request (request_headers_to_add_when_not_enforced)"
+                raise ValueError(f"{routes.name}: filter {limit.scope}: {reason}")
 
     def match(self, head: RequestHead, rng: Rng) -> InboundMatch:
         """Let the request in when it matches a `non_forwarding_action`, else say what refuses it.

@@ -12,7 +12,7 @@ from meshlib.model.session import SessionPolicy
 from meshlib.xds.decode_common import any_type, cover, duration, is_discovered_by_ads, join, unpack
 from meshlib.xds.decode_fault import FAULT_TYPE, fault_policy
 from meshlib.xds.decode_header_filter import HEADER_FILTER_TYPE, header_filter
-from meshlib.xds.decode_limits import LIMIT_TYPES, check_server_limit, limit_filter
+from meshlib.xds.decode_limits import LIMIT_TYPES, limit_filter
 from meshlib.xds.decode_rbac import RBAC_TYPE, decode_rbac
 from meshlib.xds.decode_session import SESSION_TYPE, session_policy
 from meshlib.xds.problems import Problems
@@ -122,9 +122,7 @@ def decode_filters(filters: Any, path: str, problems: Problems, *, is_server: bo
             header_changes = header_filter(item, config_path, problems, is_after_fault=has_fault)
             header_filters += [] if header_changes is None else [header_changes]
         elif kind in LIMIT_TYPES:
-            limit = limit_filter(kind, item.typed_config, config_path, problems)
-            if is_server:
-                check_server_limit(limit, config_path, problems)
+            limit = limit_filter(kind, item.typed_config, config_path, problems, is_server=is_server)
             if limit is not None:
                 listed = None if item.disabled else limit
                 limits.append(ListedLimit(item.name, listed, is_after_fault=has_fault, position=len(rbac)))

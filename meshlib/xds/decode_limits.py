@@ -21,7 +21,7 @@ from meshlib.xds.decode_headers import header_additions
 from meshlib.xds.decode_matcher import percent, runtime_fraction, runtime_keys
 from meshlib.xds.problems import Problems
 
-__all__ = ["LIMIT_TYPES", "check_server_limit", "limit_filter", "limit_overrides"]
+__all__ = ["LIMIT_TYPES", "limit_filter", "limit_overrides"]
 
 RATE_LIMIT_TYPE: Final = "envoy.extensions.filters.http.local_ratelimit.v3.LocalRateLimit"
 ADMISSION_TYPE: Final = "envoy.extensions.filters.http.admission_control.v3.AdmissionControl"
@@ -47,19 +47,19 @@ _RATE_LIMIT_USED: Final = frozenset(
         "vh_rate_limits",
         "always_consume_default_token_bucket",
         "max_dynamic_descriptors",
-        "local_rate_limit_per_downstream_connection",
     }
 )
 _RATE_LIMIT_REFUSED: Final = frozenset({"local_cluster_rate_limit"})
 
 
 def limit_filter(
-    kind: str, packed: Any, path: str, problems: Problems, *, is_override: bool = False
+    kind: str, packed: Any, path: str, problems: Problems, *, is_override: bool = False, is_server: bool = False
 ) -> LimitFilter | None:
     """Decode the configuration of one of `LIMIT_TYPES`; None after an error.
 
     Args:
         is_override: It is that of a level.
+        is_server: It is a server's.
     """
     message = unpack(packed, path, problems)
     if message is None:
@@ -67,19 +67,12 @@ def limit_filter(
     if kind == RATE_LIMIT_TYPE:
         if is_override and not message.HasField("token_bucket"):
             problems.error(join(path, "token_bucket"), "is required")
+        if is_server:
+            _check_server(message, path, problems)
         return _rate_limit(message, path, problems)
     if kind == ADMISSION_TYPE:
         return _admission(message, path, problems)
     return _concurrency(message, path, problems)
-
-
-def check_server_limit(limit: LimitFilter | None, path: str, problems: Problems) -> None:
-    """Refuse what a server cannot do: a request is handed to the application as it came, whatever its connection."""
-    if isinstance(limit, LocalRateLimit):
-        if limit.unenforced_headers:
-            problems.error(join(path, "request_headers_to_add_when_not_enforced"), "is not supported in a server")
-        if limit.is_per_connection:
-            problems.error(join(path, "local_rate_limit_per_downstream_connection"), "is not supported in a server")
 
 
 def limit_overrides(configs: Mapping[str, Any], path: str, problems: Problems) -> LimitOverrides:
@@ -100,6 +93,14 @@ def limit_overrides(configs: Mapping[str, Any], path: str, problems: Problems) -
         elif kind in LIMIT_TYPES:
             problems.error(place, f"{kind.rpartition('.')[2]} has no configuration per route")
     return tuple(found.items())
+
+
+def _check_server(message: Any, path: str, problems: Problems) -> None:
+    """Refuse what a server cannot do: a request is handed to the application as it came, whatever its connection."""
+    if message.request_headers_to_add_when_not_enforced:
+        problems.error(join(path, "request_headers_to_add_when_not_enforced"), "is not supported in a server")
+    if message.local_rate_limit_per_downstream_connection:
+        problems.error(join(path, "local_rate_limit_per_downstream_connection"), "is not supported in a server")
 
 
 def _rate_limit(message: Any, path: str, problems: Problems) -> LocalRateLimit:
@@ -127,7 +128,6 @@ def _rate_limit(message: Any, path: str, problems: Problems) -> LocalRateLimit:
         host_limits=_host_limits(message, path, problems),
         always_takes=True if always is None else always,
         max_dynamic=20 if most is None else most,
-        is_per_connection=message.local_rate_limit_per_downstream_connection,
     )
 
 

@@ -223,6 +223,27 @@ def test_a_server_listener(decode_server, http_filter):
     assert decoded.unused == (f"{SERVER_MANAGER}.http_filters[1]: is disabled",)
 
 
+def test_filters_of_a_server_that_limit_stand_among_those_for_authorization(decode_server, http_filter):
+    bucket = {"max_tokens": 1, "fill_interval": "1s"}
+    limit = http_filter("local_ratelimit.v3.LocalRateLimit", name="limit", stat_prefix="s", token_bucket=bucket)
+    allow = http_filter("rbac.v3.RBAC", name="allow", rules={})
+    late = {**limit, "name": "late", "disabled": True}
+    found = value_of(decode_server(limit, allow, late)).limits
+    assert [("limit", 0, False), ("late", 1, True)] == [(one.name, one.position, one.config is None) for one in found]
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [
+        ("request_headers_to_add_when_not_enforced", [{"header": {"key": "x", "value": "1"}}]),
+        ("local_rate_limit_per_downstream_connection", True),
+    ],
+)
+def test_what_a_server_cannot_do_for_a_limit_is_refused(decode_server, http_filter, field, value):
+    limit = http_filter("local_ratelimit.v3.LocalRateLimit", name="limit", stat_prefix="s", **{field: value})
+    assert paths_of(decode_server(limit)) == [f"{SERVER_MANAGER}.http_filters[0].typed_config.{field}"]
+
+
 def test_a_server_listener_with_rds(decode_server):
     decoded = decode_server(rds={"route_config_name": "x", "config_source": {"self": {}}})
     assert value_of(decoded).routes == "x"
