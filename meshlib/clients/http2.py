@@ -120,6 +120,8 @@ class _Http2(httpcore.HTTP2Connection):
     def _response_closed(self, stream_id: int) -> None:
         self._trailers.pop(stream_id, None)
         super()._response_closed(stream_id)
+        if self._connection_error and not self._events:  # nobody will use it again, or wants anything of it
+            self.close()
 
 
 class _Connection(httpcore.HTTPConnection):
@@ -269,6 +271,8 @@ class _AsyncHttp2(httpcore.AsyncHTTP2Connection):
     async def _response_closed(self, stream_id: int) -> None:
         self._trailers.pop(stream_id, None)
         await super()._response_closed(stream_id)
+        if self._connection_error and not self._events:
+            await self.aclose()
 
 
 class _AsyncConnection(httpcore.AsyncHTTPConnection):

@@ -1,5 +1,8 @@
 """What servers and networks do wrong over HTTP/2, and how much a client may ask of a server."""
 
+import gc
+import itertools
+import os
 import socket
 import struct
 import threading
@@ -7,6 +10,7 @@ import time
 import tracemalloc
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from typing import Any
 
 import h2.config
@@ -490,3 +494,56 @@ def test_connections_that_were_opened_ahead_age(
         time.sleep(0.1)
         assert client.post(URL).text == "ok"
     assert server.connections == 2
+
+
+@NAMES
+def test_nothing_is_left_behind(name: str, mesh: Any, raw_server: Any) -> None:
+    """Sockets, threads and memory after many calls that end in every way."""
+
+    def refuse(server: Server, state: h2.connection.H2Connection, stream: int) -> None:
+        state.reset_stream(stream, 7)
+
+    def leave(server: Server, state: h2.connection.H2Connection, stream: int) -> None:
+        server.respond(state, stream)
+        state.close_connection()
+
+    def trailers(server: Server, state: h2.connection.H2Connection, stream: int) -> None:
+        state.send_headers(stream, [(":status", "200")])
+        state.send_data(stream, b"ok")
+        state.send_headers(stream, [("x-a", "b")], end_stream=True)
+
+    ways = [Server.respond, trailers, short, Server.respond, refuse, trailers, leave, no_status, Server.respond]
+    turn = itertools.cycle(ways)
+    server = Server(lambda server, state, stream: next(turn)(server, state, stream))
+    mesh.serve("checkout", {"c": [raw_server(server.handle).address]}, timeout_s=0.0, http2=True)
+    gc.collect()
+    with opened(name, mesh):
+        pass  # what a loop keeps for the process
+    before, threads = len(os.listdir("/proc/self/fd")), threading.active_count()
+    with opened(name, mesh) as driver:
+        client = driver.client(timeout=5)
+
+        def calls(count: int) -> None:
+            for _ in range(count):
+                with suppress(httpx.TransportError):
+                    client.post(URL, content=b"x" * 100)
+
+        calls(36)
+        mesh.events.clear()
+        gc.collect()
+        tracemalloc.start()
+        try:
+            calls(90)
+            mesh.events.clear()
+            gc.collect()
+            kept, _ = tracemalloc.get_traced_memory()
+        finally:
+            tracemalloc.stop()
+        assert mesh.held("c") == (0, 0)
+        client.close()
+    assert kept < 500_000, "bytes kept after 90 calls"
+    end = time.monotonic() + 10
+    while len(os.listdir("/proc/self/fd")) > before or threading.active_count() > threads:
+        assert time.monotonic() < end, (before, os.listdir("/proc/self/fd"), threading.enumerate())
+        gc.collect()
+        time.sleep(0.02)

@@ -111,6 +111,21 @@ async def test_closing_drops_who_has_said_nothing_and_leaves_no_file(contexts: A
     assert before == open_files()
 
 
+async def test_closing_does_not_wait_for_who_is_in_the_middle_of_a_handshake(contexts: Any, open_files: Any) -> None:
+    before = open_files()
+    begin = time.monotonic()
+    async with mixed_server(contexts[0]) as address:
+        reader, writer = await asyncio.open_connection(*address)
+        writer.write(b"\x16\x03\x01")
+        await asyncio.sleep(0.05)
+    with suppress(ConnectionError):
+        assert b"" == await reader.read(100)
+    writer.close()
+    assert time.monotonic() - begin < 5
+    await asyncio.sleep(0.05)
+    assert before >= open_files()
+
+
 def test_a_blocking_server_waits_no_longer_than_that(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(mixed, "FIRST_BYTE_S", 0.05)
     ours, theirs = socket.socketpair()
