@@ -37,6 +37,22 @@ _GONE: Final = (httpcore.NetworkError, httpcore.RemoteProtocolError, httpcore.Ti
 Field = tuple[bytes, bytes]
 
 
+def _length(request: httpcore.Request, response: httpcore.Response) -> int | None:
+    """Return how long a response says that its body is; None: it does not, or has none."""
+    if request.method == b"HEAD" or response.status in (204, 304):
+        return None
+    for name, value in response.headers:
+        if name.lower() == b"content-length":
+            return int(value)  # h2 has checked it
+    return None
+
+
+def _check_length(declared: int | None, received: int) -> None:
+    """h2 does so where the body ends the stream, but not where trailers do."""
+    if declared is not None and declared != received:
+        raise httpcore.RemoteProtocolError(f"the body has {received} bytes, and should have {declared}")
+
+
 class _Trailers(dict[int, list[Field]]):
     """Of the streams that are open, by their ids."""
 
@@ -66,6 +82,7 @@ class _Http2(httpcore.HTTP2Connection):
     def __init__(self, origin: httpcore.Origin, stream: httpcore.NetworkStream, keepalive_expiry: float | None) -> None:
         super().__init__(origin, stream, keepalive_expiry)
         self._trailers = _Trailers()
+        self._lengths: dict[int, int | None] = {}
         self._expire_at = None if keepalive_expiry is None else time.monotonic() + keepalive_expiry
         self._looking = threading.Lock()
 
@@ -74,6 +91,7 @@ class _Http2(httpcore.HTTP2Connection):
         response = super().handle_request(request)
         stream_id = response.extensions["stream_id"]
         response.extensions["trailers"] = self._trailers.setdefault(stream_id, [])
+        self._lengths[stream_id] = _length(request, response)
         return response
 
     def _look(self, request: httpcore.Request) -> None:
@@ -99,12 +117,15 @@ class _Http2(httpcore.HTTP2Connection):
             super()._receive_events(request, stream_id)
 
     def _receive_response_body(self, request: httpcore.Request, stream_id: int) -> Iterator[bytes]:
+        received = 0
         while not isinstance(event := self._receive_stream_event(request, stream_id), h2.events.StreamEnded):
             if isinstance(event, h2.events.DataReceived):
+                received += len(event.data or b"")
                 with _acknowledging():
                     self._h2_state.acknowledge_received_data(event.flow_controlled_length or 0, stream_id)
                     self._write_outgoing_data(request)
                 yield event.data or b""
+        _check_length(self._lengths.get(stream_id), received)
 
     def _read_incoming_data(self, request: httpcore.Request) -> list[Any]:
         try:
@@ -119,6 +140,7 @@ class _Http2(httpcore.HTTP2Connection):
 
     def _response_closed(self, stream_id: int) -> None:
         self._trailers.pop(stream_id, None)
+        self._lengths.pop(stream_id, None)
         super()._response_closed(stream_id)
         if self._connection_error and not self._events:  # nobody will use it again, or wants anything of it
             self.close()
@@ -217,6 +239,7 @@ class _AsyncHttp2(httpcore.AsyncHTTP2Connection):
     ) -> None:
         super().__init__(origin, stream, keepalive_expiry)
         self._trailers = _Trailers()
+        self._lengths: dict[int, int | None] = {}
         self._expire_at = None if keepalive_expiry is None else time.monotonic() + keepalive_expiry
         self._is_looking = False
 
@@ -225,6 +248,7 @@ class _AsyncHttp2(httpcore.AsyncHTTP2Connection):
         response = await super().handle_async_request(request)
         stream_id = response.extensions["stream_id"]
         response.extensions["trailers"] = self._trailers.setdefault(stream_id, [])
+        self._lengths[stream_id] = _length(request, response)
         return response
 
     async def _look(self, request: httpcore.Request) -> None:
@@ -251,12 +275,15 @@ class _AsyncHttp2(httpcore.AsyncHTTP2Connection):
             await super()._receive_events(request, stream_id)
 
     async def _receive_response_body(self, request: httpcore.Request, stream_id: int) -> AsyncIterator[bytes]:
+        received = 0
         while not isinstance(event := await self._receive_stream_event(request, stream_id), h2.events.StreamEnded):
             if isinstance(event, h2.events.DataReceived):
+                received += len(event.data or b"")
                 with _acknowledging():
                     self._h2_state.acknowledge_received_data(event.flow_controlled_length or 0, stream_id)
                     await self._write_outgoing_data(request)
                 yield event.data or b""
+        _check_length(self._lengths.get(stream_id), received)
 
     async def _read_incoming_data(self, request: httpcore.Request) -> list[Any]:
         try:
@@ -270,6 +297,7 @@ class _AsyncHttp2(httpcore.AsyncHTTP2Connection):
 
     async def _response_closed(self, stream_id: int) -> None:
         self._trailers.pop(stream_id, None)
+        self._lengths.pop(stream_id, None)
         await super()._response_closed(stream_id)
         if self._connection_error and not self._events:
             await self.aclose()

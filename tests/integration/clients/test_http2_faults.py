@@ -173,7 +173,13 @@ def junk(server: Server, state: h2.connection.H2Connection, stream: int) -> None
     server.socket.sendall(bytes(9))
 
 
-BROKEN = (short, long, not_a_number, no_status, one_large_header, endless_headers, junk)
+def short_with_trailers(server: Server, state: h2.connection.H2Connection, stream: int) -> None:
+    state.send_headers(stream, [(":status", "200"), ("content-length", "9")])
+    state.send_data(stream, b"hello")
+    state.send_headers(stream, [("x-a", "b")], end_stream=True)
+
+
+BROKEN = (short, short_with_trailers, long, not_a_number, no_status, one_large_header, endless_headers, junk)
 
 
 @EVERY

@@ -129,7 +129,7 @@ def test_http2(mesh: Any, raw_server: Any) -> None:
         with pytest.raises(httpx2.RemoteProtocolError):
             client.post("http://checkout/")
         assert "ok" == client.post("http://checkout/").text
-    assert server.connections == 3
+    assert server.connections == 2
     assert mesh.held("c") == (0, 0)
 
 
@@ -146,5 +146,5 @@ async def test_http2_async(mesh: Any, raw_server: Any) -> None:
         with pytest.raises(httpx2.RemoteProtocolError):
             await client.post("http://checkout/")
         assert "ok" == (await client.post("http://checkout/")).text
-    assert server.connections == 3
+    assert server.connections == 2
     assert mesh.held("c") == (0, 0)
