@@ -262,5 +262,8 @@ class Follower(ClusterFollower):
             return found, ()
         if isinstance(routes, ConfigFault):
             return routes, ()
+        limits = with_runtime(found.limits, runtime)
+        if limits is not found.limits:
+            found = replace(found, limits=limits)
         config = InboundConfig(found, with_runtime(routes, runtime))
         return (before if isinstance(before, InboundConfig) and before == config else config), ()

@@ -513,6 +513,19 @@ def test_limits_of_the_listener_have_runtime_values_too() -> None:
     assert world.shop.listener.limits[0].config == replace(limiter, enabled=Fraction(0, 100, "off"))
 
 
+def test_limits_of_a_server_have_runtime_values_too() -> None:
+    world = World(inbound=("in",), runtime=(RuntimeLayer("static", {"off": 0.0}),))
+    limiter = LocalRateLimit(TokenBucket(1, 1, 1.0), Fraction(100, 100, "off"), Fraction(100))
+    listed = (ListedLimit("l", limiter),)
+    world.put(LDS, "in", ServerListener("in", "127.0.0.1:1", None, (), RouteConfiguration("r", ()), limits=listed))
+    world.settle()
+    found = world.snapshot.inbound["in"]
+    assert isinstance(found, InboundConfig)
+    assert found.listener.limits[0].config == replace(limiter, enabled=Fraction(0, 100, "off"))
+    world.settle()
+    assert world.snapshot.inbound["in"] is found
+
+
 def test_clusters_have_runtime_values_too_and_change_only_with_them() -> None:
     world = World(runtime=("live",))
     world.put(LDS, "shop", ClientListener("shop", routes("x")))
