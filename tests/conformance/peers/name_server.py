@@ -138,10 +138,10 @@ class NameServer:
             if records is None:
                 answer.set_rcode(dns.rcode.NXDOMAIN)
             elif kind in _KINDS:
-                found = [(text, ttl) for text, ttl in records if (":" in text) == (kind == "AAAA")]
-                if found:
-                    texts = [text for text, _ in found]
-                    answer.answer.append(dns.rrset.from_text(f"{owner}.", found[0][1], "IN", kind, *texts))
+                # Each in a set of its own: the library shuffles the records of one.
+                for text, ttl in records:
+                    if (":" in text) == (kind == "AAAA"):
+                        answer.answer.append(dns.rrset.from_text(f"{owner}.", ttl, "IN", kind, text))
         return answer.to_wire()
 
     def _serve_udp(self) -> None:
