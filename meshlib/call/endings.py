@@ -19,7 +19,7 @@ from meshlib.resilience.classify import failure_flag
 from meshlib.resilience.retry import RetryRules
 from meshlib.routing.compiled import FaultedReply
 from meshlib.routing.format import Scene
-from meshlib.view import RoutePlan, TargetView
+from meshlib.view import ClusterState, RoutePlan, TargetView
 
 __all__ = ["CLOSED", "DELAYED", "DONE", "NEW", "RUNNING", "WAITING", "CallEndings", "Flight", "NoFurther"]
 
@@ -111,6 +111,9 @@ class CallEndings(CallFacts):
     _wake_at: float | None = None
     _is_timeout_retry = False
     _priorities: TriedPriorities | None = None
+    # Of a gRPC call: what it could not connect to, and where it goes instead.
+    _unreachable: list[EndpointState] = []  # noqa: RUF012 - `_goes_elsewhere` makes the call's own
+    _elsewhere: tuple[ClusterState, EndpointState] | None = None
     _named: list[str] | None = None
     _backoffs = 0
     _was_sent = False

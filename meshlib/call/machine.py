@@ -20,12 +20,12 @@ from meshlib.call.named import named_endpoints
 from meshlib.call.repeat import GRPC_MAX_ATTEMPTS
 from meshlib.call.replies import NO_HOST, OVERFLOW, drop_reply, no_cluster_reply
 from meshlib.call.report import attempt_finished
-from meshlib.call.retry_hosts import TriedPriorities, unwanted_hosts
+from meshlib.call.retry_hosts import MAX_UNREACHABLE, TriedPriorities, another_host, unwanted_hosts
 from meshlib.call.steps import Attempt, Done, Sleep, Step
 from meshlib.call.way import Way, is_the_same_for_all
 from meshlib.events import HostEjected
 from meshlib.model.lb_policy import Maglev, RandomSubsetting, RingHash
-from meshlib.model.outcome import GRPC_OK, FailureKind, LocalReply, Outcome, Response
+from meshlib.model.outcome import GRPC_OK, Failure, FailureKind, LocalReply, Outcome, Response
 from meshlib.model.request import Headers, HeadMemo, RequestHead
 from meshlib.model.route import FaultPolicy
 from meshlib.resilience.deadline import parse_ms
@@ -37,7 +37,7 @@ from meshlib.routing.hash_policy import CookieMaker, cluster_hash
 from meshlib.routing.prepare import EarlyAnswer
 from meshlib.routing.session import Session
 from meshlib.routing.table import RouteMatch
-from meshlib.view import ClusterState, RoutePlan
+from meshlib.view import AggregateState, ClusterState, RoutePlan
 
 __all__ = ["Call"]
 
@@ -154,7 +154,10 @@ class Call(HedgedSteps):
             self._release()
 
         number = len(self._tried)
-        if learner is not None and failure is not None and learner.moves_on(cluster.states, self._tried, failure, now):
+        if failure is not None and (
+            (learner is not None and learner.moves_on(cluster.states, self._tried, failure, now))
+            or (is_grpc and self._goes_elsewhere(failure, cluster))
+        ):
             # The policy's own business, as in gRPC, where a call waits until one of the addresses is connected to.
             wait_s: float | None = 0.0
         elif not self._rules.on or (outcome is GRPC_OK and self._rules.spares_ok):
@@ -373,8 +376,10 @@ class Call(HedgedSteps):
     def _again(self, now: float) -> Step:
         assert self.match is not None and self.cluster is not None
         routed = self.target.clusters.get(self.match.cluster)
-        if isinstance(routed, ClusterState) and routed.is_aggregate and not self._move(routed.choose(self._rng)):
-            return self._unable(OVERFLOW)
+        if isinstance(routed, ClusterState) and routed.is_aggregate:
+            leaf = routed.choose(self._rng) if self._elsewhere is None else self._elsewhere[0]
+            if not self._move(leaf):
+                return self._unable(OVERFLOW)
         return self._attempt(self.match, self.cluster, now)
 
     def _move(self, leaf: ClusterState) -> bool:
@@ -449,6 +454,9 @@ class Call(HedgedSteps):
 
     def _pick(self, picker: Picker, match: RouteMatch, cluster: ClusterState) -> EndpointState | None:
         """Choose an endpoint by all that may have a say: what was tried before, subsets, the request's hash."""
+        if self._elsewhere is not None:
+            (_, found), self._elsewhere = self._elsewhere, None
+            return found
         retry, tried = self._plan.retry, self._tried
         if tried and retry is not None and retry.priority_update:
             picker = self._other_priorities(cluster, retry.priority_update)
@@ -459,6 +467,34 @@ class Call(HedgedSteps):
             avoid = unwanted_hosts(retry, tried)
             return picker.pick(hash_, self._rng, avoid, retry.host_selection_attempts)
         return picker.pick(hash_, self._rng)
+
+    def _goes_elsewhere(self, failure: Failure, cluster: ClusterState) -> bool:
+        """Whether another endpoint is there for a gRPC call that its own could not be connected to.
+
+        gRPC's policies pick among endpoints that are connected, and pass over priorities without any; what has not left
+        the client is no retry (gRFC A6).
+        """
+        match = self.match
+        if failure.kind is not FailureKind.CONNECT or failure.request_sent or self._is_hedged:
+            return False
+        if match is None or match.session is not None or self._named is not None:
+            return False
+        if not self._unreachable:
+            self._unreachable = []
+        if len(self._unreachable) >= MAX_UNREACHABLE:
+            return False
+        self._unreachable.append(self._tried[-1])
+
+        routed = self.target.clusters.get(match.cluster)
+        # The leaves of an aggregate cluster are lower priorities (gRFC A37).
+        others = routed.leaves if isinstance(routed, AggregateState) else ()
+        for leaf in (cluster, *(other for other in others if other is not cluster)):
+            hash_ = self._hash_for(match, leaf) if leaf.picker.uses_hash else None
+            found = another_host(leaf, self._unreachable, match.criteria, hash_, self._rng)
+            if found is not None:
+                self._elsewhere = leaf, found
+                return True
+        return False
 
     def _written(
         self, out: RequestHead, number: int, match: RouteMatch, deadline: float | None, now: float

@@ -10,9 +10,17 @@ from typing import overload
 from meshlib.balancing.endpoint_state import EndpointState
 from meshlib.balancing.picker import Picker
 from meshlib.model.retry import RetryPolicy
+from meshlib.model.subset import MatchCriteria
+from meshlib.ports import Rng
 from meshlib.view import ClusterState
 
-__all__ = ["TriedPriorities", "unwanted_hosts"]
+__all__ = ["MAX_UNREACHABLE", "TriedPriorities", "another_host", "unwanted_hosts"]
+
+MAX_UNREACHABLE = 8
+"""Endpoints that one gRPC call tries to connect to before it fails. gRPC, which connects before calls come, has no such
+number."""
+PICKS_PER_HOST = 10
+"""A policy that chooses by chance finds the one that is left of two with this many tries, but for once in a million."""
 
 _LB = "envoy.lb"
 
@@ -63,6 +71,32 @@ def unwanted_hosts(policy: RetryPolicy, tried: Sequence[EndpointState]) -> Seque
     if policy.avoid_canaries or policy.avoid_metadata:
         return _Unwanted(policy, tried)
     return tried
+
+
+def another_host(
+    cluster: ClusterState,
+    unreachable: Sequence[EndpointState],
+    criteria: MatchCriteria | None,
+    hash_: int | None,
+    rng: Rng,
+) -> EndpointState | None:
+    """Return a host that is none of some, of their priorities if there is one, else of others; None: there is none.
+
+    Args:
+        unreachable: Those that could not be connected to.
+        criteria: Of the route, for subsets.
+        hash_: Of the request, for pickers which use it.
+    """
+    picker: Picker | None = cluster.picker
+    for _ in range(2):
+        if picker is None:
+            return None
+        chosen = picker.within(criteria) if picker.has_subsets else picker
+        state = chosen.pick(hash_, rng, unreachable, PICKS_PER_HOST * len(unreachable) + 10)
+        if state is not None and state not in unreachable:
+            return state
+        picker = cluster.picker_without(cluster.priorities_of(unreachable))
+    return None
 
 
 class TriedPriorities:

@@ -209,7 +209,7 @@ class RetryRules:
         """Add what a request asks for.
 
         `x-envoy-retry-on` and `x-envoy-retry-grpc-on` add conditions (with one retry when there is no policy),
-        `x-envoy-max-retries` replaces the number, `x-envoy-retriable-status-codes` and
+        `x-envoy-max-retries` replaces the number if there is a condition, `x-envoy-retriable-status-codes` and
         `x-envoy-retriable-header-names` extend the lists. Values that cannot be read are passed over.
 
         Args:
@@ -222,7 +222,8 @@ class RetryRules:
         can_hedge = bool(self.on) or any(name in headers for name in ("x-envoy-retry-on", "x-envoy-retry-grpc-on"))
         if self._request_tests and not any(test(head) for test in self._request_tests):
             on = 0  # whatever the request asks for
-        num_retries = _parse_number((headers.get("x-envoy-max-retries") or "").strip())
+        # Where nothing is repeated the header is not read: the policy's number bounds what is hedged (as seen in Envoy).
+        num_retries = _parse_number((headers.get("x-envoy-max-retries") or "").strip()) if on else None
         asked_names = [name.lower() for name in _split(headers, "x-envoy-retriable-header-names")]
         listed = (_parse_number(word) for word in _split(headers, "x-envoy-retriable-status-codes"))
         return RetryRules(

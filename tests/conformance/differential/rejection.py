@@ -44,7 +44,8 @@ LISTED = (
     re.compile(r"(minimum_ring_size|table_size): must be (from|a prime)|maximum_ring_size: is \d+, less than"),
     re.compile(r"^lb_subset_config\..*: must be"),
     # gRPC's providers of certificates, which Envoy does not look at.
-    re.compile(r"certificate_provider_instance.*: must not be empty"),
+    re.compile(r"certificate_provider_instance"),
+    re.compile(r"cipher_suites\[\d+\]: '' is not a cipher"),
     re.compile(r"tls_certificates\[\d+\]\.(certificate_chain|private_key): is required"),
     re.compile(r"health_status: unknown value"),
     re.compile(r"\.crl: is not a PEM"),  # Envoy takes it for a list of nothing
@@ -146,6 +147,8 @@ def resources(side: ResourceSide) -> tuple[Kind, ...]:
             lambda seed: ResourceMaker(seed).cluster(),
             lambda one: side.install(CLUSTERS, {**one, **named}),
             lambda one: subject.refusal_of(CDS, cluster, {**one, **named}),
+            # In options of connections, which decide nothing here.
+            (re.compile(r"^Envoy: .*ignore_case has no effect for safe_regex"),),
         ),
         Kind(
             "rejection of endpoints",

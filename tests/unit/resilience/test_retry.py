@@ -163,6 +163,21 @@ def test_request_replaces_the_number(text: str, expected: int) -> None:
     assert rules("5xx", num_retries=2).for_request(head(x_envoy_max_retries=text)).num_retries == expected
 
 
+def test_the_number_that_a_request_asks_for_is_not_read_where_nothing_is_repeated() -> None:
+    """It bounds hedges too: Envoy 1.40 then hedges as often as the policy says."""
+    asked = head(x_envoy_max_retries="0")
+    may = RetryRules.of_policy(
+        RetryPolicy(
+            frozenset({"5xx"}),
+            retriable_request_headers=(HeaderMatcher("x-may", StringMatcher(StringKind.EXACT, "1")),),
+        )
+    )
+    assert (0, 1) == (may.for_request(asked).on, may.for_request(asked).num_retries)
+    allowed = head(x_envoy_max_retries="0", x_may="1")
+    assert 0 == may.for_request(allowed).num_retries
+    assert 1 == rules("nonsense").for_request(asked).num_retries
+
+
 @pytest.mark.parametrize(("own", "asked", "expected"), [(2, "999999999", 100), (300, "999999", 300), (300, "7", 7)])
 def test_request_cannot_ask_for_retries_without_end(own: int, asked: str, expected: int) -> None:
     assert rules("5xx", num_retries=own).for_request(head(x_envoy_max_retries=asked)).num_retries == expected
