@@ -29,7 +29,7 @@ PARTS: tuple[tuple[str, str, dict[str, int], tuple[str, ...]], ...] = (
 """Name, module, what is counted and how often, further arguments."""
 
 _LINE = re.compile(r"^(?:layer (?P<layer>[^,]+), )?seed (?P<seed>\d+): (?P<rest>.*)$")
-_COUNT = re.compile(r"(\d+) (cases|calls|events|clusters|accepted|refused)")
+_COUNT = re.compile(r"(\d+) (cases|calls|events|clusters|requests|accepted|refused)")
 _DISAGREEMENTS = re.compile(r"(\d+) disagreements")
 
 
