@@ -107,7 +107,9 @@ def decide_fault(
         share = _asked_share(abort.share, head, _ABORT_SHARE) if abort.by_header else abort.share
         if in_fraction(share, rng.getrandbits(64)):
             asked = _asked_abort(abort, head) if abort.by_header else abort
-            reply = None if asked is None else abort_reply(asked)
+            # gRPC's clients cannot end a call by the status OK: it goes on.
+            if asked is not None and not (head.is_grpc and asked.grpc_status == 0):
+                reply = abort_reply(asked)
     return FaultDecision(delay_s, reply, rate) if delay_s or reply is not None or rate else NO_FAULT
 
 

@@ -162,3 +162,11 @@ def test_cluster_and_node_narrow_a_fault() -> None:
     assert asked(policy, cluster="d", x_envoy_downstream_service_node="n") is NO_FAULT
     assert asked(policy, cluster="c", x_envoy_downstream_service_node="m") is NO_FAULT
     assert asked(policy, cluster="c") is NO_FAULT
+
+
+def test_the_status_ok_aborts_no_grpc_call() -> None:
+    """As in gRPC's own client; Envoy answers the call, which then has no message."""
+    policy = FaultPolicy(abort=FaultAbort(ALWAYS, grpc_status=0))
+    call = RequestHead("POST", "svc", "/a/B", Headers(), is_grpc=True)
+    assert decide_fault(policy, call, random.Random(1)) is NO_FAULT
+    assert decide(policy).abort is not None
