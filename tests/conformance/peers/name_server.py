@@ -32,10 +32,8 @@ class NameServer:
         self._silent: set[str] = set()
         self._aliases: dict[str, tuple[str, int]] = {}
         self.asked: list[tuple[float, str, str, str]] = []
-        self._udp = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
-        self._udp.bind((LOOPBACK, 0))
+        self._udp, self._tcp = _both_sockets()
         self.port = self._udp.getsockname()[1]
-        self._tcp = socket.create_server((LOOPBACK, self.port))
         self._threads = [threading.Thread(target=work, daemon=True) for work in (self._serve_udp, self._serve_tcp)]
 
     def __enter__(self) -> Self:
@@ -165,3 +163,15 @@ class NameServer:
                     found = self._answer(file.read(size), "tcp")
                     if found:
                         connection.sendall(len(found).to_bytes(2) + found)
+
+
+def _both_sockets() -> tuple[socket.socket, socket.socket]:
+    """Bind a port for UDP and TCP; one that is free for the one may be taken for the other."""
+    for _ in range(20):
+        udp = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
+        udp.bind((LOOPBACK, 0))
+        try:
+            return udp, socket.create_server(udp.getsockname())
+        except OSError:
+            udp.close()
+    raise AssertionError("no port is free for both")

@@ -38,12 +38,22 @@ class Handler(BaseHTTPRequestHandler):
         pass
 
 
+def two_servers() -> tuple[ThreadingHTTPServer, ThreadingHTTPServer]:
+    """A port that is free at one address may be taken at the other."""
+    for _ in range(20):
+        first = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+        try:
+            return first, ThreadingHTTPServer(("127.0.0.2", first.server_port), Handler)
+        except OSError:
+            first.server_close()
+    raise AssertionError("no port is free at both addresses")
+
+
 @pytest.fixture
 def port() -> Iterator[int]:
     """Of servers at 127.0.0.1 and 127.0.0.2."""
     with ExitStack() as stack:
-        servers = [stack.enter_context(ThreadingHTTPServer(("127.0.0.1", 0), Handler))]
-        servers.append(stack.enter_context(ThreadingHTTPServer(("127.0.0.2", servers[0].server_port), Handler)))
+        servers = [stack.enter_context(server) for server in two_servers()]
         for server in servers:
             server.daemon_threads = True
             threading.Thread(target=server.serve_forever, args=(0.05,), daemon=True).start()
