@@ -92,12 +92,14 @@ class ControlPlane:
         loads: Callable[[], Iterable[ClusterLoad]] = tuple,
         open_load_stream: OpenLoadStream | None = None,
         view: Callable[[], View] = _no_view,
+        pace: Pace | None = None,
     ) -> None:
         """Make a control plane that is not running. No I/O.
 
         Args:
             loads: Returns what is counted for load reports now. Called on the control thread.
             view: Returns the view in use. Called on the control thread.
+            pace: Is told how much there is to do; None: nobody else wants to know.
         """
         # Fixed at creation.
         self._bootstrap = bootstrap
@@ -110,8 +112,8 @@ class ControlPlane:
         self._lookup = lookup
         self._loads = loads
         self._view = view
-        self._pause = TurnTaking()
-        self._pace = Pace()
+        self._pace = Pace() if pace is None else pace
+        self._pause = TurnTaking(self._pace)
         self._files = TlsFiles()
         self._open_load_stream: OpenLoadStream = open_load_stream or self._open_beside
         # Guarded by the lock.
@@ -126,7 +128,7 @@ class ControlPlane:
         # Of the control thread alone.
         self._cache = ResourceCache()
         self._closure = Closure()
-        self._copy = SavedCopy(store, wall_clock, self._problem)
+        self._copy = SavedCopy(store, wall_clock, self._problem, clock=clock, pause=self._pause)
         self._answers: Mapping[str, DnsAnswer] = {}
         self._sources = CertificateSources(
             bootstrap.certificate_providers,
@@ -397,6 +399,7 @@ class ControlPlane:
                 self._turn = self._scheduler.later(wait_s, self._on_news)
             done()
         else:
+            self._pace.is_pressed = False
             self._is_dirty = True
             if done is not None:
                 self._done.append(done)
@@ -450,7 +453,7 @@ class ControlPlane:
         )
         snapshot = self.snapshot
         while True:
-            resolution = self._closure.resolve(facts, snapshot)
+            resolution = self._closure.resolve(facts, snapshot, self._pause)
             snapshot = resolution.snapshot
             self._links.want(resolution.wanted)
             # Each round of copies from disk leads to further names. New names may also be refused at once (an authority

@@ -21,6 +21,7 @@ from meshlib.runtime.context import HANDED_ON, names_to_hand_on, remaining_s
 from meshlib.runtime.control import ControlPlane
 from meshlib.runtime.exit import close_at_exit
 from meshlib.runtime.health_checks import HealthCheckRunner
+from meshlib.runtime.pace import Pace
 from meshlib.runtime.pauses import TurnTaking
 from meshlib.runtime.server_link import OpenStream
 from meshlib.runtime.state_store import StateStore, default_directory
@@ -73,7 +74,8 @@ class MeshEngine:
         self.tracing = Tracing(tracer_provider)
         self._safety = Safety(retry_budget, one_retry_layer)
         self._first_use_timeout_s = first_use_timeout_s
-        self._pause = TurnTaking()
+        self._pace = Pace()
+        self._pause = TurnTaking(self._pace)
         self._state_dir = _state_directory(state_dir)
         self._open_stream = open_stream
         # Guarded by the lock.
@@ -455,6 +457,7 @@ class MeshEngine:
             open_stream=self._open_stream,
             loads=lambda: self._view.loads,
             view=lambda: self._view,
+            pace=self._pace,
         )
 
 

@@ -19,11 +19,21 @@ LONGEST_REST_S: Final = 0.1
 
 
 class Pace:
-    """When it is time again. Used on the control thread."""
+    """When it is time again. Used on the control thread.
+
+    Attributes:
+        is_pressed: The update at hand follows another one closely, and nobody waits for it: it may take its time.
+    """
 
     def __init__(self) -> None:
+        self.is_pressed = False
         self._spent_s = 0.0
         self._rests_until = float("-inf")
+
+    def arrive(self, now: float) -> bool:
+        """An update has come; returns `is_pressed`."""
+        self.is_pressed = self.wait_s(now) > 0.0
+        return self.is_pressed
 
     def spend(self, seconds: float) -> None:
         """Time went into an update."""

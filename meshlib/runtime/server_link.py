@@ -205,7 +205,7 @@ class ServerLink:
             done()
             return
         now = self._clock()
-        self.machine.is_patient = self._pace.wait_s(now) > 0.0
+        self.machine.is_patient = self._pace.arrive(now)
         commands = self.machine.received_bytes(data, now)
         if commands is None:
             done()

@@ -19,6 +19,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any, Final
 
+from meshlib.ports import Pause, no_pause
 from meshlib.xds.bootstrap import NodeConfig, ServerConfig
 from meshlib.xds.cache import Spare
 
@@ -84,13 +85,16 @@ class StateStore:
             raise StateError(f"{self.path} is corrupt ({error}); it was set aside as {aside.name}") from None
         return tuple(spare for spare in spares if wall - MAX_AGE_S <= spare.saved_at <= wall + MAX_AGE_S)
 
-    def save(self, spares: Sequence[Spare]) -> None:
+    def save(self, spares: Sequence[Spare], pause: Pause = no_pause) -> None:
         """Replace the copy.
+
+        Args:
+            pause: Called between resources.
 
         Raises:
             StateError: It cannot be written, is too large, or the directory is open to others.
         """
-        data = _encode(spares)
+        data = _encode(spares, pause)
         try:
             self._directory.mkdir(mode=0o700, parents=True, exist_ok=True)
             status = self._directory.stat()
@@ -111,20 +115,21 @@ class StateStore:
             raise StateError(f"{self.path} cannot be written: {error.strerror or error}") from error
 
 
-def _encode(spares: Sequence[Spare]) -> bytes:
-    text = json.dumps(
-        {
-            "resources": [
-                [spare.type_url, spare.name, spare.version, spare.saved_at, base64.b64encode(spare.body).decode()]
-                for spare in sorted(spares, key=lambda spare: (spare.type_url, spare.name))
-            ]
-        }
-    ).encode()
-    if len(text) > MAX_BYTES:
-        raise StateError(
-            f"the configuration is too large to keep on disk ({len(text)} bytes, the limit is {MAX_BYTES})"
-        )
-    body = zlib.compress(text, 1)
+def _encode(spares: Sequence[Spare], pause: Pause = no_pause) -> bytes:
+    deflate = zlib.compressobj(1)
+    parts, size, mark = [], 0, '{"resources": ['
+    for spare in sorted(spares, key=lambda spare: (spare.type_url, spare.name)):
+        pause()
+        body64 = base64.b64encode(spare.body).decode()
+        row = json.dumps([spare.type_url, spare.name, spare.version, spare.saved_at, body64])
+        text = f"{mark}{row}".encode()
+        mark, size = ",", size + len(text)
+        if size > MAX_BYTES:
+            raise StateError(f"the configuration is too large to keep on disk (the limit is {MAX_BYTES} bytes)")
+        parts.append(deflate.compress(text))
+    parts.append(deflate.compress(b"]}" if spares else b'{"resources": []}'))
+    parts.append(deflate.flush())
+    body = b"".join(parts)
     return MAGIC + hashlib.sha256(body).hexdigest().encode() + b"\n" + body
 
 

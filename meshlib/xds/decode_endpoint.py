@@ -37,6 +37,12 @@ PAUSE_EVERY: Final = 64
 """Endpoints: about 0.2 ms."""
 SOCKET_METADATA: Final = "envoy.transport_socket_match"
 
+MAX_KNOWN: Final = 16384
+"""Endpoints that are remembered by their bytes, some 250 bytes each."""
+# An update repeats nearly all endpoints of the one before: those stay the same objects, at a seventh of the price, and the
+# garbage collector has none of them to look at. Beyond the limit all are forgotten.
+_KNOWN: Final[dict[bytes, Endpoint]] = {}
+
 _HEALTH: Final = {status.value: status for status in HealthStatus}
 _IPV4 = re.compile(r"(?:(?:25[0-5]|2[0-4][0-9]|1[0-9][0-9]|[1-9]?[0-9])(?:\.(?!$)|$)){4}")
 
@@ -231,29 +237,49 @@ def _endpoints(
     allow_names: bool,
     pause: Pause,
 ) -> None:
-    append = into.append
+    append, known = into.append, _KNOWN
     for index, message in enumerate(entry.lb_endpoints):
         if not index % PAUSE_EVERY:
             pause()
-        host = message.endpoint
-        address = fast_address(host.address)
-        weight = 1
-        health = _HEALTH.get(message.health_status)
-        data = shared.of(message.metadata) if message.HasField("metadata") else NO_METADATA
-        if message.HasField("load_balancing_weight"):
-            weight = message.load_balancing_weight.value
-        # Everything that is out of the ordinary is looked at again, slowly, with the field's path at hand.
-        if address is None or not weight or health is None or _is_unusual(host):
-            place = f"{path}.lb_endpoints[{index}]"
-            address = _check_endpoint(message, place, problems, allow_names)
-            health = health or HealthStatus.UNKNOWN
-        check = _check_target(host, f"{path}.lb_endpoints[{index}].endpoint", problems)
+        data = message.SerializeToString()
+        endpoint = known.get(data)
+        if endpoint is None:
+            endpoint = _endpoint(message, data, f"{path}.lb_endpoints[{index}]", problems, shared, allow_names)
         if seen is not None:
+            address = endpoint.address
             if address in seen:
                 problems.unused(f"{path}.lb_endpoints[{index}]", f"{address} is there already")
                 continue
             seen.add(address)
-        append(Endpoint(address, weight, health, host.hostname, data, check))
+        append(endpoint)
+
+
+def _endpoint(
+    message: Any, data: bytes, path: str, problems: Problems, shared: _Metadata, allow_names: bool
+) -> Endpoint:
+    """Decode an LbEndpoint, and remember it if there is nothing to say about it.
+
+    Args:
+        data: The message's bytes.
+    """
+    host = message.endpoint
+    address = fast_address(host.address)
+    weight = 1
+    health = _HEALTH.get(message.health_status)
+    metadata = shared.of(message.metadata) if message.HasField("metadata") else NO_METADATA
+    if message.HasField("load_balancing_weight"):
+        weight = message.load_balancing_weight.value
+    is_usual = address is not None and weight and health is not None and not _is_unusual(host)
+    # Everything that is out of the ordinary is looked at again, slowly, with the field's path at hand.
+    if not is_usual:
+        address = _check_endpoint(message, path, problems, allow_names)
+    check = _check_target(host, f"{path}.endpoint", problems)
+    found = Endpoint(address or "", weight, health or HealthStatus.UNKNOWN, host.hostname, metadata, check)
+    if is_usual and check is None:
+        if len(_KNOWN) >= MAX_KNOWN:
+            _KNOWN.clear()
+        _KNOWN[data] = found
+    return found
 
 
 def fast_address(message: Any) -> str | None:

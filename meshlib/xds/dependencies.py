@@ -25,6 +25,7 @@ from typing import Final
 from meshlib.model.dns import DnsAnswer
 from meshlib.model.secret import Secret
 from meshlib.model.snapshot import ClusterConfig, ConfigFault, Demand, InboundConfig, Snapshot, TargetConfig
+from meshlib.ports import Pause, no_pause
 from meshlib.xds.cache import Key, ResourceCache
 from meshlib.xds.dns import DnsWish
 from meshlib.xds.follow import (
@@ -98,18 +99,19 @@ class Closure:
     def __init__(self) -> None:
         self._last: Snapshot | None = None
 
-    def resolve(self, facts: Facts, previous: Snapshot) -> Resolution:
+    def resolve(self, facts: Facts, previous: Snapshot, pause: Pause = no_pause) -> Resolution:
         """Return what follows from the facts.
 
         Args:
             facts: The cache is always the same one, and nobody else takes its marks.
             previous: What came out the last time; anything else has everything followed anew.
+            pause: Called between what is followed.
         """
         touched = facts.cache.take_touched()
         if self._last is None or previous is not self._last or facts.cache is not self._cache:
             self.start(facts, previous)
         try:
-            return self.run(facts, touched)
+            return self.run(facts, touched, pause)
         except BaseException:
             self._last = None  # Half done: the next time everything is followed anew.
             raise
@@ -138,12 +140,12 @@ class Closure:
         self._clusters: Table[str, ClusterConfig | ConfigFault] = Table()
         self._versions: Table[Key, str] = Table()
 
-    def run(self, facts: Facts, touched: Iterable[Key]) -> Resolution:
+    def run(self, facts: Facts, touched: Iterable[Key], pause: Pause = no_pause) -> Resolution:
         """Follow what may have changed, and put the snapshot together."""
         assert self._last is not None
         follower = Follower(facts, self._last)
         moved: set[str] = set()  # clusters that changed by themselves, or whose users did, or what those want of them
-        dirty = self._dirty(facts, touched, follower, moved)
+        dirty = self._dirty(facts, touched, follower, moved, pause)
         if (facts.targets, facts.inbound) != self._starts:
             self._starts = (facts.targets, facts.inbound)
             there = {*((TARGET, name) for name in facts.targets), *((INBOUND, name) for name in facts.inbound)}
@@ -152,7 +154,10 @@ class Closure:
             for key in self._nodes.keys() - there:
                 moved |= self._remove(key)
             dirty = (dirty & there) | (there - self._nodes.keys())
-        fresh = {key: self._follow(follower, key) for key in sorted(dirty)}
+        fresh: dict[Key, _Node] = {}
+        for key in sorted(dirty):
+            pause()
+            fresh[key] = self._follow(follower, key)
         for key, node in fresh.items():
             if node.missing:
                 self._waiting[key] = node.missing
@@ -168,6 +173,7 @@ class Closure:
             moved |= self._replace(key, node)
         follower.scope = Scope()  # Others that use them have noted what they need.
         for name in moved - clusters.keys():
+            pause()
             if (USE, name) in self._users:
                 self._use(follower, name, name in held, clusters)
         for name, config in clusters.items():
@@ -182,7 +188,9 @@ class Closure:
 
     # What to follow.
 
-    def _dirty(self, facts: Facts, touched: Iterable[Key], follower: Follower, moved: set[str]) -> set[Key]:
+    def _dirty(
+        self, facts: Facts, touched: Iterable[Key], follower: Follower, moved: set[str], pause: Pause
+    ) -> set[Key]:
         changed = []
         for key in touched:
             if key in self._users:
@@ -192,6 +200,7 @@ class Closure:
         changed += [(DNS, label) for label, answer in self._dns.items() if facts.dns.get(label) != answer]
         dirty = set(self._volatile)
         for key in changed:
+            pause()
             users, within = self._users[key], self._parts.within(follower, key)
             moved |= within or NOBODY
             dirty |= users if within is None else {user for user in users if user[0] == INBOUND}

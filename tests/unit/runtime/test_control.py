@@ -183,7 +183,7 @@ def test_what_goes_wrong_in_a_pass_leaves_the_last_configuration(monkeypatch: py
     world.spin()
     world.answer(LDS, missing="shop")
     before = world.control.snapshot
-    monkeypatch.setattr(world.control._closure, "resolve", lambda facts, previous: 1 // 0)
+    monkeypatch.setattr(world.control._closure, "resolve", lambda *_: 1 // 0)
     world.control._is_dirty = True
     with pytest.raises(ZeroDivisionError):
         world.control._settle()

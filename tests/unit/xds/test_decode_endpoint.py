@@ -222,3 +222,30 @@ def test_many_endpoints_share_their_metadata(assignment):
     metadata = {"filter_metadata": {"x": {"a": 1, "b": 2}}}
     found = value_of(assignment(locality(*(endpoint(port=port, metadata=metadata) for port in range(1, 50)))))
     assert len({id(one.metadata) for one in found.localities[0].endpoints}) == 1
+
+
+def endpoints_of(decoded):
+    return [found for group in value_of(decoded).localities for found in group.endpoints]
+
+
+def test_endpoints_that_did_not_change_stay_the_same_objects(assignment):
+    metadata = {"filter_metadata": {"envoy.lb": {"version": "v1"}}}
+    before = endpoints_of(assignment(locality(endpoint(), endpoint(port=81, metadata=metadata))))
+    after = endpoints_of(assignment(locality(endpoint(port=81, metadata=metadata), endpoint(load_balancing_weight=2))))
+    assert before[1] is after[0]
+    assert (before[0].weight, after[1].weight) == (1, 2)
+
+
+@pytest.mark.parametrize("one", [endpoint(port=70000), {"endpoint_name": "x"}, endpoint(load_balancing_weight=0)])
+def test_what_is_wrong_with_an_endpoint_is_said_each_time(assignment, one):
+    first, second = (assignment(locality(one)) for _ in range(2))
+    assert first.errors
+    assert first.errors == second.errors
+
+
+def test_remembered_endpoints_are_bounded(assignment, monkeypatch):
+    monkeypatch.setattr("meshlib.xds.decode_endpoint.MAX_KNOWN", 10)
+    monkeypatch.setattr("meshlib.xds.decode_endpoint._KNOWN", known := {})
+    found = endpoints_of(assignment(locality(*(endpoint(port=number + 1) for number in range(25)))))
+    assert [f"10.0.0.1:{number + 1}" for number in range(25)] == [one.address for one in found]
+    assert len(known) <= 10
