@@ -5,12 +5,14 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from meshlib.admin.explain_source import Fact, fact
-from meshlib.admin.status import ClusterStatus, cluster_status
+from meshlib.admin.status import CheckStatus, ClusterStatus, check_status, cluster_status
 from meshlib.balancing.build import cluster_health
 from meshlib.balancing.endpoint_state import EndpointState
+from meshlib.balancing.host_sets import host_sets
 from meshlib.balancing.priority import priority_load
-from meshlib.model.cluster import UNLIMITED, CircuitBreakers, Cluster, EdsDiscovery
-from meshlib.model.lb_policy import LbPolicy, LeastRequest, Maglev, PeakEwma, RingHash
+from meshlib.balancing.zone_aware import zone_hosts, zone_split
+from meshlib.model.cluster import UNLIMITED, CircuitBreakers, Cluster, EdsDiscovery, Probation
+from meshlib.model.lb_policy import LbPolicy, LeastRequest, Maglev, PeakEwma, PickFirst, RingHash
 from meshlib.model.secret import ClientTls
 from meshlib.resilience.budget import retry_limit
 from meshlib.resilience.circuit_breaker import CircuitBreaker
@@ -23,9 +25,11 @@ __all__ = ["ClusterExplanation", "EndpointExplanation", "PriorityExplanation", "
 @dataclass(frozen=True, slots=True)
 class EndpointExplanation:
     """Attributes:
-    state: As EDS says (`unknown` is used like `healthy`), or `ejected` by outlier detection.
+    state: As EDS says (`unknown` is used like `healthy`), `ejected` by outlier detection, `on probation` after that, or
+        `failing` its health checks.
     score: What the policy compares: the latency times the load in ms, requests in flight by weight, or the weight.
     meaning: What the score is; whether more is better is said with it.
+    check: How its health checks go; None: it has none.
     """
 
     address: str
@@ -35,6 +39,7 @@ class EndpointExplanation:
     active: int
     score: float
     meaning: str
+    check: CheckStatus | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,6 +74,7 @@ class ClusterExplanation:
         outlier: When endpoints are taken out, or empty.
         tls: How the peer is verified, per kind of endpoint; empty: plaintext.
         leaves: Of an aggregate cluster: the clusters that it stands for.
+        zones: How many requests stay in our own zone, or empty.
         resources: Versions of the resources behind it, by `type name`.
         facts: The same with where they were written.
     """
@@ -86,6 +92,7 @@ class ClusterExplanation:
     outlier: str = ""
     tls: tuple[str, ...] = ()
     leaves: tuple[str, ...] = ()
+    zones: str = ""
     resources: Mapping[str, str] | None = None
     facts: tuple[Fact, ...] = ()
 
@@ -127,6 +134,7 @@ def explain_cluster(name: str, share: float, view: View, *, now: float, is_high:
         _outlier_words(cluster),
         _tls_words(cluster),
         found.config.leaves,
+        _zone_words(found),
         {one.label: one.version for one in facts},
         tuple(facts),
     )
@@ -186,14 +194,19 @@ def _endpoints(found: ClusterState, now: float) -> tuple[EndpointExplanation, ..
                     state.active,
                     round(score, 3),
                     meaning,
+                    check_status(found, state),
                 )
             )
     return tuple(result)
 
 
 def _state_word(state: EndpointState) -> str:
+    if state.is_on_probation:
+        return "on probation"
     if state.is_ejected:
         return "ejected"
+    if state.is_failed:
+        return "failing"
     return state.endpoint.health.name.lower()
 
 
@@ -248,8 +261,32 @@ def _outlier_words(cluster: Cluster) -> str:
         return ""
     return (
         f"out after {rules.consecutive_5xx} consecutive 5xx for {rules.base_ejection_time_s:g} s, "
-        f"at most {rules.max_ejection_percent} %"
+        f"at most {rules.max_ejection_percent} %{_probation_words(rules.probation)}"
     )
+
+
+def _probation_words(rules: Probation | None) -> str:
+    if rules is None:
+        return ""
+    return (
+        f"; then on probation: back after {rules.successes} successes, {rules.max_requests} at a time and one in "
+        f"{rules.interval_s:g} s"
+    )
+
+
+def _zone_words(found: ClusterState) -> str:
+    """Say where requests of our zone go; empty: zones do not matter."""
+    home, cluster = found.memory.home, found.config.cluster
+    known = None if home is None else home.zones()
+    priorities = host_sets(found.config, found.states, found.memory.seed)
+    if known is None or not priorities or isinstance(cluster.lb_policy, RingHash | Maglev | PickFirst):
+        return ""
+    if cluster.locality_weighted and any(group.weight for group in priorities[0].localities):
+        return ""
+    split = zone_split(cluster.zone_aware, zone_hosts(priorities[0], known.own), known)
+    if split is None or not cluster.zone_aware.enabled_percent:
+        return f"zones do not matter (we are in {known.own})"
+    return f"zone aware: {split.own / 100:g} % stay in {known.own}"
 
 
 def _tls_words(cluster: Cluster) -> tuple[str, ...]:
@@ -280,6 +317,8 @@ def cluster_lines(cluster: ClusterExplanation) -> list[str]:
         lines.append(f"  {cluster.policy}; {status.active} in flight; {_limit_words(cluster)}")
     if cluster.outlier:
         lines.append(f"  outlier detection: {cluster.outlier}")
+    if cluster.zones:
+        lines.append(f"  {cluster.zones}")
     lines += [f"  {words}" for words in cluster.tls]
     lines += _priority_lines(cluster.priorities)
     for endpoint in cluster.endpoints:
@@ -287,6 +326,7 @@ def cluster_lines(cluster: ClusterExplanation) -> list[str]:
         lines.append(
             f"  {endpoint.address}{place}: {endpoint.state}, {endpoint.active} in flight, "
             f"{endpoint.meaning.partition(';')[0]} {endpoint.score:g}"
+            f"{'' if endpoint.check is None else f'; {endpoint.check}'}"
         )
     return lines
 

@@ -5,6 +5,7 @@ from dataclasses import asdict, dataclass
 from typing import Any, Protocol
 
 from meshlib.admin.certificates import CertificateStatus, certificate_statuses
+from meshlib.balancing.endpoint_state import EndpointState
 from meshlib.balancing.score import score_words
 from meshlib.model.snapshot import ConfigFault, InboundConfig
 from meshlib.ports import Clock
@@ -15,23 +16,58 @@ from meshlib.xds.resources import short_name
 
 __all__ = [
     "CertificateStatus",
+    "CheckStatus",
     "ClusterStatus",
     "EndpointStatus",
     "GrpcTls",
     "MeshStatus",
     "ResourceStatus",
     "TargetStatus",
+    "check_status",
     "mesh_status",
     "resource_statuses",
 ]
 
 
 @dataclass(frozen=True, slots=True)
+class CheckStatus:
+    """How the active health checks of an endpoint go.
+
+    Attributes:
+        state: `waiting` (none has ended yet), `passing`, or `failing`: it gets no requests.
+        failure: Of the last check: `ACTIVE`, `PASSIVE`, `NETWORK` or `NETWORK_TIMEOUT`; empty: it passed. One failure may
+            leave an endpoint `passing` (`unhealthy_threshold`), one success `failing` (`healthy_threshold`).
+        reason: The same for people.
+        consecutive: So many have ended like the last one, one after the other.
+        age_s: Since the last one ended; None: none has.
+        due_s: Until the next one begins; None: not known.
+    """
+
+    state: str
+    failure: str = ""
+    reason: str = ""
+    consecutive: int = 0
+    age_s: float | None = None
+    due_s: float | None = None
+
+    def __str__(self) -> str:
+        if self.age_s is None:
+            return "not checked yet"
+        last = f"{self.reason or self.failure.lower().replace('_', ' ')}" if self.failure else "passed"
+        times = f" {self.consecutive} times" if self.consecutive > 1 else ""
+        due = "" if self.due_s is None else f", next in {self.due_s:.3g} s"
+        return f"checks {self.state}: {last}{times}, {self.age_s:.3g} s ago{due}"
+
+
+@dataclass(frozen=True, slots=True)
 class EndpointStatus:
     """Attributes:
     health: As EDS says.
+    is_ejected: Outlier detection took it out; also while it is on probation.
     active: Attempts in flight.
     score: What the policy makes of it beside its weight, in words, or empty.
+    check: None: it has no active health checks.
+    is_on_probation: Its time out is over, and a trickle of requests tries it.
     """
 
     address: str
@@ -42,6 +78,8 @@ class EndpointStatus:
     is_ejected: bool
     active: int
     score: str = ""
+    check: CheckStatus | None = None
+    is_on_probation: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -174,10 +212,12 @@ class MeshStatus:
             lines.append(f"cluster {cluster.name}: {cluster.state}, {cluster.active} in flight{_dash(cluster.note)}")
             for endpoint in cluster.endpoints:
                 ejected = ", ejected" if endpoint.is_ejected else ""
+                ejected = ", on probation" if endpoint.is_on_probation else ejected
+                check = f", {endpoint.check}" if endpoint.check is not None else ""
                 place = f" in {endpoint.locality}" if endpoint.locality else ""
                 lines.append(
                     f"  {endpoint.address}{place}: {endpoint.health.lower()}{ejected}, weight {endpoint.weight}, "
-                    f"{endpoint.active} in flight"
+                    f"{endpoint.active} in flight{check}"
                 )
         for certificate in self.certificates:
             lines.append(str(certificate))
@@ -246,10 +286,30 @@ def cluster_status(name: str, cluster: ClusterState | ConfigFault) -> ClusterSta
                     state is not None and state.is_ejected,
                     0 if state is None else state.active,
                     "" if state is None else score_words(policy, state, cluster.memory.now),
+                    None if state is None else check_status(cluster, state),
+                    state is not None and state.is_on_probation,
                 )
             )
     active = cluster.breaker.active + cluster.high_breaker.active
     return ClusterStatus(name, "ready" if endpoints else "empty", cluster.config.note, active, tuple(endpoints))
+
+
+def check_status(cluster: ClusterState, state: EndpointState) -> CheckStatus | None:
+    """Return how the health checks of an endpoint go; None: it has none."""
+    checks = cluster.checks
+    if checks is None or not checks.concerns(state.endpoint):
+        return None
+    facts, now = checks.facts(state.address), cluster.memory.now
+    if facts is None:
+        return CheckStatus("waiting")
+    return CheckStatus(
+        "failing" if state.is_failed else "passing",
+        facts.failure,
+        facts.reason,
+        facts.consecutive,
+        max(0.0, now - facts.ended_at),
+        max(0.0, facts.due_at - now),
+    )
 
 
 def _targets(view: View, control: ControlPlane) -> tuple[TargetStatus, ...]:

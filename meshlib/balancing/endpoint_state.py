@@ -37,6 +37,7 @@ class EndpointState:
         address: `host:port`; fixed at creation.
         endpoint: The newest configuration; swapped by updates, one assignment.
         is_ejected: Outlier detection took it out; written by the cluster only.
+        is_on_probation: It is out, and a trickle of requests tries it; written by the cluster only.
         is_failed: It does not pass its health checks, or has not been checked yet; written by the cluster only, like
             the next two.
         is_marked_degraded: Its health checks say that others are to be preferred.
@@ -63,6 +64,7 @@ class EndpointState:
         "is_failed",
         "is_held_out",
         "is_marked_degraded",
+        "is_on_probation",
         "is_selected",
         "latency",
         "load",
@@ -74,6 +76,7 @@ class EndpointState:
         self.address = endpoint.address
         self.endpoint = endpoint
         self.is_ejected = False
+        self.is_on_probation = False
         self.is_failed = False
         self.is_marked_degraded = False
         self.is_held_out = False
@@ -84,6 +87,13 @@ class EndpointState:
         self.latency: Latency | None = None
         self.unreachable: Unreachable | None = None
         self.is_selected = False
+
+    def as_if_in(self) -> "EndpointState":
+        """Return a copy for pickers, as if it were not ejected; nothing is counted on it."""
+        copy = EndpointState(self.endpoint)
+        for name in ("is_failed", "is_marked_degraded", "is_held_out", "healthy_since", "reported", "latency"):
+            setattr(copy, name, getattr(self, name))
+        return copy
 
     @property
     def is_healthy(self) -> bool:

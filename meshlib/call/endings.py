@@ -9,7 +9,7 @@ from meshlib.call.replies import NO_CONTENT, OVERFLOW
 from meshlib.call.report import attempt_finished, call_finished
 from meshlib.call.retry_hosts import TriedPriorities
 from meshlib.call.steps import Attempt, Done, Step
-from meshlib.events import Hook, HostEjected, Meter
+from meshlib.events import Hook, HostEjected, HostUnejected, Meter
 from meshlib.model.endpoint import Endpoint
 from meshlib.model.outcome import Failure, FailureKind, LocalReply, Outcome, Response
 from meshlib.model.request import Headers, RequestHead
@@ -214,7 +214,7 @@ class CallEndings(CallFacts):
             return
         self._state = CLOSED
         held, cluster = self._held, self.cluster
-        ejected: HostEjected | None = None
+        ejected: HostEjected | HostUnejected | None = None
         if held is not None:
             if grpc_status is not None:
                 self._is_good = grpc_status == 0

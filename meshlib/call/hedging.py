@@ -18,7 +18,7 @@ from meshlib.call.replies import OVERFLOW
 from meshlib.call.report import attempt_finished
 from meshlib.call.retrying import RetryDecisions
 from meshlib.call.steps import Attempt, Done, RaceStep, Sleep, Step, Wait
-from meshlib.events import HostEjected
+from meshlib.events import HostEjected, HostUnejected
 from meshlib.model.outcome import Failure, FailureKind, Outcome, Response
 from meshlib.routing.matchers import in_fraction
 from meshlib.routing.table import RouteMatch
@@ -218,7 +218,7 @@ class HedgedSteps(RetryDecisions):
         self._land_all(now)
         return step
 
-    def _record(self, flight: Flight, outcome: Outcome, now: float) -> HostEjected | None:
+    def _record(self, flight: Flight, outcome: Outcome, now: float) -> HostEjected | HostUnejected | None:
         learner = flight.cluster.learner
         if learner is not None:
             learner.finished(flight.state, outcome, now - flight.began_at, now, is_grpc=self.head.is_grpc)
@@ -238,7 +238,13 @@ class HedgedSteps(RetryDecisions):
             self._hook(ejected)
 
     def _tell(
-        self, flight: Flight, outcome: Outcome, now: float, ejected: HostEjected | None, *, will_retry: bool
+        self,
+        flight: Flight,
+        outcome: Outcome,
+        now: float,
+        ejected: HostEjected | HostUnejected | None,
+        *,
+        will_retry: bool,
     ) -> None:
         hook = self._hook
         if hook is not None:

@@ -23,7 +23,7 @@ from meshlib.call.report import attempt_finished
 from meshlib.call.retry_hosts import MAX_UNREACHABLE, TriedPriorities, another_host, unwanted_hosts
 from meshlib.call.steps import Attempt, Done, Sleep, Step
 from meshlib.call.way import Way, is_the_same_for_all
-from meshlib.events import HostEjected
+from meshlib.events import HostEjected, HostUnejected
 from meshlib.model.lb_policy import Maglev, RandomSubsetting, RingHash
 from meshlib.model.outcome import GRPC_OK, Failure, FailureKind, LocalReply, Outcome, Response
 from meshlib.model.request import Headers, HeadMemo, RequestHead
@@ -137,7 +137,7 @@ class Call(HedgedSteps):
             is_recorded = not self._is_idle_timeout(failure)
         if self._has_session:
             self._answered_at = now
-        ejected: HostEjected | None = None
+        ejected: HostEjected | HostUnejected | None = None
         if cluster.outlier is not None:
             if is_recorded:
                 ejected = cluster.record(state, outcome, now, self._rng)
@@ -410,6 +410,9 @@ class Call(HedgedSteps):
                 return self._local(NO_HOST)
         if state is None and cluster.config.cluster.named_by:
             state = self._next_named(cluster)
+        if state is None and cluster.trials is not None and not tried:
+            hash_ = self._hash_for(match, cluster) if picker.uses_hash else None
+            state = cluster.trials.pick(match.criteria, hash_, self._rng, now)
         if state is None:
             if tried or picker.has_subsets or picker.uses_hash:
                 state = self._pick(picker, match, cluster)

@@ -42,6 +42,7 @@ __all__ = [
     "OutlierDetection",
     "PeakEwma",
     "PickFirst",
+    "Probation",
     "Random",
     "RandomSubsetting",
     "RingHash",
@@ -111,12 +112,28 @@ class CircuitBreakers:
 
 
 @dataclass(frozen=True, slots=True)
+class Probation:
+    """What an endpoint whose time out is over has to do to come back (ours; Envoy lets it in at once).
+
+    Attributes:
+        successes: So many in a row; a failure before takes it out again at once. At least 1.
+        max_requests: Under way to it at the same time. At least 1.
+        interval_s: Between two of them, at least; more than 0.
+    """
+
+    successes: int = 3
+    max_requests: int = 1
+    interval_s: float = 0.1
+
+
+@dataclass(frozen=True, slots=True)
 class OutlierDetection:
     """Envoy's fields and defaults (`envoy.config.cluster.v3.OutlierDetection`). Percentages are 0-100.
 
     Attributes:
         success_rate_stdev_factor: In thousandths.
         check_unejects: A passing active health check brings an endpoint back at once.
+        probation: None: it comes back when its time is over.
     """
 
     consecutive_5xx: int = 5
@@ -143,6 +160,7 @@ class OutlierDetection:
     enforcing_failure_percentage: int = 0
     enforcing_failure_percentage_local_origin: int = 0
     check_unejects: bool = True
+    probation: Probation | None = None
 
 
 @dataclass(frozen=True, slots=True)

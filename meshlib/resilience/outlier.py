@@ -7,6 +7,9 @@ step per interval. Beside that each interval ends with a look at how the hosts c
 has the rules); their results are only counted in clusters with hosts enough for a comparison. However bad it looks, at most `max_ejection_percent` of the hosts are out at a time, and there is no
 implicit "at least one": with the default of 10 % a cluster of nine hosts never loses any, as in Envoy.
 
+With `probation` a host whose time is over stays out and is tried: so many successes in a row bring it back, and a
+failure takes it out again at once, for longer. It counts as out all the while.
+
 Source: Envoy, `DetectorImpl`; each rule is quoted by its section of Envoy's "Outlier detection" page.
 """
 
@@ -18,7 +21,7 @@ from meshlib.model.cluster import OutlierDetection
 from meshlib.ports import Lock, Rng
 from meshlib.resilience.success_rate import Tally, below_success_rate, over_failure_percentage
 
-__all__ = ["Ejection", "EjectionReason", "OutlierDetector", "Unejection"]
+__all__ = ["Ejection", "EjectionReason", "OutlierDetector", "Trial", "Unejection"]
 
 
 class EjectionReason(Enum):
@@ -29,6 +32,7 @@ class EjectionReason(Enum):
     LOCAL_ORIGIN_SUCCESS_RATE = "local_origin_success_rate"
     FAILURE_PERCENTAGE = "failure_percentage"
     LOCAL_ORIGIN_FAILURE_PERCENTAGE = "local_origin_failure_percentage"
+    PROBATION = "probation"
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,6 +55,13 @@ class Unejection:
     address: str
 
 
+@dataclass(frozen=True, slots=True)
+class Trial:
+    """A host's time is over, and it is to be tried."""
+
+    address: str
+
+
 class _Host:
     """Counters of one host.
 
@@ -60,6 +71,7 @@ class _Host:
         multiplier: Of the ejection time.
         ejected_at: None: it is in.
         unejected_at: When it came back last.
+        to_prove: Successes that it needs to come back; 0: it is not on probation.
     """
 
     __slots__ = (
@@ -71,6 +83,7 @@ class _Host:
         "jitter_s",
         "local",
         "multiplier",
+        "to_prove",
         "unejected_at",
     )
 
@@ -84,6 +97,7 @@ class _Host:
         self.ejected_at: float | None = None
         self.jitter_s = 0.0
         self.unejected_at: float | None = None
+        self.to_prove = 0
 
 
 class OutlierDetector:
@@ -91,7 +105,7 @@ class OutlierDetector:
 
     Attributes:
         config: Swapped by `update`.
-        ejections_active: Hosts that are out; at most `max_ejection_percent` of all.
+        ejections_active: Hosts that are out or on probation; at most `max_ejection_percent` of all.
         ejections_overflow: Ejections refused because of that limit.
         ejections_detected: Detections, enforced or not.
     """
@@ -135,14 +149,19 @@ class OutlierDetector:
         host = self._hosts.get(address)
         return host is not None and host.ejected_at is not None
 
-    def record_code(self, address: str, code: int, now: float, rng: Rng) -> Ejection | None:
+    def is_on_probation(self, address: str) -> bool:
+        """Whether a host is out and tried."""
+        host = self._hosts.get(address)
+        return host is not None and host.to_prove > 0
+
+    def record_code(self, address: str, code: int, now: float, rng: Rng) -> Ejection | Unejection | None:
         """Count a response, or what stands for one.
 
         Args:
             code: HTTP status, or its equivalent.
 
         Returns:
-            The host's ejection, decided and noted; the caller carries it out.
+            The host's ejection, decided and noted, or its return from probation; the caller carries it out.
         """
         host = self._hosts.get(address)
         if host is None:
@@ -152,7 +171,8 @@ class OutlierDetector:
                 host.external.total += 1
                 host.external.succeeded += code < 500
         if host.ejected_at is not None:
-            return None  # "Already ejected hosts are ignored."
+            # "Already ejected hosts are ignored."
+            return self._tried(address, host, now, rng, is_success=code < 500) if host.to_prove else None
         if code < 500:
             # The usual case of a small cluster takes no lock: resets are plain assignments.
             if host.consecutive_5xx or host.consecutive_gateway:
@@ -183,7 +203,7 @@ class OutlierDetector:
                 )
         return ejection
 
-    def record_local_failure(self, address: str, code: int, now: float, rng: Rng) -> Ejection | None:
+    def record_local_failure(self, address: str, code: int, now: float, rng: Rng) -> Ejection | Unejection | None:
         """Count a failure on our side: no connection, a reset, a timeout.
 
         Args:
@@ -195,6 +215,8 @@ class OutlierDetector:
         host = self._hosts.get(address)
         if host is None:
             return None
+        if host.to_prove:
+            return self._tried(address, host, now, rng, is_success=False)
         with self._lock:
             host.local.total += 1
             if host.ejected_at is not None:
@@ -223,6 +245,21 @@ class OutlierDetector:
                 host.local.succeeded += 1
                 host.consecutive_local = 0
 
+    def _tried(
+        self, address: str, host: _Host, now: float, rng: Rng, *, is_success: bool
+    ) -> Ejection | Unejection | None:
+        """Count a result of a host on probation."""
+        with self._lock:
+            if not host.to_prove:
+                return None  # another result has decided
+            if not is_success:
+                return self._take_out(address, host, EjectionReason.PROBATION, now, rng)
+            host.to_prove -= 1
+            if host.to_prove:
+                return None
+            self._bring_back(host, now)
+            return Unejection(address)
+
     def _detect(
         self, address: str, host: _Host, reason: EjectionReason, enforcing_percent: int, now: float, rng: Rng
     ) -> Ejection | None:
@@ -237,8 +274,14 @@ class OutlierDetector:
             return None
         if enforcing_percent < 100 and rng.random() * 100 >= enforcing_percent:
             return None
-        host.ejected_at = now
         self.ejections_active += 1
+        return self._take_out(address, host, reason, now, rng)
+
+    def _take_out(self, address: str, host: _Host, reason: EjectionReason, now: float, rng: Rng) -> Ejection:
+        """The lock is held."""
+        config = self.config
+        host.ejected_at = now
+        host.to_prove = 0
         base_s, max_s = config.base_ejection_time_s, self._max_s()
         if host.multiplier * base_s < max_s + base_s:
             host.multiplier += 1
@@ -264,11 +307,12 @@ class OutlierDetector:
     def _bring_back(self, host: _Host, now: float) -> None:
         """The lock is held."""
         host.ejected_at = None
+        host.to_prove = 0
         host.unejected_at = now
         host.consecutive_5xx = host.consecutive_gateway = host.consecutive_local = 0
         self.ejections_active -= 1
 
-    def sweep(self, now: float, rng: Rng) -> "tuple[Unejection | Ejection, ...]":
+    def sweep(self, now: float, rng: Rng) -> "tuple[Unejection | Ejection | Trial, ...]":
         """Close the interval when it is over: bring back hosts whose time is over, take out those that compare badly.
 
         Hosts that behaved are forgiven a step.
@@ -283,11 +327,17 @@ class OutlierDetector:
             return ()
         with self._lock:
             self._swept_at = now
-            changes: list[Unejection | Ejection] = []
+            changes: list[Unejection | Ejection | Trial] = []
+            probation = self.config.probation
             for address, host in self._hosts.items():
-                if host.ejected_at is not None and now - host.ejected_at >= self._time_s(host):
+                if host.ejected_at is None or now - host.ejected_at < self._time_s(host):
+                    continue
+                if probation is None:
                     self._bring_back(host, now)
                     changes.append(Unejection(address))
+                elif not host.to_prove:
+                    host.to_prove = probation.successes
+                    changes.append(Trial(address))
             changes += self._compare(now, rng)
             for host in self._hosts.values():
                 if (

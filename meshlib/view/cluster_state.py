@@ -22,13 +22,14 @@ from meshlib.resilience.budget import RetryAccount
 from meshlib.resilience.circuit_breaker import CircuitBreaker
 from meshlib.resilience.classify import failure_code, http_code
 from meshlib.resilience.health_check import CheckResult, CheckTurn
-from meshlib.resilience.outlier import Ejection, OutlierDetector, Unejection
+from meshlib.resilience.outlier import Ejection, OutlierDetector, Trial, Unejection
 from meshlib.view.endpoint_tls import EndpointTls
 from meshlib.view.health import HealthChecks
 from meshlib.view.learning import Learner, make_learner
 from meshlib.view.load_counts import count_by_locality, load_of
 from meshlib.view.logical_host import with_spares
 from meshlib.view.passing_hosts import with_passing
+from meshlib.view.trials import Trials, make_trials
 from meshlib.xds.load_report import ClusterLoad
 
 __all__ = ["ClusterState"]
@@ -60,6 +61,7 @@ class ClusterState:
         account: What retries may still be made by the process's own budget; None: it has none.
         load: What is counted for the management server; None: it does not want to know.
         memory: What the pickers have in common. Fixed at creation.
+        trials: What tries endpoints on probation; None: there are none. Swapped with the picker.
         learner: Who learns from how attempts end, for the policy or for load reports; None: nobody.
     """
 
@@ -85,6 +87,7 @@ class ClusterState:
         "picker",
         "safety",
         "states",
+        "trials",
     )
 
     config: ClusterConfig
@@ -120,6 +123,7 @@ class ClusterState:
         self.memory = PolicyMemory(now, seed, self._in_flight, home)
         self.learner: Learner | None = None
         self.states: Mapping[str, EndpointState] = {}
+        self.trials: Trials | None = None
         self._retry_pickers: tuple[Picker | None, dict[frozenset[int], Picker | None]] = (None, {})
         self.checks: HealthChecks | None = None
         self._configure(config, now)
@@ -175,6 +179,7 @@ class ClusterState:
             if outlier is not None or had_outlier:
                 for address, state in states.items():
                     state.is_ejected = outlier is not None and outlier.is_ejected(address)
+                    state.is_on_probation = outlier is not None and outlier.is_on_probation(address)
             self.states = states
             self.config = config
             self._generation += 1
@@ -215,7 +220,7 @@ class ClusterState:
             if checks is None or self.states.get(state.address) is not state:
                 return None
             was_healthy = state.is_healthy
-            turn = checks.ended(state, result, rng, has_traffic=self.attempts > 0)
+            turn = checks.ended(state, result, now, rng, has_traffic=self.attempts > 0)
             if turn is None:
                 return None
             if state.is_healthy and not was_healthy:
@@ -245,9 +250,10 @@ class ClusterState:
         while True:
             generation = self._generation
             picker = build_picker(self.config, self.states, memory=self.memory, pause=pause)
+            trials = make_trials(self.config, self.states, self.memory, self.trials, self._lock)
             with self._lock:
                 if generation == self._generation:
-                    self.picker = picker
+                    self.picker, self.trials = picker, trials
                     return
 
     def priorities_of(self, states: Sequence[EndpointState]) -> frozenset[int]:
@@ -335,11 +341,13 @@ class ClusterState:
             if state.load is not None:
                 state.load.end(is_success=is_success)
 
-    def record(self, state: EndpointState, outcome: Outcome, now: float, rng: Rng) -> HostEjected | None:
+    def record(
+        self, state: EndpointState, outcome: Outcome, now: float, rng: Rng
+    ) -> HostEjected | HostUnejected | None:
         """Feed outlier detection with an outcome, and carry out what it decides.
 
         Returns:
-            The event when the endpoint was ejected.
+            The event when the endpoint was ejected, or came back from probation.
         """
         outlier = self.outlier
         if outlier is None:
@@ -351,11 +359,13 @@ class ClusterState:
             ejection = outlier.record_code(state.address, code, now, rng)
         else:
             ejection = outlier.record_local_failure(state.address, failure_code(outcome), now, rng)
-        return None if ejection is None else self._eject(state, ejection)
+        return None if ejection is None else self._carry_out(state, ejection)
 
-    def _eject(self, state: EndpointState, ejection: Ejection) -> HostEjected:
+    def _carry_out(self, state: EndpointState, ejection: Ejection | Unejection) -> HostEjected | HostUnejected:
         if self._follow(state):
             self._rebuild()
+        if isinstance(ejection, Unejection):
+            return HostUnejected(self.name, state.endpoint)
         return HostEjected(self.name, state.endpoint, ejection.reason.value, ejection.ejection_time_s)
 
     def _follow(self, state: EndpointState) -> bool:
@@ -367,9 +377,10 @@ class ClusterState:
         with self._lock:
             outlier = self.outlier
             is_ejected = outlier is not None and outlier.is_ejected(state.address)
-            if state.is_ejected == is_ejected:
+            is_tried = outlier is not None and outlier.is_on_probation(state.address)
+            if (state.is_ejected, state.is_on_probation) == (is_ejected, is_tried):
                 return False
-            state.is_ejected = is_ejected
+            state.is_ejected, state.is_on_probation = is_ejected, is_tried
             self._generation += 1
             return True
 
@@ -391,4 +402,5 @@ class ClusterState:
             if isinstance(change, Unejection)
             else HostEjected(self.name, state.endpoint, change.reason.value, change.ejection_time_s)
             for state, change in changed
+            if not isinstance(change, Trial)
         )

@@ -1,6 +1,7 @@
 """The active health checks of one cluster: what is known of each endpoint, and what that changes."""
 
 from collections.abc import Mapping
+from dataclasses import dataclass
 
 from meshlib.balancing.endpoint_state import EndpointState
 from meshlib.model.endpoint import Endpoint
@@ -8,7 +9,26 @@ from meshlib.model.health import HealthCheck
 from meshlib.ports import Lock, Rng
 from meshlib.resilience.health_check import CheckResult, CheckTurn, EndpointCheck
 
-__all__ = ["HealthChecks"]
+__all__ = ["CheckFacts", "HealthChecks"]
+
+
+@dataclass(frozen=True, slots=True)
+class CheckFacts:
+    """What the checks of an endpoint have come to.
+
+    Attributes:
+        failure: Of the last one: `ACTIVE`, `PASSIVE`, `NETWORK` or `NETWORK_TIMEOUT`; empty: it passed.
+        reason: The same for people.
+        consecutive: So many have ended like the last one, one after the other.
+        ended_at: Monotonic seconds.
+        due_at: When the next one begins; monotonic seconds.
+    """
+
+    failure: str
+    reason: str
+    consecutive: int
+    ended_at: float
+    due_at: float
 
 
 class HealthChecks:
@@ -19,12 +39,13 @@ class HealthChecks:
         is_warming: There are endpoints without a first result, and there have been from the cluster's beginning on.
     """
 
-    __slots__ = ("_checks", "_lock", "config", "is_warming")
+    __slots__ = ("_checks", "_facts", "_lock", "config", "is_warming")
 
     def __init__(self, config: HealthCheck, lock: Lock) -> None:
         self.config = config
         self._lock = lock
         self._checks: dict[str, EndpointCheck] = {}
+        self._facts: dict[str, CheckFacts] = {}
         self.is_warming = True
 
     @staticmethod
@@ -58,6 +79,7 @@ class HealthChecks:
                 check.is_failed = address not in old
             self._checks[address] = check
             _show(check, state)
+        self._facts = {address: facts for address, facts in self._facts.items() if address in self._checks}
         self._end_warming()
 
     def _end_warming(self) -> None:
@@ -75,12 +97,21 @@ class HealthChecks:
         jitter_s = self.config.initial_jitter_s
         return rng.random() * jitter_s if jitter_s else 0.0
 
-    def ended(self, state: EndpointState, result: CheckResult, rng: Rng, *, has_traffic: bool) -> CheckTurn | None:
+    def facts(self, address: str) -> CheckFacts | None:
+        """Return what the checks of an endpoint have come to; None: none has ended, or it is not checked."""
+        return self._facts.get(address)
+
+    def ended(
+        self, state: EndpointState, result: CheckResult, now: float, rng: Rng, *, has_traffic: bool
+    ) -> CheckTurn | None:
         """Take in what a check came to; None: the endpoint is gone, or not checked any more. The lock is held."""
         check = self._checks.get(state.address)
         if check is None:
             return None
         turn = check.ended(result, self.config, rng, has_traffic=has_traffic)
+        failure, before = "" if result.failure is None else result.failure.value, self._facts.get(state.address)
+        count = before.consecutive + 1 if before is not None and bool(before.failure) == bool(failure) else 1
+        self._facts[state.address] = CheckFacts(failure, result.reason, count, now, now + turn.wait_s)
         _show(check, state)
         self._end_warming()
         return turn

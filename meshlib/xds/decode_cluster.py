@@ -34,6 +34,7 @@ from meshlib.xds.decode_dns import CLUSTER_FIELDS, DNS_TYPE, decode_dns_cluster,
 from meshlib.xds.decode_endpoint import decode_assignment
 from meshlib.xds.decode_health_check import health_check
 from meshlib.xds.decode_matcher import percent
+from meshlib.xds.decode_probation import with_probation
 from meshlib.xds.decode_tls import client_socket
 from meshlib.xds.problems import Problems
 
@@ -161,6 +162,7 @@ def decode_cluster(message: Any, path: str, problems: Problems) -> Cluster:
     outlier = None
     if message.HasField("outlier_detection"):
         outlier = _outlier_detection(message.outlier_detection, join(path, "outlier_detection"), problems)
+    outlier = with_probation(outlier, metadata(message.metadata), path, problems)
     return Cluster(
         name=message.name,
         discovery=discovery,

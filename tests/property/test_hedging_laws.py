@@ -45,6 +45,15 @@ class _Run:
 
 
 class Hedges(RuleBasedStateMachine):
+    """
+    Attributes:
+        LIMITS: Of the cluster.
+        MOST: Retries and hedges that those allow at the same time, whatever happens.
+    """
+
+    LIMITS = CircuitBreakers(max_requests=MAX_REQUESTS, max_retries=MAX_RETRIES)
+    MOST = MAX_RETRIES
+
     def __init__(self) -> None:
         super().__init__()
         self.clock = FakeClock()
@@ -54,13 +63,13 @@ class Hedges(RuleBasedStateMachine):
         self.closed = 0
         self.policy, self.hedge = RetryPolicy(frozenset()), HedgePolicy()
 
-    @staticmethod
-    def snapshot(count: int, policy: RetryPolicy, hedge: HedgePolicy) -> Snapshot:
+    @classmethod
+    def snapshot(cls, count: int, policy: RetryPolicy, hedge: HedgePolicy) -> Snapshot:
         template = Cluster(
             "",
             EdsDiscovery(""),
             LeastRequest(),
-            circuit_breakers=CircuitBreakers(max_requests=MAX_REQUESTS, max_retries=MAX_RETRIES),
+            circuit_breakers=cls.LIMITS,
             outlier_detection=OutlierDetection(consecutive_5xx=2, max_ejection_percent=60, interval_s=1.0),
         )
         action = RouteAction(SingleCluster("a"), retry=policy, hedge=hedge, timeout_s=DEADLINE_S)
@@ -158,7 +167,8 @@ class Hedges(RuleBasedStateMachine):
         answered = sum(isinstance(run.step, Done) and isinstance(run.step.result, Response) for run in self.runs)
         assert breaker.active == sum(len(run.flying) for run in self.runs) + answered
         assert breaker.active <= MAX_REQUESTS
-        assert 0 <= breaker.retries <= MAX_RETRIES
+        assert 0 <= breaker.retries <= self.MOST
+        assert self.MOST or all(len(run.flying) <= 1 for run in self.runs), "a budget of nothing allows no hedge"
         assert all(run.call.attempts <= run.most for run in self.runs)
 
     def teardown(self) -> None:
@@ -175,3 +185,23 @@ class Hedges(RuleBasedStateMachine):
 
 TestHedges = Hedges.TestCase
 TestHedges.settings = settings(max_examples=150, stateful_step_count=40, deadline=None)
+
+
+class TinyShare(Hedges):
+    """A tenth of four requests is none, and no minimum makes it more."""
+
+    LIMITS = CircuitBreakers(max_requests=MAX_REQUESTS, retry_budget_percent=10.0, min_retry_concurrency=0)
+    MOST = 0
+
+
+class OneAlways(Hedges):
+    """The minimum alone."""
+
+    LIMITS = CircuitBreakers(max_requests=MAX_REQUESTS, retry_budget_percent=0.0, min_retry_concurrency=1)
+    MOST = 1
+
+
+TestTinyShare = TinyShare.TestCase
+TestOneAlways = OneAlways.TestCase
+for _case in (TestTinyShare, TestOneAlways):
+    _case.settings = settings(max_examples=10, stateful_step_count=30, deadline=None)

@@ -1,5 +1,6 @@
 """Laws of resilience: waits have bounds, retries a budget, ejections a ceiling."""
 
+from itertools import pairwise
 from random import Random
 from threading import Lock
 
@@ -7,17 +8,18 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
-from meshlib.model.cluster import CircuitBreakers, OutlierDetection
+from meshlib.model.cluster import CircuitBreakers, OutlierDetection, Probation
 from meshlib.resilience.backoff import full_jitter_s, grpc_jitter_s
 from meshlib.resilience.circuit_breaker import CircuitBreaker
 from meshlib.resilience.deadline import format_grpc_timeout, parse_grpc_timeout_s
-from meshlib.resilience.outlier import Ejection, OutlierDetector, Unejection
+from meshlib.resilience.outlier import Ejection, EjectionReason, OutlierDetector, Trial, Unejection
 from meshlib.resilience.success_rate import (
     Tally,
     below_success_rate,
     over_failure_percentage,
     success_rate_threshold,
 )
+from meshlib.view.trials import Gate
 
 intervals = st.floats(0.0001, 100.0)
 
@@ -116,8 +118,9 @@ class OutlierMachine(RuleBasedStateMachine):
         self.detector = OutlierDetector(self.config, self.hosts, self.now)
         self.out: dict[str, float] = {}
 
-    def note(self, ejection: Ejection | None) -> None:
+    def note(self, ejection: Ejection | Unejection | None) -> None:
         if ejection is not None:
+            assert isinstance(ejection, Ejection), "nobody is on probation"
             assert ejection.address not in self.out
             assert 100 * (len(self.out) + 1) / len(self.hosts) <= 50, "at the moment of the ejection"
             assert 30.0 <= ejection.ejection_time_s <= 103.0
@@ -142,6 +145,7 @@ class OutlierMachine(RuleBasedStateMachine):
     @rule()
     def sweep(self) -> None:
         for change in self.detector.sweep(self.now, self.rng):
+            assert not isinstance(change, Trial)
             if isinstance(change, Unejection):
                 assert self.now >= self.out.pop(change.address) - 1e-9, "never before its time"
             else:
@@ -189,7 +193,97 @@ def test_best_host_never_stands_out(rates: list[float], factor: int) -> None:
     assert max(rates) >= success_rate_threshold(rates, factor) - 1e-9
 
 
+class ProbationMachine(RuleBasedStateMachine):
+    """Whatever the order of results, sweeps and updates: a host on probation counts as out, and its own results decide.
+
+    It is tried only when its time is over, so many successes without a failure between bring it back, and a failure takes
+    it out at once whatever the ceiling says: it was out before.
+    """
+
+    SUCCESSES = 3
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.now = 0.0
+        self.rng = Random(1)
+        self.hosts = [f"h{index}" for index in range(6)]
+        self.config = OutlierDetection(
+            consecutive_5xx=2,
+            max_ejection_percent=50,
+            success_rate_minimum_hosts=100,
+            failure_percentage_minimum_hosts=100,
+            probation=Probation(self.SUCCESSES),
+        )
+        self.detector = OutlierDetector(self.config, self.hosts, self.now)
+        self.out: dict[str, float] = {}
+        self.proved: dict[str, int] = {}
+
+    @rule(index=st.integers(0, 7), code=st.sampled_from([200, 404, 500, 503]))
+    def result(self, index: int, code: int) -> None:
+        address = f"h{index}"
+        was_tried, out = address in self.proved, len(self.out)
+        found = self.detector.record_code(address, code, self.now, self.rng)
+        if was_tried:
+            self.proved[address] += 1
+            if code >= 500:
+                assert isinstance(found, Ejection) and found.reason is EjectionReason.PROBATION
+                del self.proved[address]
+                self.out[address] = self.now + found.ejection_time_s
+            elif self.proved[address] == self.SUCCESSES:
+                assert isinstance(found, Unejection)
+                del self.proved[address], self.out[address]
+            else:
+                assert found is None
+        elif found is not None:
+            assert isinstance(found, Ejection) and address not in self.out
+            assert 100 * (out + 1) / len(self.hosts) <= 50
+            self.out[address] = self.now + found.ejection_time_s
+
+    @rule(seconds=st.floats(0.0, 60.0))
+    def time_passes(self, seconds: float) -> None:
+        self.now += seconds
+        for change in self.detector.sweep(self.now, self.rng):
+            assert isinstance(change, Trial), "nobody comes back untried"
+            assert self.now >= self.out[change.address] - 1e-9, "never before its time"
+            assert change.address not in self.proved
+            self.proved[change.address] = 0
+
+    @rule(count=st.integers(4, 8))
+    def update(self, count: int) -> None:
+        self.hosts = [f"h{index}" for index in range(count)]
+        self.detector.update(self.config, self.hosts)
+        self.out = {address: until for address, until in self.out.items() if address in self.hosts}
+        self.proved = {address: number for address, number in self.proved.items() if address in self.hosts}
+
+    @invariant()
+    def who_is_out_is_known(self) -> None:
+        assert {address for address in self.hosts if self.detector.is_ejected(address)} == set(self.out)
+        assert {address for address in self.hosts if self.detector.is_on_probation(address)} == set(self.proved)
+        assert self.detector.ejections_active == len(self.out)
+
+
+@given(
+    st.lists(st.tuples(st.floats(0.0, 1.0), st.booleans()), max_size=60),
+    st.integers(1, 3),
+    st.floats(0.01, 0.5),
+)
+def test_gate_lets_through_no_more_than_its_rules(
+    steps: list[tuple[float, bool]], most: int, interval_s: float
+) -> None:
+    gate, rules, now, active, passed = Gate(), Probation(3, most, interval_s), 0.0, 0, []
+    for wait_s, ends in steps:
+        now += wait_s
+        active -= ends and active > 0
+        if gate.passes(rules, active, now):
+            active += 1
+            passed.append(now)
+        assert active <= most
+    assert all(later - one >= interval_s for one, later in pairwise(passed))
+
+
 TestRetryBudget = RetryBudget.TestCase
 TestRetryBudget.settings = settings(max_examples=50, deadline=None)
 TestOutlier = OutlierMachine.TestCase
+TestProbation = ProbationMachine.TestCase
+TestProbation.settings = settings(max_examples=80, deadline=None)
 TestOutlier.settings = settings(max_examples=80, deadline=None)

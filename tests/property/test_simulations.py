@@ -43,3 +43,8 @@ def test_ejection_ends_what_a_failing_host_attracts(scenarios: ModuleType) -> No
     assert runs["least request"] > runs["round robin"] > 0.08
     assert runs["least request, ejection"] < 0.02
     assert runs["least request, ejection, retries"] == 0.0
+
+
+def test_probation_costs_a_host_that_still_fails_one_call_a_return(scenarios: ModuleType) -> None:
+    runs = {run.name: run.failed(13, 20) for run in scenarios.failing_host(seconds=21.0, load=0.1)}
+    assert 0 < runs["least request, ejection, probation"] < runs["least request, ejection"] / 3

@@ -4,6 +4,7 @@ from dataclasses import replace
 
 import pytest
 
+from meshlib.admin.status import cluster_status
 from meshlib.model.cluster import Cluster, EdsDiscovery, OutlierDetection
 from meshlib.model.endpoint import ClusterLoadAssignment, Endpoint, HealthStatus, Locality, LocalityEndpoints
 from meshlib.model.health import CheckTarget, HealthCheck, TcpProbe
@@ -45,6 +46,35 @@ def test_nobody_is_chosen_before_its_first_check() -> None:
     assert {"h:1", "h:2"} == picks(cluster)
     ended(cluster, "h:1", BAD)
     assert {"h:2"} == picks(cluster)
+
+
+def test_status_says_how_checks_go() -> None:
+    cluster = ClusterState(config("h:1", "h:2", Endpoint("h:3", check=CheckTarget(is_off=True))), 0.0)
+    ended(cluster, "h:1", GOOD, now=1.0)
+    ended(cluster, "h:1", GOOD, now=2.0)
+    cluster.memory.now = 4.0
+    first, second, third = cluster_status("c", cluster).endpoints
+    assert first.check is not None and second.check is not None
+    assert ("passing", "", 2, 2.0) == (
+        first.check.state,
+        first.check.failure,
+        first.check.consecutive,
+        first.check.age_s,
+    )
+    assert first.check.due_s is not None and first.check.due_s > 0
+    assert ("waiting", None, None) == (second.check.state, second.check.age_s, third.check)
+    ended(cluster, "h:1", BAD, now=5.0)
+    cluster.memory.now = 5.5
+    check = cluster_status("c", cluster).endpoints[0].check
+    assert check is not None
+    assert ("failing", "ACTIVE", "status 503", 1, 0.5) == (
+        check.state, check.failure, check.reason, check.consecutive, check.age_s,
+    )  # fmt: skip
+    assert "checks failing: status 503, 0.5 s ago, next in " in str(check)
+    assert "not checked yet" == str(second.check)
+    cluster.update(config("h:2"), 6.0)
+    assert cluster.checks is not None
+    assert cluster.checks.facts("h:1") is None
 
 
 def test_health_of_discovery_and_of_checks_must_both_be_good() -> None:

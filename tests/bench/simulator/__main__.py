@@ -13,7 +13,7 @@ from . import scenarios
 from .scenarios import CAPACITY, OVERLOAD, Run
 
 TARGET = Path(__file__).resolve().parents[3] / "docs" / "explanation" / "simulations"
-COLOURS = ("#9aa0a6", "#d9730d", "#2b7de9", "#1a9850")
+COLOURS = ("#9aa0a6", "#d9730d", "#2b7de9", "#8e44ad", "#1a9850")
 
 
 def _lines(name: str, title: str, unit: str, runs: Sequence[Run], value: Callable[[Run, float, float], float]) -> None:

@@ -1,9 +1,9 @@
 """What is played, and what it comes to."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
-from meshlib.model.cluster import CircuitBreakers, Cluster, OutlierDetection
+from meshlib.model.cluster import CircuitBreakers, Cluster, OutlierDetection, Probation
 from meshlib.model.filters import AdaptiveConcurrency, AdmissionControl, LimitFilter
 from meshlib.model.lb_policy import LeastRequest, PeakEwma, Random, RoundRobin, SlowStart
 from meshlib.model.retry import RetryPolicy
@@ -109,6 +109,7 @@ def failing_host(*, seed: int = 1, seconds: float = 30.0, load: float = 0.5) -> 
     """From the tenth second to the twentieth one host answers 503 at once, which makes it look idle."""
     first: dict[str, object] = {"failures": lambda now: 1.0 if 10 <= now < 20 else 0.0}
     outlier = OutlierDetection(consecutive_5xx=5, base_ejection_time_s=3.0, interval_s=1.0)
+    probation = replace(outlier, probation=Probation())
     retry = RetryPolicy(frozenset({"5xx"}), num_retries=2)
     least = LeastRequest()
     ways = (
@@ -117,6 +118,11 @@ def failing_host(*, seed: int = 1, seconds: float = 30.0, load: float = 0.5) -> 
         (
             "least request, ejection",
             cluster(lb_policy=least, circuit_breakers=UNLIMITED, outlier_detection=outlier),
+            None,
+        ),
+        (
+            "least request, ejection, probation",
+            cluster(lb_policy=least, circuit_breakers=UNLIMITED, outlier_detection=probation),
             None,
         ),
         (
