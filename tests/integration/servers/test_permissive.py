@@ -27,14 +27,19 @@ def start(world: Any, kind: str, name: str) -> Any:
 
 
 @pytest.fixture(scope="module")
-def processes(shared_world: Any) -> dict[str, Any]:
-    return {kind: start(shared_world, kind, kind) for kind in KINDS}
+def processes() -> dict[str, Any]:
+    """Those of `addresses`."""
+    return {}
 
 
 @pytest.fixture(scope="module")
 def addresses(shared_world: Any, processes: dict[str, Any]) -> dict[str, str]:
-    """Where each kind of server listens."""
-    return {kind: shared_world.wait_serving(kind)[0] for kind in KINDS}
+    """Where each kind of server listens. They start one after the other: at once they would not on a busy machine."""
+    found: dict[str, str] = {}
+    for kind in KINDS:
+        processes[kind] = start(shared_world, kind, kind)
+        (found[kind],) = shared_world.wait_serving(kind)
+    return found
 
 
 @pytest.fixture(scope="module")
