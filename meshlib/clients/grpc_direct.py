@@ -18,10 +18,14 @@ from collections.abc import Callable
 from typing import Any, Final
 
 import grpc
-from grpc import _channel, _common, _compression, _observability
-from grpc._cython import cygrpc as _cygrpc
 
 from meshlib.runtime.clock import wall
+
+try:
+    from grpc import _channel, _common, _compression, _observability
+    from grpc._cython import cygrpc as _cygrpc
+except ImportError:  # a grpcio that nobody has looked at: it is called the public way
+    _channel = _common = _compression = _observability = _cygrpc = None  # type: ignore[assignment]  # see `is_usable`
 
 __all__ = [
     "KNOWN_GOOD",
@@ -117,6 +121,7 @@ class DirectUnary:
         "_deserializer",
         "_method",
         "_no_metadata",
+        "_propagate",
         "_public",
         "_segregated",
         "_serializer",
@@ -125,6 +130,7 @@ class DirectUnary:
     def __init__(self, channel: Any, method: str, serializer: Serializer, deserializer: Deserializer) -> None:
         self._public = PublicUnary(channel, method, serializer, deserializer)
         self._segregated = channel._channel.segregated_call
+        self._propagate = cygrpc.PropagationConstants.GRPC_PROPAGATE_DEFAULTS
         self._method = _common.encode(method)
         self._serializer = serializer
         self._deserializer = deserializer
@@ -167,7 +173,7 @@ class DirectUnary:
             status,
         )
         call = self._segregated(
-            _PROPAGATE,
+            self._propagate,
             self._method,
             None,
             deadline if cygrpc.get_deadline_from_context() is None else native._determine_deadline(deadline),
@@ -178,7 +184,7 @@ class DirectUnary:
             None,
         )
         event = call.next_event()
-        if status.code() == _OK:
+        if status.code() == 0:
             response = received.message()
             if response is not None and self._deserializer is not None:
                 try:
@@ -191,20 +197,16 @@ class DirectUnary:
         raise native._InactiveRpcError(_state_of(event, self._deserializer))
 
 
-_PROPAGATE: Final = cygrpc.PropagationConstants.GRPC_PROPAGATE_DEFAULTS
-_OK: Final = cygrpc.StatusCode.ok
-
-
 def make_unary(channel: Any, method: str, serializer: Serializer, deserializer: Deserializer) -> Any:
     """Return what calls a unary method of a channel: `DirectUnary` where that can be used."""
-    if type(channel) is native.Channel and is_usable():
+    if is_usable() and type(channel) is native.Channel:
         return DirectUnary(channel, method, serializer, deserializer)
     return PublicUnary(channel, method, serializer, deserializer)
 
 
 def puller(stream: Any) -> Callable[[], Any]:
     """Return what gets the next message of a stream of responses: what its own `next` calls, where that is known."""
-    if type(stream) is native._MultiThreadedRendezvous and is_usable():
+    if is_usable() and type(stream) is native._MultiThreadedRendezvous:
         found: Callable[[], Any] = stream._next
         return found
     named: Callable[[], Any] = stream.__next__

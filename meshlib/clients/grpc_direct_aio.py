@@ -8,23 +8,32 @@ awaits the call waits for that same future.
 import asyncio
 import functools
 from collections.abc import Callable, Generator
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
 import grpc
 import grpc.aio
-from grpc import _common, _compression, _observability
-from grpc.aio import _call, _channel
 
 from meshlib.clients.grpc_direct import Deserializer, Serializer, cygrpc, is_known, is_switched_off
 from meshlib.runtime.clock import wall
 
 __all__ = ["AioDirectCall", "AioDirectUnary", "aio_puller", "make_aio_unary"]
 
+try:
+    from grpc import _common, _compression, _observability
+    from grpc.aio import _call, _channel
+except ImportError:  # a grpcio that nobody has looked at: it is called the public way
+    _common = _compression = _observability = _call = _channel = None  # type: ignore[assignment]  # see `_is_usable`
+
 native: Any = _call
+if TYPE_CHECKING:
+    # Generic in the stubs, and from some version on.
+    CallBase = _call.Call[Any, Any]
+else:
+    CallBase = getattr(_call, "Call", object)
 _CANCELLED: Final = "Locally cancelled by application!"
 
 
-class AioDirectCall(_call.Call[Any, Any]):
+class AioDirectCall(CallBase):
     """A call under way, for one owner. As `grpc.aio.UnaryUnaryCall`, but for what its owner does for it: nobody may drop
     it without a `cancel`.
     """
@@ -167,17 +176,18 @@ def _is_usable() -> bool:
         return False
     wanted = ("unary_unary", "cancel", "is_ok", "is_locally_cancelled", "done", "_status", "_initial_metadata")
     return (
-        all(hasattr(cygrpc._AioCall, name) for name in wanted)
+        all(hasattr(getattr(cygrpc, "_AioCall", None), name) for name in wanted)
+        and hasattr(getattr(cygrpc, "AioChannel", None), "call")
         and hasattr(native, "_create_rpc_error")
-        and hasattr(native._StreamResponseMixin, "_read")
+        and hasattr(getattr(native, "_StreamResponseMixin", None), "_read")
         and hasattr(_observability, "_OBSERVABILITY_PLUGIN")
-        and hasattr(cygrpc.AioChannel, "call")
+        and hasattr(_channel, "Channel")
     )
 
 
 def aio_puller(stream: Any) -> Callable[[], Any] | None:
     """Return what gets the next raw message of a stream of responses, or the end without its status; None: use `read`."""
-    if type(stream) in (native.UnaryStreamCall, native.StreamStreamCall) and _is_usable():
+    if _is_usable() and type(stream) in (native.UnaryStreamCall, native.StreamStreamCall):
         found: Callable[[], Any] = stream._read
         return found
     return None
@@ -185,6 +195,6 @@ def aio_puller(stream: Any) -> Callable[[], Any] | None:
 
 def make_aio_unary(channel: Any, method: str, serializer: Serializer, deserializer: Deserializer) -> Any:
     """Return what starts calls of a unary method of a channel of grpc.aio; None: use that."""
-    if type(channel) is _channel.Channel and _is_usable() and not channel._unary_unary_interceptors:
+    if _is_usable() and type(channel) is _channel.Channel and not channel._unary_unary_interceptors:
         return AioDirectUnary(channel, method, serializer, deserializer)
     return None

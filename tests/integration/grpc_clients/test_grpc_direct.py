@@ -1,5 +1,7 @@
 """Unary calls past gRPC's Python layer end, for their callers, as those through it do."""
 
+import subprocess
+import sys
 import threading
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -201,3 +203,29 @@ def test_many_threads_share_a_method(one: Any, channel: grpc.Channel, kind: Make
     for thread in threads:
         thread.join()
     assert [] == wrong
+
+
+def test_a_grpcio_without_these_modules_is_called_the_public_way(one: Any) -> None:
+    """In a process of its own, as what is imported stays."""
+    program = f"""
+import builtins, sys
+real = builtins.__import__
+
+def without(name, globals=None, locals=None, fromlist=(), level=0):
+    if globals and str(globals.get("__name__")).startswith("meshlib.clients.grpc_direct"):
+        if name in ("grpc._cython", "grpc.aio") and fromlist:
+            raise ImportError(name)
+    return real(name, globals, locals, fromlist, level)
+
+import grpc, grpc.aio
+builtins.__import__ = without
+from meshlib.clients.grpc_aio import AioMeshChannel
+from meshlib.clients.grpc_direct import PublicUnary, make_unary
+from meshlib.clients.grpc_direct_aio import make_aio_unary, _is_usable
+with grpc.insecure_channel({one.address!r}) as channel:
+    made = make_unary(channel, {UNARY!r}, None, None)
+    assert type(made) is PublicUnary and made(b"x", 20.0, None, None, None)[0].endswith(b"x")
+assert not _is_usable()
+"""
+    ended = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=60, check=False)
+    assert 0 == ended.returncode, ended.stderr

@@ -73,8 +73,8 @@ def test_answer_and_call(server: Any, kind: Any) -> None:
         call.add_done_callback(over.append)
         assert [f"{one.port} x"] * 2 == [await call, await call]
         assert ("value", b"\x00\xff") == (one.seen[0]["key"], one.seen[0]["raw-bin"])
-        assert {"first": "1"} == dict(await call.initial_metadata())
-        assert {"last": "2"} == dict(await call.trailing_metadata())
+        assert {"first": "1"} == dict(tuple(await call.initial_metadata()))
+        assert {"last": "2"} == dict(tuple(await call.trailing_metadata()))
         assert (grpc.StatusCode.OK, "") == (await call.code(), await call.details())
         assert call.done() and not call.cancelled() and not call.cancel()
         assert [call] == over
@@ -93,7 +93,7 @@ def test_errors_of_the_server(server: Any, kind: Any) -> None:
                 await call
             error = caught.value
             assert (grpc.StatusCode.UNAVAILABLE, "asked to refuse") == (error.code(), error.details())
-            assert {"reason": "asked for"} == dict(error.trailing_metadata())
+            assert {"reason": "asked for"} == dict(tuple(error.trailing_metadata()))
         assert grpc.StatusCode.UNAVAILABLE is await call.code()
 
     run(one.address, use)
@@ -231,7 +231,7 @@ def test_waiters_of_all_kinds_of_one_call(server: Any, mesh: Any) -> None:
                 )
                 sign = b"%d x" % one.port
                 assert [sign, grpc.StatusCode.OK, sign, sign] == [found[0], found[1], found[2], found[5]]
-                assert ({"first": "1"}, {"last": "2"}) == (dict(found[3]), dict(found[4]))
+                assert ({"first": "1"}, {"last": "2"}) == (dict(tuple(found[3])), dict(tuple(found[4])))
             assert 0 == mesh.active
 
     asyncio.run(main())
