@@ -108,7 +108,7 @@ def test_aio_channels(grpc_server: tuple[str, list[Any]]) -> None:
         call = channel.unary_unary("/a.B/Get")(b"1", timeout=10, metadata=metadata)
         assert await call == b"1"
         assert quota.heard == [("/a.B/Get", 0, "u")]  # the end of a call waits for its filters
-        assert (await call.code(), dict(await call.trailing_metadata())) == (grpc.StatusCode.OK, {"x-t": "u"})
+        assert (await call.code(), dict(tuple(await call.trailing_metadata()))) == (grpc.StatusCode.OK, {"x-t": "u"})
         assert seen == [{"x-tenant": "acme", "raw-bin": b"\x00", "own": "1"}]
         over = asyncio.Event()
         call.add_done_callback(lambda _: over.set())
@@ -147,7 +147,7 @@ def test_aio_errors_and_answers(grpc_server: tuple[str, list[Any]]) -> None:
             with pytest.raises(grpc.aio.AioRpcError) as refused:
                 await call
         assert (refused.value.code(), refused.value.details()) == (grpc.StatusCode.PERMISSION_DENIED, "not for you")
-        assert dict(refused.value.trailing_metadata()) == {"x-by": "filter"}
+        assert dict(tuple(refused.value.trailing_metadata())) == {"x-by": "filter"}
         assert (await call.code(), await call.details()) == (grpc.StatusCode.PERMISSION_DENIED, "not for you")
         await over.wait()
         assert [entry[:2] for entry in tenant.heard] == [("checkout", 7)]
