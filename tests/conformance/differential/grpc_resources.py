@@ -20,7 +20,11 @@ PROVIDER_INSTANCE = "p"
 Data = dict[str, Any]
 ROUTER: Data = {"name": "router", "typed_config": {"@type": f"{HTTP}router.v3.Router"}}
 FAULT: Data = {"name": "fault", "typed_config": {"@type": f"{HTTP}fault.v3.HTTPFault"}}
-LIMIT: Data = {"@type": f"{HTTP}local_ratelimit.v3.LocalRateLimit", "stat_prefix": "x"}
+LIMIT: Data = {
+    "@type": f"{HTTP}local_ratelimit.v3.LocalRateLimit",
+    "stat_prefix": "x",
+    "token_bucket": {"max_tokens": 1, "fill_interval": "1s"},
+}
 RBAC_TYPE = f"{HTTP}rbac.v3.RBAC"
 SESSION_TYPE = f"{HTTP}stateful_session.v3.StatefulSession"
 COOKIE_TYPE = f"{T}envoy.extensions.http.stateful_session.cookie.v3.CookieBasedSessionState"

@@ -18,14 +18,14 @@ import pytest
 from meshlib.xds.resources import EDS
 
 WORKERS = 4
-PATIENCE_S = 45.0
+PATIENCE_S = 90.0
 
 APP = """\
 import faulthandler, json, os
 import httpx
 from meshlib import Mesh
 
-faulthandler.dump_traceback_later(50, exit=True)
+faulthandler.dump_traceback_later(110, exit=True)
 mesh = Mesh.connect(os.environ["XDS"], node_id="pool", state_dir="")
 client = httpx.Client(transport=mesh.httpx_transport(), timeout=15.0)
 waiting = {}
@@ -62,13 +62,13 @@ from app import ask, mesh
 
 def work(answers, updated, over):
     answers.put(ask())
-    updated.wait(40)
+    updated.wait(90)
     found = ask()
     while found["text"] != "two":
         time.sleep(0.02)
         found = ask()
     answers.put(found)
-    over.wait(40)  # still there, so that the streams can be counted
+    over.wait(90)  # still there, so that the streams can be counted
 
 
 if __name__ == "__main__":
@@ -77,10 +77,10 @@ if __name__ == "__main__":
     workers = [context.Process(target=work, args=(answers, updated, over)) for _ in range(4)]
     for worker in workers:
         worker.start()
-    print(*(answers.get(timeout=40)["text"] for _ in workers), flush=True)
+    print(*(answers.get(timeout=90)["text"] for _ in workers), flush=True)
     sys.stdin.readline()
     updated.set()
-    texts = [answers.get(timeout=40)["text"] for _ in workers]
+    texts = [answers.get(timeout=90)["text"] for _ in workers]
     while ask()["text"] != "two":
         time.sleep(0.02)  # the parent's stream begins anew with its first use after the fork
     print(*texts, flush=True)
@@ -204,6 +204,7 @@ def open_streams(ads: Any) -> int:
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(120)
 @pytest.mark.parametrize(("kind", "app"), [("gthread", "wsgi"), ("uvicorn.workers.UvicornWorker", "asgi")])
 def test_gunicorn_with_a_preloaded_application(
     kind: str, app: str, ads: Any, tools: Any, ports: tuple[int, int], start: Callable[..., Any], tmp_path: Path
@@ -227,6 +228,7 @@ def test_gunicorn_with_a_preloaded_application(
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(120)
 @pytest.mark.parametrize("method", ["fork", "spawn"])
 def test_multiprocessing(
     method: str, ads: Any, tools: Any, ports: tuple[int, int], start: Callable[..., Any], tmp_path: Path
@@ -245,6 +247,7 @@ def test_multiprocessing(
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(120)
 def test_a_pool_that_replaces_its_workers_as_celery_does(
     ads: Any, tools: Any, ports: tuple[int, int], start: Callable[..., Any], tmp_path: Path
 ) -> None:
