@@ -241,7 +241,7 @@ def _picker(
     while isinstance(policy, RandomSubsetting):
         policy = policy.child
     if isinstance(policy, RingHash | Maglev):
-        return _by_hash(policy, priorities, load, memory, locality_weighted=locality_weighted)
+        return _by_hash(policy, priorities, load, memory, pause, locality_weighted=locality_weighted)
     return _by_turns(config, policy, priorities, load, memory, locality_weighted=locality_weighted)
 
 
@@ -292,6 +292,7 @@ def _by_hash(
     priorities: Sequence[PriorityHosts],
     load: PriorityLoad,
     memory: PolicyMemory,
+    pause: Pause,
     *,
     locality_weighted: bool,
 ) -> Picker:
@@ -310,6 +311,7 @@ def _by_hash(
                         policy,
                         priorities[number],
                         memory,
+                        pause,
                         is_panicking=load.is_panicking[number],
                         locality_weighted=locality_weighted,
                     )
@@ -327,6 +329,7 @@ def _hash_picker(
     policy: RingHash | Maglev,
     priority: PriorityHosts,
     memory: PolicyMemory,
+    pause: Pause,
     *,
     is_panicking: bool,
     locality_weighted: bool,
@@ -342,7 +345,10 @@ def _hash_picker(
         shares = flat_shares(chosen(priority.states))
     if not shares:
         return _NOBODY
-    hashing = RingHashPicker(shares, policy) if isinstance(policy, RingHash) else MaglevPicker(shares, policy)
+    if isinstance(policy, RingHash):
+        hashing: RingHashPicker | MaglevPicker = RingHashPicker(shares, policy, pause)
+    else:
+        hashing = MaglevPicker(shares, policy, pause)
     if policy.balance_factor is None:
         return hashing
     return BoundedLoadPicker(hashing, shares, policy.balance_factor, memory)

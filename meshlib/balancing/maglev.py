@@ -11,20 +11,22 @@ Source: Envoy, `MaglevLoadBalancer`; Eisenbud et al., "Maglev: A Fast and Reliab
 
 from array import array
 from collections.abc import Sequence
-from functools import lru_cache
 
 import xxhash
 
 from meshlib.balancing.endpoint_state import EndpointState
 from meshlib.balancing.hash_weights import Shares, hash_key
 from meshlib.balancing.picker import HostPicker
+from meshlib.balancing.remembered import Remembered
 from meshlib.model.cluster import Maglev
-from meshlib.ports import Rng
+from meshlib.ports import Pause, Rng, no_pause
 
 __all__ = ["MAX_SLOTS", "MaglevPicker"]
 
 MAX_SLOTS = 131071
 """The largest table that is accepted, a prime: 0.1 to 0.2 s to fill. Envoy's limit of 5000011 would be half a minute."""
+PIECE = 256
+"""Slots filled without a pause: some 0.2 ms."""
 
 _ALL = 2**64
 
@@ -36,7 +38,7 @@ class MaglevPicker(HostPicker):
 
     uses_hash = True
 
-    def __init__(self, shares: Shares, config: Maglev) -> None:
+    def __init__(self, shares: Shares, config: Maglev, pause: Pause = no_pause) -> None:
         # By key, so that the table does not depend on the order of the resource.
         keyed = sorted(
             ((hash_key(state, uses_hostname=config.uses_hostname), state, part) for state, part in shares),
@@ -44,7 +46,8 @@ class MaglevPicker(HostPicker):
         )
         self._states = tuple(state for _, state, _ in keyed)
         self._size = config.table_size
-        self._table = _table(tuple(key for key, _, _ in keyed), tuple(part for _, _, part in keyed), self._size)
+        keys, parts = tuple(key for key, _, _ in keyed), tuple(part for _, _, part in keyed)
+        self._table = _TABLES.get((keys, parts, self._size), lambda: _table(keys, parts, self._size, pause))
 
     def choose(self, rng: Rng) -> EndpointState:
         return self.pick(None, rng)
@@ -68,19 +71,25 @@ class MaglevPicker(HostPicker):
         return self._states[self._table[(hash_ ^ (_ALL - number) if number else hash_) % self._size]]
 
 
-@lru_cache(maxsize=32)
-def _table(keys: tuple[str, ...], parts: tuple[float, ...], size: int) -> Sequence[int]:
+_TABLES: Remembered[tuple[tuple[str, ...], tuple[float, ...], int], Sequence[int]] = Remembered(32)
+
+
+def _table(keys: tuple[str, ...], parts: tuple[float, ...], size: int, pause: Pause) -> Sequence[int]:
     """Return the index of the host of each slot."""
     table = array("L", [0]) * size
     is_taken = bytearray(size)
     largest = max(parts)
     encoded = [key.encode("utf-8", "surrogateescape") for key in keys]
     # The slot each host wants next, how far it goes on from there, and when it is its turn again.
+    pause()
     slots = [xxhash.xxh64_intdigest(key, 0) % size for key in encoded]
+    pause()
     skips = [xxhash.xxh64_intdigest(key, 1) % (size - 1) + 1 for key in encoded]
+    pause()
     targets = [0.0] * len(keys)
     hosts = range(len(keys))
     left, iteration = size, 0
+    rest_at = max(0, size - PIECE)
     while True:
         iteration += 1
         for host in hosts:
@@ -97,5 +106,8 @@ def _table(keys: tuple[str, ...], parts: tuple[float, ...], size: int) -> Sequen
             slot += skip
             slots[host] = slot - size if slot >= size else slot
             left -= 1
-            if not left:
-                return table
+            if left <= rest_at:
+                if not left:
+                    return table
+                rest_at = max(0, left - PIECE)
+                pause()

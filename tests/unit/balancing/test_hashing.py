@@ -293,3 +293,21 @@ def test_panic_uses_all_hosts() -> None:
 
 def test_without_hosts_nobody_is_picked() -> None:
     assert {None} == set(picked(build((0, ""))))
+
+
+@pytest.mark.parametrize("policy", [RingHash(min_size=MAX_POINTS), Maglev(table_size=65537)])
+def test_large_tables_are_made_in_slices_and_once(policy: RingHash | Maglev) -> None:
+    shares = flat_shares([EndpointState(Endpoint(f"10.1.{index >> 8}.{index & 255}:80")) for index in range(10_000)])
+    pauses: list[None] = []
+
+    def picker() -> RingHashPicker | MaglevPicker:
+        if isinstance(policy, RingHash):
+            return RingHashPicker(shares, policy, lambda: pauses.append(None))
+        return MaglevPicker(shares, policy, lambda: pauses.append(None))
+
+    first, rng = picker(), SeededRng()
+    assert len(pauses) > 65536 / 256
+    del pauses[:]
+    second = picker()
+    assert [] == pauses
+    assert all(first.pick(hash_, rng) is second.pick(hash_, rng) for hash_ in range(0, 2**64, 2**58))
