@@ -344,7 +344,7 @@ class CallEndings(CallFacts):
             if match.changes_replies:
                 flag = ",".join(part for part in (self.flag, reply.flag) if part)
                 about = Scene(self._out, None, 0, flag, reply.details, self.endpoint, attempts or self.attempts)
-                reply = match.local_reply(reply, self._out, about)
+                reply = match.local_reply(reply, self._out, about, has_cluster=match.cluster in self.target.clusters)
             if attempts and match.include_attempt_count_in_response:
                 reply = replace(reply, headers=counted(Headers(reply.headers), attempts).items)
             if self._passage is not None and self._passage.response_headers:

@@ -5,7 +5,7 @@ from enum import Enum
 
 from meshlib.model.matcher import StringMatcher
 
-__all__ = ["NO_MUTATION", "AppendAction", "HeaderAdd", "HeaderChange", "HeaderMutation"]
+__all__ = ["NO_MUTATION", "AppendAction", "HeaderAdd", "HeaderChange", "HeaderMutation", "QueryChange"]
 
 
 class AppendAction(Enum):
@@ -44,10 +44,24 @@ NO_MUTATION = HeaderMutation()
 
 
 @dataclass(frozen=True, slots=True)
+class QueryChange:
+    """Attributes:
+    key: Of the parameter, decoded.
+    value: A substitution format.
+    action: None: the parameter is removed.
+    """
+
+    key: str
+    value: str = ""
+    action: AppendAction | None = None
+
+
+@dataclass(frozen=True, slots=True)
 class HeaderChange:
     """One step of a list of changes, each of which sees what the ones before left.
 
     Attributes:
+        query: Changes of the query, which see the request as it is before all of them; empty: none.
         remove: Name of a header to remove; empty: none.
         remove_if: Headers whose names it fits are removed; None: none.
         add: What is added; None: nothing.
@@ -56,3 +70,4 @@ class HeaderChange:
     remove: str = ""
     remove_if: StringMatcher | None = None
     add: HeaderAdd | None = None
+    query: tuple[QueryChange, ...] = ()

@@ -6,7 +6,7 @@ Source: Envoy `HeaderMutations`.
 """
 
 from collections.abc import Callable, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 from meshlib.matching import INLINE_REQUEST_HEADERS, INLINE_RESPONSE_HEADERS, compile_string
 from meshlib.model.outcome import LocalReply
@@ -15,11 +15,20 @@ from meshlib.model.route import HeaderChange
 from meshlib.routing.format import Facts, Scene
 from meshlib.routing.headers import Entries, HeaderLevel, Mutator, with_headers
 from meshlib.routing.local_reply import ReplyRewriter
+from meshlib.routing.query_changes import compile_query_changes
 from meshlib.routing.replies import TEXT, finish_headers
 
 __all__ = ["Changes", "Responder"]
 
-_Step = Callable[[Entries, Scene], Entries]
+
+@dataclass(frozen=True, slots=True)
+class QueryStep:
+    """A step that changes the query."""
+
+    change: Callable[[str, Scene], str]
+
+
+_Step = Callable[[Entries, Scene], Entries] | QueryStep
 
 
 class Changes:
@@ -49,6 +58,18 @@ class Changes:
     def __bool__(self) -> bool:
         return bool(self._steps)
 
+    def apply_to(self, head: RequestHead) -> RequestHead:
+        """Return the changed request, its query included."""
+        path, entries = head.path, list(head.headers.items)
+        for step in self._steps:
+            now = _as(head, path, entries)
+            scene = Scene(now, attempts=self._attempts)
+            if isinstance(step, QueryStep):
+                path = step.change(path, scene)
+            else:
+                entries = step(entries, scene)
+        return _as(head, path, entries)
+
     def apply(self, headers: Headers, head: RequestHead | None, about: Scene | None = None) -> Headers:
         """Return the changed headers.
 
@@ -59,6 +80,8 @@ class Changes:
         """
         entries = list(headers.items)
         for step in self._steps:
+            if isinstance(step, QueryStep):
+                continue  # copies of a request, and responses, have no such changes
             now = Headers(entries)
             if self._is_response:
                 scene = Scene(head, now) if about is None else about.with_response(head, now)
@@ -116,7 +139,15 @@ class Responder:
         return replace(reply, status=status, body=body, headers=finished)
 
 
+def _as(head: RequestHead, path: str, entries: Entries) -> RequestHead:
+    """Return the head with another path and other headers."""
+    headers = Headers(entries)
+    return RequestHead(head.method, head.authority, path, headers, scheme=head.scheme, is_grpc=head.is_grpc)
+
+
 def _compile(change: HeaderChange, inline: frozenset[str], facts: Facts) -> _Step:
+    if change.query:
+        return QueryStep(compile_query_changes(change.query, facts))
     if change.remove:
         removed = change.remove.lower()
         return lambda entries, scene: [entry for entry in entries if entry[0] != removed]

@@ -36,7 +36,7 @@ from meshlib.routing.changes import Changes, Responder
 from meshlib.routing.format import Facts, Scene
 from meshlib.routing.hash_policy import CookieMaker, Hash, compile_hash
 from meshlib.routing.header_filters import filter_changes
-from meshlib.routing.headers import order_levels, request_mutator, response_mutator, with_headers
+from meshlib.routing.headers import order_levels, request_mutator, response_mutator
 from meshlib.routing.limits import RouteLimit, RouteRules, limits_of
 from meshlib.routing.local_reply import ReplyRewriter
 from meshlib.routing.matchers import (
@@ -118,7 +118,7 @@ class RouteMatch:
 
         They come before all that reads headers except the routes: times, retries, mutations of the route.
         """
-        return head if self._filter is None else with_headers(head, self._filter.apply(head.headers, head))
+        return head if self._filter is None else self._filter.apply_to(head)
 
     def rewrite(self, head: RequestHead) -> RequestHead:
         """Return the head as it goes out: header mutations, host and path rewrite. `head` itself if nothing changes."""
@@ -155,22 +155,23 @@ class RouteMatch:
         """
         return headers if self._response is None else self._response.apply(headers, head, about)
 
-    def local_reply(self, reply: LocalReply, head: RequestHead, about: Scene | None = None) -> LocalReply:
+    def local_reply(
+        self, reply: LocalReply, head: RequestHead, about: Scene | None = None, *, has_cluster: bool = True
+    ) -> LocalReply:
         """Return a local reply with the route's response header mutations; Envoy applies them to those too.
 
         Args:
             head: The request as sent, or as it would have been.
             about: What else values may speak of; None: what the reply says.
+            has_cluster: The route's cluster exists; else it has no name in `%UPSTREAM_CLUSTER%` either.
         """
-        return reply if self._response is None else self._response.local(reply, head, about)
+        responder = self._response if has_cluster else self._unnamed or self._response
+        return reply if responder is None else responder.local(reply, head, about)
 
     def cluster_not_found(self, head: RequestHead) -> LocalReply:
         """Return the answer for the case that the cluster does not exist: flag `NC`."""
         reply = cluster_not_found(head, self.cluster, self.action.cluster_not_found_status)
-        if self._response is None:
-            return reply
-        # A cluster that does not exist has no name in %UPSTREAM_CLUSTER% either.
-        return (self._unnamed or self._response).local(reply, head)
+        return reply if self._response is None else self.local_reply(reply, head, has_cluster=False)
 
     def hash(self, head: RequestHead, maker: CookieMaker | None = None) -> int | None:
         """Return the request's hash by the route's hash policies, or None.
@@ -524,7 +525,7 @@ def _local(build: _Builder, action: Redirect | DirectResponse | NonForwarding) -
         return answer
 
     def filtered(head: RequestHead, stream_id: int) -> RouteMatch | LocalReply:
-        return answer(head if head.is_grpc else with_headers(head, changes.apply(head.headers, head)), stream_id)
+        return answer(head if head.is_grpc else changes.apply_to(head), stream_id)
 
     return filtered
 

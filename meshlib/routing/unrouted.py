@@ -8,7 +8,7 @@ from meshlib.model.request import RequestHead
 from meshlib.routing.changes import Changes, Responder
 from meshlib.routing.format import Facts
 from meshlib.routing.header_filters import filter_changes
-from meshlib.routing.headers import response_mutator, with_headers
+from meshlib.routing.headers import response_mutator
 from meshlib.routing.local_reply import ReplyRewriter
 
 __all__ = ["compile_unrouted"]
@@ -35,7 +35,7 @@ def compile_unrouted(listener: ClientListener) -> Callable[[LocalReply, RequestH
         if head.is_grpc:
             return reply
         if request:
-            head = with_headers(head, request.apply(head.headers, head))
+            head = request.apply_to(head)
         return responder.local(reply, head)
 
     return changed

@@ -4,6 +4,8 @@ from collections.abc import Mapping
 from typing import Any, Final
 
 from meshlib.model.filters import HeaderFilter, HeaderFilters, ListedHeaderFilter
+from meshlib.model.headers import AppendAction, HeaderChange, QueryChange
+from meshlib.substitution import check_format
 from meshlib.xds.decode_common import any_type, cover, join, override_configs, unpack
 from meshlib.xds.decode_headers import header_changes
 from meshlib.xds.problems import Problems
@@ -46,8 +48,49 @@ def header_filter_overrides(configs: Mapping[str, Any], path: str, problems: Pro
 
 
 def _changes(message: Any, path: str, problems: Problems) -> HeaderFilter:
-    cover(message, path, problems, used=frozenset({"request_mutations", "response_mutations"}), harmless=frozenset())
+    used = frozenset({"request_mutations", "query_parameter_mutations", "response_mutations"})
+    # Trailers: requests have none here, and those of a response are not shown to applications.
+    cover(message, path, problems, used=used, harmless=frozenset())
+    request = header_changes(message.request_mutations, join(path, "request_mutations"), problems)
+    query = _query(message.query_parameter_mutations, join(path, "query_parameter_mutations"), problems)
     return HeaderFilter(
-        header_changes(message.request_mutations, join(path, "request_mutations"), problems),
+        (*request, HeaderChange(query=query)) if query else request,
         header_changes(message.response_mutations, join(path, "response_mutations"), problems),
     )
+
+
+def _query(messages: Any, path: str, problems: Problems) -> tuple[QueryChange, ...]:
+    found = []
+    for number, message in enumerate(messages):
+        place = f"{path}[{number}]"
+        cover(message, place, problems, used=frozenset({"append", "remove"}), harmless=frozenset())
+        if message.HasField("append") == bool(message.remove):
+            problems.error(place, "exactly one of append, remove is required")
+        elif message.remove:
+            found.append(QueryChange(message.remove))
+        else:
+            found.append(_query_addition(message.append, join(place, "append"), problems))
+    return tuple(found)
+
+
+def _query_addition(message: Any, path: str, problems: Problems) -> QueryChange:
+    cover(message, path, problems, used=frozenset({"record", "entry", "action"}), harmless=frozenset())
+    key = value = ""
+    if message.HasField("record"):
+        key = message.record.key
+        if message.record.value.WhichOneof("kind") == "string_value":
+            value = message.record.value.string_value
+        else:
+            problems.error(join(path, "record.value"), "must be a string")
+    elif message.HasField("entry"):
+        key, value = message.entry.key, message.entry.value.decode("utf-8", "replace")
+    else:
+        problems.error(join(path, "record"), "is required")
+    if fault := check_format(value):
+        problems.error(join(path, "record.value"), fault)
+    try:
+        action = AppendAction(message.action)
+    except ValueError:
+        problems.error(join(path, "action"), f"unknown value {message.action}")
+        action = AppendAction.APPEND_IF_EXISTS_OR_ADD
+    return QueryChange(key, value, action)

@@ -112,7 +112,8 @@ def _decide(table: RouteTable, request: Request) -> Decision:
         return _local(found, route, head)
     fault = decide_fault(found.fault, head, rng, cluster=found.cluster)
     if fault.abort is not None:
-        return _local(found.local_reply(fault.abort, head), found.route_name, head)
+        reply = found.local_reply(fault.abort, head, has_cluster=found.cluster in CLUSTERS)
+        return _local(reply, found.route_name, head)
     head = found.filtered(head)
     if found.cluster not in CLUSTERS:
         return _local(found.cluster_not_found(head), found.route_name, head)
