@@ -3,7 +3,7 @@
 import pytest
 
 from meshlib.model.matcher import HeaderMatcher, StringKind, StringMatcher
-from meshlib.model.outcome import Failure, FailureKind, Response
+from meshlib.model.outcome import GRPC_OK, Failure, FailureKind, Response
 from meshlib.model.request import Headers, RequestHead
 from meshlib.model.retry import RetryPolicy
 from meshlib.resilience.retry import RetryOn, RetryRules, parse_retry_on
@@ -220,3 +220,13 @@ def test_status_is_a_header_too():
     )
     rules = RetryRules.of_policy(policy)
     assert [rules.wants_response(Response(status)) for status in (404, 500)] == [True, False]
+
+
+@pytest.mark.parametrize("words", [(), *((word,) for word in (*WORDS, *OTHER_WORDS)), WORDS + OTHER_WORDS])
+@pytest.mark.parametrize("codes", [(), (200,), (503,)])
+def test_no_rule_wants_the_calls_that_it_spares(words: tuple[str, ...], codes: tuple[int, ...]) -> None:
+    absent = HeaderMatcher("x-a", StringMatcher(StringKind.EXACT, "1"), invert=True)
+    found = rules(*words, retriable_status_codes=codes, retriable_headers=(absent,))
+    assert not (found.spares_ok and found.wants_response(GRPC_OK))
+    if set(words) <= {"unavailable", "5xx", "connect-failure", "refused-stream", "reset"}:
+        assert found.spares_ok
