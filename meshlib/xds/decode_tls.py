@@ -47,6 +47,8 @@ _DOWNSTREAM_HARMLESS: Final = frozenset(
         "prefer_client_ciphers",
     }
 )
+MAX_ALPN: Final = 254
+"""Bytes of a protocol's name, in Envoy; on the wire one more would do."""
 _TLS_AUTO, _TLS_1_2, _TLS_1_3 = 0, 3, 4
 # What BoringSSL and OpenSSL both know by the same name.
 _CIPHERS: Final = frozenset(
@@ -148,6 +150,9 @@ def _server_tls(message: Any, path: str, problems: Problems) -> ServerTls:
 def _common(message: Any, path: str, problems: Problems) -> tuple[SecretRef | None, SecretRef | None, Validation]:
     """Return our certificate, the trust, and what else is asked of the peer."""
     cover(message, path, problems, used=_COMMON_USED, harmless=frozenset({"key_log"}))
+    for index, name in enumerate(message.alpn_protocols):
+        if len(name.encode()) > MAX_ALPN:
+            problems.error(f"{join(path, 'alpn_protocols')}[{index}]", f"must have at most {MAX_ALPN} bytes")
     return _certificate(message, path, problems), *_validation(message, path, problems)
 
 

@@ -20,7 +20,7 @@ LEFT_ALONE = frozenset(
     {
         *("typed_per_filter_config", "vhds", "metadata", "filter_metadata", "typed_filter_metadata", "type_url"),
         *("load_balancer_endpoints", "api_listener"),  # which Envoy does not look at
-        *("pipe", "event_log_path", "event_logger", "event_service", "key_log"),  # they make files
+        *("pipe", "event_log_path", "event_logger", "event_service", "key_log", "ocsp_staple"),  # they make files
         *("access_log", "access_log_options", "upstream_log", "upstream_log_options", "tracing"),
     }
 )

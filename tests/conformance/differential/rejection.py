@@ -52,7 +52,9 @@ LISTED = (
     # In DNS clusters.
     re.compile(r"^load_assignment.*(endpoint(\.address\.address)?: is required|is only supported in EDS|is not an IP)"),
     # Who asks for the name or the certificate of a peer, and trusts nobody to vouch for it.
-    re.compile(r"auto_san_validation needs a trusted CA|require_client_certificate: needs a validation context"),
+    re.compile(
+        r"auto_(sni_)?san_validation:? needs a trusted CA|require_client_certificate: needs a validation context"
+    ),
     re.compile(r"tls_maximum_protocol_version: leaves no version of TLS to use"),
     # Names that only label things; management servers for gRPC leave them out.
     re.compile(
@@ -71,7 +73,11 @@ LISTED = (
     # What gRPC's clients refuse, each for a promise of the protos.
     re.compile(r"endpoints: (priority \d+ is empty|the sum of \w+ weights of priority)"),
     re.compile(r"http_filters: is empty; the router filter is required|route_config_name: must not be empty"),
-    re.compile(r"abort\.grpc_status: must be at most 16"),
+    re.compile(
+        r"abort\.grpc_status: must be at most 16|http_filters\[\d+\]\.name: .* is the name of an earlier filter"
+    ),
+    # Parts of milliseconds, which Envoy does not see; and what nobody knows.
+    re.compile(r"fill_interval: must be at least 0.05 s|path_with_escaped_slashes_action: unknown value"),
     re.compile(r"sampling_window: must be at least 1 s"),  # Envoy divides by its whole seconds
     re.compile(r"^Envoy: .*Missing config source specifier"),
     # Extensions that Envoy looks up by name, and gRPC and meshlib by type.

@@ -114,6 +114,16 @@ REFUSED = [
         cluster(transport_socket={**TLS, "typed_config": {**TLS["typed_config"], "sni": "\0"}}),  # type: ignore[dict-item]
         "transport_socket.typed_config.sni",
     ),
+    (
+        "CDS",
+        cluster(
+            transport_socket={
+                **TLS,
+                "typed_config": {**TLS["typed_config"], "common_tls_context": {"alpn_protocols": ["h2", "a" * 255]}},  # type: ignore[dict-item]
+            }
+        ),
+        "transport_socket.typed_config.common_tls_context.alpn_protocols[1]",
+    ),
     ("LDS", manager(codec_type="HTTP3"), f"{M}.codec_type"),
     (
         "LDS",
