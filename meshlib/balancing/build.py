@@ -9,7 +9,7 @@ from meshlib.balancing.client_side_weights import ClientSideWeightedPicker
 from meshlib.balancing.custom import custom_picker, make_custom
 from meshlib.balancing.endpoint_state import EndpointState
 from meshlib.balancing.hash_weights import flat_shares, locality_shares
-from meshlib.balancing.host_sets import PriorityHosts, host_sets
+from meshlib.balancing.host_sets import PriorityHosts, health_of, host_sets
 from meshlib.balancing.least_request import least_request
 from meshlib.balancing.locality import LocalityPicker, LocalityShare, effective_weights
 from meshlib.balancing.maglev import MaglevPicker
@@ -145,7 +145,10 @@ def cluster_health(config: ClusterConfig, states: Mapping[str, EndpointState], s
         seed: The leaf's own, by which it may use a part of its endpoints only.
     """
     factor = config.assignment.overprovisioning_factor
-    return [replace(priority.health, overprovisioning_factor=factor) for priority in host_sets(config, states, seed)]
+    return [
+        replace(health_of(priority, config), overprovisioning_factor=factor)
+        for priority in host_sets(config, states, seed)
+    ]
 
 
 def build_picker(
@@ -173,7 +176,7 @@ def build_retry_picker(
 ) -> Picker | None:
     """Make the picker for retries that avoid some priorities; None: the others can take nothing."""
     priorities = host_sets(config, states, memory.seed)
-    if _load(config, [priority.health for priority in priorities], avoided) is None:
+    if _load(config, [health_of(priority, config) for priority in priorities], avoided) is None:
         return None
     return _whole(config, priorities, memory, no_pause, avoided)
 
@@ -232,7 +235,7 @@ def _picker(
     Args:
         avoided: Priorities that a retry does not want; None: it is no such retry.
     """
-    health = [priority.health for priority in priorities]
+    health = [health_of(priority, config) for priority in priorities]
     pause()
     load = _load(config, health, avoided)
     if load is None:

@@ -11,7 +11,7 @@ from meshlib.model.endpoint import HealthStatus, Locality
 from meshlib.model.lb_policy import RandomSubsetting
 from meshlib.model.snapshot import ClusterConfig
 
-__all__ = ["LocalityHosts", "PriorityHosts", "host_sets"]
+__all__ = ["LocalityHosts", "PriorityHosts", "health_of", "host_sets"]
 
 _OUT = frozenset({HealthStatus.UNHEALTHY, HealthStatus.TIMEOUT, HealthStatus.DRAINING})
 
@@ -52,6 +52,20 @@ class PriorityHosts:
             count=sum([not state.is_excluded for state in self.states]),
             hosts=len(self.states),
         )
+
+
+def health_of(priority: PriorityHosts, config: ClusterConfig) -> PriorityHealth:
+    """Return how a priority is, by the numbers of its hosts, or by their weights where the resource says so."""
+    health = priority.health
+    if not config.assignment.weighs_health:
+        return health
+    states = priority.states
+    weights = (
+        sum([state.endpoint.weight for state in states if state.is_healthy]),
+        sum([state.endpoint.weight for state in states if state.is_degraded]),
+        sum([state.endpoint.weight for state in states if not state.is_excluded]),
+    )
+    return replace(health, weights=weights)
 
 
 def host_sets(config: ClusterConfig, states: Mapping[str, EndpointState], seed: int = 0) -> list[PriorityHosts]:

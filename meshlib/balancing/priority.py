@@ -23,6 +23,8 @@ class PriorityHealth:
     hosts: All hosts.
     count: Hosts that count: all but the draining ones.
     overprovisioning_factor: Per cent; None: as given for all.
+    weights: Of the healthy, the degraded, and those that count, together; they decide about load, as the numbers do about
+        panic. None: the numbers decide about both.
     """
 
     healthy: int
@@ -30,6 +32,12 @@ class PriorityHealth:
     count: int
     hosts: int
     overprovisioning_factor: int | None = None
+    weights: tuple[int, int, int] | None = None
+
+    @property
+    def sizes(self) -> tuple[int, int, int]:
+        """What of it is healthy, what degraded, and the whole."""
+        return (self.healthy, self.degraded, self.count) if self.weights is None else self.weights
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,8 +84,9 @@ def priority_load(
     factors = [
         overprovisioning_factor if p.overprovisioning_factor is None else p.overprovisioning_factor for p in priorities
     ]
-    healthy = [_availability(p.healthy, p.count, factor) for p, factor in zip(priorities, factors, strict=True)]
-    degraded = [_availability(p.degraded, p.count, factor) for p, factor in zip(priorities, factors, strict=True)]
+    sizes = [priority.sizes for priority in priorities]
+    healthy = [_availability(part, whole, factor) for (part, _, whole), factor in zip(sizes, factors, strict=True)]
+    degraded = [_availability(part, whole, factor) for (_, part, whole), factor in zip(sizes, factors, strict=True)]
     total = min(100, sum(healthy) + sum(degraded))
 
     # "If normalized total availability is 100 %, no priority is ever in panic."
@@ -118,9 +127,7 @@ def load_without(
         overprovisioning_factor if p.overprovisioning_factor is None else p.overprovisioning_factor for p in priorities
     ]
     available = [
-        0
-        if number in avoided
-        else _availability(p.healthy, p.count, factor) + _availability(p.degraded, p.count, factor)
+        0 if number in avoided else sum(_availability(part, p.sizes[2], factor) for part in p.sizes[:2])
         for number, (p, factor) in enumerate(zip(priorities, factors, strict=True))
     ]
     total = min(100, sum(available))

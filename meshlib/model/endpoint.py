@@ -101,9 +101,11 @@ class ClusterLoadAssignment:
     """Attributes:
     name: EDS resource name.
     overprovisioning_factor: Percent; Envoy's default is 140.
+    weighs_health: How healthy a priority is goes by the weights of its hosts, not by their number.
     """
 
     name: str
     localities: tuple[LocalityEndpoints, ...] = ()
     drop_overloads: tuple[DropOverload, ...] = ()
     overprovisioning_factor: int = 140
+    weighs_health: bool = False

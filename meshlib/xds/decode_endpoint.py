@@ -142,7 +142,8 @@ def decode_assignment(
         )
         for (priority, locality), endpoints in groups.items()
     )
-    return ClusterLoadAssignment(message.cluster_name, tuple(localities), drops, factor)
+    weighs_health = message.policy.weighted_priority_health
+    return ClusterLoadAssignment(message.cluster_name, tuple(localities), drops, factor, weighs_health)
 
 
 def decode_member(message: Any, path: str, problems: Problems) -> Endpoint:
@@ -348,9 +349,12 @@ def _check_sums(
                 problems.error(path, f"the sum of {kind} weights of priority {priority} is more than {MAX_WEIGHT_SUM}")
 
 
+_POLICY_USED: Final = frozenset({"drop_overloads", "overprovisioning_factor", "weighted_priority_health"})
+
+
 def _policy(message: Any, path: str, problems: Problems) -> tuple[tuple[DropOverload, ...], int]:
     policy, place = message.policy, join(path, "policy")
-    cover(policy, place, problems, used=frozenset({"drop_overloads", "overprovisioning_factor"}), harmless=frozenset())
+    cover(policy, place, problems, used=_POLICY_USED, harmless=frozenset())
     drops = []
     for index, overload in enumerate(policy.drop_overloads):
         here = f"{place}.drop_overloads[{index}]"

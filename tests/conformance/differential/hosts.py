@@ -115,6 +115,8 @@ class HostGenerator:
         assignment: Json = {"cluster_name": name, "endpoints": groups}
         if self._maybe(0.3):
             assignment["policy"] = {"overprovisioning_factor": self._random.choice((100, 200))}
+        if self._maybe(0.3):
+            assignment.setdefault("policy", {})["weighted_priority_health"] = True
         common: Json = {}
         if self._maybe(0.4):
             common["healthy_panic_threshold"] = {"value": self._random.choice((0, 10, 90))}

@@ -33,6 +33,16 @@ def test_degraded_hosts_get_nothing_while_enough_are_healthy() -> None:
     assert PriorityLoad((100,), (0,), (False,)) == priority_load([health(3, 4, degraded=1)])
 
 
+def test_weights_decide_about_load_and_numbers_about_panic() -> None:
+    # One of two is healthy, and has three quarters of the weight: all load stays.
+    heavy, other = PriorityHealth(1, 0, 2, 2, weights=(3, 0, 4)), PriorityHealth(2, 0, 2, 2, weights=(2, 0, 2))
+    assert (100, 0) == priority_load([heavy, other]).healthy
+    light = PriorityHealth(1, 0, 2, 2, weights=(1, 0, 4))
+    assert (35, 65) == priority_load([light, other]).healthy
+    # Three of four are healthy with a tenth of the weight: little can be taken, and nobody panics.
+    assert (False,) == priority_load([PriorityHealth(3, 0, 4, 4, weights=(3, 0, 30))]).is_panicking
+
+
 def test_draining_hosts_do_not_count() -> None:
     assert PriorityLoad((100,), (0,), (False,)) == priority_load([health(1, 1, draining=3)])
 

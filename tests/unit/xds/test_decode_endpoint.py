@@ -98,7 +98,8 @@ def test_drops_and_overprovisioning(assignment):
     ]
     found = value_of(assignment(policy={"drop_overloads": drops, "overprovisioning_factor": 200}))
     assert found.drop_overloads == (DropOverload("lb", 25, 100), DropOverload("throttle", 1_000_000, 1_000_000))
-    assert found.overprovisioning_factor == 200
+    assert (found.overprovisioning_factor, found.weighs_health) == (200, False)
+    assert value_of(assignment(policy={"weighted_priority_health": True})).weighs_health
 
 
 E0 = "endpoints[0].lb_endpoints[0]"
@@ -195,7 +196,6 @@ def test_localities_that_cannot_be_used_are_refused(assignment, localities, erro
     [
         ({"overprovisioning_factor": 0}, "policy.overprovisioning_factor"),
         ({"drop_overloads": [{"drop_percentage": {}}]}, "policy.drop_overloads[0].category"),
-        ({"weighted_priority_health": True}, "policy.weighted_priority_health"),
         ({"endpoint_stale_after": "5s"}, "policy.endpoint_stale_after"),
     ],
 )
