@@ -488,7 +488,7 @@ def test_scopes_and_virtual_hosts_are_there_without_the_server_after_a_restart(w
 async def test_waiting_for_a_cluster_holds_no_event_loop(world: World) -> None:
     """Clusters that do not come keep their requests waiting, and only those."""
     ups = world.upstreams
-    on_demand = typed("envoy.extensions.filters.http.on_demand.v3.OnDemand", odcds={"source": ADS, "timeout": "0.5s"})
+    on_demand = typed("envoy.extensions.filters.http.on_demand.v3.OnDemand", odcds={"source": ADS, "timeout": "1s"})
     shop = listener(
         "shop",
         {"name": "od", "typed_config": on_demand},
@@ -507,7 +507,7 @@ async def test_waiting_for_a_cluster_holds_no_event_loop(world: World) -> None:
         while not all(task.done() for task in waiting):
             assert (await client.get("http://shop/", headers={"x-cluster": "a"})).text == "a"
             served += 1
-        assert served > 5, "the loop went on"
+        assert served > 1, "the loop went on: held, it would serve one, when all is over"
         assert {task.result().status_code for task in waiting} == {503}
 
 
