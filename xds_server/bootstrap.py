@@ -13,11 +13,13 @@ class Bootstrap:
 
     Attributes:
         admin: `host:port` of the server's HTTP side, where instances register.
+        locality: Region, zone and sub-zone of the client; empty ones are not known.
     """
 
     node_id: str
     cluster: str
     admin: str
+    locality: tuple[str, str, str] = ("", "", "")
 
     def plaintext(self, address: str) -> dict[str, Any]:
         """Return a bootstrap for the plaintext listener."""
@@ -35,9 +37,13 @@ class Bootstrap:
         return self._document(server)
 
     def _document(self, server: dict[str, Any]) -> dict[str, Any]:
+        node: dict[str, Any] = {"id": self.node_id, "cluster": self.cluster}
+        if any(self.locality):
+            named = zip(("region", "zone", "sub_zone"), self.locality, strict=True)
+            node["locality"] = {name: part for name, part in named if part}
         return {
             "xds_servers": [{**server, "server_features": ["xds_v3"]}],
-            "node": {"id": self.node_id, "cluster": self.cluster},
+            "node": node,
             "server_listener_resource_name_template": LISTENER_TEMPLATE,
             "meshlib": {"registry_uri": f"http://{self.admin}"},
         }

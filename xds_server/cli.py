@@ -137,9 +137,17 @@ def bootstrap(
         str | None, typer.Option(help="Use the plaintext listener at this address; no secrets.")
     ] = None,
     cluster: Annotated[str, typer.Option(help="Name of the service that the client is.")] = "",
+    locality: Annotated[
+        str, typer.Option(help="Where the client is: region, region/zone or region/zone/sub-zone.")
+    ] = "",
 ) -> None:
     """Print a bootstrap (gRPC's format) for a client of this server."""
-    made = Bootstrap(node_id=node_id, cluster=cluster, admin=str(Address.parse(admin, "--admin")))
+    parts = locality.split("/")
+    if len(parts) > 3 or (locality and not all(parts)):
+        raise CommandError(f"--locality must be region, region/zone or region/zone/sub-zone, not {locality!r}")
+    region, zone, sub_zone = (*parts, "", "")[:3]
+    address = str(Address.parse(admin, "--admin"))
+    made = Bootstrap(node_id=node_id, cluster=cluster, admin=address, locality=(region, zone, sub_zone))
     if plaintext is not None:
         if token_file is not None:
             raise CommandError("--token-file needs the secure listener: a token is never sent in plaintext")

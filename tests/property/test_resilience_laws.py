@@ -9,7 +9,9 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
 from meshlib.model.cluster import CircuitBreakers, OutlierDetection, Probation
+from meshlib.model.retry import RetryBudget
 from meshlib.resilience.backoff import full_jitter_s, grpc_jitter_s
+from meshlib.resilience.budget import RetryAccount
 from meshlib.resilience.circuit_breaker import CircuitBreaker
 from meshlib.resilience.deadline import format_grpc_timeout, parse_grpc_timeout_s
 from meshlib.resilience.outlier import Ejection, EjectionReason, OutlierDetector, Trial, Unejection
@@ -51,7 +53,7 @@ def test_grpc_timeout_survives_the_wire_within_its_unit(seconds: float) -> None:
     assert abs(found - seconds) <= unit
 
 
-class RetryBudget(RuleBasedStateMachine):
+class BreakerMachine(RuleBasedStateMachine):
     """Whatever the order of events, there are never more retries than the budget allowed when each was taken."""
 
     def __init__(self) -> None:
@@ -263,6 +265,25 @@ class ProbationMachine(RuleBasedStateMachine):
 
 
 @given(
+    st.lists(st.tuples(st.integers(0, 9), st.floats(0.0, 30.0), st.integers(0, 4)), max_size=40),
+    st.floats(0.0, 100.0),
+    st.floats(0.0, 2.0),
+)
+def test_extra_attempts_never_exceed_what_calls_and_time_have_earned(
+    steps: list[tuple[int, float, int]], percent: float, min_per_s: float
+) -> None:
+    """Retries and hedges alike take from it, also when it is next to nothing."""
+    budget = RetryBudget(percent=percent, min_per_s=min_per_s, window_s=10.0)
+    account, now, calls, taken = RetryAccount(budget, 0.0), 0.0, 0, 0
+    for more, wait_s, tries in steps:
+        now += wait_s
+        calls += more
+        for _ in range(tries):
+            taken += account.try_take(calls + taken, now)
+        assert taken <= percent / 100 * calls + min_per_s * (10.0 + now) + 1e-6
+
+
+@given(
     st.lists(st.tuples(st.floats(0.0, 1.0), st.booleans()), max_size=60),
     st.integers(1, 3),
     st.floats(0.01, 0.5),
@@ -278,10 +299,10 @@ def test_gate_lets_through_no_more_than_its_rules(
             active += 1
             passed.append(now)
         assert active <= most
-    assert all(later - one >= interval_s for one, later in pairwise(passed))
+    assert all(later - one >= interval_s - 1e-9 for one, later in pairwise(passed))
 
 
-TestRetryBudget = RetryBudget.TestCase
+TestRetryBudget = BreakerMachine.TestCase
 TestRetryBudget.settings = settings(max_examples=50, deadline=None)
 TestOutlier = OutlierMachine.TestCase
 TestProbation = ProbationMachine.TestCase

@@ -2,6 +2,7 @@ from dataclasses import replace
 
 import pytest
 
+from meshlib.admin.explain_cluster import explain_cluster
 from meshlib.balancing.round_robin import RoundRobinPicker
 from meshlib.events import HostEjected, HostUnejected
 from meshlib.model.cluster import (
@@ -87,6 +88,9 @@ def test_requests_keep_to_their_zone_as_far_as_the_local_cluster_says() -> None:
         snapshot = Snapshot(clusters={"called": called, "us": config("us", ours)}, home=home)
         found = build_view(snapshot, found, now=0.0)
         assert expected == zones(found)
+        words = explain_cluster("called", 1.0, found, now=0.0).zones
+        part = {1: "100 %", 3: "66.66 %", 0: ""}[ours.get(near, 0)]
+        assert (f"zone aware: {part} stay in r/near" if part else "zones do not matter (we are in r/near)") == words
     found = build_view(
         Snapshot(clusters={"called": called, "us": ConfigFault("us", "gone")}, home=home), found, now=0.0
     )
