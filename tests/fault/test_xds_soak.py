@@ -3,6 +3,7 @@
 import gc
 import threading
 from collections import Counter
+from pathlib import Path
 from random import Random
 from typing import Any
 
@@ -138,7 +139,43 @@ def test_real_streams_to_a_dead_server_leave_neither_threads_nor_channels_behind
     for _ in range(20):
         open_and_fail()
     before, threads = count_objects(), threading.active_count()
-    for _ in range(1000):
-        open_and_fail()
+    resident = []
+    for _ in range(4):
+        for _ in range(250):
+            open_and_fail()
+        resident.append(resident_mb())
     assert growth(before, count_objects()) == {}
     assert threading.active_count() <= threads
+    # What grpcio holds is no object of Python's: a stream that stayed would be 30 kB, and these 750 streams 22 MB.
+    assert resident[-1] - resident[0] < 5.0, resident
+
+
+def resident_mb() -> float:
+    for line in Path("/proc/self/status").read_text().splitlines():
+        if line.startswith("VmRSS"):
+            return int(line.split()[1]) / 1024
+    raise AssertionError("no VmRSS")
+
+
+def test_what_nobody_wants_any_more_is_freed(world: Any, make: Any) -> None:
+    """A hundred clusters come and go, each with its endpoints; what is known of them goes with the routes to them."""
+    server = world.server
+    entries = len(world.control.entries())
+    before = count_objects()
+    for number in range(100):
+        name = f"c{number}"
+        server.put(CDS, **{name: make.eds_cluster(name)})
+        server.put(EDS, **{name: make.endpoints(name, 80)})
+        server.put(RDS, checkout=make.routes("checkout", name))
+        world.spin()
+        assert world.ports(name) == [80]
+        server.remove(CDS, name)
+        server.remove(EDS, name)
+    server.put(RDS, checkout=make.routes("checkout", "checkout"))
+    world.pass_time(60.0)
+    assert world.ports("checkout") == [1]
+    assert entries == len(world.control.entries())
+    assert {"checkout"} == world.subscribed(CDS) == world.subscribed(EDS)
+    world.events.clear()
+    server.stream.requests.clear()
+    assert growth(before, count_objects()) == {}
