@@ -17,8 +17,8 @@ from meshlib.ports import Rng
 from meshlib.resilience.circuit_breaker import CircuitBreaker
 from meshlib.resilience.classify import failure_flag
 from meshlib.resilience.retry import RetryRules
-from meshlib.routing.compiled import FaultedReply
 from meshlib.routing.format import Scene
+from meshlib.routing.route_match import FaultedReply
 from meshlib.view import ClusterState, RoutePlan, TargetView
 
 __all__ = ["CLOSED", "DELAYED", "DONE", "NEW", "RUNNING", "WAITING", "CallEndings", "Flight", "NoFurther"]

@@ -31,10 +31,10 @@ from meshlib.model.route import FaultPolicy
 from meshlib.resilience.deadline import parse_ms
 from meshlib.resilience.health_check import IMMEDIATE_FAILURE
 from meshlib.resilience.retry import NO_RETRIES
-from meshlib.routing.compiled import FaultedReply
 from meshlib.routing.fault import NO_FAULT, decide_fault
 from meshlib.routing.hash_policy import CookieMaker, cluster_hash
 from meshlib.routing.prepare import EarlyAnswer
+from meshlib.routing.route_match import FaultedReply
 from meshlib.routing.session import Session
 from meshlib.routing.table import RouteMatch
 from meshlib.view import AggregateState, ClusterState, RoutePlan

@@ -12,7 +12,7 @@ from meshlib.model.outcome import LocalReply, Response
 from meshlib.model.request import Headers, RequestHead
 from meshlib.model.route import InternalRedirectPolicy
 from meshlib.ports import Rng
-from meshlib.routing.compiled import RouteMatch
+from meshlib.routing.route_match import RouteMatch
 from meshlib.routing.scopes import ScopeTable
 from meshlib.routing.table import RouteTable
 

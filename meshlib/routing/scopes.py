@@ -13,10 +13,10 @@ from meshlib.model.request import RequestHead
 from meshlib.model.route import RouteConfiguration
 from meshlib.model.snapshot import ConfigFault, Demand, DemandKind, ScopeConfig
 from meshlib.ports import Rng
-from meshlib.routing.compiled import RouteMatch
 from meshlib.routing.limits import RouteLimit
 from meshlib.routing.prepare import compile_prepare
 from meshlib.routing.replies import no_route
+from meshlib.routing.route_match import RouteMatch
 from meshlib.routing.table import RouteTable
 from meshlib.routing.trace import RouteTrace, trace_routes
 from meshlib.routing.unrouted import compile_unrouted

@@ -17,14 +17,16 @@ from meshlib.model.request import RequestHead
 from meshlib.model.route import NonForwarding, RouteAction, RouteConfiguration, SingleCluster, VirtualHost
 from meshlib.model.snapshot import Demand, DemandKind
 from meshlib.ports import Rng
-from meshlib.routing.compiled import CompiledRoute, RouteMatch, cluster_headers, compile_route, named_clusters
+from meshlib.routing.compiled import CompiledRoute, compile_route
 from meshlib.routing.format import Facts
 from meshlib.routing.limits import RouteLimit, limits_of
 from meshlib.routing.match_tree import Finder, compile_tree
 from meshlib.routing.matchers import path_of, without_parameters
+from meshlib.routing.named_clusters import cluster_headers, named_clusters
 from meshlib.routing.prepare import EarlyAnswer, compile_prepare
 from meshlib.routing.redirect import https_redirect
 from meshlib.routing.replies import no_route, no_virtual_host
+from meshlib.routing.route_match import RouteMatch
 from meshlib.routing.segments import SegmentIndex, first_segment, index_routes
 from meshlib.routing.trace import RouteTrace, trace_routes
 from meshlib.routing.unrouted import compile_unrouted

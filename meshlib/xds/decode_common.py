@@ -6,6 +6,7 @@ come out are typed.
 
 import math
 from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
 from types import MappingProxyType
 from typing import Any, Final
 
@@ -21,6 +22,7 @@ from meshlib.xds.problems import Problems
 
 __all__ = [
     "FILTER_CONFIG_TYPE",
+    "FilterOverride",
     "any_type",
     "check_durations",
     "cover",
@@ -169,19 +171,50 @@ def unpack(packed: Any, path: str, problems: Problems) -> Any:
     return message
 
 
-def override_configs(configs: Mapping[str, Any], path: str) -> Iterator[tuple[str, str, Any]]:
-    """Yield what `typed_per_filter_config` says of each filter: its name, its path, and the `Any`; None: switched off.
+@dataclass(frozen=True, slots=True)
+class FilterOverride:
+    """What a level says of one filter.
 
-    Faults of the wrapping FilterConfig are found by `fault_override`, which reads every entry.
+    Attributes:
+        path: Of `config`.
+        config: An `Any`; of a wrapping FilterConfig what it holds.
+        kind: Message name of `config`; empty: it holds nothing.
+        is_disabled: The filter is switched off.
+        is_optional: A filter that is not known may be passed over.
+        is_wrapped: A FilterConfig says it.
+    """
+
+    name: str
+    path: str
+    config: Any
+    kind: str
+    is_disabled: bool = False
+    is_optional: bool = False
+    is_wrapped: bool = False
+
+
+def override_configs(
+    configs: Mapping[str, Any], path: str, problems: Problems | None = None
+) -> Iterator[FilterOverride]:
+    """Yield what `typed_per_filter_config` says of each filter, by name.
+
+    Args:
+        configs: By the name of the filter in the filter chain.
+        path: Path of the map.
+        problems: Takes what is wrong with wrapping FilterConfigs; None: that is told by another who reads the entries.
     """
     for name in sorted(configs):
         place, config = f'{path}["{name}"]', configs[name]
-        if any_type(config) == FILTER_CONFIG_TYPE:
-            wrapper = unpack(config, place, Problems())
-            if wrapper is None:
-                continue
-            config, place = None if wrapper.disabled else wrapper.config, join(place, "config")
-        yield name, place, config
+        kind = any_type(config)
+        if kind != FILTER_CONFIG_TYPE:
+            yield FilterOverride(name, place, config, kind)
+            continue
+        wrapper = unpack(config, place, Problems() if problems is None else problems)
+        if wrapper is not None:
+            inner = any_type(wrapper.config)
+            yield FilterOverride(
+                name, join(place, "config"), wrapper.config, inner, wrapper.disabled, wrapper.is_optional, True
+            )
 
 
 def unpack_extension(extension: Any, path: str, problems: Problems) -> Any:

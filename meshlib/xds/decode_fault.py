@@ -7,7 +7,7 @@ from typing import Any, Final
 from meshlib.model.matcher import Fraction
 from meshlib.model.route import FaultAbort, FaultDelay, FaultPolicy, FaultRateLimit
 from meshlib.protos import message_class
-from meshlib.xds.decode_common import FILTER_CONFIG_TYPE, any_type, cover, duration, join, unpack, wrapped
+from meshlib.xds.decode_common import cover, duration, join, override_configs, unpack, wrapped
 from meshlib.xds.decode_header_filter import HEADER_FILTER_OVERRIDE
 from meshlib.xds.decode_limits import LIMIT_TYPES
 from meshlib.xds.decode_matcher import fraction, header_matchers
@@ -89,20 +89,12 @@ def fault_override(configs: Mapping[str, Any], path: str, problems: Problems) ->
         problems: Takes the errors.
     """
     result: FaultPolicy | None = None
-    for name in sorted(configs):
-        place = f'{path}["{name}"]'
-        config, is_optional, is_disabled = configs[name], False, False
-        kind = any_type(config)
-        if kind == FILTER_CONFIG_TYPE:
-            wrapper = unpack(config, place, problems)
-            if wrapper is None:
-                continue
-            is_optional, is_disabled = wrapper.is_optional, wrapper.disabled
-            config, place = wrapper.config, join(place, "config")
-            kind = any_type(config)
-            if not kind and not is_disabled:
-                problems.error(place, "is required")
-                continue
+    for one in override_configs(configs, path, problems):
+        name, place, config, kind, is_disabled = one.name, one.path, one.config, one.kind, one.is_disabled
+        is_optional = one.is_optional
+        if one.is_wrapped and not kind and not is_disabled:
+            problems.error(place, "is required")
+            continue
         if kind == SESSION_OVERRIDE_TYPE or (is_disabled and not kind and "session" in name):
             continue  # read by session_override
         if is_disabled and (kind == FAULT_TYPE or (not kind and "fault" in name)):

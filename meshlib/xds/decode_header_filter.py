@@ -6,7 +6,7 @@ from typing import Any, Final
 from meshlib.model.filters import HeaderFilter, HeaderFilters, ListedHeaderFilter
 from meshlib.model.headers import AppendAction, HeaderChange, QueryChange
 from meshlib.substitution import check_format
-from meshlib.xds.decode_common import any_type, cover, join, override_configs, unpack
+from meshlib.xds.decode_common import cover, join, override_configs, unpack
 from meshlib.xds.decode_headers import header_changes
 from meshlib.xds.problems import Problems
 
@@ -34,11 +34,11 @@ def header_filter_overrides(configs: Mapping[str, Any], path: str, problems: Pro
     Any filter that is switched off is among them: of what kind one is, the listener knows.
     """
     found: dict[str, HeaderFilter | None] = {}
-    for name, place, config in override_configs(configs, path):
-        if config is None:
+    for one in override_configs(configs, path):
+        name, place, config, kind = one.name, one.path, one.config, one.kind
+        if one.is_disabled:
             found[name] = None
             continue
-        kind = any_type(config)
         if kind == HEADER_FILTER_OVERRIDE:
             message = unpack(config, place, problems)
             if message is not None:

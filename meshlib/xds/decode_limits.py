@@ -15,7 +15,7 @@ from meshlib.model.filters import (
     TokenBucket,
 )
 from meshlib.model.matcher import Fraction
-from meshlib.xds.decode_common import any_type, cover, duration, join, override_configs, unpack, wrapped
+from meshlib.xds.decode_common import cover, duration, join, override_configs, unpack, wrapped
 from meshlib.xds.decode_descriptors import filter_rules
 from meshlib.xds.decode_headers import header_additions
 from meshlib.xds.decode_matcher import percent, runtime_fraction, runtime_keys
@@ -81,11 +81,11 @@ def limit_overrides(configs: Mapping[str, Any], path: str, problems: Problems) -
     Any filter that is switched off is among them: of what kind one is, the listener knows.
     """
     found: dict[str, LimitFilter | None] = {}
-    for name, place, config in override_configs(configs, path):
-        if config is None:
+    for one in override_configs(configs, path):
+        name, place, config, kind = one.name, one.path, one.config, one.kind
+        if one.is_disabled:
             found[name] = None
             continue
-        kind = any_type(config)
         if kind == RATE_LIMIT_TYPE:
             decoded = limit_filter(kind, config, place, problems, is_override=True)
             if decoded is not None:

@@ -11,7 +11,7 @@ from meshlib.model.session import (
     SessionPolicy,
     SessionState,
 )
-from meshlib.xds.decode_common import FILTER_CONFIG_TYPE, any_type, cover, duration, join, unpack
+from meshlib.xds.decode_common import any_type, cover, duration, join, override_configs, unpack
 from meshlib.xds.problems import Problems
 
 __all__ = ["SESSION_OVERRIDE_TYPE", "SESSION_TYPE", "session_override", "session_policy"]
@@ -41,22 +41,14 @@ def session_override(configs: Mapping[str, Any], path: str, problems: Problems) 
     What concerns other filters, and what is unknown, is not looked at: `fault_override` tells of those.
     """
     result: SessionPolicy | None = None
-    for name in sorted(configs):
-        place = f'{path}["{name}"]'
-        config = configs[name]
-        kind = any_type(config)
-        if kind == FILTER_CONFIG_TYPE:
-            wrapper = unpack(config, place, Problems())  # it has told what is wrong with it already
-            if wrapper is None:
-                continue
-            config, place = wrapper.config, join(place, "config")
-            kind = any_type(config)
-            if wrapper.disabled and (kind == SESSION_OVERRIDE_TYPE or (not kind and "session" in name)):
-                result = SessionPolicy()
-                continue
-        if kind != SESSION_OVERRIDE_TYPE:
+    for one in override_configs(configs, path):
+        place = one.path
+        if one.is_disabled and (one.kind == SESSION_OVERRIDE_TYPE or (not one.kind and "session" in one.name)):
+            result = SessionPolicy()
             continue
-        message = unpack(config, place, problems)
+        if one.kind != SESSION_OVERRIDE_TYPE:
+            continue
+        message = unpack(one.config, place, problems)
         if message is None:
             continue
         if result is not None:

@@ -18,9 +18,9 @@ from meshlib.model.request import Headers, RequestHead
 from meshlib.model.route import RouteConfiguration
 from meshlib.protos import from_dict
 from meshlib.routing import RouteMatch, RouteTable, decide_fault
-from meshlib.routing.compiled import FaultedReply
 from meshlib.routing.format import Scene
 from meshlib.routing.prepare import EarlyAnswer
+from meshlib.routing.route_match import FaultedReply
 from meshlib.xds.decode import decode_resource
 from meshlib.xds.resources import LDS, RDS
 
