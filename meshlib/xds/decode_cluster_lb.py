@@ -106,12 +106,12 @@ def _subsets(message: Any, path: str, problems: Problems) -> SubsetConfig | None
     if message.HasField("load_balancing_policy"):
         problems.error(place, "cannot be given together with load_balancing_policy (which has a policy for subsets)")
         return None
-    if not message.lb_subset_config.subset_selectors:
-        problems.unused(place)
-        return None
     weighted = message.common_lb_config.HasField("locality_weighted_lb_config")
     if message.lb_subset_config.locality_weight_aware and not weighted:
         problems.error(join(place, "locality_weight_aware"), "needs common_lb_config.locality_weighted_lb_config")
+    if not message.lb_subset_config.subset_selectors:
+        problems.unused(place)
+        return None
     return subset_config(message.lb_subset_config, place, problems)
 
 

@@ -103,6 +103,7 @@ REFUSED = [
     ),
     ("CDS", cluster(**options(**HTTP3), transport_socket=TLS), f"{OPTIONS}.auto_config.http3_protocol_options"),
     ("CDS", cluster(eds_cluster_config={"service_name": "x"}), "eds_cluster_config"),
+    ("CDS", cluster(lb_subset_config={"locality_weight_aware": True}), "lb_subset_config.locality_weight_aware"),
     ("CDS", cluster(transport_socket_matches=[{"name": "m"}]), "transport_socket_matches[0].transport_socket"),
     (
         "CDS",
