@@ -56,7 +56,7 @@ _HEADER_NAME: Final = re.compile(r":?[A-Za-z0-9!#$%&'*+.^_`|~-]*")
 _PATH_QUERY: Final = frozenset({"", "WQ", "NQ"})
 _PATH_WHICH: Final = frozenset({"", "ORIG", "PATH", "ORIG_OR_PATH"})
 _QUERY_FORMS: Final = frozenset({"", "ORIG", "DECODED"})
-_METADATA_OF: Final = ("DYNAMIC", "ROUTE", "UPSTREAM_HOST")
+_METADATA_OF: Final = ("DYNAMIC", "ROUTE", "UPSTREAM_HOST", "VIRTUAL_HOST")
 _WITHOUT_LENGTH: Final = frozenset({"RESPONSE_CODE_DETAILS", "UPSTREAM_METADATA"})
 MAX_LENGTH: Final = 2**31 - 1
 

@@ -76,12 +76,14 @@ class Facts:
         cluster: None: the request names it (`cluster_header`).
         cluster_header: That header.
         metadata: filter_metadata of the route.
+        host_metadata: Of the virtual host.
     """
 
     route_name: str = ""
     cluster: str | None = ""
     cluster_header: str = ""
     metadata: Mapping[str, Mapping[str, object]] = field(default_factory=lambda: NO_METADATA, hash=False)
+    host_metadata: Mapping[str, Mapping[str, object]] = field(default_factory=lambda: NO_METADATA, hash=False)
 
 
 def _header_of_request(main: str, alternative: str = "") -> _Reader:
@@ -189,7 +191,8 @@ def _metadata_reader(command: Command, facts: Facts) -> Callable[[Scene], object
     keys = path.split(":")
     if source == "UPSTREAM_HOST":
         return lambda scene: None if scene.endpoint is None else _find(scene.endpoint.metadata, keys)
-    found = _find(facts.metadata, keys) if source == "ROUTE" else None
+    sources = {"ROUTE": facts.metadata, "VIRTUAL_HOST": facts.host_metadata}
+    found = _find(sources[source], keys) if source in sources else None
     return lambda scene: found
 
 

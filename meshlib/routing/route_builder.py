@@ -71,7 +71,7 @@ class RouteBuilder:
         Args:
             cluster: None: `header` names it.
         """
-        return Facts(self.route.name, cluster, header, self.route.metadata)
+        return Facts(self.route.name, cluster, header, self.route.metadata, self.host.metadata)
 
     def limited(self, weight: ClusterWeight | None, facts: Facts) -> tuple[RouteLimit, ...]:
         """Return the limiting filters that hold."""

@@ -70,7 +70,7 @@ FORMATS = (
     "a", "b", "%REQ(x-1)%", "%REQ(x-9?x-2)%", "%REQ(:path)%", "%REQ(:authority)%", "50%%", "%REQ(x-1):1%", "",
     "%REQ(x-9)%", "%UPSTREAM_CLUSTER%", "%REQ(x-set)%-y", "%ROUTE_NAME%", "%PATH(NQ)%", "%QUERY_PARAM(q)%",
     "%QUERY_PARAMS%", "%RESPONSE_CODE%%RESPONSE_FLAGS%", "%RESPONSE_CODE_DETAILS%", "%UPSTREAM_REQUEST_ATTEMPT_COUNT%",
-    "%METADATA(ROUTE:ns:k)%", "%METADATA(ROUTE:ns)%", "%DYNAMIC_METADATA(a:b)%", "%UPSTREAM_HOST_NAME%", "%UPSTREAM_HOST%", "%REQ(?x-1)%",
+    "%METADATA(ROUTE:ns:k)%", "%METADATA(ROUTE:ns)%", "%METADATA(VIRTUAL_HOST:ns:k)%", "%DYNAMIC_METADATA(a:b)%", "%UPSTREAM_HOST_NAME%", "%UPSTREAM_HOST%", "%REQ(?x-1)%",
     "%RESP(x-up)%", "%PATH(WQ:ORIG)%", "%TRAILER(x)%",
 )  # fmt: skip
 
@@ -172,7 +172,10 @@ class Generator:
             if self._maybe(0.6):
                 routes.append({**self._route(f"r{number}.last"), "match": {"prefix": "/"}})
             asked = {"matcher": self._tree(routes)} if self._maybe(0.1) else {"routes": routes}
-            hosts.append({"name": f"v{number}", "domains": taken, **asked, **self._mutations(0.15)})
+            host = {"name": f"v{number}", "domains": taken, **asked, **self._mutations(0.15)}
+            if self._maybe(0.3):
+                host["metadata"] = {"filter_metadata": {"ns": {"k": self._pick(("h", 2, [True]))}}}
+            hosts.append(host)
         result: Json = {"name": "differential", "virtual_hosts": hosts, **self._mutations(0.15)}
         if self._maybe(0.3):
             result["most_specific_header_mutations_wins"] = True

@@ -6,7 +6,10 @@ from meshlib.routing.format import Facts, Scene, compile_format
 from meshlib.substitution import check_format
 
 FACTS = Facts(
-    route_name="r", cluster="c", metadata={"ns": {"k": "v", "o": {"q": 1.5, "p": 3.0}, "l": (1.0, "a"), "n": None}}
+    route_name="r",
+    cluster="c",
+    metadata={"ns": {"k": "v", "o": {"q": 1.5, "p": 3.0}, "l": (1.0, "a"), "n": None}},
+    host_metadata={"ns": {"k": "host"}},
 )
 HEAD = RequestHead("GET", "svc", "/a?q=1&%72=b%20c", Headers((("x-a", "abc"), ("x-a", "second"))))
 RESPONSE = Headers((("x-up", "1"),))
@@ -41,6 +44,7 @@ def render(text: str, facts: Facts = FACTS) -> str:
         ("%QUERY_PARAMS% %QUERY_PARAMS(DECODED)%", "q=1&%72=b%20c q=1&r=b%20c"),
         ("%PATH% %PATH(NQ)%%PATH(WQ:ORIG)%", "/a?q=1&%72=b%20c /a"),
         ("%METADATA(ROUTE:ns:k)%%METADATA(ROUTE:ns:o:q)%%METADATA(ROUTE:ns:n)%%METADATA(ROUTE:x)%", "v1.5"),
+        ("%METADATA(VIRTUAL_HOST:ns:k)%%METADATA(VIRTUAL_HOST:x)%", "host"),
         ("%METADATA(ROUTE:ns:o)%%METADATA(ROUTE:ns:l)%", '{"p":3,"q":1.5}[1,"a"]'),
         ("%METADATA(UPSTREAM_HOST:ns:zone)%%UPSTREAM_METADATA(ns:zone)%%METADATA(DYNAMIC:a:b)%", "z1z1"),
         ("%RESPONSE_CODE% %RESPONSE_CODE_DETAILS% %RESPONSE_FLAGS%", "200 via_upstream URX,UF"),
