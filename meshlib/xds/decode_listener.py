@@ -248,6 +248,9 @@ def _manager(packed: Any, path: str, problems: Problems, *, is_client: bool = Fa
         used |= {"path_with_escaped_slashes_action"}
     used |= _MANAGER_OF_CLIENTS if is_client else frozenset()
     cover(manager, path, problems, used=used, refused=_MANAGER_REFUSED | _MANAGER_OF_CLIENTS)
+    kinds = [item.upgrade_type.lower() for item in manager.upgrade_configs]
+    if len(set(kinds)) < len(kinds):
+        problems.error(join(path, "upgrade_configs"), "has a type twice")
     if manager.codec_type == _HTTP3:
         problems.error(join(path, "codec_type"), "HTTP3 needs a listener for QUIC")
     check_durations(manager, manager.DESCRIPTOR.fields_by_name["common_http_protocol_options"], path, problems)

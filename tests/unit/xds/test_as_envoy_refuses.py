@@ -128,6 +128,11 @@ REFUSED = [
     ("LDS", manager(codec_type="HTTP3"), f"{M}.codec_type"),
     (
         "LDS",
+        manager(upgrade_configs=[{"upgrade_type": "websocket"}, {"upgrade_type": "WebSocket"}]),
+        f"{M}.upgrade_configs",
+    ),
+    (
+        "LDS",
         manager(common_http_protocol_options={"max_response_headers_kb": 9}),
         f"{M}.common_http_protocol_options.max_response_headers_kb",
     ),
