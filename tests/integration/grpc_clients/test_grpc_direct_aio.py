@@ -48,9 +48,12 @@ def run(address: str, use: Use) -> None:
 
 
 def test_direct_calls_are_in_use_with_this_grpcio(server: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    if not grpc_direct.is_known(grpc.__version__):
+        pytest.skip(f"grpcio {grpc.__version__} is newer than what was looked at: calls go the public way")
+
     async def use(channel: grpc.aio.Channel) -> None:
         made = make_aio_unary(channel, UNARY, None, None)
-        assert type(made) is AioDirectUnary or not grpc_direct.is_known(grpc.__version__)
+        assert type(made) is AioDirectUnary
         assert type(made(b"x", 5.0, None, None, None)) is AioDirectCall
         grpc_direct_aio._is_usable.cache_clear()
         monkeypatch.setenv(grpc_direct.SWITCH, "off")
