@@ -1,6 +1,7 @@
 """gRPC's asyncio side in a forked child: `preload` in the parent, event loops in the workers.
 
-In a process of its own: grpcio cannot use asyncio in a child whose parent has used it before.
+In a process of its own: grpcio cannot use asyncio in a child whose parent has used it before. The server that is called
+has another one: one fork in a hundred under a running gRPC server makes a child that hangs in gRPC.
 """
 
 import asyncio
@@ -31,15 +32,19 @@ def test_aio_client_and_server_in_a_child() -> None:
 def main() -> None:
     """What the test runs."""
     sys.path.insert(0, str(Path(__file__).parent))
-    from conftest import Mesh, Server  # type: ignore[import-not-found]  # beside this file
+    from conftest import Mesh  # type: ignore[import-not-found]  # beside this file
 
-    one, mesh = Server(), Mesh()
-    mesh.serve(one.address)
+    server = subprocess.Popen(
+        [sys.executable, __file__, "serve"], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    )
+    assert server.stdin is not None and server.stdout is not None
+    mesh, port = Mesh(), int(server.stdout.readline())
+    mesh.serve(f"127.0.0.1:{port}")
     with MeshChannel(mesh.source, "xds:///checkout") as channel:
         unary = channel.unary_unary(UNARY)
-        expected = [b"%d a" % one.port, b"%d b!" % one.port]
+        expected = [b"%d a" % port, b"%d b!" % port]
         for _ in range(3):
-            assert b"%d x" % one.port == unary(b"x", timeout=20)
+            assert b"%d x" % port == unary(b"x", timeout=20)
             pid = os.fork()
             if pid == 0:
                 code = 1
@@ -47,8 +52,20 @@ def main() -> None:
                     code = 0 if asyncio.run(_serve_and_call(mesh)) == expected else 2
                 finally:
                     os._exit(code)
-            assert b"%d x" % one.port == unary(b"x", timeout=20)
+            assert b"%d x" % port == unary(b"x", timeout=20)
             assert 0 == _exit_code(pid)
+    server.stdin.close()
+    server.wait(20)
+
+
+def serve() -> None:
+    """The server, until nobody holds its input."""
+    sys.path.insert(0, str(Path(__file__).parent))
+    from conftest import Server
+
+    one = Server()
+    print(one.port, flush=True)
+    sys.stdin.read()
     one.stop()
 
 
@@ -84,4 +101,4 @@ def _exit_code(pid: int) -> int:
 
 
 if __name__ == "__main__":
-    main()
+    serve() if sys.argv[1:] == ["serve"] else main()
