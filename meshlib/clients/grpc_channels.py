@@ -39,6 +39,7 @@ from meshlib.ports import Lock
 from meshlib.runtime.clock import wall
 from meshlib.runtime.core import CoreCluster, LocalAds, cookie
 from meshlib.runtime.dial import dial_target
+from meshlib.runtime.fork import keep_core
 from meshlib.runtime.relay import TlsRelay
 from meshlib.runtime.tls import client_context, client_material
 from meshlib.view import ClusterState, View
@@ -429,6 +430,8 @@ _inherited: list[Any] = []
 
 
 def _before_fork() -> None:
+    if _all_channels:
+        keep_core()
     for channels in tuple(_all_channels):
         channels.quiesce()
     for found in tuple(_by_mesh.values()):

@@ -11,9 +11,12 @@ import threading
 import weakref
 from typing import Protocol
 
-__all__ = ["ForkAware", "register"]
+import grpc
+
+__all__ = ["ForkAware", "keep_core", "register"]
 
 _LOG = logging.getLogger(__name__)
+_core: grpc.ServerCredentials | None = None
 
 
 class ForkAware(Protocol):
@@ -41,7 +44,19 @@ def register(participant: ForkAware) -> None:
             _is_hooked = True
 
 
+def keep_core() -> None:
+    """Keep gRPC's core from shutting down when its last channel is closed; called before those are closed for a fork.
+
+    The shutdown is done by a thread of core's, which holds the lock that the next use of gRPC needs: one fork in a hundred came
+    in between, and that child stood still for ever in its first channel. Credentials are the smallest thing that uses core.
+    """
+    global _core
+    if _core is None:
+        _core = grpc.local_server_credentials()
+
+
 def _before() -> None:
+    keep_core()
     for participant in list(_participants):
         try:
             participant.before_fork()
