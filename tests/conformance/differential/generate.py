@@ -17,7 +17,7 @@ FAULT_FILTER = "envoy.filters.http.fault"
 HEADER_FILTER = "envoy.filters.http.header_mutation"
 FAULT_HEADERS = {
     "x-envoy-fault-abort-request": ("503", "200", "599", "600", "199", "x", "+418"),
-    "x-envoy-fault-abort-grpc-request": ("5", "0", "x"),
+    "x-envoy-fault-abort-grpc-request": ("5", "16", "x"),
     "x-envoy-fault-abort-request-percentage": ("0", "100", "1000", "x", "-1"),
     "x-envoy-downstream-service-node": ("n1", "n3", ""),
 }
