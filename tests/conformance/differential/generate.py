@@ -17,7 +17,7 @@ FAULT_FILTER = "envoy.filters.http.fault"
 HEADER_FILTER = "envoy.filters.http.header_mutation"
 FAULT_HEADERS = {
     "x-envoy-fault-abort-request": ("503", "200", "599", "600", "199", "x", "+418"),
-    "x-envoy-fault-abort-grpc-request": ("5", "16", "x"),
+    "x-envoy-fault-abort-grpc-request": ("5", "0", "x"),
     "x-envoy-fault-abort-request-percentage": ("0", "100", "1000", "x", "-1"),
     "x-envoy-downstream-service-node": ("n1", "n3", ""),
 }
@@ -524,6 +524,8 @@ class Generator:
         if self._maybe(0.5):
             headers.append(("x-host", self._pick(AUTHORITIES) if self._maybe(0.3) else "shop"))
         if is_grpc:
+            # The status OK ends no call of gRPC: a listed difference.
+            headers = [entry for entry in headers if entry != ("x-envoy-fault-abort-grpc-request", "0")]
             headers.append(("content-type", self._pick(("application/grpc", "application/grpc+proto"))))
         elif self._maybe(0.2):
             headers.append(("content-type", self._pick(("text/plain", "application/grpcx", "application/json"))))
