@@ -57,16 +57,28 @@ class RateLimiter:
         Args:
             now: Monotonic seconds. A time before the last one's adds nothing.
         """
-        bucket, per_s = self.bucket, self.per_s
         with self._lock:
-            if now > self._updated_at:
-                self._tokens = min(float(bucket.max_tokens), self._tokens + (now - self._updated_at) * per_s)
-                self._updated_at = now
+            self._fill(now)
             is_granted = 0 < count <= self._tokens
             if is_granted:
                 self._tokens -= count
-            tokens = self._tokens
-        return Grant(is_granted, bucket.max_tokens, int(tokens), max(0.0, 1.0 - tokens) / per_s)
+            return self._grant(is_granted)
+
+    def peek(self, now: float) -> Grant:
+        """Say again what is left, of a request that was granted what it asked for."""
+        with self._lock:
+            self._fill(now)
+            return self._grant(True)
+
+    def _fill(self, now: float) -> None:
+        if now > self._updated_at:
+            filled = self._tokens + (now - self._updated_at) * self.per_s
+            self._tokens = min(float(self.bucket.max_tokens), filled)
+            self._updated_at = now
+
+    def _grant(self, is_granted: bool) -> Grant:
+        tokens = self._tokens
+        return Grant(is_granted, self.bucket.max_tokens, int(tokens), max(0.0, 1.0 - tokens) / self.per_s)
 
 
 class _AnyValue:
@@ -132,6 +144,9 @@ class RateLimiters:
                 if not grant.is_granted:
                     return grant
                 first = first or grant
+            if len(found) > 1:
+                # Rules may make one descriptor twice, which takes twice from its bucket.
+                first = found[0][0].peek(now)
             if first is not None and not self._config.always_takes:
                 return first
         if self._default is not None:

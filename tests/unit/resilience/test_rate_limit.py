@@ -90,6 +90,13 @@ def test_the_slowest_bucket_is_asked_first() -> None:
     assert found.take([(entry("a"), 1)], 0.0).remaining == 3, "what was refused by the other took nothing here"
 
 
+def test_a_descriptor_made_twice_takes_twice_and_says_what_is_left_then() -> None:
+    found = limiters(DescriptorLimit(entry("a"), slow(3)), always_takes=False)
+    twice = [(entry("a"), 1), (entry("a"), 1)]
+    assert found.take(twice, 0.0) == Grant(True, 3, 1, 0.0)
+    assert found.take(twice, 0.0) == Grant(False, 3, 0, 600.0)
+
+
 def test_each_value_has_a_bucket_of_its_own_and_the_oldest_goes() -> None:
     found = limiters(DescriptorLimit(entry(""), slow(1)), max_dynamic=2)
     assert [found.take([(entry(value), 1)], 0.0).is_granted for value in "abab"] == [True, True, False, False]
