@@ -31,7 +31,7 @@ from gunicorn.workers.gthread import ThreadWorker
 
 from meshlib.errors import ConfigError, MeshError
 from meshlib.integrations import default_mesh
-from meshlib.runtime.tls import rotating_server_context
+from meshlib.runtime.tls_rotation import rotating_server_context
 from meshlib.servers.addresses import join
 from meshlib.servers.announce import DRAIN_S, LISTENER_TIMEOUT_S, Announcement, announce
 from meshlib.servers.crew import Crew

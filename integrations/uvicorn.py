@@ -20,7 +20,7 @@ import uvicorn
 
 from meshlib.errors import ConfigError
 from meshlib.integrations.asgi import CONNECTION
-from meshlib.runtime.tls import rotating_server_context
+from meshlib.runtime.tls_rotation import rotating_server_context
 from meshlib.servers.addresses import join, listen
 from meshlib.servers.announce import DRAIN_S, LISTENER_TIMEOUT_S, announce
 from meshlib.servers.mixed import MixedServer

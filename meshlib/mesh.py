@@ -15,7 +15,8 @@ from meshlib.ports import Clock, Rng
 from meshlib.runtime import clock as clocks
 from meshlib.runtime.engine import FIRST_USE_TIMEOUT_S, MeshEngine, read_text
 from meshlib.runtime.server_link import OpenStream
-from meshlib.xds.bootstrap import Bootstrap, load_bootstrap
+from meshlib.xds.bootstrap import Bootstrap
+from meshlib.xds.decode_bootstrap import load_bootstrap
 from meshlib.xds.names import inbound_name
 
 if TYPE_CHECKING:

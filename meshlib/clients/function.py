@@ -9,15 +9,7 @@ The mesh picks the endpoint, repeats failed attempts as the route's retry policy
 circuit breakers and outlier detection. The endpoint is passed in the place of the parameter called `endpoint`, else as
 the first argument; callers leave it out.
 
-What a function raises is how its attempt failed:
-
-    ConnectionRefusedError, unreachable hosts, name errors,   no connection; nothing was sent
-      httpx.ConnectError, httpx.ConnectTimeout
-    TimeoutError, httpx.TimeoutException                      timeout
-    other ConnectionError and OSError, httpx.TransportError   reset
-    httpx.HTTPStatusError                                     a response with that status
-    `ignore`                                                  none: an answer, passed on to the caller at once
-    any other Exception                                       a response with status 500
+What a function raises is how its attempt failed: `function_attempts.py` has the table.
 
 What calls of one function may share is in `meshlib.clients.sharing`: identical calls under way become one, and
 responses are kept for as long as they say.
@@ -26,44 +18,30 @@ The loop is tenacity's; its retry, wait and stop strategies answer with the dire
 xDS retry policy is read, so that there is one meaning of it for functions and for requests.
 """
 
-import errno
 import functools
 import inspect
-import socket
 import time
-from collections.abc import Awaitable, Callable
-from typing import Any, Concatenate, Final, ParamSpec, Protocol, TypeVar, cast, overload
+from collections.abc import Callable
+from typing import Any, Concatenate, ParamSpec, Protocol, TypeVar, cast, overload
 
 import anyio
-import httpx
 import tenacity
-from tenacity.retry import retry_base
-from tenacity.wait import wait_base
 
-from meshlib.call import Attempt, Call, Done, Sleep, Step
-from meshlib.clients.function_race import FunctionShell
-from meshlib.clients.race import arace
+from meshlib.call import Attempt, Call, Sleep
+from meshlib.clients.function_attempts import NOTHING, Progress, RetryByPolicy, WaitByPolicy
 from meshlib.clients.response_cache import ResponseCache
 from meshlib.clients.sharing import KeyMaker, Sharing
 from meshlib.clients.source import MeshSource
 from meshlib.clients.tracing import attempt_scope, begin_call
-from meshlib.errors import IdentityError
 from meshlib.model.endpoint import Endpoint
-from meshlib.model.outcome import Failure, FailureKind, Outcome, Response
 from meshlib.model.request import Headers, RequestHead
 from meshlib.runtime.context import remaining_s
 from meshlib.view import TargetView
 
-__all__ = ["Decorator", "decorate", "outcome_of"]
+__all__ = ["Decorator", "decorate"]
 
 P = ParamSpec("P")
 R = TypeVar("R")
-
-_NOTHING: Final = object()
-_NO_CONNECTION = frozenset(
-    {errno.ECONNREFUSED, errno.EHOSTUNREACH, errno.ENETUNREACH, errno.EHOSTDOWN, errno.ENETDOWN, errno.EADDRNOTAVAIL}
-)
-_OK = Response(200)
 
 
 class Decorator(Protocol):
@@ -76,30 +54,11 @@ class Decorator(Protocol):
     def __call__(self, function: Callable[P, R], /) -> Callable[P, R]: ...
 
 
-def outcome_of(error: Exception) -> Outcome:
-    """Say how an attempt ended whose function raised; the table is in the module's docstring."""
-    match error:
-        case IdentityError():
-            return Failure(FailureKind.IDENTITY, False, error)
-        case httpx.ConnectError() | httpx.ConnectTimeout() | ConnectionRefusedError() | socket.gaierror():
-            return Failure(FailureKind.CONNECT, False, error)
-        case TimeoutError() | httpx.TimeoutException():
-            return Failure(FailureKind.TIMEOUT, True, error)
-        case OSError() if error.errno in _NO_CONNECTION:
-            return Failure(FailureKind.CONNECT, False, error)
-        case OSError() | httpx.TransportError():
-            return Failure(FailureKind.RESET, True, error)
-        case httpx.HTTPStatusError():
-            return Response(error.response.status_code, Headers.of(error.response.headers.multi_items()))
-        case _:
-            return Response(500)
-
-
 def decorate(
     mesh: MeshSource,
     service: str,
     *,
-    fallback: Any = _NOTHING,
+    fallback: Any = NOTHING,
     timeout_s: float | None = None,
     method: str = "POST",
     path: str | None = None,
@@ -192,81 +151,6 @@ class _Signature:
         return (*args[:index], endpoint, *args[index:]), kwargs
 
 
-class _Progress:
-    """One call of a function: where `Call` stands, and what the last attempt gave."""
-
-    def __init__(self, call: Call, mesh: MeshSource, ignore: tuple[type[Exception], ...]) -> None:
-        self.call = call
-        self.value: Any = _NOTHING
-        self.error: Exception | None = None
-        self._clock = mesh.clock
-        self._ignore = ignore
-        self.step: Step = call.start(mesh.clock())
-
-    def next_attempt(self) -> Attempt | None:
-        """Return the attempt to make now; None: the call has ended. Any wait that was asked for is over."""
-        while isinstance(self.step, Sleep):
-            self.step = self.call.slept(self._clock())
-        return self.step if isinstance(self.step, Attempt) else None
-
-    def returned(self, value: Any) -> None:
-        self.value, self.error = value, None
-        self.step = self.call.finished(_OK, self._clock())
-
-    def raised(self, error: Exception) -> None:
-        self.error = error
-        self.step = self.call.finished(self._meant_by(error), self._clock())
-
-    async def race(self, step: Attempt, run: Callable[[Attempt], Awaitable[Any]]) -> None:
-        """Carry the call to its end, with attempts that run beside each other."""
-        shell = FunctionShell(self.call, run, returned=_OK, raised=self._meant_by, nothing=_NOTHING)
-        self.step = await arace(self.call, shell, step, clock=self._clock)
-        self.value, self.error = shell.value, shell.error
-
-    def _meant_by(self, error: Exception) -> Outcome:
-        return _OK if isinstance(error, self._ignore) else outcome_of(error)
-
-    def timed_out(self) -> None:
-        self.error = None
-        self.step = self.call.finished(Failure(FailureKind.TIMEOUT, True), self._clock())
-
-    def failure(self) -> Exception | None:
-        """Return what to raise, or None when the last attempt gave a value."""
-        if self.value is not _NOTHING:
-            return None
-        if self.error is None:
-            return self.call.error()
-        if isinstance(self.error, self._ignore):
-            return self.error
-        record = self.call.error(str(self.error) or type(self.error).__name__)
-        self.error.add_note(f"meshlib: {record}")
-        return self.error
-
-
-class _RetryByPolicy(retry_base):
-    """Whether: as `Call` reads the route's retry policy. It also says when to stop, so tenacity's own stop is never."""
-
-    def __init__(self, progress: _Progress) -> None:
-        self._progress = progress
-
-    def __call__(self, retry_state: tenacity.RetryCallState) -> bool:
-        # tenacity hands over cancellation and interrupts too: those end the loop whatever the policy says. What the
-        # function raises is no exception here, but part of the progress.
-        outcome = retry_state.outcome
-        return not isinstance(self._progress.step, Done) and not (outcome is not None and outcome.failed)
-
-
-class _WaitByPolicy(wait_base):
-    """How long: the policy's backoff."""
-
-    def __init__(self, progress: _Progress) -> None:
-        self._progress = progress
-
-    def __call__(self, retry_state: tenacity.RetryCallState) -> float:
-        step = self._progress.step
-        return step.seconds if isinstance(step, Sleep) else 0.0
-
-
 class _Policy:
     """What the decorator was told."""
 
@@ -301,7 +185,7 @@ class _Policy:
                 return self._sharing.run(args, kwargs, lambda: self._find_and_run(args, kwargs))
             return self._find_and_run(args, kwargs)
         except Exception as error:
-            if self._fallback is _NOTHING or isinstance(error, self._ignore):
+            if self._fallback is NOTHING or isinstance(error, self._ignore):
                 raise
             return self._fallback(*args, **kwargs) if callable(self._fallback) else self._fallback
 
@@ -315,7 +199,7 @@ class _Policy:
     def _run(self, target: TargetView, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         call = self._call(target)
         try:
-            progress = _Progress(call, self._mesh, self._ignore)
+            progress = Progress(call, self._mesh, self._ignore)
             if isinstance(progress.step, Sleep):  # an injected delay
                 time.sleep(progress.step.seconds)
 
@@ -333,7 +217,7 @@ class _Policy:
                     progress.returned(value)
 
             tenacity.Retrying(
-                retry=_RetryByPolicy(progress), wait=_WaitByPolicy(progress), stop=tenacity.stop_never, sleep=time.sleep
+                retry=RetryByPolicy(progress), wait=WaitByPolicy(progress), stop=tenacity.stop_never, sleep=time.sleep
             )(attempt)
             return self._result(progress)
         finally:
@@ -349,7 +233,7 @@ class _Policy:
                 return await self._sharing.arun(args, kwargs, lambda: self._find_and_arun(args, kwargs))
             return await self._find_and_arun(args, kwargs)
         except Exception as error:
-            if self._fallback is _NOTHING or isinstance(error, self._ignore):
+            if self._fallback is NOTHING or isinstance(error, self._ignore):
                 raise
             value = self._fallback(*args, **kwargs) if callable(self._fallback) else self._fallback
             return await value if inspect.isawaitable(value) else value
@@ -364,7 +248,7 @@ class _Policy:
     async def _arun(self, target: TargetView, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         call = self._call(target, can_hedge=True)
         try:
-            progress = _Progress(call, self._mesh, self._ignore)
+            progress = Progress(call, self._mesh, self._ignore)
             if isinstance(progress.step, Sleep):  # an injected delay
                 await anyio.sleep(progress.step.seconds)
 
@@ -391,8 +275,8 @@ class _Policy:
                         progress.returned(value)
 
             await tenacity.AsyncRetrying(
-                retry=_RetryByPolicy(progress),
-                wait=_WaitByPolicy(progress),
+                retry=RetryByPolicy(progress),
+                wait=WaitByPolicy(progress),
                 stop=tenacity.stop_never,
                 sleep=anyio.sleep,
             )(attempt)
@@ -410,7 +294,7 @@ class _Policy:
     def _direct(self) -> Endpoint:
         return Endpoint(self._service if ":" in self._service else f"{self._service}:80")
 
-    def _result(self, progress: _Progress) -> Any:
+    def _result(self, progress: Progress) -> Any:
         error = progress.failure()
         if error is None:
             return progress.value

@@ -28,7 +28,8 @@ from meshlib.runtime.state_store import StateStore, default_directory
 from meshlib.runtime.tracing import Tracing
 from meshlib.runtime.wait import Waiters
 from meshlib.view import TargetView, View, build_view
-from meshlib.xds.bootstrap import Bootstrap, parse_bootstrap
+from meshlib.xds.bootstrap import Bootstrap
+from meshlib.xds.decode_bootstrap import parse_bootstrap
 from meshlib.xds.names import listener_name
 
 __all__ = ["FIRST_USE_TIMEOUT_S", "MeshEngine", "read_text"]

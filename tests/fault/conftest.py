@@ -13,7 +13,8 @@ from meshlib.protos import from_dict, message_class
 from meshlib.runtime.ads import StreamEvents
 from meshlib.runtime.control import ControlPlane
 from meshlib.testing import FakeClock, SeededRng
-from meshlib.xds.bootstrap import ServerConfig, parse_bootstrap
+from meshlib.xds.bootstrap import ServerConfig
+from meshlib.xds.decode_bootstrap import parse_bootstrap
 from meshlib.xds.resources import CDS, EDS, LDS, RDS, RESOURCE_WRAPPER
 
 PREFIX = "envoy.service.discovery.v3"

@@ -38,7 +38,7 @@ from meshlib.model.cluster import Cluster, EdsDiscovery
 from meshlib.model.matcher import StringKind, StringMatcher
 from meshlib.model.secret import ClientTls, SanMatcher, SanType, Secret, SecretRef, ServerTls, TrustedCa
 from meshlib.model.snapshot import Snapshot
-from meshlib.runtime.tls import rotating_server_context
+from meshlib.runtime.tls_rotation import rotating_server_context
 from meshlib.servers.grpc_certificates import GrpcCertificates
 from meshlib.testing.builders import cluster, merge, service
 from meshlib.testing.source import mesh_source

@@ -9,7 +9,7 @@ import pytest
 
 from meshlib.errors import BootstrapError
 from meshlib.events import ControlPlaneLost
-from meshlib.xds.bootstrap import parse_bootstrap
+from meshlib.xds.decode_bootstrap import parse_bootstrap
 from meshlib.xds.resources import CDS, EDS, LDS, RDS
 
 TYPES = (LDS, RDS, CDS, EDS)

@@ -27,7 +27,7 @@ from meshlib.model.snapshot import ConfigFault, Demand, DemandKind, Snapshot, Ta
 from meshlib.runtime.engine import MAX_PARKED
 from meshlib.testing.builders import merge, service
 from meshlib.view import TargetView
-from meshlib.xds.bootstrap import parse_bootstrap
+from meshlib.xds.decode_bootstrap import parse_bootstrap
 
 BOOTSTRAP: dict[str, Any] = {
     "xds_servers": [{"server_uri": "127.0.0.1:1", "channel_creds": [{"type": "insecure"}]}],

@@ -9,9 +9,10 @@ from pathlib import Path
 
 from rich.console import Console
 
-from meshlib.cli.demo.acts import ACTS, Stage
+from meshlib.cli.demo.acts import ACTS
 from meshlib.cli.demo.board import Board
 from meshlib.cli.demo.processes import DemoError, World
+from meshlib.cli.demo.stage import Stage
 from meshlib.errors import MeshError
 
 __all__ = ["run_demo"]

@@ -30,14 +30,8 @@ from meshlib.model.secret import (
     TlsCertificate,
     TrustedCa,
 )
-from meshlib.runtime.tls import (
-    PeerNames,
-    client_context,
-    peer_identity,
-    rotating_server_context,
-    server_context,
-    server_material,
-)
+from meshlib.runtime.tls import PeerNames, client_context, peer_identity, server_context, server_material
+from meshlib.runtime.tls_rotation import rotating_server_context
 
 CHECKOUT = "spiffe://cluster.local/ns/default/sa/checkout"
 ORDERS = "spiffe://cluster.local/ns/default/sa/orders"

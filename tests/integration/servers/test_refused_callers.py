@@ -26,8 +26,8 @@ from peers.bad_peers import BAD_PEERS, GOOD, ROOT, BadPeer, named
 from meshlib.integrations.uvicorn import MeshConfig, MeshServer
 from meshlib.model.secret import Secret, SecretRef, ServerTls, TlsCertificate
 from meshlib.runtime.relay import TlsRelay
-from meshlib.runtime.tls import rotating_server_context
 from meshlib.runtime.tls_context import load_identity
+from meshlib.runtime.tls_rotation import rotating_server_context
 from meshlib.servers.grpc_certificates import GrpcCertificates
 
 LOOPBACK = "127.0.0.1"
@@ -97,7 +97,7 @@ def uvicorn_server() -> Iterator[Server]:
 GUNICORN = """
 import os, pickle
 from meshlib.runtime.relay import TlsRelay
-from meshlib.runtime.tls import rotating_server_context
+from meshlib.runtime.tls_rotation import rotating_server_context
 certfile = os.devnull
 workers, threads, worker_class, timeout = 1, 4, "gthread", 30
 accesslog = None

@@ -9,8 +9,8 @@ from meshlib.admin.csds import client_status, client_status_dict, client_status_
 from meshlib.model.discovery import Collection, ScopedRoute
 from meshlib.model.endpoint import ClusterLoadAssignment
 from meshlib.protos import from_any, from_dict
-from meshlib.xds.bootstrap import parse_bootstrap
 from meshlib.xds.cache import Entry, ResourceState
+from meshlib.xds.decode_bootstrap import parse_bootstrap
 from meshlib.xds.redact import REDACTED, redacted
 from meshlib.xds.resources import CDS, EDS, LDS, LEDS, SDS, SRDS
 

@@ -13,7 +13,7 @@ from meshlib.runtime.control import ControlPlane
 from meshlib.runtime.dns import Answered
 from meshlib.runtime.wanted import MAX_DEMANDS
 from meshlib.testing import FakeClock, FixedRng
-from meshlib.xds.bootstrap import parse_bootstrap
+from meshlib.xds.decode_bootstrap import parse_bootstrap
 from meshlib.xds.resources import CDS, LDS
 
 RESPONSE = message_class("envoy.service.discovery.v3.DiscoveryResponse")

@@ -13,9 +13,10 @@ from meshlib.runtime.scheduler import Scheduler
 from meshlib.runtime.server_link import ServerLink
 from meshlib.runtime.server_links import ServerLinks
 from meshlib.testing import FakeClock, FixedRng
-from meshlib.xds.bootstrap import ServerConfig, parse_bootstrap
+from meshlib.xds.bootstrap import ServerConfig
 from meshlib.xds.cache import CacheShare, ResourceCache, ResourceState
 from meshlib.xds.decode import Decoded
+from meshlib.xds.decode_bootstrap import parse_bootstrap
 from meshlib.xds.resources import CDS, EDS
 from meshlib.xds.sotw import SotwMachine
 

@@ -10,8 +10,9 @@ import trustme
 from meshlib.errors import IdentityError
 from meshlib.model.matcher import StringKind, StringMatcher
 from meshlib.model.secret import ClientTls, SanMatcher, SanType, Secret, SecretRef, ServerTls, TlsCertificate, TrustedCa
-from meshlib.runtime.tls import client_context, rotating_server_context, server_context, server_material
+from meshlib.runtime.tls import client_context, server_context, server_material
 from meshlib.runtime.tls_context import load_identity
+from meshlib.runtime.tls_rotation import rotating_server_context
 
 ROOT, MINE = SecretRef(sds_name="ROOTCA"), SecretRef(sds_name="default")
 CHECKOUT = SanMatcher(SanType.URI, StringMatcher(StringKind.EXACT, "spiffe://cluster.local/ns/default/sa/checkout"))

@@ -11,7 +11,8 @@ import trustme
 
 from meshlib.model.matcher import StringKind, StringMatcher
 from meshlib.model.secret import ClientTls, SanMatcher, SanType, Secret, SecretRef, ServerTls, TlsCertificate, TrustedCa
-from meshlib.runtime.tls import client_context, rotating_server_context, server_context
+from meshlib.runtime.tls import client_context, server_context
+from meshlib.runtime.tls_rotation import rotating_server_context
 
 ROOT, MINE = SecretRef(sds_name="ROOTCA"), SecretRef(sds_name="default")
 ANYBODY = ClientTls(MINE, ROOT)

@@ -14,9 +14,8 @@ from meshlib.xds.bootstrap import (
     JwtTokenFile,
     ServerConfig,
     TlsCreds,
-    load_bootstrap,
-    parse_bootstrap,
 )
+from meshlib.xds.decode_bootstrap import load_bootstrap, parse_bootstrap
 
 INSECURE = {"server_uri": "127.0.0.1:18000", "channel_creds": [{"type": "insecure"}]}
 MINIMAL = {"xds_servers": [INSECURE]}

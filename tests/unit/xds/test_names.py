@@ -1,7 +1,7 @@
 import pytest
 
 from meshlib.errors import ConfigError
-from meshlib.xds.bootstrap import parse_bootstrap
+from meshlib.xds.decode_bootstrap import parse_bootstrap
 from meshlib.xds.names import authority_of, canonical, inbound_name, listener_name, parse_xdstp, servers_for
 
 

@@ -33,8 +33,8 @@ from meshlib.model.route import (
     WeightedClusters,
 )
 from meshlib.protos import from_dict
-from meshlib.xds.bootstrap import parse_bootstrap
 from meshlib.xds.decode import Decoded, decode_resource
+from meshlib.xds.decode_bootstrap import parse_bootstrap
 from meshlib.xds.resources import CDS, ECDS, RTDS
 from meshlib.xds.runtime import merge_layers, with_runtime
 from meshlib.xds.runtime_cluster import cluster_with_runtime

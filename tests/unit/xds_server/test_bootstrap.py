@@ -1,7 +1,7 @@
 """Bootstraps that the server prints are read by its clients."""
 
 from meshlib.model.endpoint import Locality
-from meshlib.xds.bootstrap import parse_bootstrap
+from meshlib.xds.decode_bootstrap import parse_bootstrap
 from xds_server.bootstrap import Bootstrap
 
 
