@@ -10,7 +10,7 @@ import grpc
 from meshlib.clients.grpc_direct import make_unary
 from meshlib.clients.grpc_direct_aio import make_aio_unary
 from meshlib.model.secret import ClientTls, TlsCertificate, TrustedCa
-from meshlib.runtime.relay import RelayRoute
+from meshlib.runtime.relay_link import RelayRoute
 
 __all__ = ["ChannelKey", "ChannelSecrets", "CoreChannel", "EndpointChannel", "Options"]
 

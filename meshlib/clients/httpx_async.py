@@ -17,7 +17,7 @@ from meshlib.call import Attempt, Call, Done
 from meshlib.clients.connections_async import AsyncHttp1Pool
 from meshlib.clients.drive import AsyncShell, arun
 from meshlib.clients.http1_response import RawResponse
-from meshlib.clients.http2 import AsyncHttp2Pool
+from meshlib.clients.http2_async import AsyncHttp2Pool
 from meshlib.clients.httpx_common import (
     BROKEN,
     DEFAULT_LIMITS,

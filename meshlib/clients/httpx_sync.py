@@ -17,7 +17,7 @@ from meshlib.clients.connections import Http1Pool
 from meshlib.clients.drive import Shell, run
 from meshlib.clients.hedge_threads import HedgeThreads
 from meshlib.clients.http1_response import RawResponse
-from meshlib.clients.http2 import Http2Pool
+from meshlib.clients.http2_sync import Http2Pool
 from meshlib.clients.httpx_common import (
     BROKEN,
     DEFAULT_LIMITS,

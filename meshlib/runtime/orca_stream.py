@@ -11,7 +11,8 @@ import grpc
 from meshlib.errors import IdentityError, MeshError
 from meshlib.model.secret import ClientTls
 from meshlib.runtime.dial import dial_target
-from meshlib.runtime.relay import RelayRoute, TlsRelay
+from meshlib.runtime.relay import TlsRelay
+from meshlib.runtime.relay_link import RelayRoute
 from meshlib.runtime.tls import client_context
 from meshlib.view import ClusterState, View
 

@@ -21,7 +21,7 @@ import httpx
 import pytest
 from httpx_drivers import opened
 
-from meshlib.clients import http2
+from meshlib.clients import http2_async, http2_sync
 from meshlib.model.retry import RetryPolicy
 
 NAMES = pytest.mark.parametrize("name", ["sync", "asyncio"])
@@ -492,7 +492,8 @@ def test_warm_up_opens_connections_that_requests_then_use(
 def test_connections_that_were_opened_ahead_age(
     name: str, mesh: Any, raw_server: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(http2, "keepalive_s", lambda key, limits: 0.05)
+    for module in (http2_sync, http2_async):
+        monkeypatch.setattr(module, "keepalive_s", lambda key, limits: 0.05)
     server = Server(Server.respond)
     mesh.serve("checkout", {"c": [raw_server(server.handle).address]}, http2=True)
     with opened(name, mesh) as driver:

@@ -6,7 +6,8 @@ from typing import Any
 
 import pytest
 
-from meshlib.runtime.relay import ACCEPT_PAUSE_S, RelayRoute, TlsRelay
+from meshlib.runtime.relay import ACCEPT_PAUSE_S, TlsRelay
+from meshlib.runtime.relay_link import RelayRoute
 
 
 class Listener:
