@@ -1,5 +1,6 @@
 """What a picker is, and what those that choose among hosts have in common."""
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from typing import Protocol
 
@@ -45,7 +46,7 @@ class Picker(Protocol):
         ...
 
 
-class HostPicker:
+class HostPicker(ABC):
     """A picker that knows how to `choose` once."""
 
     __slots__ = ()
@@ -57,9 +58,9 @@ class HostPicker:
         """As `Picker.within`."""
         return self
 
+    @abstractmethod
     def choose(self, rng: Rng) -> EndpointState | None:
         """Choose an endpoint; None: there is none."""
-        raise NotImplementedError
 
     def pick(
         self, hash_: int | None, rng: Rng, avoid: Sequence[EndpointState] = (), attempts: int = 1

@@ -12,6 +12,8 @@ does harm. Attempts at the beginning (`initial_requests`) do not use up `num_ret
 Source: Envoy, `Filter::onPerTryTimeoutCommon`, `Filter::onSoftPerTryTimeout` and what `upstream_request.retried()` changes.
 """
 
+from abc import ABC, abstractmethod
+
 from meshlib.call.endings import RUNNING, WAITING, Flight, NoFurther
 from meshlib.call.repeat import is_safe_to_hedge
 from meshlib.call.replies import OVERFLOW
@@ -26,7 +28,7 @@ from meshlib.routing.table import RouteMatch
 __all__ = ["HedgedSteps"]
 
 
-class HedgedSteps(RetryDecisions):
+class HedgedSteps(RetryDecisions, ABC):
     """The steps of a call whose attempts may run beside each other; `Call` has the others."""
 
     __slots__ = ()
@@ -255,5 +257,6 @@ class HedgedSteps(RetryDecisions):
 
     # --- of `Call` -----------------------------------------------------------------------------------------------
 
+    @abstractmethod
     def _again(self, now: float) -> Step:
-        raise NotImplementedError
+        """Make the next attempt."""

@@ -1,48 +1,36 @@
 """The machine of one call; `meshlib.call` says what it is for."""
 
 from collections.abc import Iterable
-from dataclasses import replace
 
-from meshlib.balancing.endpoint_state import EndpointState
-from meshlib.balancing.picker import Picker
+from meshlib.call.beginning import Beginnings
+from meshlib.call.choosing import HostChoice
 from meshlib.call.endings import DELAYED, DONE, NEW, RUNNING, WAITING
-from meshlib.call.hedging import HedgedSteps
 from meshlib.call.limiting import Passage
 from meshlib.call.limits import (
-    asked_limits,
     has_control_headers,
     is_longer,
     without_retry_headers,
     without_timeout_headers,
     written_head,
 )
-from meshlib.call.named import named_endpoints
 from meshlib.call.repeat import GRPC_MAX_ATTEMPTS
 from meshlib.call.replies import NO_HOST, OVERFLOW, drop_reply, no_cluster_reply
 from meshlib.call.report import attempt_finished
-from meshlib.call.retry_hosts import MAX_UNREACHABLE, TriedPriorities, another_host, unwanted_hosts
 from meshlib.call.steps import Attempt, Done, Sleep, Step
-from meshlib.call.way import Way, is_the_same_for_all
+from meshlib.call.way import Way
 from meshlib.events import HostEjected, HostUnejected
-from meshlib.model.lb_policy import Maglev, RandomSubsetting, RingHash
-from meshlib.model.outcome import GRPC_OK, Failure, FailureKind, LocalReply, Outcome, Response
-from meshlib.model.request import Headers, HeadMemo, RequestHead
-from meshlib.model.route import FaultPolicy
-from meshlib.resilience.deadline import parse_ms
+from meshlib.model.outcome import GRPC_OK, FailureKind, LocalReply, Outcome, Response
+from meshlib.model.request import RequestHead
 from meshlib.resilience.health_check import IMMEDIATE_FAILURE
 from meshlib.resilience.retry import NO_RETRIES
-from meshlib.routing.fault import NO_FAULT, decide_fault
-from meshlib.routing.hash_policy import CookieMaker, cluster_hash
 from meshlib.routing.prepare import EarlyAnswer
-from meshlib.routing.route_match import FaultedReply
-from meshlib.routing.session import Session
 from meshlib.routing.table import RouteMatch
-from meshlib.view import AggregateState, ClusterState, RoutePlan
+from meshlib.view import ClusterState
 
 __all__ = ["Call"]
 
 
-class Call(HedgedSteps):
+class Call(Beginnings, HostChoice):
     """One call. Used by one thread or task at a time."""
 
     __slots__ = ()
@@ -206,37 +194,6 @@ class Call(HedgedSteps):
 
     # --- before the first attempt --------------------------------------------------------------------------------
 
-    def _answer(self, reply: LocalReply, now: float) -> Step:
-        """The mesh answers by itself; faults come before."""
-        fault = reply.fault if isinstance(reply, FaultedReply) else None
-        if reply.flag == "NR" and not self.head.is_grpc:
-            fault = self.target.config.listener.fault  # no route, so nobody has overridden it
-        if fault is not None:
-            self._reply = reply
-            self._timeout_at = self.deadline
-            step = self._inject(fault, "", now)
-            if step is not None:
-                return step
-        return self._finish(reply, reply.flag)
-
-    def _inject(self, policy: FaultPolicy, cluster: str, now: float) -> Step | None:
-        """Inject a fault, if this call is to have one; None: go on."""
-        faults = self.target.faults
-        decision = decide_fault(policy, self._out, self._rng, active=faults.active, cluster=cluster)
-        if decision is NO_FAULT:
-            return None
-        if not faults.try_acquire(policy.max_active):
-            return None  # Another call took the last place since.
-        self._has_fault = True
-        self.body_rate = decision.rate_bytes_s
-        if not decision.delay_s:
-            return None if decision.abort is None else self._local(decision.abort)
-        self.flag = "DI"
-        self._abort = decision.abort
-        self._state = DELAYED
-        wait_s = decision.delay_s
-        return Sleep(wait_s if self.deadline is None else max(0.0, min(wait_s, self.deadline - now)))
-
     def _begin(self, match: RouteMatch, now: float) -> Step:
         """Work out what holds for all attempts, and make the first."""
         if match.session is not None:
@@ -315,62 +272,6 @@ class Call(HedgedSteps):
         self._ends_at = deadline
         return self._attempt(way.match, way.cluster, now)
 
-    def _keep_way(self, match: RouteMatch, cluster: ClusterState, memo: HeadMemo) -> None:
-        """Let calls with the same head begin as this one did, if that is the same for all."""
-        target, plan = self.target, self._plan
-        if (
-            is_the_same_for_all(match)
-            and self.head.is_grpc
-            and not (target.routes.has_chance or self._is_asking or cluster.drops)
-            and self._out is self.head
-            and self._rules is plan.rules
-            and plan.grpc[0] is None
-            and self.match is match
-            and target.clusters.get(match.cluster) is cluster
-        ):
-            memo.way = Way(target, match, plan, cluster, self._breaker, self._rules, self._retries_left)
-
-    def _begin_session(self, match: RouteMatch, session: Session, now: float) -> RouteMatch:
-        """Read the mark of a request; of a gRPC call it also chooses among the clusters of its route (A55)."""
-        if not session.concerns(self.head):
-            return match
-        self._mark = mark = session.read(self.head, now + self.target.wall_offset_s)
-        self._has_session = True
-        self._answered_at = now
-        if self.head.is_grpc and mark.cluster and mark.cluster != match.cluster:
-            sibling = match.siblings.get(mark.cluster)
-            if sibling is None:
-                self._mark = replace(mark, addresses=())
-            else:
-                match = self.match = sibling
-        return match
-
-    def _take_limits(self, match: RouteMatch, plan: RoutePlan) -> float | None:
-        """Take over the times of a plan, or what the request asks for; returns that of the whole exchange."""
-        limits = plan.grpc if self.head.is_grpc else plan.http
-        if self._is_asking:
-            limits = self._asked_limits(plan)
-        self._timeout_s, self._per_try_s, stream_s = limits
-        self._idle_try_s = plan.idle_try_s
-        if match.hedge is not None or self._is_asking:
-            asked = self.head.headers.get("x-envoy-hedge-on-per-try-timeout") if self._is_asking else None
-            self._begin_hedging(match, asked)
-        return stream_s
-
-    def _ask_more(self, headers: Headers) -> None:
-        """Read what else a request may ask for."""
-        stream_s = parse_ms(headers, "x-envoy-upstream-stream-duration-ms")
-        if stream_s is not None:
-            self._stream_try_s = stream_s or None
-        self._has_alternative = "x-envoy-upstream-rq-timeout-alt-response" in headers
-
-    def _asked_limits(self, plan: RoutePlan) -> tuple[float | None, float | None, float | None]:
-        """Return the limits of a request whose headers ask for some."""
-        asked = asked_limits(self.head, plan, self.target.max_stream_duration_s)
-        if asked.asked_s is not None and (self.deadline is None or self._began_at + asked.asked_s < self.deadline):
-            self.deadline = self._began_at + asked.asked_s
-        return asked.timeout_s, asked.per_try_s, asked.stream_s
-
     # --- attempts ------------------------------------------------------------------------------------------------
 
     def _again(self, now: float) -> Step:
@@ -381,21 +282,6 @@ class Call(HedgedSteps):
             if not self._move(leaf):
                 return self._unable(OVERFLOW)
         return self._attempt(self.match, self.cluster, now)
-
-    def _move(self, leaf: ClusterState) -> bool:
-        """Go on with another leaf of an aggregate cluster; False: its limit of retries is reached."""
-        if leaf is self.cluster:
-            return True
-        assert self.match is not None
-        breaker = leaf.high_breaker if self.match.action.high_priority else leaf.breaker
-        if self._has_retry:
-            # The permit is the leaf's, so it moves along.
-            self._breaker.release_retry()
-            self._has_retry = breaker.try_acquire_retry()
-            if not self._has_retry:
-                return False
-        self.cluster, self._breaker = leaf, breaker
-        return True
 
     def _attempt(self, match: RouteMatch, cluster: ClusterState, now: float) -> Step:
         deadline, tried = self._ends_at, self._tried
@@ -455,50 +341,6 @@ class Call(HedgedSteps):
         attempt = Attempt(number, cluster, endpoint, tls, timeout_s, out)
         return self._launched(attempt, now) if self._is_hedged else attempt
 
-    def _pick(self, picker: Picker, match: RouteMatch, cluster: ClusterState) -> EndpointState | None:
-        """Choose an endpoint by all that may have a say: what was tried before, subsets, the request's hash."""
-        if self._elsewhere is not None:
-            (_, found), self._elsewhere = self._elsewhere, None
-            return found
-        retry, tried = self._plan.retry, self._tried
-        if tried and retry is not None and retry.priority_update:
-            picker = self._other_priorities(cluster, retry.priority_update)
-        if picker.has_subsets:
-            picker = picker.within(match.criteria)
-        hash_ = self._hash_for(match, cluster) if picker.uses_hash else None
-        if tried and retry is not None and retry.chooses_hosts:
-            avoid = unwanted_hosts(retry, tried)
-            return picker.pick(hash_, self._rng, avoid, retry.host_selection_attempts)
-        return picker.pick(hash_, self._rng)
-
-    def _goes_elsewhere(self, failure: Failure, cluster: ClusterState) -> bool:
-        """Whether another endpoint is there for a gRPC call that its own could not be connected to.
-
-        gRPC's policies pick among endpoints that are connected, and pass over priorities without any; what has not left
-        the client is no retry (gRFC A6).
-        """
-        match = self.match
-        if failure.kind is not FailureKind.CONNECT or failure.request_sent or self._is_hedged:
-            return False
-        if match is None or match.session is not None or self._named is not None:
-            return False
-        if not self._unreachable:
-            self._unreachable = []
-        if len(self._unreachable) >= MAX_UNREACHABLE:
-            return False
-        self._unreachable.append(self._tried[-1])
-
-        routed = self.target.clusters.get(match.cluster)
-        # The leaves of an aggregate cluster are lower priorities (gRFC A37).
-        others = routed.leaves if isinstance(routed, AggregateState) else ()
-        for leaf in (cluster, *(other for other in others if other is not cluster)):
-            hash_ = self._hash_for(match, leaf) if leaf.picker.uses_hash else None
-            found = another_host(leaf, self._unreachable, match.criteria, hash_, self._rng)
-            if found is not None:
-                self._elsewhere = leaf, found
-                return True
-        return False
-
     def _written(
         self, out: RequestHead, number: int, match: RouteMatch, deadline: float | None, now: float
     ) -> RequestHead:
@@ -519,46 +361,6 @@ class Call(HedgedSteps):
             is_marked=self._one_layer,
             is_timeout_retry=self._is_timeout_retry if match.include_timeout_retry else None,
         )
-
-    def _other_priorities(self, cluster: ClusterState, update_frequency: int) -> Picker:
-        """Return the picker of a retry which avoids the priorities that were tried."""
-        if self._priorities is None:
-            self._priorities = TriedPriorities()
-        self._priorities.add(self._tried[-1])
-        return self._priorities.picker(cluster, update_frequency)
-
-    def _of_session(self, session: Session, cluster: ClusterState) -> tuple[EndpointState | None, bool]:
-        """Return the endpoint that the request belongs to, and whether without it no other may be taken."""
-        addresses = self._mark.addresses
-        if not addresses:
-            return None, False
-        state = cluster.override(addresses, is_grpc=self.head.is_grpc)
-        return state, state is None and session.is_strict
-
-    def _next_named(self, cluster: ClusterState) -> EndpointState | None:
-        """Return the next endpoint that the request names (the `override_host` policy); None: the policy chooses.
-
-        What it names is read once: retries go on along the list, in Envoy as here.
-        """
-        if self._named is None:
-            self._named = named_endpoints(self._out.headers, cluster.config.cluster.named_by)
-        return cluster.next_named(self._named) if self._named else None
-
-    def _hash_for(self, match: RouteMatch, cluster: ClusterState) -> int | None:
-        """Return the request's hash, the same for all attempts: by the policies of the route, or else the cluster's."""
-        policy = cluster.config.cluster.lb_policy
-        while isinstance(policy, RandomSubsetting):
-            policy = policy.child
-        if isinstance(policy, RingHash | Maglev) and policy.hash_policies:
-            return cluster_hash(policy.hash_policies)(self._out, None)
-        if not self._is_hashed:
-            self._is_hashed = True
-            maker = None
-            if match.makes_cookies:
-                maker = CookieMaker(self.target.client_id(self._rng))
-                self._cookies = maker.lines
-            self._hash = match.hash(self._out, maker)
-        return self._hash
 
     # --- after an attempt ----------------------------------------------------------------------------------------
 

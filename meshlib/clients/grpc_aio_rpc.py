@@ -9,6 +9,7 @@ back.
 import asyncio
 import contextlib
 import weakref
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Coroutine, Sequence
 from typing import Any
 
@@ -32,7 +33,7 @@ from meshlib.view import TargetView
 __all__ = ["AioRpc", "Over", "metadata_of"]
 
 
-class AioRpc:
+class AioRpc(ABC):
     """What the four kinds of call objects share. Belongs to one event loop.
 
     Until it is settled, a call is in one of: waiting for the configuration (no flow), an attempt under way (`_native`
@@ -150,13 +151,13 @@ class AioRpc:
     def _native_timeout_s(self, flow: Flow, attempt: Attempt, now: float) -> float | None:
         return attempt.timeout_s
 
+    @abstractmethod
     async def _next(self) -> Any:
         """Wait for what commits an attempt: the response, or the first message."""
-        raise NotImplementedError
 
+    @abstractmethod
     def _has_first(self, flow: Flow, first: Any) -> None:
         """The attempt brought what it was to bring."""
-        raise NotImplementedError
 
     async def _drive(self) -> None:
         """Get to the response, the first message, or the end."""

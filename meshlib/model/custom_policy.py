@@ -1,7 +1,9 @@
 """Load-balancing policies that applications write: what they are given, what they answer, and where they register."""
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from inspect import isabstract
 from typing import Any, Protocol, TypeVar
 
 from meshlib.model.endpoint import Endpoint
@@ -62,7 +64,7 @@ class LbResult:
     load: LoadReport | None = None
 
 
-class LbPolicy:
+class LbPolicy(ABC):
     """The base of an application's policy. One object serves a cluster for as long as its configuration stays equal.
 
     What is given to `pick` has passed the mesh's own rules: priorities, panic, health, ejections and localities. Both
@@ -72,7 +74,7 @@ class LbPolicy:
     uses_hash = False
     """Whether `LbRequest.hash` is wanted; it costs a little."""
 
-    def __init__(self, config: Mapping[str, Any]) -> None:
+    def __init__(self, config: Mapping[str, Any]) -> None:  # noqa: B027 - a policy may have no configuration
         """Take the configuration of the resource.
 
         Args:
@@ -82,6 +84,7 @@ class LbPolicy:
             ValueError: It is not valid; the resource is refused with this text.
         """
 
+    @abstractmethod
     def pick(self, endpoints: Sequence[LbEndpoint], request: LbRequest) -> LbEndpoint | None:
         """Choose one of the endpoints.
 
@@ -91,9 +94,8 @@ class LbPolicy:
         Returns:
             None: none is to be used, the call fails as without healthy endpoints (`UH`).
         """
-        raise NotImplementedError
 
-    def record(self, endpoint: LbEndpoint, result: LbResult) -> None:
+    def record(self, endpoint: LbEndpoint, result: LbResult) -> None:  # noqa: B027 - most learn nothing
         """Learn how an attempt went. Called only for policies that override it."""
 
 
@@ -116,11 +118,14 @@ def register_lb_policy(name: str, *, replace: bool = False) -> Callable[[Made], 
 
     Raises:
         ValueError: The name is empty, has a slash, or is taken.
+        TypeError: The class has no `pick`.
     """
     if not name or "/" in name:
         raise ValueError(f"a load-balancing policy's name must not be empty or have a slash: {name!r}")
 
     def register(make: Made) -> Made:
+        if isabstract(make):
+            raise TypeError(f"the load-balancing policy {name!r} has no method `pick`")
         with _lock:
             if name in _registered and not replace:
                 raise ValueError(f"a load-balancing policy {name!r} is registered already")

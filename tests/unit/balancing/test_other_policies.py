@@ -338,5 +338,7 @@ def test_names_are_registered_once() -> None:
         register_lb_policy("test.Nearest")(Nearest)
     with pytest.raises(ValueError, match="slash"):
         register_lb_policy("a/b")
+    with pytest.raises(TypeError, match=r"'test\.Idle' has no method `pick`"):
+        register_lb_policy("test.Idle")(type("Idle", (LbPolicy,), {}))
     with pytest.raises(ValueError, match=r"no load-balancing policy 'test\.Nobody'"):
         make_custom(CustomPolicy("test.Nobody"))

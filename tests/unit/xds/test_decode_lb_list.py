@@ -26,6 +26,9 @@ class Picky(LbPolicy):
         if config.get("size") == 0:
             raise ValueError("size must be more than 0")
 
+    def pick(self, endpoints, request):
+        return endpoints[0]
+
 
 register_lb_policy("test.Picky", replace=True)(Picky)
 

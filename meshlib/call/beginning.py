@@ -1,0 +1,116 @@
+"""What is settled before the first attempt: answers of the mesh itself, injected faults, sessions, times, what others keep.
+
+`Call` has the order of these steps.
+"""
+
+from dataclasses import replace
+
+from meshlib.call.endings import DELAYED
+from meshlib.call.hedging import HedgedSteps
+from meshlib.call.limits import asked_limits
+from meshlib.call.steps import Sleep, Step
+from meshlib.call.way import Way, is_the_same_for_all
+from meshlib.model.outcome import LocalReply
+from meshlib.model.request import Headers, HeadMemo
+from meshlib.model.route import FaultPolicy
+from meshlib.resilience.deadline import parse_ms
+from meshlib.routing.fault import NO_FAULT, decide_fault
+from meshlib.routing.route_match import FaultedReply
+from meshlib.routing.session import Session
+from meshlib.routing.table import RouteMatch
+from meshlib.view import ClusterState, RoutePlan
+
+__all__ = ["Beginnings"]
+
+
+class Beginnings(HedgedSteps):
+    """The parts of a call's beginning."""
+
+    __slots__ = ()
+
+    def _answer(self, reply: LocalReply, now: float) -> Step:
+        """The mesh answers by itself; faults come before."""
+        fault = reply.fault if isinstance(reply, FaultedReply) else None
+        if reply.flag == "NR" and not self.head.is_grpc:
+            fault = self.target.config.listener.fault  # no route, so nobody has overridden it
+        if fault is not None:
+            self._reply = reply
+            self._timeout_at = self.deadline
+            step = self._inject(fault, "", now)
+            if step is not None:
+                return step
+        return self._finish(reply, reply.flag)
+
+    def _inject(self, policy: FaultPolicy, cluster: str, now: float) -> Step | None:
+        """Inject a fault, if this call is to have one; None: go on."""
+        faults = self.target.faults
+        decision = decide_fault(policy, self._out, self._rng, active=faults.active, cluster=cluster)
+        if decision is NO_FAULT:
+            return None
+        if not faults.try_acquire(policy.max_active):
+            return None  # Another call took the last place since.
+        self._has_fault = True
+        self.body_rate = decision.rate_bytes_s
+        if not decision.delay_s:
+            return None if decision.abort is None else self._local(decision.abort)
+        self.flag = "DI"
+        self._abort = decision.abort
+        self._state = DELAYED
+        wait_s = decision.delay_s
+        return Sleep(wait_s if self.deadline is None else max(0.0, min(wait_s, self.deadline - now)))
+
+    def _keep_way(self, match: RouteMatch, cluster: ClusterState, memo: HeadMemo) -> None:
+        """Let calls with the same head begin as this one did, if that is the same for all."""
+        target, plan = self.target, self._plan
+        if (
+            is_the_same_for_all(match)
+            and self.head.is_grpc
+            and not (target.routes.has_chance or self._is_asking or cluster.drops)
+            and self._out is self.head
+            and self._rules is plan.rules
+            and plan.grpc[0] is None
+            and self.match is match
+            and target.clusters.get(match.cluster) is cluster
+        ):
+            memo.way = Way(target, match, plan, cluster, self._breaker, self._rules, self._retries_left)
+
+    def _begin_session(self, match: RouteMatch, session: Session, now: float) -> RouteMatch:
+        """Read the mark of a request; of a gRPC call it also chooses among the clusters of its route (A55)."""
+        if not session.concerns(self.head):
+            return match
+        self._mark = mark = session.read(self.head, now + self.target.wall_offset_s)
+        self._has_session = True
+        self._answered_at = now
+        if self.head.is_grpc and mark.cluster and mark.cluster != match.cluster:
+            sibling = match.siblings.get(mark.cluster)
+            if sibling is None:
+                self._mark = replace(mark, addresses=())
+            else:
+                match = self.match = sibling
+        return match
+
+    def _take_limits(self, match: RouteMatch, plan: RoutePlan) -> float | None:
+        """Take over the times of a plan, or what the request asks for; returns that of the whole exchange."""
+        limits = plan.grpc if self.head.is_grpc else plan.http
+        if self._is_asking:
+            limits = self._asked_limits(plan)
+        self._timeout_s, self._per_try_s, stream_s = limits
+        self._idle_try_s = plan.idle_try_s
+        if match.hedge is not None or self._is_asking:
+            asked = self.head.headers.get("x-envoy-hedge-on-per-try-timeout") if self._is_asking else None
+            self._begin_hedging(match, asked)
+        return stream_s
+
+    def _ask_more(self, headers: Headers) -> None:
+        """Read what else a request may ask for."""
+        stream_s = parse_ms(headers, "x-envoy-upstream-stream-duration-ms")
+        if stream_s is not None:
+            self._stream_try_s = stream_s or None
+        self._has_alternative = "x-envoy-upstream-rq-timeout-alt-response" in headers
+
+    def _asked_limits(self, plan: RoutePlan) -> tuple[float | None, float | None, float | None]:
+        """Return the limits of a request whose headers ask for some."""
+        asked = asked_limits(self.head, plan, self.target.max_stream_duration_s)
+        if asked.asked_s is not None and (self.deadline is None or self._began_at + asked.asked_s < self.deadline):
+            self.deadline = self._began_at + asked.asked_s
+        return asked.timeout_s, asked.per_try_s, asked.stream_s
