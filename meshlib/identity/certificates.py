@@ -5,9 +5,7 @@ Private keys pass through and are never kept, shown or quoted in an error.
 
 from dataclasses import dataclass, field
 
-from cryptography import x509
-from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat, load_pem_private_key
-
+from meshlib.certificates_library import serialization, x509
 from meshlib.errors import IdentityError
 from meshlib.identity.san import PeerNames
 from meshlib.identity.spiffe import SpiffeId, spiffe_id_of
@@ -45,7 +43,7 @@ class CertificateInfo:
             return None
 
 
-def names_of(certificate: x509.Certificate) -> PeerNames:
+def names_of(certificate: "x509.Certificate") -> PeerNames:
     """Return the names in a certificate."""
     subject = certificate.subject.rfc4514_string()
     try:
@@ -61,7 +59,7 @@ def names_of(certificate: x509.Certificate) -> PeerNames:
     )
 
 
-def _info(certificate: x509.Certificate) -> CertificateInfo:
+def _info(certificate: "x509.Certificate") -> CertificateInfo:
     try:
         is_ca = certificate.extensions.get_extension_for_class(x509.BasicConstraints).value.ca
     except x509.ExtensionNotFound:
@@ -72,7 +70,9 @@ def _info(certificate: x509.Certificate) -> CertificateInfo:
         not_before=certificate.not_valid_before_utc.timestamp(),
         not_after=certificate.not_valid_after_utc.timestamp(),
         is_ca=is_ca,
-        public_key=certificate.public_key().public_bytes(Encoding.DER, PublicFormat.SubjectPublicKeyInfo),
+        public_key=certificate.public_key().public_bytes(
+            serialization.Encoding.DER, serialization.PublicFormat.SubjectPublicKeyInfo
+        ),
     )
 
 
@@ -104,11 +104,11 @@ def key_matches(certificate: CertificateInfo, key_pem: bytes) -> bool:
         ValueError: The key cannot be read.
     """
     try:
-        key = load_pem_private_key(key_pem, None)
+        key = serialization.load_pem_private_key(key_pem, None)
     except (ValueError, TypeError):
         # The cause could quote the input.
         raise ValueError("not a PEM private key without password") from None
-    public = key.public_key().public_bytes(Encoding.DER, PublicFormat.SubjectPublicKeyInfo)
+    public = key.public_key().public_bytes(serialization.Encoding.DER, serialization.PublicFormat.SubjectPublicKeyInfo)
     return public == certificate.public_key
 
 

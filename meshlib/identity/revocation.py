@@ -11,9 +11,7 @@ import itertools
 from collections import OrderedDict
 from collections.abc import Iterable
 
-from cryptography import x509
-from cryptography.exceptions import InvalidSignature
-from cryptography.hazmat.primitives.serialization import Encoding
+from meshlib.certificates_library import exceptions, serialization, x509
 
 __all__ = ["RevocationLists", "check_lists"]
 
@@ -57,8 +55,8 @@ class RevocationLists:
         return ""
 
     def _of(
-        self, issuer_der: bytes, candidates: list[x509.CertificateRevocationList]
-    ) -> tuple[x509.CertificateRevocationList, ...]:
+        self, issuer_der: bytes, candidates: "list[x509.CertificateRevocationList]"
+    ) -> "tuple[x509.CertificateRevocationList, ...]":
         """Return those that this issuer has signed: another may have its name."""
         found = self._signed.get(issuer_der)
         if found is None:
@@ -70,14 +68,14 @@ class RevocationLists:
         return found
 
 
-def _is_signed(one: x509.CertificateRevocationList, key: object) -> bool:
+def _is_signed(one: "x509.CertificateRevocationList", key: object) -> bool:
     try:
         return one.is_signature_valid(key)  # type: ignore[arg-type]  # of a kind that cannot sign: TypeError
-    except (TypeError, ValueError, InvalidSignature):
+    except (TypeError, ValueError, exceptions.InvalidSignature):
         return False
 
 
-def _read(der: bytes) -> x509.CertificateRevocationList:
+def _read(der: bytes) -> "x509.CertificateRevocationList":
     try:
         return x509.load_der_x509_crl(der)
     except ValueError as error:
@@ -90,4 +88,4 @@ def check_lists(lists: Iterable[bytes]) -> tuple[bytes, ...]:
     Raises:
         ValueError: One cannot be read.
     """
-    return tuple(sorted({_read(der).public_bytes(Encoding.DER) for der in lists}))
+    return tuple(sorted({_read(der).public_bytes(serialization.Encoding.DER) for der in lists}))

@@ -15,9 +15,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import lru_cache
 
-from cryptography import x509
-from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
-
+from meshlib.certificates_library import serialization, x509
 from meshlib.identity.certificates import names_of
 from meshlib.identity.revocation import RevocationLists
 from meshlib.identity.san import PeerNames, compile_authority, compile_sans, compile_sni, describe_sans
@@ -73,7 +71,9 @@ def leaf_facts(der: bytes) -> LeafFacts:
         names = names_of(leaf)
         is_ca = _is_ca(leaf)
         usage = _key_usage(leaf)
-        spki = leaf.public_key().public_bytes(Encoding.DER, PublicFormat.SubjectPublicKeyInfo)
+        spki = leaf.public_key().public_bytes(
+            serialization.Encoding.DER, serialization.PublicFormat.SubjectPublicKeyInfo
+        )
     except (x509.DuplicateExtension, x509.UnsupportedGeneralNameType, ValueError) as error:
         raise ValueError(f"the certificate cannot be read: {error}") from error
     spiffe_id, problem = None, ""
@@ -95,14 +95,14 @@ def leaf_facts(der: bytes) -> LeafFacts:
     )
 
 
-def _is_ca(leaf: x509.Certificate) -> bool:
+def _is_ca(leaf: "x509.Certificate") -> bool:
     try:
         return leaf.extensions.get_extension_for_class(x509.BasicConstraints).value.ca
     except x509.ExtensionNotFound:
         return False
 
 
-def _key_usage(leaf: x509.Certificate) -> x509.KeyUsage | None:
+def _key_usage(leaf: "x509.Certificate") -> "x509.KeyUsage | None":
     try:
         return leaf.extensions.get_extension_for_class(x509.KeyUsage).value
     except x509.ExtensionNotFound:
@@ -240,4 +240,4 @@ def _both(one: Callable[[PeerNames], bool], other: Callable[[PeerNames], bool]) 
 
 
 def _roots(pem: bytes) -> frozenset[bytes]:
-    return frozenset(one.public_bytes(Encoding.DER) for one in x509.load_pem_x509_certificates(pem))
+    return frozenset(one.public_bytes(serialization.Encoding.DER) for one in x509.load_pem_x509_certificates(pem))

@@ -12,7 +12,6 @@ from functools import cache
 from importlib.resources import files
 from typing import Any
 
-from google.protobuf import json_format
 from google.protobuf.descriptor_pool import DescriptorPool
 from google.protobuf.message import DecodeError, Message
 from google.protobuf.message_factory import GetMessageClass
@@ -83,11 +82,15 @@ def from_dict(full_name: str, value: dict[str, Any]) -> Any:
     Raises:
         google.protobuf.json_format.ParseError: Unknown field, wrong type, or an `@type` that is not in the pool.
     """
+    from google.protobuf import json_format  # 2 MB, which most processes do without
+
     return json_format.Parse(json.dumps(value), message_class(full_name)(), descriptor_pool=pool())
 
 
 def to_dict(message: Message) -> dict[str, Any]:
     """Return a message of this pool as proto3 JSON data, with proto field names."""
+    from google.protobuf import json_format
+
     result: dict[str, Any] = json_format.MessageToDict(
         message, preserving_proto_field_name=True, descriptor_pool=pool()
     )

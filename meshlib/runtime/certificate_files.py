@@ -3,9 +3,7 @@
 from collections.abc import Mapping
 from pathlib import Path
 
-from cryptography import x509
-from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat, load_pem_private_key
-
+from meshlib.certificates_library import serialization, x509
 from meshlib.errors import ConfigError
 from meshlib.model.secret import Secret, TlsCertificate, TrustedCa
 from meshlib.xds.bootstrap import FileWatcherConfig
@@ -70,10 +68,10 @@ def check_pair(place: str, chain_pem: bytes, key_pem: bytes) -> None:
     """
     try:
         leaf = x509.load_pem_x509_certificates(chain_pem)[0]
-        key = load_pem_private_key(key_pem, None)
+        key = serialization.load_pem_private_key(key_pem, None)
     except (ValueError, TypeError):
         # The library's text may quote the input, and that is a key.
         raise ConfigError(f"{place}: not a PEM certificate and an unencrypted PEM key") from None
-    form = (Encoding.DER, PublicFormat.SubjectPublicKeyInfo)
+    form = (serialization.Encoding.DER, serialization.PublicFormat.SubjectPublicKeyInfo)
     if leaf.public_key().public_bytes(*form) != key.public_key().public_bytes(*form):
         raise ConfigError(f"{place}: the key is not the certificate's")

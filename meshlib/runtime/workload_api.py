@@ -12,8 +12,7 @@ from importlib import import_module
 from importlib.util import find_spec
 from typing import Any, Final
 
-from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat
-
+from meshlib.certificates_library import serialization
 from meshlib.errors import ConfigError
 from meshlib.identity.revocation import check_lists
 from meshlib.model.secret import NO_CHECKS, PeerChecks, Secret, TlsCertificate, TrustBundle, TrustedCa
@@ -152,12 +151,14 @@ def secrets_of(instance: str, context: Any, spiffe_id: str) -> tuple[Secret, ...
     if own is None:
         known = ", ".join(str(one.spiffe_id) for one in identities)
         raise ValueError(f"there is no identity {spiffe_id}, only {known}")
-    chain = b"".join(one.public_bytes(Encoding.PEM) for one in own.cert_chain)
-    key = own.private_key.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption())
+    chain = b"".join(one.public_bytes(serialization.Encoding.PEM) for one in own.cert_chain)
+    key = own.private_key.private_bytes(
+        serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption()
+    )
     bundles = [
         TrustBundle(
             bundle.trust_domain.name,
-            b"".join(sorted(one.public_bytes(Encoding.PEM) for one in bundle.x509_authorities)),
+            b"".join(sorted(one.public_bytes(serialization.Encoding.PEM) for one in bundle.x509_authorities)),
         )
         for bundle in context.x509_bundle_set.bundles
     ]

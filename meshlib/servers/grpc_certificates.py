@@ -6,10 +6,8 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 import grpc
-from cryptography import x509
-from cryptography.hazmat.primitives import hashes, serialization
-from cryptography.hazmat.primitives.asymmetric import ec
 
+from meshlib.certificates_library import ec, hashes, serialization, x509
 from meshlib.errors import IdentityError
 from meshlib.model.secret import Secret, ServerTls
 from meshlib.runtime.tls import server_material

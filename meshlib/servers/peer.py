@@ -4,8 +4,7 @@ import ssl
 from dataclasses import dataclass
 from functools import lru_cache
 
-from cryptography import x509
-
+from meshlib.certificates_library import x509
 from meshlib.identity.certificates import names_of
 from meshlib.identity.san import PeerNames
 from meshlib.identity.spiffe import spiffe_id_of

@@ -11,7 +11,6 @@ from types import MappingProxyType
 from typing import Any, Final
 
 from google.protobuf.descriptor import FieldDescriptor
-from google.protobuf.json_format import ParseError
 from google.protobuf.message import DecodeError
 from google.protobuf.unknown_fields import UnknownFieldSet
 
@@ -154,14 +153,14 @@ def unpack(packed: Any, path: str, problems: Problems) -> Any:
     try:
         message = from_any(packed)
         if message.DESCRIPTOR.full_name in _TYPED_STRUCTS:
-            message = from_dict(message.type_url.rpartition("/")[2], _plain(message.value))
+            message = _of_struct(message)
     except KeyError:
         problems.error(path, f"unknown type {any_type(packed)}")
         return None
     except DecodeError:
         problems.error(path, f"its bytes are not a {any_type(packed)}")
         return None
-    except (ParseError, ValueError, RecursionError) as error:
+    except (ValueError, RecursionError) as error:
         kind = any_type(packed)
         # The parser may quote what it could not read, which must not be a key.
         reason = "" if kind.startswith(_WITH_KEYS) else f": {str(error).partition(chr(10))[0]}"
@@ -169,6 +168,20 @@ def unpack(packed: Any, path: str, problems: Problems) -> Any:
         return None
     check_constraints(message, path, problems)
     return message
+
+
+def _of_struct(typed_struct: Any) -> Any:
+    """Return the message that a TypedStruct stands for.
+
+    Raises:
+        ValueError: Its JSON is not such a message.
+    """
+    from google.protobuf.json_format import ParseError  # 2 MB, which a configuration without TypedStructs does without
+
+    try:
+        return from_dict(typed_struct.type_url.rpartition("/")[2], _plain(typed_struct.value))
+    except ParseError as error:
+        raise ValueError(str(error)) from error
 
 
 @dataclass(frozen=True, slots=True)

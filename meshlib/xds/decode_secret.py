@@ -6,10 +6,7 @@ Errors never quote what they complain about: it may be a private key.
 from dataclasses import replace
 from typing import Any, Final
 
-from cryptography import x509
-from cryptography.exceptions import UnsupportedAlgorithm
-from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat, load_pem_private_key
-
+from meshlib.certificates_library import exceptions, serialization, x509
 from meshlib.model.secret import Secret, TlsCertificate, TrustedCa
 from meshlib.xds.decode_common import cover, inline_data, join
 from meshlib.xds.decode_validation import validation_context
@@ -81,16 +78,20 @@ def _leaf_key(chain: bytes, path: str, problems: Problems) -> bytes:
     """Return the public key of the first certificate, or nothing after an error."""
     try:
         leaf = x509.load_pem_x509_certificates(chain)[0]
-        return leaf.public_key().public_bytes(Encoding.DER, PublicFormat.SubjectPublicKeyInfo)
-    except (ValueError, UnsupportedAlgorithm):
+        return leaf.public_key().public_bytes(
+            serialization.Encoding.DER, serialization.PublicFormat.SubjectPublicKeyInfo
+        )
+    except (ValueError, exceptions.UnsupportedAlgorithm):
         problems.error(path, "is not a PEM chain of certificates")
         return b""
 
 
 def _public_part(key: bytes, path: str, problems: Problems) -> bytes:
     try:
-        private = load_pem_private_key(key, password=None)
-        return private.public_key().public_bytes(Encoding.DER, PublicFormat.SubjectPublicKeyInfo)
-    except (ValueError, TypeError, UnsupportedAlgorithm):
+        private = serialization.load_pem_private_key(key, password=None)
+        return private.public_key().public_bytes(
+            serialization.Encoding.DER, serialization.PublicFormat.SubjectPublicKeyInfo
+        )
+    except (ValueError, TypeError, exceptions.UnsupportedAlgorithm):
         problems.error(path, "is not an unencrypted PEM private key")
         return b""

@@ -9,8 +9,7 @@ import binascii
 from dataclasses import dataclass
 from typing import Any, Final
 
-from cryptography import x509
-
+from meshlib.certificates_library import x509
 from meshlib.model.secret import NO_CHECKS, PeerChecks, SanMatcher, SanType, TrustBundle, TrustedCa
 from meshlib.model.trust_domain import parse_trust_domain
 from meshlib.xds.decode_common import any_type, cover, inline_data, join, unpack, wrapped

@@ -15,7 +15,6 @@ from math import isfinite
 from types import MappingProxyType
 from typing import Any, Final
 
-from google.protobuf.json_format import Parse, ParseError
 from google.protobuf.message import DecodeError
 
 from meshlib.model.load_report import LoadReport
@@ -89,13 +88,19 @@ def _of_text(value: str) -> LoadReport | None:
         case "BIN":
             return _of_base64(rest.strip())
         case "JSON":
-            try:
-                return _of_message(Parse(rest, message_class(_TYPE)(), descriptor_pool=pool()))
-            except (ParseError, ValueError, RecursionError):
-                return None
+            return _of_json(rest)
         case "TEXT":
             return _of_pairs(rest)
     return None
+
+
+def _of_json(text: str) -> LoadReport | None:
+    from google.protobuf.json_format import Parse, ParseError  # 2 MB, which those who get no JSON do without
+
+    try:
+        return _of_message(Parse(text, message_class(_TYPE)(), descriptor_pool=pool()))
+    except (ParseError, ValueError, RecursionError):
+        return None
 
 
 def _of_pairs(text: str) -> LoadReport | None:

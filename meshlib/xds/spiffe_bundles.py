@@ -13,9 +13,7 @@ import json
 from collections.abc import Iterable
 from typing import Any, Final
 
-from cryptography import x509
-from cryptography.hazmat.primitives.serialization import Encoding
-
+from meshlib.certificates_library import serialization, x509
 from meshlib.model.secret import TrustBundle
 from meshlib.model.trust_domain import parse_trust_domain
 
@@ -63,9 +61,9 @@ def parse_bundle_map(text: bytes | str) -> tuple[TrustBundle, ...]:
     return tuple(found)
 
 
-def bundle_of(trust_domain: str, certificates: Iterable[x509.Certificate]) -> TrustBundle:
+def bundle_of(trust_domain: str, certificates: "Iterable[x509.Certificate]") -> TrustBundle:
     """Return the bundle of a domain."""
-    return TrustBundle(trust_domain, b"".join(one.public_bytes(Encoding.PEM) for one in certificates))
+    return TrustBundle(trust_domain, b"".join(one.public_bytes(serialization.Encoding.PEM) for one in certificates))
 
 
 def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
@@ -77,7 +75,7 @@ def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     return found
 
 
-def _certificates(bundle: object, place: str) -> list[x509.Certificate]:
+def _certificates(bundle: object, place: str) -> "list[x509.Certificate]":
     if not isinstance(bundle, dict):
         raise ValueError(f"{place}: an object is required")
     keys = bundle.get("keys", [])

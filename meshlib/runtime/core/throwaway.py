@@ -3,14 +3,9 @@
 import datetime
 from dataclasses import dataclass
 
-from cryptography import x509
-from cryptography.hazmat.primitives import hashes, serialization
-from cryptography.hazmat.primitives.asymmetric import ec
-from cryptography.x509.oid import NameOID
+from meshlib.certificates_library import ec, hashes, serialization, x509
 
 __all__ = ["ThrowawayCa"]
-
-_PEM = serialization.Encoding.PEM
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,9 +26,9 @@ class ThrowawayCa:
     def __init__(self, wall_now: float) -> None:
         self._now = datetime.datetime.fromtimestamp(wall_now, datetime.UTC)
         self._key = ec.generate_private_key(ec.SECP256R1())
-        self._name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, "meshlib throwaway")])
+        self._name = x509.Name([x509.NameAttribute(x509.NameOID.COMMON_NAME, "meshlib throwaway")])
         certificate = self._builder(self._name, self._key, is_ca=True).sign(self._key, hashes.SHA256())
-        self.pem = certificate.public_bytes(_PEM)
+        self.pem = certificate.public_bytes(serialization.Encoding.PEM)
 
     def issue(self, uri: str) -> Pair:
         """Return a certificate for a URI, good for some minutes."""
@@ -41,10 +36,14 @@ class ThrowawayCa:
         names = x509.SubjectAlternativeName([x509.UniformResourceIdentifier(uri)])
         builder = self._builder(x509.Name([]), key, is_ca=False).add_extension(names, critical=True)
         certificate = builder.sign(self._key, hashes.SHA256())
-        private = key.private_bytes(_PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption())
-        return Pair(certificate.public_bytes(_PEM), private)
+        private = key.private_bytes(
+            serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption()
+        )
+        return Pair(certificate.public_bytes(serialization.Encoding.PEM), private)
 
-    def _builder(self, subject: x509.Name, key: ec.EllipticCurvePrivateKey, *, is_ca: bool) -> x509.CertificateBuilder:
+    def _builder(
+        self, subject: "x509.Name", key: "ec.EllipticCurvePrivateKey", *, is_ca: bool
+    ) -> "x509.CertificateBuilder":
         return (
             x509.CertificateBuilder()
             .subject_name(subject)

@@ -80,6 +80,18 @@ def _import_mesh() -> None:
     import meshlib.runtime.engine  # noqa: F401
 
 
+def load() -> Result:
+    """Import what the others do, so that theirs find it compiled."""
+    import opentelemetry.metrics
+    import opentelemetry.trace  # noqa: F401
+
+    import meshlib.clients.httpx_sync
+    import meshlib.mesh  # noqa: F401
+
+    _import_mesh()
+    return {}
+
+
 def _channels(client: str, xds: str, stack: ExitStack) -> Callable[[str], grpc.Channel]:
     if client == "grpcio":
         options = [(XDS_CONFIG, json.dumps(bootstrap(xds, "grpcio")))]

@@ -5,9 +5,11 @@ Each measured side is a process of its own against the same management server (`
 """
 
 import json
+import os
 import statistics
 import subprocess
 import sys
+import tempfile
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
@@ -21,6 +23,15 @@ from scale.resources import CLUSTERS
 
 HERE = Path(__file__).parent
 Numbers = dict[str, Any]
+
+
+_COMPILED = tempfile.TemporaryDirectory(prefix="meshlib-bench-")
+# Packages are installed with their modules compiled. Where a process may not write them it compiles each on import, which
+# takes twice the time, and memory too.
+_ENVIRONMENT = {
+    **{name: value for name, value in os.environ.items() if name != "PYTHONDONTWRITEBYTECODE"},
+    "PYTHONPYCACHEPREFIX": _COMPILED.name,
+}
 
 
 @dataclass(frozen=True)
@@ -50,6 +61,7 @@ def field() -> Iterator[Field]:
         ports = json.loads(line)
         command = (sys.executable, str(HERE / "source.py"), str(ports["grpc"]), str(ports["http"]))
         _, line = stack.enter_context(process(*command))
+        client("load")
         yield Field(f"127.0.0.1:{int(line)}", ports["grpc"], ports["http"])
 
 
@@ -60,7 +72,8 @@ def client(row: str, **arguments: Any) -> Any:
         subprocess.CalledProcessError: It failed; it has said why.
     """
     command = (sys.executable, str(HERE / "client.py"), row, json.dumps(arguments))
-    return json.loads(subprocess.run(command, check=True, stdout=subprocess.PIPE, timeout=300).stdout)
+    done = subprocess.run(command, check=True, stdout=subprocess.PIPE, timeout=300, env=_ENVIRONMENT)
+    return json.loads(done.stdout)
 
 
 def _medians(found: list[Mapping[str, float]]) -> dict[str, float]:
