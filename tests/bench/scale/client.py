@@ -85,9 +85,13 @@ def load() -> Result:
     import opentelemetry.metrics
     import opentelemetry.trace  # noqa: F401
 
+    import meshlib.clients.httpx_filters
     import meshlib.clients.httpx_sync
     import meshlib.mesh  # noqa: F401
+    from meshlib.protos import message_class
 
+    message_class("google.protobuf.Any")
+    "localhost".encode("idna")
     _import_mesh()
     return {}
 
