@@ -270,3 +270,7 @@ class Meter(Protocol):
     ) -> None:
         """Take over what `CallFinished` would say."""
         ...
+
+    def succeeded(self, cluster: str, target: str, secure: bool, duration_s: float, /) -> None:
+        """Take over a gRPC call whose only attempt went well: `attempted` and `ended` at once."""
+        ...

@@ -126,6 +126,8 @@ class StandardMetrics:
         self._mirrored: dict[tuple[str, str], int] = {}
         # A call's labels repeat: the long tuple is built once for each distinct short key.
         self._labels: dict[tuple[object, ...], tuple[str, ...]] = {}
+        # Where gRPC calls that go well are counted, by cluster, target and security.
+        self._good: dict[tuple[str, str, bool], tuple[tuple[str, str], Histogram]] = {}
 
     def identify(self, *, app: str = "", version: str = "", namespace: str = "") -> None:
         """Say who this workload is. What is known already stays, and what is empty is left open."""
@@ -134,6 +136,7 @@ class StandardMetrics:
             first, second, third = (found if found != UNKNOWN else said or UNKNOWN for found, said in known)
             self._source = (first, second, third)
             self._labels.clear()
+            self._good.clear()
 
     def __call__(self, event: Event) -> None:
         """Take over one event."""
@@ -201,6 +204,34 @@ class StandardMetrics:
             histogram.buckets[index] += 1
             histogram.count += 1
             histogram.sum += milliseconds
+
+    def succeeded(self, cluster: str, target: str, secure: bool, duration_s: float) -> None:
+        """As `Meter.succeeded`."""
+        key = (cluster, target, secure)
+        found = self._good.get(key)
+        if found is None:
+            self.attempted(cluster, 200, 0, "", False)
+            self.ended("grpc", cluster, target, 200, 0, "-", secure, duration_s)
+            self._keep_good(key)
+            return
+        milliseconds = duration_s * 1000
+        index = bisect_left(self.buckets_ms, milliseconds)
+        attempt, histogram = found
+        with self._lock:
+            self._attempts[attempt] += 1
+            histogram.buckets[index] += 1
+            histogram.count += 1
+            histogram.sum += milliseconds
+
+    def _keep_good(self, key: tuple[str, str, bool]) -> None:
+        """Note where such calls are counted, unless that is together with others, as there are too many series."""
+        cluster, target, secure = key
+        attempt = (cluster, _GRPC[0])
+        with self._lock:
+            labels = self._labels.get(("grpc", cluster, target, 200, 0, "-", secure))
+            histogram = None if labels is None else self._requests.get(labels)
+            if histogram is not None and attempt in self._attempts:
+                self._good[key] = (attempt, histogram)
 
     def _remember(self, key: tuple[object, ...], labels: tuple[str, ...]) -> tuple[str, ...]:
         with self._lock:

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterable
 
+from meshlib.balancing.endpoint_state import EndpointState
 from meshlib.call.beginning import Beginnings
 from meshlib.call.choosing import HostChoice
 from meshlib.call.endings import DELAYED, DONE, NEW, RUNNING, WAITING
@@ -259,7 +260,21 @@ class Call(Beginnings, HostChoice):
             self._keep_way(match, cluster, head.memo)
         return self._attempt(match, cluster, now)
 
-    def _along(self, way: Way, now: float) -> Step:
+    def join(self, way: Way, begun: EndpointState | LocalReply, now: float) -> Step:
+        """Take over a call that was begun without one; instead of `start`.
+
+        Args:
+            begun: What `Way.begin` returned.
+            now: When it did.
+
+        Raises:
+            RuntimeError: It began already.
+        """
+        if self._state != NEW:
+            raise self._unexpected(NEW)
+        return self._along(way, now, begun)
+
+    def _along(self, way: Way, now: float, begun: EndpointState | LocalReply | None = None) -> Step:
         """Begin as another call has begun: what `start` and `_begin` come to for such a call."""
         plan = way.plan
         self.match, self.cluster, self._plan, self._rules = way.match, way.cluster, plan, way.rules
@@ -270,7 +285,9 @@ class Call(Beginnings, HostChoice):
         if stream_s is not None and (deadline is None or self._began_at + stream_s < deadline):
             deadline = self.deadline = self._began_at + stream_s
         self._ends_at = deadline
-        return self._attempt(way.match, way.cluster, now)
+        if isinstance(begun, LocalReply):
+            return self._unable(begun)
+        return self._attempt(way.match, way.cluster, now, begun)
 
     # --- attempts ------------------------------------------------------------------------------------------------
 
@@ -283,31 +300,34 @@ class Call(Beginnings, HostChoice):
                 return self._unable(OVERFLOW)
         return self._attempt(self.match, self.cluster, now)
 
-    def _attempt(self, match: RouteMatch, cluster: ClusterState, now: float) -> Step:
+    def _attempt(
+        self, match: RouteMatch, cluster: ClusterState, now: float, state: EndpointState | None = None
+    ) -> Step:
+        """Make an attempt; `state`: its endpoint is chosen and counted in."""
         deadline, tried = self._ends_at, self._tried
-        if deadline is not None and now >= deadline:
-            return self._expired(now)
-        picker = cluster.picker
-        cluster.memory.now = now
-        state = None
-        if match.session is not None and not tried:
-            state, is_final = self._of_session(match.session, cluster)
-            if is_final:
-                return self._local(NO_HOST)
-        if state is None and cluster.config.cluster.named_by:
-            state = self._next_named(cluster)
-        if state is None and cluster.trials is not None and not tried:
-            hash_ = self._hash_for(match, cluster) if picker.uses_hash else None
-            state = cluster.trials.pick(match.criteria, hash_, self._rng, now)
         if state is None:
-            if tried or picker.has_subsets or picker.uses_hash:
-                state = self._pick(picker, match, cluster)
-            else:
-                state = picker.pick(None, self._rng)
-        if state is None:
-            return self._unable(NO_HOST)
-        if not cluster.acquire(self._breaker, state):
-            return self._unable(OVERFLOW)
+            if deadline is not None and now >= deadline:
+                return self._expired(now)
+            picker = cluster.picker
+            cluster.memory.now = now
+            if match.session is not None and not tried:
+                state, is_final = self._of_session(match.session, cluster)
+                if is_final:
+                    return self._local(NO_HOST)
+            if state is None and cluster.config.cluster.named_by:
+                state = self._next_named(cluster)
+            if state is None and cluster.trials is not None and not tried:
+                hash_ = self._hash_for(match, cluster) if picker.uses_hash else None
+                state = cluster.trials.pick(match.criteria, hash_, self._rng, now)
+            if state is None:
+                if tried or picker.has_subsets or picker.uses_hash:
+                    state = self._pick(picker, match, cluster)
+                else:
+                    state = picker.pick(None, self._rng)
+            if state is None:
+                return self._unable(NO_HOST)
+            if not cluster.acquire(self._breaker, state):
+                return self._unable(OVERFLOW)
         self._held = state
         self._is_good = False
         tried.append(state)

@@ -1,6 +1,13 @@
 """What one call has found out that holds for the next."""
 
+from typing import Any
+
+from meshlib.balancing.endpoint_state import EndpointState
+from meshlib.call.replies import NO_HOST, OVERFLOW
+from meshlib.events import HostEjected, HostUnejected
+from meshlib.model.outcome import GRPC_OK, LocalReply
 from meshlib.model.snapshot import ClusterConfig
+from meshlib.ports import Rng
 from meshlib.resilience.circuit_breaker import CircuitBreaker
 from meshlib.resilience.retry import RetryRules
 from meshlib.routing.table import RouteMatch
@@ -16,15 +23,35 @@ class Way:
     has no part in it: routes that draw lots, faults, limits, sessions, hedging and aggregate clusters leave none. What may
     change from call to call is looked at anew: the configuration, drops, the endpoint, breakers, time.
 
+    Nine calls in ten go well at the first attempt, and then a `Call` of their own would have nothing to decide: where
+    `is_express` a shell may `begin` one here, and say that it `succeeded`. For any other ending, and whenever somebody
+    wants to know more, `Call.join` makes the call that there would have been.
+
     Attributes:
         target: Whose routes were asked; another view of it asks again.
         config: The cluster's: the same.
         rules: Of retries, with what the head asks for.
         retries: At most.
         stream_s: Of the whole exchange, in seconds; None: no limit.
+        limit_s: Of a first attempt, whatever the application says, in seconds; None: no limit.
+        is_express: `begin` can be asked.
+        known: For a shell: what it keeps by endpoint.
     """
 
-    __slots__ = ("breaker", "cluster", "config", "match", "plan", "retries", "rules", "stream_s", "target")
+    __slots__ = (
+        "breaker",
+        "cluster",
+        "config",
+        "is_express",
+        "known",
+        "limit_s",
+        "match",
+        "plan",
+        "retries",
+        "rules",
+        "stream_s",
+        "target",
+    )
 
     def __init__(
         self,
@@ -45,11 +72,54 @@ class Way:
         self.rules = rules
         self.retries = retries
         self.stream_s = plan.grpc[2]
+        limits = [limit_s for limit_s in (*plan.grpc, plan.idle_try_s) if limit_s is not None]
+        self.limit_s = min(limits, default=None)
+        self.known: dict[object, Any] = {}
+        options = cluster.config.cluster
+        self.is_express = (
+            not target.has_demands
+            and not match.action.auto_host_rewrite
+            and not options.named_by
+            and options.authority_names is None
+            and (not rules.on or rules.spares_ok)
+        )
 
     def holds(self, target: TargetView) -> bool:
         """Whether nothing has changed since."""
         cluster = self.cluster
         return self.target is target and self.config is cluster.config and not cluster.drops
+
+    def begin(self, now: float, rng: Rng) -> EndpointState | LocalReply | None:
+        """Choose and count in the endpoint of a first attempt, as `Call.start` would; the target is known to be the same.
+
+        Returns:
+            Where to go; or why there is no attempt, of which `Call.join` is to be told; None: nothing was done, a
+            `Call` has to see to it.
+        """
+        cluster = self.cluster
+        if self.config is not cluster.config or cluster.drops or cluster.trials is not None:
+            return None
+        picker = cluster.picker
+        if cluster.learner is not None or picker.uses_hash or picker.has_subsets:
+            return None
+        cluster.memory.now = now
+        state = picker.pick(None, rng)
+        if state is None:
+            return NO_HOST
+        return state if cluster.acquire(self.breaker, state) else OVERFLOW
+
+    def succeeded(self, state: EndpointState, now: float, rng: Rng) -> HostEjected | HostUnejected | None:
+        """Count out an attempt that `begin` counted in, and that brought the response; nobody but a meter is to be told.
+
+        Not when the cluster has a learner by now: `Call.join` knows what that wants.
+
+        Returns:
+            What outlier detection makes of it, for the hooks.
+        """
+        cluster = self.cluster
+        changed = None if cluster.outlier is None else cluster.record(state, GRPC_OK, now, rng)
+        cluster.release(self.breaker, state)
+        return changed
 
 
 def is_the_same_for_all(match: RouteMatch) -> bool:

@@ -196,7 +196,7 @@ class UnaryUnary(_UnaryResponse, UnaryUnaryBase):
 
     def _send(self, flow: Flow, attempt: Attempt, channel: EndpointChannel[grpc.aio.Channel], now: float) -> Any:
         method, rpc = self._method, self._rpc
-        unary = channel.aio_unary(attempt.head.path, method.serializer, method.deserializer)
+        unary = channel.direct_unary(attempt.head.path, method.serializer, method.deserializer)
         if unary is None:
             return super()._send(flow, attempt, channel, now)
         metadata = self._invoker.metadata(flow, attempt, rpc, channel)

@@ -125,6 +125,20 @@ class Channels(Generic[C]):
             self._on_secured()
         return channel
 
+    def retake(self, channel: EndpointChannel[C], view: View) -> bool:
+        """Take a channel that was taken for such an attempt before; True: `release` must follow, False: ask `acquire`.
+
+        Args:
+            view: As for `acquire`.
+        """
+        if view is not self._view:
+            self._follow(view)
+        with self._lock:
+            if channel.is_retired or (channel.expires_at is not None and wall() > channel.expires_at):
+                return False
+            channel.active += 1
+            return True
+
     def release(self, channel: EndpointChannel[C]) -> None:
         """Give a channel back; a retired one is closed with its last call."""
         with self._lock:
@@ -160,6 +174,8 @@ class Channels(Generic[C]):
     def forget(self) -> None:
         """After a fork, in the child: the parent's channels do not work here, and closing them could hang."""
         self._lock = Lock()
+        for channel in self._open.values():
+            channel.expires_at = 0.0  # not to be taken again
         _inherited.append((self._open, self._cores))
         self._open = {}
         self._cores = {}

@@ -109,15 +109,16 @@ class HeadMaker:
 
     Attributes:
         plain: Of all calls without metadata.
+        memo: What those leave for each other.
     """
 
-    __slots__ = ("_authority", "_path", "plain")
+    __slots__ = ("_authority", "_path", "memo", "plain")
 
     def __init__(self, authority: str, method: str | bytes) -> None:
         self._authority = authority
         self._path = method.decode() if isinstance(method, bytes) else method
         self.plain = RequestHead("POST", authority, self._path, _GRPC_HEADERS, is_grpc=True)
-        self.plain.memo = HeadMemo()
+        self.plain.memo = self.memo = HeadMemo()
 
     def __call__(self, metadata: Metadata | None) -> RequestHead:
         """Return the head as routes see it: `-bin` entries are absent, the content type is there (A28)."""

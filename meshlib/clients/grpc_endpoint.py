@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import Any, Generic, NamedTuple, TypeVar
 
 import grpc
+import grpc.aio
 
 from meshlib.clients.grpc_direct import make_unary
 from meshlib.clients.grpc_direct_aio import make_aio_unary
@@ -96,32 +97,19 @@ class EndpointChannel(Generic[C]):
             self.multicallables[key] = made
             return made
 
-    def unary(
+    def direct_unary(
         self,
         method: str,
         serializer: Callable[[Any], bytes] | None,
         deserializer: Callable[[bytes], Any] | None,
     ) -> Any:
-        """Return what makes blocking calls of a unary method, on a sync channel; see `grpc_direct`."""
+        """Return what makes calls of a unary method: see `grpc_direct`, and `grpc_direct_aio` for channels of grpc.aio."""
         key = (None, method, serializer, deserializer)
         try:
             return self.multicallables[key]
         except KeyError:
-            made = self.multicallables[key] = make_unary(self.channel, method, serializer, deserializer)
-            return made
-
-    def aio_unary(
-        self,
-        method: str,
-        serializer: Callable[[Any], bytes] | None,
-        deserializer: Callable[[bytes], Any] | None,
-    ) -> Any:
-        """Return what starts calls of a unary method on a channel of grpc.aio, or None; see `grpc_direct_aio`."""
-        key = (None, method, serializer, deserializer)
-        try:
-            return self.multicallables[key]
-        except KeyError:
-            made = self.multicallables[key] = make_aio_unary(self.channel, method, serializer, deserializer)
+            make = make_aio_unary if isinstance(self.channel, grpc.aio.Channel) else make_unary
+            made = self.multicallables[key] = make(self.channel, method, serializer, deserializer)
             return made
 
     def steered(self, metadata: Any) -> Any:

@@ -9,7 +9,9 @@ import contextlib
 from collections.abc import Callable
 from typing import Any
 
-from meshlib.call import Attempt, Done, Sleep, Step
+from meshlib.balancing.endpoint_state import EndpointState
+from meshlib.call import Attempt, Call, Done, Sleep, Step
+from meshlib.call.way import Way
 from meshlib.clients.grpc_errors import CallInfo, Refusal, refusal_of_failure, refusal_of_reply
 from meshlib.clients.source import MeshSource
 from meshlib.clients.tracing import begin_call
@@ -60,6 +62,7 @@ class Flow:
         timeout_s: float | None,
         wait_for_ready: bool,
         can_hedge: bool = False,
+        call: Call | None = None,
     ) -> None:
         # By position, as it is called by every RPC.
         self._mesh = mesh
@@ -70,7 +73,41 @@ class Flow:
         self._pauses = 0 if wait_for_ready else -1
         self._restarts = False
         self.deadline = None if timeout_s is None else now + timeout_s
-        self.call = begin_call(mesh, target, head, now=now, timeout_s=timeout_s, can_hedge=can_hedge)
+        if call is None:
+            call = begin_call(mesh, target, head, now=now, timeout_s=timeout_s, can_hedge=can_hedge)
+        self.call = call
+
+    @classmethod
+    def joined(
+        cls,
+        mesh: MeshSource,
+        authority: str,
+        way: Way,
+        begun: EndpointState | LocalReply,
+        head: RequestHead,
+        now: float,
+        timeout_s: float | None,
+    ) -> tuple["Flow", Step]:
+        """Make the flow of an RPC that was begun along a way without one.
+
+        Args:
+            begun: As `Way.begin` returned it at `now`.
+
+        Returns:
+            The flow, and what `start` would have answered.
+        """
+        call = Call(
+            way.target,
+            head,
+            rng=mesh.rng,
+            now=now,
+            timeout_s=timeout_s,
+            guard_unsafe=mesh.guard_unsafe,
+            can_hedge=True,
+            hook=mesh.emit,
+            meter=getattr(mesh, "_meter", None),
+        )
+        return cls(mesh, authority, way.target, head, now, timeout_s, False, True, call), call.join(way, begun, now)
 
     def start(self, now: float) -> Step:
         """Begin."""

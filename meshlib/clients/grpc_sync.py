@@ -6,49 +6,22 @@ wait-for-ready, `grpc_channels` for connections and TLS, `grpc_errors` for what 
 """
 
 import threading
-import time
 import weakref
-from collections.abc import Callable, Iterator, Sequence
-from functools import partial
+from collections.abc import Callable, Sequence
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import Any
 
 import grpc
 
-from meshlib.call import Attempt, Done, Sleep
+from meshlib.clients import grpc_sync_calls as calls
 from meshlib.clients.grpc_channels import channels_of
-from meshlib.clients.grpc_common import OK, HeadMaker, parse_target, split_options
-from meshlib.clients.grpc_direct import as_call, trailing_metadata
-from meshlib.clients.grpc_errors import MeshRpcError
-from meshlib.clients.grpc_flow import Flow
-from meshlib.clients.grpc_invoke import Method, Rpc, SyncInvoker
-from meshlib.clients.grpc_marked import marked_call
-from meshlib.clients.grpc_race import race_unary
-from meshlib.clients.grpc_replay import Replay
-from meshlib.clients.grpc_sync_future import MeshFuture
-from meshlib.clients.grpc_sync_stream import MeshStream
+from meshlib.clients.grpc_common import HeadMaker, parse_target, split_options
+from meshlib.clients.grpc_invoke import Method, SyncInvoker
 from meshlib.clients.source import MeshSource
-from meshlib.errors import IdentityError, MeshError
-from meshlib.model.outcome import Failure, FailureKind
+from meshlib.errors import MeshError
 from meshlib.runtime.dial import dial_target
 
 __all__ = ["MeshChannel"]
-
-Q = TypeVar("Q")
-R = TypeVar("R")
-MetadataType = tuple[tuple[str, str | bytes], ...]
-
-if TYPE_CHECKING:
-    # Generic in the stubs only.
-    UnaryUnaryBase = grpc.UnaryUnaryMultiCallable[Any, Any]
-    UnaryStreamBase = grpc.UnaryStreamMultiCallable[Any, Any]
-    StreamUnaryBase = grpc.StreamUnaryMultiCallable[Any, Any]
-    StreamStreamBase = grpc.StreamStreamMultiCallable[Any, Any]
-else:
-    UnaryUnaryBase = grpc.UnaryUnaryMultiCallable
-    UnaryStreamBase = grpc.UnaryStreamMultiCallable
-    StreamUnaryBase = grpc.StreamUnaryMultiCallable
-    StreamStreamBase = grpc.StreamStreamMultiCallable
 
 
 class MeshChannel(grpc.Channel):
@@ -85,7 +58,7 @@ class MeshChannel(grpc.Channel):
         self._channels = channels_of(mesh)
         self._channels.attach()
         self._invoker = SyncInvoker(mesh, parsed.authority, self._channels, kept, compression)
-        self._running: weakref.WeakSet[MeshFuture | MeshStream] = weakref.WeakSet()
+        self._running: calls.Running = weakref.WeakSet()
         self._watches: dict[Callable[[grpc.ChannelConnectivity], None], threading.Event] = {}
         self._direct: grpc.Channel | None = None
         if mesh.is_disabled:
@@ -98,11 +71,13 @@ class MeshChannel(grpc.Channel):
         request_serializer: Callable[[Any], bytes] | None = None,
         response_deserializer: Callable[[bytes], Any] | None = None,
         _registered_method: bool = False,  # generated code passes it; it concerns core's own channels
-    ) -> UnaryUnaryBase:
+    ) -> calls.UnaryUnaryBase:
         """See `grpc.Channel`."""
         if self._direct is not None:
             return self._direct.unary_unary(method, request_serializer, response_deserializer)
-        return _UnaryUnary(self, self._method("unary_unary", method, request_serializer, response_deserializer))
+        return calls.UnaryUnary(
+            self._invoker, self._running, self._method("unary_unary", method, request_serializer, response_deserializer)
+        )
 
     def unary_stream(
         self,
@@ -110,11 +85,15 @@ class MeshChannel(grpc.Channel):
         request_serializer: Callable[[Any], bytes] | None = None,
         response_deserializer: Callable[[bytes], Any] | None = None,
         _registered_method: bool = False,
-    ) -> UnaryStreamBase:
+    ) -> calls.UnaryStreamBase:
         """See `grpc.Channel`."""
         if self._direct is not None:
             return self._direct.unary_stream(method, request_serializer, response_deserializer)
-        return _UnaryStream(self, self._method("unary_stream", method, request_serializer, response_deserializer))
+        return calls.UnaryStream(
+            self._invoker,
+            self._running,
+            self._method("unary_stream", method, request_serializer, response_deserializer),
+        )
 
     def stream_unary(
         self,
@@ -122,11 +101,15 @@ class MeshChannel(grpc.Channel):
         request_serializer: Callable[[Any], bytes] | None = None,
         response_deserializer: Callable[[bytes], Any] | None = None,
         _registered_method: bool = False,
-    ) -> StreamUnaryBase:
+    ) -> calls.StreamUnaryBase:
         """See `grpc.Channel`."""
         if self._direct is not None:
             return self._direct.stream_unary(method, request_serializer, response_deserializer)
-        return _StreamUnary(self, self._method("stream_unary", method, request_serializer, response_deserializer))
+        return calls.StreamUnary(
+            self._invoker,
+            self._running,
+            self._method("stream_unary", method, request_serializer, response_deserializer),
+        )
 
     def stream_stream(
         self,
@@ -134,11 +117,15 @@ class MeshChannel(grpc.Channel):
         request_serializer: Callable[[Any], bytes] | None = None,
         response_deserializer: Callable[[bytes], Any] | None = None,
         _registered_method: bool = False,
-    ) -> StreamStreamBase:
+    ) -> calls.StreamStreamBase:
         """See `grpc.Channel`."""
         if self._direct is not None:
             return self._direct.stream_stream(method, request_serializer, response_deserializer)
-        return _StreamStream(self, self._method("stream_stream", method, request_serializer, response_deserializer))
+        return calls.StreamStream(
+            self._invoker,
+            self._running,
+            self._method("stream_stream", method, request_serializer, response_deserializer),
+        )
 
     def subscribe(self, callback: Callable[[grpc.ChannelConnectivity], None], try_to_connect: bool = False) -> None:
         """Report whether the service's configuration is there: IDLE, CONNECTING, READY, at the end SHUTDOWN.
@@ -226,196 +213,3 @@ class MeshChannel(grpc.Channel):
                     told = grpc.ChannelConnectivity.IDLE
                     callback(told)
                 over.wait(0.1)
-
-
-class _Multicallable:
-    def __init__(self, channel: MeshChannel, method: Method) -> None:
-        self._channel = channel
-        self._invoker = channel._invoker
-        self._method = method
-
-    def _blocking(self, request: Any, replay: Replay | None, rpc: Rpc) -> tuple[Any, Any, Flow]:
-        """Carry an RPC with one response to its end.
-
-        Returns:
-            The response, an answer of which `as_call` makes a call, and the flow.
-        """
-        invoker, method = self._invoker, self._method
-        clock = invoker.clock
-        flow = invoker.begin(method, rpc, can_hedge=replay is None)
-        # A flow adds something to its call only for those who wait until somebody is there.
-        machine: Any = flow if rpc.wait_for_ready else flow.call
-        try:
-            error: Any = None
-            now = clock()
-            step = machine.start(now)
-            while True:
-                if type(step) is Attempt:
-                    if step.is_raced:
-                        done, error = race_unary(invoker, method, rpc, request, flow, step)
-                        if done.result is OK:
-                            flow.close(clock(), 0)
-                            return error.result(), error, flow
-                        step = flow.raced(done, clock())
-                        continue
-                    try:
-                        channel = invoker.acquire(step)
-                    except IdentityError as unable:
-                        step = machine.finished(Failure(FailureKind.IDENTITY, False, unable), clock())
-                        continue
-                    try:
-                        metadata = invoker.metadata(flow, step, rpc, channel)
-                        if replay is None:
-                            response, answer = channel.unary(step.head.path, method.serializer, method.deserializer)(
-                                request, step.timeout_s, metadata, rpc.credentials, rpc.compression
-                            )
-                        else:
-                            response, answer = invoker.multicallable(channel, method, step).with_call(
-                                replay.reader(), step.timeout_s, metadata, rpc.credentials, None, rpc.compression
-                            )
-                    except grpc.RpcError as raised:
-                        if invoker.is_unsent(raised, channel) and (replay is None or not replay.is_committed):
-                            continue
-                        error = raised
-                        outcome = invoker.outcome_of(raised, channel, step, now)
-                    else:
-                        now = clock()
-                        machine.finished(OK, now)
-                        if flow.call.wants_trailers:
-                            flow.learn(partial(trailing_metadata, answer), now)
-                        machine.close(now, grpc_status=0)
-                        return response, answer, flow
-                    finally:
-                        invoker.release(channel)
-                    if replay is not None and replay.is_committed:
-                        flow.commit()
-                    now = clock()
-                    step = machine.finished(outcome, now)
-                elif type(step) is Sleep:
-                    time.sleep(step.seconds)
-                    now = clock()
-                    step = machine.slept(now)
-                else:
-                    assert isinstance(step, Done)
-                    raise invoker.ended(flow, step, error, MeshRpcError)
-        except BaseException:
-            flow.close(clock())
-            raise
-        finally:
-            if replay is not None:
-                replay.close()
-
-    def _future(self, request: Any, replay: Replay | None, rpc: Rpc) -> Any:
-        future = MeshFuture(self._invoker, self._method, rpc, request, replay)
-        self._channel._running.add(future)
-        future.start()
-        return future
-
-    def _stream(self, request: Any, replay: Replay | None, rpc: Rpc) -> Any:
-        stream = MeshStream(self._invoker, self._method, rpc, request, replay)
-        self._channel._running.add(stream)
-        stream.start()
-        return stream
-
-
-class _UnaryUnary(_Multicallable, UnaryUnaryBase):
-    def __call__(
-        self,
-        request: Any,
-        timeout: float | None = None,
-        metadata: MetadataType | None = None,
-        credentials: grpc.CallCredentials | None = None,
-        wait_for_ready: bool | None = None,
-        compression: grpc.Compression | None = None,
-    ) -> Any:
-        return self._blocking(request, None, Rpc(timeout, metadata, credentials, wait_for_ready, compression))[0]
-
-    def with_call(
-        self,
-        request: Any,
-        timeout: float | None = None,
-        metadata: MetadataType | None = None,
-        credentials: grpc.CallCredentials | None = None,
-        wait_for_ready: bool | None = None,
-        compression: grpc.Compression | None = None,
-    ) -> tuple[Any, grpc.Call]:
-        rpc = Rpc(timeout, metadata, credentials, wait_for_ready, compression)
-        response, answer, flow = self._blocking(request, None, rpc)
-        return response, marked_call(as_call(answer), flow)
-
-    def future(
-        self,
-        request: Any,
-        timeout: float | None = None,
-        metadata: MetadataType | None = None,
-        credentials: grpc.CallCredentials | None = None,
-        wait_for_ready: bool | None = None,
-        compression: grpc.Compression | None = None,
-    ) -> Any:
-        return self._future(request, None, Rpc(timeout, metadata, credentials, wait_for_ready, compression))
-
-
-class _StreamUnary(_Multicallable, StreamUnaryBase):
-    def __call__(
-        self,
-        request_iterator: Iterator[Any],
-        timeout: float | None = None,
-        metadata: MetadataType | None = None,
-        credentials: grpc.CallCredentials | None = None,
-        wait_for_ready: bool | None = None,
-        compression: grpc.Compression | None = None,
-    ) -> Any:
-        return self.with_call(request_iterator, timeout, metadata, credentials, wait_for_ready, compression)[0]
-
-    def with_call(
-        self,
-        request_iterator: Iterator[Any],
-        timeout: float | None = None,
-        metadata: MetadataType | None = None,
-        credentials: grpc.CallCredentials | None = None,
-        wait_for_ready: bool | None = None,
-        compression: grpc.Compression | None = None,
-    ) -> tuple[Any, grpc.Call]:
-        replay = Replay(request_iterator, self._method.serializer)
-        rpc = Rpc(timeout, metadata, credentials, wait_for_ready, compression)
-        response, call, flow = self._blocking(None, replay, rpc)
-        return response, marked_call(call, flow)
-
-    def future(
-        self,
-        request_iterator: Iterator[Any],
-        timeout: float | None = None,
-        metadata: MetadataType | None = None,
-        credentials: grpc.CallCredentials | None = None,
-        wait_for_ready: bool | None = None,
-        compression: grpc.Compression | None = None,
-    ) -> Any:
-        replay = Replay(request_iterator, self._method.serializer)
-        return self._future(None, replay, Rpc(timeout, metadata, credentials, wait_for_ready, compression))
-
-
-class _UnaryStream(_Multicallable, UnaryStreamBase):
-    def __call__(
-        self,
-        request: Any,
-        timeout: float | None = None,
-        metadata: MetadataType | None = None,
-        credentials: grpc.CallCredentials | None = None,
-        wait_for_ready: bool | None = None,
-        compression: grpc.Compression | None = None,
-    ) -> Any:
-        return self._stream(request, None, Rpc(timeout, metadata, credentials, wait_for_ready, compression))
-
-
-class _StreamStream(_Multicallable, StreamStreamBase):
-    def __call__(
-        self,
-        request_iterator: Iterator[Any],
-        timeout: float | None = None,
-        metadata: MetadataType | None = None,
-        credentials: grpc.CallCredentials | None = None,
-        wait_for_ready: bool | None = None,
-        compression: grpc.Compression | None = None,
-    ) -> Any:
-        replay = Replay(request_iterator, self._method.serializer)
-        return self._stream(None, replay, Rpc(timeout, metadata, credentials, wait_for_ready, compression))

@@ -286,6 +286,23 @@ class MeshEngine:
             self._known_meter = (hooks, meter)
         return meter
 
+    def _quiet(self, target: TargetView) -> tuple[View, Meter] | None:
+        """Return the view and the meter for a call to a target of which only a meter is to be told.
+
+        Returns:
+            None: the target is none of the current view, somebody takes spans or events, or the mesh is closed.
+        """
+        view, meter = self._view, self._known_meter[1]
+        if (
+            meter is None
+            or self._known_meter[0] is not self._hooks
+            or self._is_dormant
+            or view.targets.get(target.name) is not target
+            or not self.tracing.is_idle()
+        ):
+            return None
+        return view, meter
+
     # For the control thread.
 
     def publish(self, snapshot: Snapshot) -> None:

@@ -190,3 +190,17 @@ def test_rpc_has_protocol_and_status() -> None:
     assert ("grpc", "0", "-") == tuple(
         inbound[name] for name in ("request_protocol", "grpc_response_status", "response_flags")
     )
+
+
+def test_a_call_that_went_well_counts_as_its_attempt_and_its_end() -> None:
+    at_once, apart = StandardMetrics(max_series=3), StandardMetrics(max_series=3)
+    for number in range(6):
+        for cluster in ("outbound|80||a.default.svc.cluster.local", f"b-{number}"):
+            at_once.succeeded(cluster, "target", number % 2 == 0, number / 10)
+            apart.attempted(cluster, 200, 0, "", False)
+            apart.ended("grpc", cluster, "target", 200, 0, "-", number % 2 == 0, number / 10)
+        if number == 3:
+            at_once.identify(app="named", namespace="since")
+            apart.identify(app="named", namespace="since")
+    assert apart.requests() == at_once.requests()
+    assert apart.attempts() == at_once.attempts()

@@ -1,0 +1,246 @@
+"""gRPC calls that go well without a `Call` come to the same as with one, whatever the configuration and the other calls."""
+
+from dataclasses import replace
+from typing import Any
+
+from hypothesis import event, given, settings
+from hypothesis import strategies as st
+
+from meshlib.admin.metrics import StandardMetrics
+from meshlib.balancing.endpoint_state import EndpointState
+from meshlib.call import Attempt, Call, Done, Sleep, Step
+from meshlib.call.way import Way
+from meshlib.events import Event
+from meshlib.model.cluster import CircuitBreakers, Cluster, EdsDiscovery, LeastRequest, LoadReports, OutlierDetection
+from meshlib.model.endpoint import DropOverload
+from meshlib.model.lb_policy import PeakEwma, PickFirst, Random, RingHash, RoundRobin
+from meshlib.model.outcome import GRPC_OK, Failure, FailureKind, Outcome, Response
+from meshlib.model.request import Headers, HeadMemo, RequestHead
+from meshlib.model.retry import RetryPolicy
+from meshlib.model.route import RouteAction, SingleCluster
+from meshlib.model.snapshot import ClusterConfig, Snapshot
+from meshlib.testing import FakeClock, SeededRng, mesh_source, service
+
+HEADERS = Headers([("content-type", "application/grpc")])
+retries = st.none() | st.builds(
+    RetryPolicy,
+    st.frozensets(st.sampled_from(["unavailable", "connect-failure", "reset", "cancelled", "5xx"])),
+    num_retries=st.integers(0, 2),
+    per_try_timeout_s=st.sampled_from([None, 0.5]),
+    per_try_idle_timeout_s=st.sampled_from([None, 0.25]),
+)
+clusters = st.builds(
+    Cluster,
+    st.just(""),
+    st.just(EdsDiscovery("")),
+    # The last three have to know more, so that calls go the long way.
+    st.sampled_from([LeastRequest(), RoundRobin(), Random()] * 3 + [PickFirst(), PeakEwma(), RingHash()]),
+    circuit_breakers=st.builds(
+        CircuitBreakers, max_requests=st.sampled_from([4, 4, 2, 1, 0]), max_retries=st.integers(0, 2)
+    ),
+    high_priority_circuit_breakers=st.builds(CircuitBreakers, max_requests=st.integers(0, 4)),
+    outlier_detection=st.none()
+    | st.builds(
+        OutlierDetection,
+        consecutive_5xx=st.integers(1, 3),
+        interval_s=st.just(1.0),
+        max_ejection_percent=st.sampled_from([10, 60, 100]),
+        split_external_local_origin_errors=st.booleans(),
+    ),
+    load_reports=st.sampled_from([None, LoadReports(())]),
+    retry=retries,
+)
+actions = st.builds(
+    RouteAction,
+    st.just(SingleCluster("a")),
+    max_stream_duration_s=st.sampled_from([None, 0.0, 3.0]),
+    high_priority=st.booleans(),
+    auto_host_rewrite=st.sampled_from([False] * 5 + [True]),
+)
+
+
+@st.composite
+def snapshots(draw: st.DrawFn) -> Snapshot:
+    """A service with up to four endpoints, some of whose calls may be dropped."""
+    addresses = [f"h:{number}" for number in range(draw(st.sampled_from([3, 2, 1, 4, 0])))]
+    found = service(
+        "a",
+        *addresses,
+        action=draw(actions),
+        retry=draw(retries),
+        template=draw(clusters),
+        include_attempt_count=draw(st.booleans()),
+    )
+    config = found.clusters["a"]
+    assert isinstance(config, ClusterConfig)
+    drops = draw(st.sampled_from([()] * 5 + [(DropOverload("lb", 20, 100),)]))
+    return replace(found, clusters={"a": replace(config, assignment=replace(config.assignment, drop_overloads=drops))})
+
+
+outcomes = st.one_of(
+    st.just(GRPC_OK),
+    st.just(GRPC_OK),
+    st.builds(Response, st.just(200), grpc_status=st.sampled_from([0, 1, 4, 14])),
+    st.builds(Failure, st.sampled_from(list(FailureKind)), st.booleans()),
+    st.none(),  # given up by the caller
+)
+actions_on_calls = st.one_of(
+    st.tuples(st.just("begin"), st.sampled_from([None, 0.25, 10.0])),
+    st.tuples(st.just("begin"), st.sampled_from([None, 0.25, 10.0])),
+    st.tuples(st.just("end"), st.integers(0, 5), outcomes),
+    st.tuples(st.just("end"), st.integers(0, 5), outcomes),
+    st.tuples(st.just("wait"), st.sampled_from([0.01, 0.3, 2.0])),
+    st.tuples(st.just("update"), snapshots()),
+)
+
+
+class Open:
+    """A call under way: a `Call`, or what an express one has begun."""
+
+    def __init__(self, began_at: float, timeout_s: float | None) -> None:
+        self.began_at, self.timeout_s = began_at, timeout_s
+        self.call: Call | None = None
+        self.step: Step | None = None
+        self.way: Way | None = None
+        self.state: EndpointState | None = None
+
+
+class World:
+    """A mesh whose calls go the long way, or the short one where they can."""
+
+    def __init__(self, snapshot: Snapshot, *, is_express: bool) -> None:
+        self.is_express = is_express
+        self.clock = FakeClock()
+        self.mesh = mesh_source(snapshot, clock=self.clock, rng=SeededRng(3))
+        self.metrics = StandardMetrics()
+        self.head = RequestHead("POST", "a", "/pkg.Service/Method", HEADERS, is_grpc=True)
+        self.head.memo = self.memo = HeadMemo()
+        self.open: list[Open] = []
+        self.seen: list[Any] = []
+        self.taken = 0
+
+    def hook(self, happened: Event) -> None:
+        self.seen.append(happened)
+        self.metrics(happened)
+
+    def _call(self, one: Open) -> Call:
+        target = self.mesh.target("a") if one.way is None else one.way.target
+        assert target is not None
+        return Call(
+            target,
+            self.head,
+            rng=self.mesh.rng,
+            now=one.began_at,
+            timeout_s=one.timeout_s,
+            hook=self.hook,
+            meter=self.metrics,
+        )
+
+    def begin(self, timeout_s: float | None) -> None:
+        one, now, way = Open(self.clock(), timeout_s), self.clock(), self.memo.way
+        self.open.append(one)
+        if self.is_express and way is not None and way.is_express and way.target is self.mesh.target("a"):
+            begun = way.begin(now, self.mesh.rng)
+            if begun is not None:
+                self.taken += 1
+                one.way = way
+                if not isinstance(begun, EndpointState):
+                    one.call = self._call(one)
+                    self.follow(one, one.call.join(way, begun, now))
+                    return
+                one.state = begun
+                left_s = min((limit for limit in (timeout_s, way.limit_s) if limit is not None), default=None)
+                counted = (("x-envoy-attempt-count", "1"),) if way.match.include_attempt_count else ()
+                self.note(1, begun.address, left_s, (*HEADERS.items, *counted))
+                return
+        one.call = self._call(one)
+        self.follow(one, one.call.start(now))
+
+    def note(self, number: int, address: str, left_s: float | None, items: object) -> None:
+        self.seen.append((number, address, None if left_s is None else round(left_s, 6), items))
+
+    def follow(self, one: Open, step: Step) -> None:
+        """Go on to the next attempt, or to the end."""
+        call = one.call
+        assert call is not None
+        while isinstance(step, Sleep):
+            self.clock.advance(step.seconds)
+            step = call.slept(self.clock())
+        one.step = step
+        if isinstance(step, Attempt):
+            self.note(step.number, step.endpoint.address, step.timeout_s, step.head.headers.items)
+            return
+        assert isinstance(step, Done)
+        self.seen.append((step.result, step.flag, call.cluster_name, call.endpoints))
+        call.close(self.clock())
+        self.open.remove(one)
+
+    def end(self, number: int, outcome: Outcome | None) -> None:
+        if not self.open:
+            return
+        one, now = self.open[number % len(self.open)], self.clock()
+        way, state = one.way, one.state
+        if one.call is None:
+            assert way is not None and state is not None
+            if outcome is GRPC_OK and way.cluster.learner is None:
+                changed = way.succeeded(state, now, self.mesh.rng)
+                self.metrics.succeeded(way.match.cluster, way.target.name, False, now - one.began_at)
+                if changed is not None:
+                    self.hook(changed)
+                self.seen.append((GRPC_OK, "", way.match.cluster, (state.address,)))
+                self.open.remove(one)
+                return
+            one.call = self._call(one)
+            one.step = one.call.join(way, state, one.began_at)
+            assert isinstance(one.step, Attempt)
+        if outcome is None:
+            one.call.close(now)
+            self.open.remove(one)
+            self.seen.append("given up")
+        else:
+            self.follow(one, one.call.finished(outcome, now))
+
+    def counts(self) -> list[Any]:
+        cluster = self.mesh.cluster("a")
+        breakers = (cluster.breaker, cluster.high_breaker)
+        found: list[Any] = [cluster.attempts, *((breaker.active, breaker.retries) for breaker in breakers)]
+        found += [(state.address, state.active, state.is_ejected) for state in cluster.states.values()]
+        return found
+
+    def act(self, name: str, *details: Any) -> None:
+        match name:
+            case "wait":
+                self.clock.advance(details[0])
+                for happened in self.mesh.cluster("a").sweep(self.clock(), self.mesh.rng):
+                    self.hook(happened)
+            case "update":
+                self.mesh.publish(replace(details[0], number=self.mesh.view.number + 1))
+            case _:
+                getattr(self, name)(*details)
+
+    def finish(self) -> list[Any]:
+        while self.open:
+            self.end(0, GRPC_OK)
+        loads = [
+            None if state.load is None else vars_of(state.load) for state in self.mesh.cluster("a").states.values()
+        ]
+        return [self.metrics.requests(), self.metrics.attempts(), self.metrics.ejections(), loads]
+
+
+def vars_of(load: Any) -> dict[str, Any]:
+    return {name: getattr(load, name) for name in type(load).__slots__ if isinstance(getattr(load, name), int)}
+
+
+@given(snapshots(), st.lists(actions_on_calls, min_size=3, max_size=30))
+@settings(max_examples=150, deadline=None)
+def test_express_calls_come_to_the_same(snapshot: Snapshot, actions: list[tuple[Any, ...]]) -> None:
+    long, short = World(snapshot, is_express=False), World(snapshot, is_express=True)
+    for action in [("begin", None), ("end", 0, GRPC_OK), *actions]:
+        for world in (long, short):
+            world.act(*action)
+        assert long.seen == short.seen
+        assert long.counts() == short.counts()
+    assert long.finish() == short.finish()
+    assert long.seen == short.seen and long.counts() == short.counts()
+    assert set(long.counts()[1:3]) == {(0, 0)}
+    event(f"express: {min(short.taken, 3)}")
