@@ -36,7 +36,7 @@ class AsyncHttp1Pool:
     def __init__(self, key: PoolKey, limits: httpx.Limits) -> None:
         self._key = key
         self._keepalive_s = keepalive_s(key, limits)
-        self._backend = AsyncDeadlineBackend()
+        self._backend = AsyncDeadlineBackend(key.dials)
         self._max_idle = limits.max_keepalive_connections
         self._free = limits.max_connections  # None: no limit
         self._waiting: deque[_AsyncTurn] = deque()

@@ -158,13 +158,14 @@ def has_connected(details: str | None, dialled: str) -> bool:
     Args:
         details: Of the error.
         dialled: The target of the endpoint's channel. A server may pass on such a text of its own upstream, which
-            names another address. Empty: a name, whose addresses only core knows.
+            names another address. Of several addresses with spaces between them; empty: a name, whose addresses only
+            core knows.
     """
     if not details:
         return True
     if not dialled:
         return not details.startswith((_CONNECT_FAILED, "DNS resolution failed", "errors resolving"))
-    return not (details.startswith(_CONNECT_FAILED) and f"{dialled}: " in details)
+    return not (details.startswith(_CONNECT_FAILED) and any(f"{one}: " in details for one in dialled.split(" ")))
 
 
 def classify_error(

@@ -233,7 +233,7 @@ class CorePath:
             channels.forgive(now, DISTRUST_S)
             for channel in channels.secured():
                 tls, secrets, route = channel.key.tls, channel.secrets, channel.route
-                if tls is None or secrets is None or not _is_ip(channel.key.address):
+                if tls is None or secrets is None or channel.key.dials or not _is_ip(channel.key.address):
                     continue
                 if route is not None and route.connect_timeout_s < MIN_CONNECT_S:
                     continue

@@ -27,13 +27,15 @@ class ChannelKey(NamedTuple):
     options: Options
     compression: grpc.Compression | None
     tls: ClientTls | None
+    dials: tuple[str, ...] = ()
 
 
 class EndpointChannel(Generic[C]):
     """A channel to one endpoint. Fields from `active` on are guarded by the lock of `Channels`.
 
     Attributes:
-        dialled: The target as C-core writes it in its errors; empty when the endpoint is a name that DNS resolves.
+        dialled: What C-core writes in its errors, of several addresses with spaces between them; empty when the
+            endpoint is a name that DNS resolves.
         route: The way through the relay; None: plaintext, or core.
         secrets: For TLS: what verifies the peer, and shows who we are.
         core: gRPC's own TLS, shared with other endpoints; then `channel` is its channel.

@@ -15,7 +15,7 @@ from httpcore._trace import Trace
 
 from meshlib.clients.http1_request import JOINED_BYTES, Http1Request, framed, too_little, too_much
 from meshlib.clients.http1_response import ResponseHead, ResponseReader
-from meshlib.clients.network import BACKEND, SocketStream
+from meshlib.clients.network import SocketStream, backend_for
 from meshlib.clients.pools import PoolKey
 from meshlib.resilience.circuit_breaker import CircuitBreaker
 
@@ -82,12 +82,12 @@ class Http1Connection:
             if key.unix_path is not None:
                 kwargs: dict[str, Any] = {"path": key.unix_path, "timeout": timeout, "socket_options": None}
                 with Trace("connect_unix_socket", _CONNECTION, traced, kwargs) as trace:
-                    stream = trace.return_value = BACKEND.connect_unix_socket(key.unix_path, timeout)
+                    stream = trace.return_value = backend_for(key).connect_unix_socket(key.unix_path, timeout)
             else:
                 host, port = request.origin.host.decode("ascii"), request.origin.port
                 kwargs = {"host": host, "port": port, "local_address": None, "timeout": timeout, "socket_options": None}
                 with Trace("connect_tcp", _CONNECTION, traced, kwargs) as trace:
-                    stream = trace.return_value = BACKEND.connect_tcp(host, port, timeout)
+                    stream = trace.return_value = backend_for(key).connect_tcp(host, port, timeout)
             if key.context is not None:
                 name = request.extensions.get("sni_hostname") or request.origin.host.decode("ascii")
                 kwargs = {"ssl_context": key.context, "server_hostname": name, "timeout": timeout}

@@ -145,7 +145,7 @@ class AsyncHttp2Pool(httpcore.AsyncConnectionPool):
     def __init__(self, key: PoolKey, limits: httpx.Limits) -> None:
         self._key = key
         self._keepalive_s = keepalive_s(key, limits)
-        self._backend = AsyncDeadlineBackend()
+        self._backend = AsyncDeadlineBackend(key.dials)
         super().__init__(
             ssl_context=key.context,
             max_connections=limits.max_connections,

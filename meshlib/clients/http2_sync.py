@@ -13,7 +13,7 @@ import httpcore
 import httpx
 
 from meshlib.clients.http2 import GONE, H2_CONFIG, Trailers, acknowledging, body_length, check_length
-from meshlib.clients.network import BACKEND, keepalive_s
+from meshlib.clients.network import backend_for, keepalive_s
 from meshlib.clients.pools import PoolKey
 
 __all__ = ["Http2Pool"]
@@ -131,7 +131,7 @@ class Http2Pool(httpcore.ConnectionPool):
             http1=False,
             http2=True,
             uds=key.unix_path,
-            network_backend=BACKEND,
+            network_backend=backend_for(key),
         )
 
     def create_connection(self, origin: httpcore.Origin) -> httpcore.ConnectionInterface:
@@ -144,7 +144,7 @@ class Http2Pool(httpcore.ConnectionPool):
             http1=False,
             http2=True,
             uds=key.unix_path,
-            network_backend=BACKEND,
+            network_backend=backend_for(key),
         )
         connection.max_requests = key.max_requests
         return connection

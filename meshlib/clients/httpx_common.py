@@ -200,6 +200,7 @@ def pool_key_of(attempt: Attempt, mesh: MeshSource, request: httpx.Request, brea
         cluster.max_requests_per_connection,
         cluster.idle_timeout_s,
         None if http2 else breaker,
+        attempt.endpoint.dials,
     )
 
 

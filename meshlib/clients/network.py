@@ -7,15 +7,11 @@ Others are passed on as they are.
 `meshlib.clients.network_async` is the same for event loops.
 """
 
-import errno
-import os
 import select
-import selectors
 import socket
 import ssl
 import time
-from collections import deque
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any, Final
 
@@ -24,25 +20,18 @@ import httpx
 
 from meshlib.clients.pools import PoolKey
 from meshlib.clients.timeouts import Hold, Until
+from meshlib.runtime.eyeballs import Address, addresses_of, in_turns, race
 
 __all__ = [
-    "BACKEND",
-    "HAPPY_EYEBALLS_S",
-    "Address",
     "SocketOption",
     "SocketStream",
+    "backend_for",
     "idle_limit_s",
     "keepalive_s",
     "left_of",
-    "ordered",
 ]
 
 SocketOption = tuple[int, int, int] | tuple[int, int, bytes | bytearray] | tuple[int, int, None, int]
-Address = tuple[int, int, int, str, Any]
-"""Of `getaddrinfo`."""
-
-HAPPY_EYEBALLS_S: Final = 0.25
-"""Between the beginnings of two attempts to connect; the recommendation of RFC 8305, section 8."""
 _TOLERANCE_S: Final = 0.001
 """A socket's time-out is not worth a system call when it is off by less than that."""
 
@@ -177,7 +166,14 @@ class SocketStream(httpcore.NetworkStream):
 
 
 class DeadlineBackend(httpcore.NetworkBackend):
-    """For the blocking transport."""
+    """For the blocking transport.
+
+    Args:
+        dials: Addresses that stand for every host, the first that answers is connected to; empty: the host itself.
+    """
+
+    def __init__(self, dials: tuple[str, ...] = ()) -> None:
+        self._dials = dials
 
     def connect_tcp(
         self,
@@ -188,7 +184,7 @@ class DeadlineBackend(httpcore.NetworkBackend):
         socket_options: Iterable[SocketOption] | None = None,
     ) -> SocketStream:
         with _mapped(httpcore.ConnectTimeout, httpcore.ConnectError):
-            found = _connected(host, port, timeout, local_address)
+            found = self._connected(host, port, timeout, local_address)
             try:
                 found.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
                 for option in socket_options or ():
@@ -197,6 +193,25 @@ class DeadlineBackend(httpcore.NetworkBackend):
                 found.close()
                 raise
         return SocketStream(found)
+
+    def _connected(self, host: str, port: int, timeout: float | None, local_address: str | None) -> socket.socket:
+        """Connect to the first address of a name that answers, or to the one address."""
+        addresses: Sequence[Address] = addresses_of(self._dials)
+        if not addresses:
+            addresses = in_turns(socket.getaddrinfo(host, port, type=socket.SOCK_STREAM))
+        if len(addresses) > 1:
+            return race(addresses, left_of(timeout, httpcore.ConnectTimeout), local_address)
+        family, kind, protocol, _, address = addresses[0]
+        found = socket.socket(family, kind, protocol)
+        try:
+            if local_address is not None:
+                found.bind((local_address, 0))
+            found.settimeout(left_of(timeout, httpcore.ConnectTimeout))
+            found.connect(address)
+        except BaseException:
+            found.close()
+            raise
+        return found
 
     def connect_unix_socket(
         self, path: str, timeout: float | None = None, socket_options: Iterable[SocketOption] | None = None
@@ -217,99 +232,12 @@ class DeadlineBackend(httpcore.NetworkBackend):
         time.sleep(seconds)
 
 
-BACKEND = DeadlineBackend()
+_BACKEND: Final = DeadlineBackend()
 
 
-def ordered(addresses: Iterable[Address]) -> list[Address]:
-    """Return the addresses in the order in which they are tried: the families take turns, beginning with the first."""
-    by_family: dict[int, deque[Address]] = {}
-    for address in addresses:
-        by_family.setdefault(address[0], deque()).append(address)
-    found = []
-    queues = deque(by_family.values())
-    while queues:
-        queue = queues.popleft()
-        found.append(queue.popleft())
-        if queue:
-            queues.append(queue)
-    return found
-
-
-def _connected(host: str, port: int, timeout: float | None, local_address: str | None) -> socket.socket:
-    """Connect to the first address of a name that answers (RFC 8305), or to the one address."""
-    addresses = ordered(socket.getaddrinfo(host, port, type=socket.SOCK_STREAM))
-    if len(addresses) > 1:
-        return _race(addresses, timeout, local_address)
-    family, kind, protocol, _, address = addresses[0]
-    found = socket.socket(family, kind, protocol)
-    try:
-        if local_address is not None:
-            found.bind((local_address, 0))
-        found.settimeout(left_of(timeout, httpcore.ConnectTimeout))
-        found.connect(address)
-    except BaseException:
-        found.close()
-        raise
-    return found
-
-
-def _race(addresses: list[Address], timeout: float | None, local_address: str | None) -> socket.socket:
-    waiting = deque(addresses)
-    running: set[socket.socket] = set()
-    error: OSError = OSError("no address")
-    limit = left_of(timeout, httpcore.ConnectTimeout)
-    end = None if limit is None else time.monotonic() + limit
-    won: socket.socket | None = None
-    with selectors.DefaultSelector() as selector:
-        try:
-            next_at = 0.0
-            while waiting or running:
-                now = time.monotonic()
-                if end is not None and now >= end:
-                    raise TimeoutError("timed out")
-                if waiting and (not running or now >= next_at):
-                    next_at = now + HAPPY_EYEBALLS_S
-                    try:
-                        made = _begin(waiting.popleft(), local_address)
-                    except OSError as failure:
-                        error = failure
-                        continue
-                    running.add(made)
-                    selector.register(made, selectors.EVENT_WRITE)
-                wait_s = [next_at - now] if waiting else []
-                wait_s += [] if end is None else [end - now]
-                for key, _ in selector.select(max(0.0, min(wait_s)) if wait_s else None):
-                    made = key.fileobj  # type: ignore[assignment]  # a socket: that is what was registered
-                    selector.unregister(made)
-                    running.discard(made)
-                    code = made.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR)
-                    if not code:
-                        won = made
-                        return made
-                    made.close()
-                    error = OSError(code, os.strerror(code))
-                    next_at = 0.0  # the next one need not wait for its turn
-            raise error
-        finally:
-            for made in running:
-                if made is not won:
-                    made.close()
-
-
-def _begin(address: Address, local_address: str | None) -> socket.socket:
-    family, kind, protocol, _, where = address
-    made = socket.socket(family, kind, protocol)
-    try:
-        made.setblocking(False)
-        if local_address is not None:
-            made.bind((local_address, 0))
-        code = made.connect_ex(where)
-        if code not in (0, errno.EINPROGRESS, errno.EWOULDBLOCK):
-            raise OSError(code, os.strerror(code))
-    except BaseException:
-        made.close()
-        raise
-    return made
+def backend_for(key: PoolKey) -> DeadlineBackend:
+    """Return what makes the connections of a pool."""
+    return DeadlineBackend(key.dials) if key.dials else _BACKEND
 
 
 def keepalive_s(key: PoolKey, limits: httpx.Limits) -> float | None:

@@ -8,14 +8,15 @@ import asyncio
 import socket
 import ssl
 from collections import deque
-from collections.abc import Callable, Iterable
+from collections.abc import Awaitable, Callable, Iterable
 from typing import Any, Final
 
 import anyio
 import httpcore
 from httpcore._backends.auto import AutoBackend
 
-from meshlib.clients.network import HAPPY_EYEBALLS_S, Address, SocketOption, left_of, ordered
+from meshlib.clients.network import SocketOption, left_of
+from meshlib.runtime.eyeballs import HAPPY_EYEBALLS_S, Address, addresses_of, connect_first, in_turns
 
 __all__ = ["AsyncDeadlineBackend", "AsyncSocketStream", "AsyncioStream", "TrioStream"]
 
@@ -262,10 +263,15 @@ AsyncSocketStream = AsyncioStream | TrioStream
 
 
 class AsyncDeadlineBackend(httpcore.AsyncNetworkBackend):
-    """For the async transport, under asyncio (uvloop too) or trio: the one that is running at its first connection."""
+    """For the async transport, under asyncio (uvloop too) or trio: the one that is running at its first connection.
 
-    def __init__(self) -> None:
+    Args:
+        dials: As `DeadlineBackend`.
+    """
+
+    def __init__(self, dials: tuple[str, ...] = ()) -> None:
         self._inner = AutoBackend()
+        self._dials = dials
 
     async def connect_tcp(
         self,
@@ -277,11 +283,22 @@ class AsyncDeadlineBackend(httpcore.AsyncNetworkBackend):
     ) -> AsyncSocketStream:
         left = left_of(timeout, httpcore.ConnectTimeout)
         if not _is_asyncio():
-            return TrioStream(await self._inner.connect_tcp(host, port, left, local_address, socket_options))
+
+            def dial(host: str, port: int) -> Awaitable[httpcore.AsyncNetworkStream]:
+                return self._inner.connect_tcp(host, port, left, local_address, socket_options)
+
+            if not self._dials:
+                return TrioStream(await dial(host, port))
+            try:
+                with anyio.fail_after(left):
+                    return TrioStream(await _first_stream(dial, self._dials))
+            except TimeoutError as error:
+                raise httpcore.ConnectTimeout(error) from error
         loop = asyncio.get_running_loop()
 
         async def connect() -> tuple[asyncio.Transport, _Protocol]:
-            made = await _connected(loop, host, port, local_address)
+            addresses = addresses_of(self._dials) or await _found(loop, host, port)
+            made = await connect_first(loop, addresses, local_address)
             try:
                 made.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
                 for option in socket_options or ():
@@ -313,58 +330,52 @@ def _is_asyncio() -> bool:
         return False
 
 
-async def _connected(loop: asyncio.AbstractEventLoop, host: str, port: int, local_address: str | None) -> socket.socket:
-    """Connect to the first address of a name that answers (RFC 8305), or to the one address.
-
-    asyncio has that too, but leaves a socket behind when it is cancelled at the wrong moment; uvloop has it not.
-    """
+async def _found(loop: asyncio.AbstractEventLoop, host: str, port: int) -> list[Address]:
+    """Return the addresses of a host, in the order in which they are tried."""
     found: Any
     try:
         found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_NUMERICHOST)
     except socket.gaierror:
         found = await loop.getaddrinfo(host, port, type=socket.SOCK_STREAM)
-    waiting = deque(ordered(found))
-    if len(waiting) == 1:
-        return await _tried(loop, waiting[0], local_address)
-    running: set[asyncio.Task[socket.socket]] = set()
-    error: BaseException | None = None
-    try:
-        while waiting or running:
-            if waiting:
-                running.add(loop.create_task(_tried(loop, waiting.popleft(), local_address)))
-            wait_s = HAPPY_EYEBALLS_S if waiting else None
-            done, _ = await asyncio.wait(running, timeout=wait_s, return_when=asyncio.FIRST_COMPLETED)
-            for task in done:
-                error = task.exception()
-                if error is None:
-                    running.discard(task)
-                    return task.result()
-            running -= done
-    finally:
-        for task in running:
-            task.add_done_callback(_drop)
-            task.cancel()
-    assert error is not None  # at least one was tried, and none answered
-    raise error
+    return in_turns(found)
 
 
-async def _tried(loop: asyncio.AbstractEventLoop, address: Address, local_address: str | None) -> socket.socket:
-    family, kind, protocol, _, where = address
-    made = socket.socket(family, kind, protocol)
+async def _first_stream(
+    connect: Callable[[str, int], Awaitable[httpcore.AsyncNetworkStream]], dials: tuple[str, ...]
+) -> httpcore.AsyncNetworkStream:
+    """As `connect_first`, for loops of every kind."""
+    won: list[httpcore.AsyncNetworkStream] = []
+    failures: list[Exception] = []
+
+    async def attempt(dial: str, ended: anyio.Event) -> None:
+        host, _, port = dial.rpartition(":")
+        try:
+            stream = await connect(host.strip("[]"), int(port))
+        except Exception as failure:
+            failures.append(failure)
+            ended.set()
+            return
+        if won:
+            await stream.aclose()
+        else:
+            won.append(stream)
+            tasks.cancel_scope.cancel()
+
     try:
-        made.setblocking(False)
-        if local_address is not None:
-            made.bind((local_address, 0))
-        await loop.sock_connect(made, where)
+        async with anyio.create_task_group() as tasks:
+            for dial in dials:
+                ended = anyio.Event()
+                tasks.start_soon(attempt, dial, ended)
+                with anyio.move_on_after(HAPPY_EYEBALLS_S):
+                    await ended.wait()
     except BaseException:
-        made.close()
+        for stream in won:
+            with anyio.CancelScope(shield=True):
+                await stream.aclose()
         raise
-    return made
-
-
-def _drop(task: "asyncio.Task[socket.socket]") -> None:
-    if not task.cancelled() and task.exception() is None:
-        task.result().close()
+    if won:
+        return won[0]
+    raise failures[-1]
 
 
 async def _opened(connect: Callable[[], Any], left: float | None) -> AsyncioStream:

@@ -36,6 +36,7 @@ class PoolKey(NamedTuple):
         idle_s: How long the cluster lets a connection idle; None: it does not say.
         breaker: Counts the cluster's connections and who waits for one; None: nobody does. A cluster's connections
             are its own, also where another cluster has the same endpoint.
+        dials: The endpoint's addresses in the order in which they are tried; empty: `address` alone.
     """
 
     address: str
@@ -44,6 +45,7 @@ class PoolKey(NamedTuple):
     max_requests: int | None = None
     idle_s: float | None = None
     breaker: CircuitBreaker | None = None
+    dials: tuple[str, ...] = ()
 
     @property
     def unix_path(self) -> str | None:

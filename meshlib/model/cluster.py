@@ -3,6 +3,7 @@
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
+from meshlib.model.dialling import DEFAULT_ORDER, DialOrder
 from meshlib.model.dns import DnsLookup, DnsPace
 from meshlib.model.endpoint import NO_METADATA, ClusterLoadAssignment, HealthStatus
 from meshlib.model.health import HealthCheck
@@ -227,6 +228,7 @@ class Cluster:
         counts_new_hosts: An endpoint counts before its first check, as one that is out.
         keeps_passing_hosts: An endpoint that the resource names no more stays while it passes its checks.
         authority_names: None: TLS takes nothing from requests.
+        dial_order: Of the addresses of an endpoint that has several.
     """
 
     name: str
@@ -255,4 +257,5 @@ class Cluster:
     health_check: HealthCheck | None = None
     counts_new_hosts: bool = True
     keeps_passing_hosts: bool = True
+    dial_order: DialOrder = DEFAULT_ORDER
     metadata: Mapping[str, Mapping[str, object]] = field(default_factory=lambda: NO_METADATA, hash=False, repr=False)

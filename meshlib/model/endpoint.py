@@ -50,6 +50,7 @@ class Endpoint:
         metadata: filter_metadata by filter name.
         hostname: For `auto_host_rewrite`, or empty.
         check: How its health is checked, where that is different from the cluster's other endpoints.
+        dials: All its addresses (`ip:port`) in the order in which they are connected to; empty: `address` alone.
     """
 
     address: str
@@ -58,6 +59,7 @@ class Endpoint:
     hostname: str = ""
     metadata: Mapping[str, Mapping[str, Any]] = field(default_factory=lambda: NO_METADATA, hash=False, repr=False)
     check: CheckTarget | None = None
+    dials: tuple[str, ...] = ()
 
     @property
     def host(self) -> str:

@@ -182,11 +182,14 @@ class HealthCheckRunner:
                 context = client_context(tls, self._view().secrets, default_alpn=needed_alpn(probe))
         except MeshError as error:
             return CheckResult(CheckFailure.NETWORK, reason=str(error))
+        address = _address(endpoint, config)
         target = ProbeTarget(
-            _address(endpoint, config),
+            address,
             context,
             "" if tls is None else tls.sni,
             _authority(cluster.name, endpoint, config),
+            # A place of its own for checks is one address.
+            endpoint.dials if address == endpoint.address else (),
         )
         try:
             async with asyncio.timeout(config.timeout_s):

@@ -20,6 +20,7 @@ import h11
 from meshlib.model.health import GrpcProbe, HttpProbe, Probe, TcpProbe
 from meshlib.model.request import Headers
 from meshlib.resilience.health_check import CheckFailure, CheckResult, has_parts, judge_http
+from meshlib.runtime.eyeballs import addresses_of, connect_first
 
 __all__ = ["ProbeTarget", "needed_alpn", "run_probe"]
 
@@ -40,12 +41,14 @@ class ProbeTarget:
     context: None: plaintext.
     server_name: SNI; empty: none is sent.
     authority: The `host` header.
+    dials: All addresses that may be connected to, in order; empty: just the one.
     """
 
     address: str
     context: ssl.SSLContext | None
     server_name: str
     authority: str
+    dials: tuple[str, ...] = ()
 
 
 @dataclass(slots=True)
@@ -95,6 +98,13 @@ async def _connect(target: ProbeTarget) -> tuple[asyncio.StreamReader, asyncio.S
     tls = None if target.context is None else target.server_name
     if target.address.startswith("unix:"):
         return await asyncio.open_unix_connection(target.address[5:], ssl=target.context, server_hostname=tls)
+    if target.dials:
+        made = await connect_first(asyncio.get_running_loop(), addresses_of(target.dials))
+        try:
+            return await asyncio.open_connection(sock=made, ssl=target.context, server_hostname=tls)
+        except BaseException:
+            made.close()
+            raise
     host, _, port = target.address.rpartition(":")
     return await asyncio.open_connection(host.strip("[]"), int(port), ssl=target.context, server_hostname=tls)
 

@@ -63,6 +63,7 @@ class _Key(NamedTuple):
 
     cluster: ClusterState
     address: str
+    dials: tuple[str, ...]
     tls: ClientTls | None
     period_s: float
 
@@ -115,7 +116,7 @@ class OrcaListener:
         if not view.reporting and not self._sessions:
             return
         wanted = [
-            _Key(cluster, address, cluster.tls_for(state.endpoint), period_s)
+            _Key(cluster, address, state.endpoint.dials, cluster.tls_for(state.endpoint), period_s)
             for cluster, period_s in view.reporting
             for address, state in cluster.states.items()
         ]

@@ -55,6 +55,8 @@ class OrcaStream:
         self._received = received
         self._ended = ended
         self._route: RelayRoute | None = None
+        state = cluster.states.get(address)
+        dials = () if state is None else state.endpoint.dials
         timeout_s = cluster.config.cluster.connect_timeout_s
         options = (
             ("grpc.default_authority", address.removeprefix("unix:").lstrip("/") or "localhost"),
@@ -68,9 +70,11 @@ class OrcaStream:
         )
         self._tls = tls
         if tls is None:
-            self._channel = grpc.insecure_channel(dial_target(address), options)
+            self._channel = grpc.insecure_channel(dial_target(address, dials), options)
         else:
-            self._route = relay.open(address, _context(tls, view), server_name=tls.sni, connect_timeout_s=timeout_s)
+            self._route = relay.open(
+                address, _context(tls, view), server_name=tls.sni, connect_timeout_s=timeout_s, dials=dials
+            )
             local = grpc.local_channel_credentials(grpc.LocalConnectionType.UDS)
             self._channel = grpc.secure_channel(self._route.target, local, options)
         self._lock = threading.Lock()

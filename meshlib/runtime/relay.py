@@ -61,7 +61,13 @@ class TlsRelay:
         _relays.add(self)
 
     def open(
-        self, address: str, context: ssl.SSLContext, *, server_name: str = "", connect_timeout_s: float = 5.0
+        self,
+        address: str,
+        context: ssl.SSLContext,
+        *,
+        server_name: str = "",
+        connect_timeout_s: float = 5.0,
+        dials: tuple[str, ...] = (),
     ) -> RelayRoute:
         """Open a way to an endpoint; `release` must follow.
 
@@ -70,6 +76,7 @@ class TlsRelay:
             context: Verifies the peer inside the handshake and offers `h2` by ALPN.
             server_name: SNI; empty: none is sent.
             connect_timeout_s: For the TCP connection and the handshake together.
+            dials: All addresses of the endpoint in the order in which they are tried; empty: just the one.
 
         Raises:
             IdentityError: This system cannot say which process a local connection comes from.
@@ -90,7 +97,7 @@ class TlsRelay:
             except BaseException:
                 listener.close()
                 raise
-            route = RelayRoute(path, listener, address, context, server_name, connect_timeout_s)
+            route = RelayRoute(path, listener, address, context, server_name, connect_timeout_s, dials)
             self._routes.add(route)
             loop = self._loop
             if loop is None:
@@ -174,7 +181,7 @@ class TlsRelay:
         try:
             try:
                 async with asyncio.timeout(route.connect_timeout_s):
-                    link.upstream = await dial(loop, route.address)
+                    link.upstream = await dial(loop, route.address, route.dials)
                     transport, _ = await loop.create_connection(
                         lambda: link.far,
                         sock=link.upstream,

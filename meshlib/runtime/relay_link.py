@@ -8,6 +8,8 @@ import ssl
 from collections.abc import Callable
 from typing import Any, Final
 
+from meshlib.runtime.eyeballs import addresses_of, connect_first, connect_one, in_turns
+
 __all__ = ["LINGER_S", "Link", "RelayRoute", "dial"]
 
 
@@ -22,6 +24,7 @@ class RelayRoute:
         target: What a gRPC channel dials: `unix:/path`.
         address: The endpoint, `host:port` or `unix:/path`.
         context: Verifies the peer inside `do_handshake`.
+        dials: All addresses of the endpoint in the order in which they are tried; empty: just the one.
         last_error: Why the last connection to the endpoint failed; None after one that worked. Written by the relay's
             thread before gRPC notices.
         has_verified: A peer has been, over this route.
@@ -31,6 +34,7 @@ class RelayRoute:
         "address",
         "connect_timeout_s",
         "context",
+        "dials",
         "has_verified",
         "last_error",
         "listener",
@@ -47,7 +51,9 @@ class RelayRoute:
         context: ssl.SSLContext,
         server_name: str,
         connect_timeout_s: float,
+        dials: tuple[str, ...] = (),
     ) -> None:
+        self.dials = dials
         self.path = path
         self.target = f"unix:{path}"
         self.listener = listener
@@ -184,32 +190,15 @@ class Side(asyncio.Protocol):
         self.link.ended(self, exc)
 
 
-async def dial(loop: asyncio.AbstractEventLoop, address: str) -> socket.socket:
+async def dial(loop: asyncio.AbstractEventLoop, address: str, dials: tuple[str, ...] = ()) -> socket.socket:
     """Return a connected, non-blocking socket; we keep it, so that a forked child can close its copy."""
     if address.startswith("unix:"):
-        candidates: list[tuple[int, Any]] = [(socket.AF_UNIX, address[5:])]
-    else:
-        host, _, port = address.rpartition(":")
-        host = host.strip("[]")
-        try:
-            # Endpoints are addresses as a rule, and the resolver costs a thread.
-            version = ipaddress.ip_address(host).version
-            candidates = [(socket.AF_INET if version == 4 else socket.AF_INET6, (host, int(port)))]
-        except ValueError:
-            found = await loop.getaddrinfo(host, int(port), type=socket.SOCK_STREAM)
-            candidates = [(family, where) for family, _, _, _, where in found]
-    failure: OSError | None = None
-    for family, where in candidates:
-        sock = socket.socket(family, socket.SOCK_STREAM)
-        sock.setblocking(False)
-        try:
-            await loop.sock_connect(sock, where)
-        except OSError as error:
-            sock.close()
-            failure = error
-        except BaseException:
-            sock.close()
-            raise
-        else:
-            return sock
-    raise failure or OSError(f"{address} has no addresses")
+        return await connect_one(loop, (socket.AF_UNIX, socket.SOCK_STREAM, 0, "", address[5:]))
+    host, _, port = address.rpartition(":")
+    try:
+        # Endpoints are addresses as a rule, and the resolver costs a thread.
+        ipaddress.ip_address(host.strip("[]"))
+    except ValueError:
+        found: Any = await loop.getaddrinfo(host, int(port), type=socket.SOCK_STREAM)
+        return await connect_first(loop, in_turns(found))
+    return await connect_first(loop, addresses_of(dials or (address,)))

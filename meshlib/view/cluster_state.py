@@ -23,6 +23,7 @@ from meshlib.resilience.circuit_breaker import CircuitBreaker
 from meshlib.resilience.classify import failure_code, http_code
 from meshlib.resilience.health_check import CheckResult, CheckTurn
 from meshlib.resilience.outlier import Ejection, OutlierDetector, Trial, Unejection
+from meshlib.view.dials import with_dial_order
 from meshlib.view.endpoint_tls import EndpointTls
 from meshlib.view.health import HealthChecks
 from meshlib.view.learning import Learner, make_learner
@@ -56,6 +57,7 @@ class ClusterState:
         outlier: None: the cluster has no outlier detection.
         checks: None: the cluster has no active health checks.
         drops: Shares of requests that EDS asks to drop.
+        has_dials: Some endpoints have several addresses.
         safety: Of the process; fixed at creation.
         attempts: So far; guarded by the lock.
         account: What retries may still be made by the process's own budget; None: it has none.
@@ -78,6 +80,7 @@ class ClusterState:
         "checks",
         "config",
         "drops",
+        "has_dials",
         "high_breaker",
         "learner",
         "load",
@@ -138,13 +141,14 @@ class ClusterState:
 
     def _configure(self, config: ClusterConfig, now: float, pause: Pause = no_pause) -> None:
         self._given = config
-        config = with_spares(config)
+        config = with_dial_order(with_spares(config))
         self._kept: frozenset[str] = frozenset()
         if self.checks is not None and config.cluster.health_check is not None and config.cluster.keeps_passing_hosts:
             config, self._kept = with_passing(config, self.config, self.states)
         cluster, old = config.cluster, self.states
         self.memory.now = now
         states: dict[str, EndpointState] = {}
+        has_dials = False
         for locality in config.assignment.localities:
             for index, endpoint in enumerate(locality.endpoints):
                 if not index % PAUSE_EVERY:
@@ -158,6 +162,9 @@ class ClusterState:
                 elif state.endpoint is not endpoint:
                     state.endpoint = endpoint
                 states[address] = state
+                if endpoint.dials:
+                    has_dials = True
+        self.has_dials = has_dials
         self.breaker.limits = cluster.circuit_breakers
         self.high_breaker.limits = cluster.high_priority_circuit_breakers
         had_outlier = self.outlier is not None

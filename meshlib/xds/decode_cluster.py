@@ -15,6 +15,7 @@ from meshlib.model.cluster import (
     StaticDiscovery,
     TransportSocketMatch,
 )
+from meshlib.model.dialling import DialOrder
 from meshlib.model.endpoint import ClusterLoadAssignment
 from meshlib.model.secret import ClientTls
 from meshlib.xds.decode_cluster_http import HTTP_OPTIONS_TYPE, decode_protocol
@@ -63,6 +64,7 @@ _USED: Final = frozenset(
         "lrs_report_endpoint_metrics",
         "health_checks",
         "ignore_health_on_host_removal",
+        "upstream_connection_options",
         # Read by decode_balancing.
         "lb_policy",
         "load_balancing_policy",
@@ -91,7 +93,6 @@ _HARMLESS: Final = frozenset(
         "per_connection_buffer_limit_bytes",
         "http_protocol_options",
         "protocol_selection",
-        "upstream_connection_options",
         "preconnect_policy",
         "connection_pool_per_downstream_connection",
         "cleanup_interval",
@@ -99,6 +100,9 @@ _HARMLESS: Final = frozenset(
     }
 )
 
+_CONNECTION_HARMLESS: Final = frozenset({"tcp_keepalive", "set_local_interface_name_on_upstream_connections"})
+_VERSIONS: Final = {1: 4, 2: 6}
+"""Of `FirstAddressFamilyVersion`."""
 _OUTLIER_INTEGERS: Final = (
     "consecutive_5xx",
     "enforcing_consecutive_5xx",
@@ -190,6 +194,9 @@ def decode_cluster(message: Any, path: str, problems: Problems) -> Cluster:
         health_check=health_check(message, path, problems, may_be_http2=protocol.may_be_http2),
         counts_new_hosts=not message.common_lb_config.ignore_new_hosts_until_first_hc,
         keeps_passing_hosts=not message.ignore_health_on_host_removal,
+        dial_order=_dial_order(
+            message.upstream_connection_options, join(path, "upstream_connection_options"), problems
+        ),
         metadata=metadata(message.metadata),
     )
 
@@ -205,6 +212,14 @@ def _authority_names(
     if names is not None and names.is_san and any(one is not None and one.trust is None for one in sockets):
         problems.error(join(path, "upstream_http_protocol_options"), "auto_san_validation needs a trusted CA")
     return names
+
+
+def _dial_order(options: Any, path: str, problems: Problems) -> DialOrder:
+    cover(options, path, problems, used=frozenset({"happy_eyeballs_config"}), harmless=_CONNECTION_HARMLESS)
+    config = options.happy_eyeballs_config
+    return DialOrder(
+        _VERSIONS.get(config.first_address_family_version), wrapped(config, "first_address_family_count") or 1
+    )
 
 
 def _load_reports(message: Any, path: str, problems: Problems) -> LoadReports | None:

@@ -10,6 +10,7 @@ from collections.abc import Mapping
 from functools import lru_cache
 from typing import Any, Final
 
+from meshlib.model.dialling import DEFAULT_ORDER, MAX_DIALS
 from meshlib.model.endpoint import (
     NO_METADATA,
     ClusterLoadAssignment,
@@ -61,9 +62,8 @@ _LOCALITY_USED: Final = frozenset(
 )
 _LOCALITY_HARMLESS: Final = frozenset({"proximity"})
 _ENDPOINT_FIELDS: Final = frozenset({"endpoint", "health_status", "metadata", "load_balancing_weight"})
-_HOST_USED: Final = frozenset({"address", "hostname", "health_check_config"})
-# Other addresses of the same endpoint are tried when the first cannot be connected to; the first one serves.
-_HOST_HARMLESS: Final = frozenset({"additional_addresses"})
+_HOST_USED: Final = frozenset({"address", "hostname", "health_check_config", "additional_addresses"})
+_ADDITIONAL_USED: Final = frozenset({"address"})
 _SOCKET_USED: Final = frozenset({"protocol", "address", "port_value"})
 _SOCKET_HARMLESS: Final = frozenset({"ipv4_compat"})
 
@@ -149,12 +149,13 @@ def decode_assignment(
 def decode_member(message: Any, path: str, problems: Problems) -> Endpoint:
     """Decode an LbEndpoint that is a resource of its own (LEDS)."""
     return Endpoint(
-        address=_check_endpoint(message, path, problems, allow_names=False),
+        address=(address := _check_endpoint(message, path, problems, allow_names=False)),
         weight=message.load_balancing_weight.value or 1,
         health=_HEALTH.get(message.health_status, HealthStatus.UNKNOWN),
         hostname=message.endpoint.hostname,
         metadata=metadata(message.metadata),
         check=_check_target(message.endpoint, join(path, "endpoint"), problems),
+        dials=_dials(message.endpoint, address, join(path, "endpoint"), problems),
     )
 
 
@@ -244,7 +245,7 @@ def _endpoints(
             pause()
         data = message.SerializeToString()
         endpoint = known.get(data)
-        if endpoint is None:
+        if endpoint is None or (allow_names and endpoint.dials):
             endpoint = _endpoint(message, data, f"{path}.lb_endpoints[{index}]", problems, shared, allow_names)
         if seen is not None:
             address = endpoint.address
@@ -271,11 +272,18 @@ def _endpoint(
     if message.HasField("load_balancing_weight"):
         weight = message.load_balancing_weight.value
     is_usual = address is not None and weight and health is not None and not _is_unusual(host)
+    dials: tuple[str, ...] | None = ()
+    if host.additional_addresses:
+        dials = _fast_dials(host, address) if is_usual and not allow_names else None
+        is_usual = is_usual and dials is not None
     # Everything that is out of the ordinary is looked at again, slowly, with the field's path at hand.
     if not is_usual:
         address = _check_endpoint(message, path, problems, allow_names)
     check = _check_target(host, f"{path}.endpoint", problems)
-    found = Endpoint(address or "", weight, health or HealthStatus.UNKNOWN, host.hostname, metadata, check)
+    if dials is None:
+        # In DNS clusters they are not looked at.
+        dials = () if allow_names else _dials(host, address or "", f"{path}.endpoint", problems)
+    found = Endpoint(address or "", weight, health or HealthStatus.UNKNOWN, host.hostname, metadata, check, dials)
     if is_usual and check is None:
         if len(_KNOWN) >= MAX_KNOWN:
             _KNOWN.clear()
@@ -294,7 +302,16 @@ def fast_address(message: Any) -> str | None:
 
 
 def _is_unusual(host: Any) -> bool:
-    return len(host.ListFields()) > (2 if host.hostname else 1)
+    return len(host.ListFields()) > 1 + bool(host.hostname) + bool(host.additional_addresses)
+
+
+def _fast_dials(host: Any, address: str | None) -> tuple[str, ...] | None:
+    """As `_dials`; None: they need a closer look."""
+    found = [address]
+    for other in host.additional_addresses:
+        found.append(fast_address(other.address) if len(other.ListFields()) == 1 else None)
+    every = tuple(dict.fromkeys(text for text in found if text is not None))
+    return None if None in found or len(every) > MAX_DIALS else _in_order(every)
 
 
 def _check_endpoint(message: Any, path: str, problems: Problems, allow_names: bool) -> str:
@@ -306,12 +323,36 @@ def _check_endpoint(message: Any, path: str, problems: Problems, allow_names: bo
     if message.health_status not in _HEALTH:
         problems.error(join(path, "health_status"), f"unknown value {message.health_status}")
     place = join(path, "endpoint")
-    cover(message.endpoint, place, problems, used=_HOST_USED, harmless=_HOST_HARMLESS)
-    # In DNS clusters they are not looked at.
-    for index, other in enumerate(() if allow_names else message.endpoint.additional_addresses):
-        here = f"{join(place, 'additional_addresses')}[{index}].address"
-        socket_address(other.address, here, problems)
+    cover(message.endpoint, place, problems, used=_HOST_USED, harmless=frozenset())
+    if allow_names and message.endpoint.additional_addresses:
+        problems.unused(join(place, "additional_addresses"), "a name has the addresses that DNS knows")
     return socket_address(message.endpoint.address, join(place, "address"), problems, allow_names=allow_names)
+
+
+def _dials(host: Any, address: str, path: str, problems: Problems) -> tuple[str, ...]:
+    """Return all addresses of an endpoint in the order of a cluster that wants none of its own; empty: just the one."""
+    if not host.additional_addresses:
+        return ()
+    others = []
+    for index, other in enumerate(host.additional_addresses):
+        here = f"{join(path, 'additional_addresses')}[{index}]"
+        cover(other, here, problems, used=_ADDITIONAL_USED, harmless=frozenset())
+        found = socket_address(other.address, f"{here}.address", problems)
+        if found.startswith("unix:"):
+            problems.unused(f"{here}.address.pipe", "only IP addresses are tried")
+        else:
+            others.append(found)
+    if address.startswith("unix:"):
+        problems.unused(join(path, "additional_addresses"), "a unix socket is tried alone")
+        return ()
+    every = tuple(dict.fromkeys((address, *others)))
+    if len(every) > MAX_DIALS:
+        problems.unused(join(path, "additional_addresses"), f"{len(every)} addresses; the first {MAX_DIALS} are tried")
+    return _in_order(every[:MAX_DIALS])
+
+
+def _in_order(addresses: tuple[str, ...]) -> tuple[str, ...]:
+    return DEFAULT_ORDER.of(addresses) if len(addresses) > 1 else ()
 
 
 def _check_target(host: Any, path: str, problems: Problems) -> CheckTarget | None:

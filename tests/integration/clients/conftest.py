@@ -6,7 +6,7 @@ import socketserver
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 
@@ -35,6 +35,10 @@ from meshlib.runtime.tracing import Tracing
 from meshlib.view import ClusterState, TargetView, View, build_view
 
 ANY_PATH = RouteMatcher(PathMatcher(PathKind.PREFIX, "/"))
+
+
+def as_endpoint(one: str | Endpoint) -> Endpoint:
+    return Endpoint(one) if isinstance(one, str) else one
 
 
 class FakeMesh:
@@ -71,7 +75,7 @@ class FakeMesh:
     def serve(
         self,
         name: str,
-        clusters: Mapping[str, list[str]],
+        clusters: Mapping[str, list[str] | list[Endpoint]],
         *,
         weights: Mapping[str, int] | None = None,
         retry: RetryPolicy | None = None,
@@ -94,7 +98,7 @@ class FakeMesh:
                 Cluster(cluster, EdsDiscovery(cluster), **options),
                 ClusterLoadAssignment(
                     cluster,
-                    (LocalityEndpoints(Locality(), tuple(Endpoint(address) for address in addresses), weight=1),),
+                    (LocalityEndpoints(Locality(), tuple(as_endpoint(one) for one in addresses), weight=1),),
                 ),
             )
             for cluster, addresses in clusters.items()
@@ -260,6 +264,20 @@ def dead_address() -> Iterator[str]:
     """An address where nobody listens, for as long as the test runs."""
     with dead() as address:
         yield address
+
+
+@pytest.fixture
+def black_hole() -> Iterator[str]:
+    """An address that does not answer: its queue of connections is full."""
+    with ExitStack() as stack:
+        held = stack.enter_context(socket.socket())
+        held.bind(("127.0.0.1", 0))
+        held.listen(0)
+        for _ in range(4):
+            waiting = stack.enter_context(socket.socket())
+            waiting.setblocking(False)
+            waiting.connect_ex(held.getsockname())
+        yield f"127.0.0.1:{held.getsockname()[1]}"
 
 
 @contextmanager

@@ -17,6 +17,7 @@ from cryptography.hazmat.primitives.asymmetric import ec
 
 from meshlib.clients.grpc_channels import channels_of, close_channels
 from meshlib.model.cluster import Cluster, EdsDiscovery
+from meshlib.model.endpoint import Endpoint
 from meshlib.model.matcher import StringKind, StringMatcher
 from meshlib.model.retry import RetryPolicy
 from meshlib.model.secret import ClientTls, SanMatcher, SanType, Secret, SecretRef, TlsCertificate, TrustedCa
@@ -167,13 +168,13 @@ class Mesh:
     def __init__(self) -> None:
         self.source: FakeMesh = mesh_source(Snapshot(), clock=time.monotonic, rng=random.Random(7))
 
-    def serve(self, *addresses: str, retries: int = 0, **options: Any) -> None:
+    def serve(self, *addresses: str | Endpoint, retries: int = 0, **options: Any) -> None:
         retry = RetryPolicy(frozenset({"unavailable"}), num_retries=retries, base_interval_s=0.001)
         self.source.publish(service("checkout", *addresses, retry=retry if retries else None, **options))
 
     def serve_tls(
         self,
-        address: str,
+        address: str | Endpoint,
         authority: Authority,
         mine: Secret,
         peer: str = CHECKOUT,

@@ -205,16 +205,12 @@ def test_policies_that_cannot_be_honoured_are_refused(assignment, policy, path):
 
 def test_harmless_fields_are_reported(assignment):
     one = endpoint()
-    one["endpoint"] |= {
-        "health_check_config": {"port_value": 1},
-        "additional_addresses": [{"address": one["endpoint"]["address"]}],
-    }
+    one["endpoint"] |= {"health_check_config": {"port_value": 1}}
     decoded = assignment(locality(one, proximity=1, metadata={"filter_metadata": {"x": {}}}))
     assert decoded.errors == ()
     assert set(decoded.unused) == {
         "endpoints[0].proximity",
         "endpoints[0].metadata",
-        f"{E0}.endpoint.additional_addresses",
     }
 
 
