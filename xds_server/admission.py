@@ -7,7 +7,7 @@ reconnect loop or a leak, is slowed down and then refused, and takes nothing fro
 from collections import OrderedDict
 from dataclasses import dataclass, field
 
-from xds_server.machine import StreamRefused
+from xds_server.stream import StreamRefused
 
 MAX_WAIT_S = 1.0
 """A stream that would have to wait longer is refused."""

@@ -5,8 +5,8 @@ from dataclasses import dataclass
 from typing import Any, Protocol
 
 from xds_server.identity import Identity
-from xds_server.machine import StreamRefused
 from xds_server.snapshot import TypeState
+from xds_server.stream import StreamRefused
 from xds_server.tokens import TokenRefused, Tokens
 
 

@@ -2,10 +2,10 @@
 
 from collections.abc import Collection, Iterator
 
-from xds_server.machine import MAX_RESPONSE_BYTES
 from xds_server.model import Finding, Severity
 from xds_server.ordering import EDS, FULL_STATE_TYPES, RDS, SDS, short_name
 from xds_server.snapshot import Resource, Snapshot
+from xds_server.stream import MAX_RESPONSE_BYTES
 
 EMPTY_NAME = "MESH0100"
 NAMED_RESOURCE_MISSING = "MESH0101"

@@ -14,9 +14,9 @@ from meshlib.protos import message_class
 from xds_server.authentication import Authentication
 from xds_server.grpc_shell import guarded, is_local, read
 from xds_server.hub import Hub
-from xds_server.machine import StreamRefused
 from xds_server.ordering import short_name
 from xds_server.status import ClientStatus, ResourceStatus, State, TypeStatus, clients
+from xds_server.stream import StreamRefused
 
 SERVICE = "envoy.service.status.v3.ClientStatusDiscoveryService"
 _STATUS = "envoy.service.status.v3."

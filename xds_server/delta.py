@@ -9,9 +9,10 @@ from dataclasses import dataclass
 
 from xds_server.collective import covers, is_glob
 from xds_server.delta_subscription import DeltaSubscription
-from xds_server.machine import MAX_NAMES, Response, Settings, StreamMachine, StreamRefused
+from xds_server.machine import MAX_NAMES, StreamMachine
 from xds_server.ordering import CDS, EDS, LEDS, PUSH_ORDER, RDS, SDS, VHDS
 from xds_server.snapshot import EMPTY, Resource, Snapshot, TypeState
+from xds_server.stream import Response, Settings, StreamRefused
 from xds_server.wire import DeltaRequest, ResourceError, decode_delta_request, delta_field, encode_delta_response
 
 # A client that returns needs these again even if it has them: their parents may be warming (REC-3).
@@ -98,9 +99,9 @@ class DeltaStream(StreamMachine[DeltaSubscription]):
         elif request.nonce or request.error is not None:
             subscription.stale_nonces += 1
         for name in request.subscribe:
-            self._drop_retained(type_url, name)  # the client asks for the truth
+            self._retained.drop(type_url, name)  # the client asks for the truth
         subscription.change(request.subscribe, request.unsubscribe)
-        self._forget_retained(subscription)
+        self._retained.drop_unwanted(subscription)
 
     def _due(self, subscription: DeltaSubscription, wanted: Mapping[str, Resource]) -> _Due:
         known = subscription.known

@@ -8,7 +8,7 @@ from typing import Any, NoReturn, Protocol
 import grpc
 import grpc.aio
 
-from xds_server.machine import StreamRefused
+from xds_server.stream import StreamRefused
 from xds_server.text import one_line
 
 _log = logging.getLogger(__name__)

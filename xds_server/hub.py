@@ -7,9 +7,9 @@ from dataclasses import dataclass, field
 from xds_server.delta import DeltaStream
 from xds_server.groups import Group
 from xds_server.identity import Identity
-from xds_server.machine import StreamRefused
 from xds_server.snapshot import NOTHING, Snapshot, TypeState
 from xds_server.sotw import SotwStream
+from xds_server.stream import StreamRefused
 
 Machine = SotwStream | DeltaStream
 

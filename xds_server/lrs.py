@@ -11,7 +11,8 @@ from meshlib.protos import message_class
 from xds_server.authentication import Authentication
 from xds_server.grpc_shell import guarded, read
 from xds_server.load_reports import ClusterLoad, LoadReports, Locality, LocalityLoad
-from xds_server.machine import MAX_NAME_CHARS, NODE_MISSING, StreamRefused
+from xds_server.machine import MAX_NAME_CHARS, NODE_MISSING
+from xds_server.stream import StreamRefused
 from xds_server.wire import Node, decode_node
 
 SERVICE = "envoy.service.load_stats.v3.LoadReportingService"

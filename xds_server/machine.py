@@ -7,14 +7,13 @@ client costs one response per type, and a rejected resource is not sent again be
 
 Between types the machine keeps the order that lets clients change over without losing a request: clusters and
 endpoints before listeners and routes, and a cluster that leaves stays on the stream until the routes that left it are
-acknowledged (`_Retained`).
+acknowledged (`retained.py`).
 
 The two variants of the protocol differ in what a request says and what a response must hold: `sotw` and `delta`.
 """
 
 from abc import ABC, abstractmethod
 from collections.abc import Collection, Iterable, Mapping
-from dataclasses import dataclass, field
 from typing import ClassVar, Generic, TypeVar
 
 from xds_server.collective import find_all
@@ -30,14 +29,13 @@ from xds_server.ordering import (
     in_push_order,
     short_name,
 )
+from xds_server.retained import Retained
 from xds_server.snapshot import EMPTY, Changes, Resource, Snapshot, TypeState
+from xds_server.stream import Response, Settings, StreamRefused
 from xds_server.subscription import InFlight, Subscription
 from xds_server.ttl import next_refresh, schedule, supports_ttl, take_due, take_late
 from xds_server.versions import type_version
 from xds_server.wire import DeltaRequest, Node, Request, ResourceError
-
-MAX_RESPONSE_BYTES = 3_500_000
-"""gRPC clients refuse messages of more than 4 MiB: the stream dies, and again after the reconnect (LIM-1)."""
 
 # What one stream may ask for; ten times what the largest meshes do.
 MAX_TYPES = 64
@@ -51,66 +49,6 @@ NODE_MISSING = "the first request must carry a node with an id"
 
 NOT_FOUND = 5
 PERMISSION_DENIED = 7
-
-
-class StreamRefused(Exception):
-    """The stream must end. `code` names a gRPC status, the text says what to send instead."""
-
-    def __init__(self, code: str, message: str) -> None:
-        super().__init__(message)
-        self.code = code
-
-
-@dataclass(frozen=True, slots=True)
-class Settings:
-    """Limits of one stream; times in seconds.
-
-    Attributes:
-        max_response_bytes: Responses of types that can be split stay below it.
-        break_delay_s: How long a removed cluster stays listed for routes that are not acknowledged (ORD-2).
-        hold_s: How long changed routes wait for the acknowledgement of changed clusters.
-        ack_timeout_s: After it the next response goes out without an answer to the last (ACK-9). Longer than the
-            15 s for which Envoy warms a cluster.
-        resource_errors: Say which named resources do not exist (ERR-3).
-        resend_on_reconnect: A delta client that returns is sent the endpoints, routes and secrets it names although it
-            has them: what they belong to may be warming, and Envoy does not ask again (REC-3).
-        identifier: `control_plane.identifier` of every response.
-    """
-
-    max_response_bytes: int = MAX_RESPONSE_BYTES
-    break_delay_s: float = 5.0
-    hold_s: float = 5.0
-    ack_timeout_s: float = 60.0
-    resource_errors: bool = True
-    resend_on_reconnect: bool = True
-    identifier: str = "xds-server"
-
-
-@dataclass(frozen=True, slots=True)
-class Response:
-    """One response to write; the machine has already recorded it as sent.
-
-    Attributes:
-        names: Names of the resources in it.
-        data: The serialised message. Not shown: it may hold a private key.
-        removed: Names that it says are gone (delta).
-    """
-
-    type_url: str
-    version: str
-    nonce: str
-    names: tuple[str, ...]
-    errors: tuple[ResourceError, ...]
-    data: bytes = field(repr=False)
-    removed: tuple[str, ...] = ()
-
-
-@dataclass(slots=True)
-class _Retained:
-    """What left the state but stays on this stream until its routes have changed over, by type."""
-
-    resources: dict[str, dict[str, Resource]] = field(default_factory=dict)
-    deadline: float = 0.0
 
 
 S = TypeVar("S", bound=Subscription)
@@ -145,7 +83,7 @@ class StreamMachine(ABC, Generic[S]):
         self._snapshot = snapshot
         self._secrets = secrets
         self._denied = dict(denied or {})
-        self._retained = _Retained()
+        self._retained = Retained()
         self._nonce = 0
 
     # What happens to the stream.
@@ -173,7 +111,7 @@ class StreamMachine(ABC, Generic[S]):
         for type_url in self.RETAINED_TYPES:
             if type_url in changes:
                 self._retain(type_url, previous.state(type_url), changes[type_url])
-        if self._retained.resources:
+        if self._retained:
             self._retained.deadline = now + self.settings.break_delay_s
             is_touched = True
         return is_touched
@@ -192,16 +130,15 @@ class StreamMachine(ABC, Generic[S]):
             if (response := self._refresh(now)) is not None:
                 return response
             # Looked at last: what has just been found to be nothing may have been what removed clusters waited for.
-            if not self._retained.resources or not self._may_break(now):
+            if not self._retained or not self._may_break(now):
                 return None
-            for type_url in self._retained.resources:
+            for type_url in self._retained.release():
                 self.subscriptions[type_url].pending = True
-            self._retained.resources.clear()
 
     def deadline(self, now: float) -> float | None:
         """Return when `respond` may have something to send although nothing happens; monotonic seconds, after `now`."""
         times: list[float] = []
-        if self._retained.resources:
+        if self._retained:
             times.append(self._retained.deadline)
         for subscription in self.subscriptions.values():
             if (refresh := next_refresh(subscription)) is not None:
@@ -222,7 +159,7 @@ class StreamMachine(ABC, Generic[S]):
         wanted: Mapping[str, Resource] = state.resources
         if not subscription.wildcard:
             wanted = find_all(subscription.type_url, state, subscription.names)
-        if retained := self._retained.resources.get(subscription.type_url):
+        if retained := self._retained.of(subscription.type_url):
             wanted = {**retained, **wanted}
         return wanted
 
@@ -303,18 +240,7 @@ class StreamMachine(ABC, Generic[S]):
             if subscription.type_url in ROUTING_TYPES:
                 # Nothing gets past rejected routes (ORD-2), so those that are leaving must not wait for themselves.
                 for name in in_flight.names:
-                    self._drop_retained(subscription.type_url, name)
-
-    def _forget_retained(self, subscription: S) -> None:
-        """Stop keeping what the client no longer subscribes to."""
-        retained = self._retained.resources.get(subscription.type_url, {})
-        for name in [name for name in retained if not subscription.wants(name)]:
-            self._drop_retained(subscription.type_url, name)
-
-    def _drop_retained(self, type_url: str, name: str) -> None:
-        retained = self._retained.resources.get(type_url)
-        if retained is not None and retained.pop(name, None) is not None and not retained:
-            del self._retained.resources[type_url]
+                    self._retained.drop(subscription.type_url, name)
 
     def _state(self, type_url: str) -> TypeState:
         if type_url in self._denied:
@@ -433,9 +359,9 @@ class StreamMachine(ABC, Generic[S]):
         current = self._snapshot.state(type_url).resources
         for name in changed:
             if name in current:
-                self._drop_retained(type_url, name)
+                self._retained.drop(type_url, name)
             elif name in subscription.known and name in previous.resources and subscription.wants(name):
-                self._retained.resources.setdefault(type_url, {})[name] = previous.resources[name]
+                self._retained.keep(type_url, name, previous.resources[name])
 
     def _may_break(self, now: float) -> bool:
         """Tell whether removed clusters may leave: routes have changed over, or did not in time (ORD-2)."""

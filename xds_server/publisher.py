@@ -9,11 +9,11 @@ from xds_server.consistency import check
 from xds_server.debounce import Debounce
 from xds_server.groups import DEFAULT_GROUPS, Group
 from xds_server.hub import Hub
-from xds_server.machine import StreamRefused
 from xds_server.model import Compiled, Document, Finding, Instance, Severity
 from xds_server.ordering import short_name
 from xds_server.snapshot import Snapshot
 from xds_server.statistics import Statistics
+from xds_server.stream import StreamRefused
 from xds_server.waiting import wait_for
 
 _log = logging.getLogger(__name__)

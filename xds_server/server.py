@@ -16,12 +16,13 @@ from xds_server.groups import Group, group_of
 from xds_server.grpc_shell import GrpcService, guarded, read
 from xds_server.hub import Hub, LiveStream
 from xds_server.identity import Identity
-from xds_server.machine import NODE_MISSING, Settings, StreamRefused
+from xds_server.machine import NODE_MISSING
 from xds_server.ordering import SDS, short_name
 from xds_server.services import DISCOVERY_SERVICES
 from xds_server.snapshot import EMPTY, Snapshot
 from xds_server.sotw import SotwStream
 from xds_server.statistics import Statistics
+from xds_server.stream import Settings, StreamRefused
 from xds_server.text import one_line
 from xds_server.waiting import wait_for
 from xds_server.wire import Node

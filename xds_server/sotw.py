@@ -6,9 +6,10 @@ changed; see `machine` for what both variants share.
 
 from collections.abc import Mapping
 
-from xds_server.machine import Response, StreamMachine, StreamRefused
+from xds_server.machine import StreamMachine
 from xds_server.ordering import CDS, DELTA_TYPES
 from xds_server.snapshot import EMPTY, Resource, TypeState
+from xds_server.stream import Response, StreamRefused
 from xds_server.subscription import SotwSubscription
 from xds_server.wire import Request, ResourceError, decode_request, encode_response, wrapped_field
 
@@ -62,7 +63,7 @@ class SotwStream(StreamMachine[SotwSubscription]):
         if in_flight is not None:  # rows 4 and 2
             self._answered(subscription, in_flight, request.error, now)
         subscription.update(request.names)  # rows 6 to 8
-        self._forget_retained(subscription)
+        self._retained.drop_unwanted(subscription)
 
     def _difference(self, subscription: SotwSubscription) -> bool:
         known = subscription.known

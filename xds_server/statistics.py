@@ -3,8 +3,8 @@
 from collections import Counter
 from dataclasses import dataclass, field
 
-from xds_server.machine import Response
 from xds_server.ordering import PUSH_ORDER, short_name
+from xds_server.stream import Response
 from xds_server.wire import DeltaRequest, Request
 
 

@@ -5,9 +5,9 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
 from xds_server.delta import DeltaStream
-from xds_server.machine import Response, Settings
 from xds_server.ordering import CDS, EDS, LDS, RDS
 from xds_server.snapshot import NOTHING, Resource, Snapshot, TypeState
+from xds_server.stream import Response, Settings
 from xds_server.wire import DeltaRequest, Node
 
 TYPES = (CDS, EDS, LDS, RDS)

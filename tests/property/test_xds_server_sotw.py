@@ -4,10 +4,10 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
-from xds_server.machine import Response, Settings
 from xds_server.ordering import CDS, EDS, LDS, RDS
 from xds_server.snapshot import NOTHING, Resource, Snapshot, TypeState
 from xds_server.sotw import SotwStream
+from xds_server.stream import Response, Settings
 from xds_server.wire import Node, Request
 
 TYPES = (CDS, EDS, LDS, RDS)

@@ -7,10 +7,10 @@ import pytest
 
 from meshlib.protos import message_class
 from xds_server.delta import DeltaStream
-from xds_server.machine import Response, Settings
 from xds_server.ordering import CDS
 from xds_server.snapshot import NOTHING, Resource, Snapshot, TypeState
 from xds_server.sotw import SotwStream
+from xds_server.stream import Response, Settings
 from xds_server.wire import DeltaRequest, Node, Request
 
 

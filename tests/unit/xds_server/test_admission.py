@@ -3,7 +3,7 @@
 import pytest
 
 from xds_server.admission import MAX_IDLE_CLIENTS, Admission, StreamLimits, client_of
-from xds_server.machine import StreamRefused
+from xds_server.stream import StreamRefused
 
 LIMITS = StreamLimits(at_once=50, per_s=10.0, burst=20)
 

@@ -7,11 +7,11 @@ from xds_server.csds import answer
 from xds_server.groups import Group
 from xds_server.hub import LiveStream
 from xds_server.identity import Identity
-from xds_server.machine import StreamRefused
 from xds_server.model import Profile
 from xds_server.ordering import CDS, EDS, SDS
 from xds_server.snapshot import Resource, TypeState
 from xds_server.status import clients, clients_status
+from xds_server.stream import StreamRefused
 from xds_server.wire import resource_field
 
 

@@ -2,9 +2,9 @@
 
 import pytest
 
-from xds_server.machine import StreamRefused
 from xds_server.ordering import CDS, ECDS, EDS, LDS, RDS, SDS
 from xds_server.snapshot import Resource, TypeState
+from xds_server.stream import StreamRefused
 from xds_server.versions import type_version
 
 UNKNOWN = "type.googleapis.com/example.Unknown"

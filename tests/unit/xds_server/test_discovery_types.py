@@ -4,12 +4,12 @@ from typing import Any
 
 import pytest
 
-from xds_server.machine import StreamRefused
 from xds_server.model import Document, Profile
 from xds_server.ordering import CDS, ECDS, EDS, LDS, LEDS, RDS, RTDS, SRDS, VHDS
 from xds_server.references import references
 from xds_server.services import DISCOVERY_SERVICES
 from xds_server.snapshot import NOTHING, Snapshot
+from xds_server.stream import StreamRefused
 from xds_server.translate import compile_documents
 
 WRAPPER = "type.googleapis.com/envoy.service.discovery.v3.Resource"

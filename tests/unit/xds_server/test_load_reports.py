@@ -5,7 +5,7 @@ import pytest
 from meshlib.protos import from_dict
 from xds_server.load_reports import ClusterLoad, LoadReports, Locality, LocalityLoad
 from xds_server.lrs import decode_report
-from xds_server.machine import StreamRefused
+from xds_server.stream import StreamRefused
 
 REQUEST = "envoy.service.load_stats.v3.LoadStatsRequest"
 EAST = Locality("east", "a", "")

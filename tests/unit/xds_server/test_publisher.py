@@ -8,11 +8,11 @@ import pytest
 from meshlib.protos import from_dict
 from xds_server.groups import DEFAULT_GROUPS, Group
 from xds_server.hub import Hub, LiveStream
-from xds_server.machine import StreamRefused
 from xds_server.model import Compiled, Document, Finding, Place, Position, Profile, Severity
 from xds_server.ordering import CDS
 from xds_server.publisher import MAX_GROUPS, Publisher
 from xds_server.sotw import SotwStream
+from xds_server.stream import StreamRefused
 from xds_server.wire import Node, Request
 
 BAD = Finding(Severity.ERROR, "MESH0001", "is wrong", Position("a.yaml", 3, 5))

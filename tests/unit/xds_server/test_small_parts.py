@@ -13,11 +13,11 @@ from xds_server.debounce import Debounce
 from xds_server.durations import parse_duration
 from xds_server.groups import Group, group_of
 from xds_server.identity import Identity
-from xds_server.machine import Response
 from xds_server.model import Profile
 from xds_server.ordering import CDS
 from xds_server.private_files import create_private, private_folder, read_private, write_atomically
 from xds_server.statistics import Statistics
+from xds_server.stream import Response
 from xds_server.text import one_line
 from xds_server.wire import Node, Request, decode_delta_request, decode_request
 
