@@ -19,6 +19,7 @@ from meshlib.xds.commands import CancelTimer, Command, StartExpiry, StartTimer, 
 from meshlib.xds.decode import Decoded
 from meshlib.xds.delta import DeltaMachine
 from meshlib.xds.resources import CDS, EDS
+from meshlib.xds.stream_machine import EXPIRED
 from meshlib.xds.wire import AnyBytes, DeltaResponse, SendDelta
 
 NAMES = st.sampled_from("abcd")
@@ -101,7 +102,7 @@ class DeltaClient(RuleBasedStateMachine):
             assert not (request.subscribe or request.unsubscribe or request.held)
         else:
             assert request.subscribe or request.unsubscribe, "a wildcard, or nothing"
-            assert not set(request.subscribe) - self.asks_for(kind)
+            assert set(request.subscribe) - self.asks_for(kind) <= self.expired_members(kind)
             assert not set(request.unsubscribe) & self.asks_for(kind)
         assert not request.held or kind not in self.asked_for, "only the first request says what is held"
         for name, version in request.held:
@@ -115,6 +116,11 @@ class DeltaClient(RuleBasedStateMachine):
     def asks_for(self, kind: str) -> frozenset[str]:
         wanted = self.wanted[kind]
         return wanted | {"*"} if self.is_wild and kind == CDS else wanted
+
+    def expired_members(self, kind: str) -> set[str]:
+        """What a wildcard brought and time took: a late heartbeat has it asked for by name."""
+        entries = [entry for entry in self.cache if entry.type_url == kind and entry.error == EXPIRED]
+        return {entry.name for entry in entries} if self.is_wild and kind == CDS else set()
 
     # The world.
 
@@ -326,7 +332,7 @@ class DeltaClient(RuleBasedStateMachine):
         if body is None:
             assert (entry.value, entry.is_absent) == (None, True)
         elif body[3:5] == b"ok":
-            has_expired = entry.state is ResourceState.DOES_NOT_EXIST and entry.error == "its time to live has passed"
+            has_expired = entry.state is ResourceState.DOES_NOT_EXIST and entry.error == EXPIRED
             if has_expired and not is_mortal:
                 # It was mortal when it came, the server has changed its mind since without a new version: no heartbeat.
                 assert entry.value is None
