@@ -93,6 +93,10 @@ class Entry:
         """No server has answered for it: there is nothing, or only a copy from disk."""
         return self.is_spare or not self.is_answered
 
+    def drop_value(self) -> None:
+        """Have nothing in use any more."""
+        self.value, self.body, self.is_spare, self.unused = None, b"", False, ()
+
 
 @dataclass(frozen=True, slots=True)
 class Spare:

@@ -29,10 +29,11 @@ from meshlib.xds.bootstrap import DELTA_FEATURE, GRPC_RULES_FEATURE
 from meshlib.xds.cache import Entry, ResourceCache, ResourceState, ResourceValue
 from meshlib.xds.commands import Command
 from meshlib.xds.decode import Decoded, decode_resource
+from meshlib.xds.nack import error_problem, problem, refusal
 from meshlib.xds.names import covers, is_collection, normal
 from meshlib.xds.resources import TYPE_URLS, VHDS
 from meshlib.xds.sotw import SotwMachine
-from meshlib.xds.stream_machine import NOT_FOUND, StreamMachine, Taken, error_problem, problem, refusal
+from meshlib.xds.stream_machine import NOT_FOUND, StreamMachine, Taken
 from meshlib.xds.wire import AnyBytes, DeltaResponse, SendDelta, decode_delta_response
 
 __all__ = ["DeltaMachine", "new_machine"]
@@ -107,7 +108,7 @@ class DeltaMachine(StreamMachine):
         result = SotwMachine(self._cache, features=self._features, decode=self._decode)
         result._collections = self._collections
         result.want({type_url: state.wanted for type_url, state in self._types.items()})
-        result._expiring |= self._expiring
+        result._timers.inherit(self._timers)
         return result
 
     def _asked(self, type_url: str) -> frozenset[str]:
@@ -131,7 +132,7 @@ class DeltaMachine(StreamMachine):
     def opened(self) -> tuple[Command, ...]:
         self._is_open = True
         self.has_response = self.has_sent = False
-        commands = self._expiries()
+        commands = self._timers.expiries()
         for type_url, state in self._types.items():
             # Members that were refused, or have expired, are not among what this stream is told that we hold, so that
             # nobody would say when they are gone. Those that are there still come again.
@@ -147,17 +148,18 @@ class DeltaMachine(StreamMachine):
         commands: list[Command] = []
         if request is not None and self._is_open:
             self.has_sent = True
+            state = self._types[request.type_url]
             if request.unsubscribe:
-                state = self._types[request.type_url]
                 self._give_up(request.type_url, state.wanted | state.asked, commands)
-            self._start_timers(request.type_url, request.subscribe, commands)
+            awaited = [name for name in request.subscribe if name in state.wanted]
+            self._timers.start(request.type_url, awaited, commands)
         return self._flush(commands)
 
     def closed(self) -> tuple[Command, ...]:
         self._is_open = False
         self._introduced.clear()
         self._sending = None
-        commands = self._cancel_all()
+        commands = self._timers.cancel_all()
         for type_url, state in self._types.items():
             state.answers.clear()
             state.asked = state.again = frozenset()
@@ -264,7 +266,7 @@ class DeltaMachine(StreamMachine):
             if entry is None:
                 continue
             state.held.pop(name, None)
-            self._cancel((type_url, name), commands)
+            self._timers.cancel((type_url, name), commands)
             self._cache.drop_spare(type_url, name)
             if entry.value is not None and not entry.is_spare:
                 if entry.state is not ResourceState.DOES_NOT_EXIST:

@@ -24,9 +24,10 @@ from meshlib.xds.bootstrap import DELTA_FEATURE
 from meshlib.xds.cache import Key, ResourceCache, ResourceState
 from meshlib.xds.commands import CancelTimer, Command, Report, StartTimer
 from meshlib.xds.decode import Decoded, decode_resource
+from meshlib.xds.nack import error_problem, problem, refusal
 from meshlib.xds.names import WILDCARD, normal
 from meshlib.xds.resources import DELTA_ONLY, TYPE_URLS, is_full_state, short_name
-from meshlib.xds.stream_machine import DOES_NOT_EXIST_S, StreamMachine, error_problem, has_expired, problem, refusal
+from meshlib.xds.stream_machine import DOES_NOT_EXIST_S, StreamMachine, has_expired
 from meshlib.xds.wire import DiscoveryResponse, SendRequest, decode_response
 
 __all__ = ["DOES_NOT_EXIST_S", "CancelTimer", "Command", "Report", "SotwMachine", "StartTimer"]
@@ -114,7 +115,7 @@ class SotwMachine(StreamMachine):
             if has_expired(entry):
                 # A version says that all of it is here; a server that believed it would not send the rest again.
                 self._types[entry.type_url].version = ""
-        return self._flush(self._expiries())
+        return self._flush(self._timers.expiries())
 
     def sent(self) -> tuple[Command, ...]:
         request, self._sending = self._sending, None
@@ -126,7 +127,7 @@ class SotwMachine(StreamMachine):
             if self._sending_list is not state.told:
                 # Names may have come and gone since: only what was in this very request can be given up or waited for.
                 self._forget(request.type_url, state.wanted | self._sending_list, commands)
-                self._start_timers(request.type_url, sorted(self._sending_list), commands)
+                self._timers.start(request.type_url, sorted(self._sending_list & state.wanted), commands)
             state.told = self._sending_list
         return self._flush(commands)
 
@@ -134,7 +135,7 @@ class SotwMachine(StreamMachine):
         self._is_open = False
         self._introduced.clear()
         self._sending = None
-        commands = self._cancel_all()
+        commands = self._timers.cancel_all()
         for type_url, state in self._types.items():
             state.nonce = state.error = ""
             state.sent = state.told = None

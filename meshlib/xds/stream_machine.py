@@ -23,25 +23,22 @@ from meshlib.model.discovery import Collection
 from meshlib.xds.bootstrap import SEPARATE_FEATURE, WILDCARD_CDS_FEATURE, WILDCARD_LDS_FEATURE
 from meshlib.xds.cache import Entry, Key, ResourceCache, ResourceState
 from meshlib.xds.collections import Collections
-from meshlib.xds.commands import CancelTimer, Command, Report, StartExpiry, StartTimer, StopExpiry
+from meshlib.xds.commands import Command, Report
 from meshlib.xds.decode import Decoded, decode_resource
 from meshlib.xds.names import WILDCARD, covers, is_collection, normal
+from meshlib.xds.resource_timers import ResourceTimers
 from meshlib.xds.resources import CDS, LDS, short_name
 from meshlib.xds.wire import AnyBytes, ResourceError, peek_name
 
-__all__ = ["DOES_NOT_EXIST_S", "StreamMachine", "Taken", "error_problem", "has_expired", "problem", "refusal"]
+__all__ = ["DOES_NOT_EXIST_S", "StreamMachine", "Taken", "has_expired"]
 
 DOES_NOT_EXIST_S: Final = 15.0
 """Envoy's `initial_fetch_timeout` and gRPC's timer (A57)."""
 TRANSIENT_S: Final = 30.0
 """With `resource_timer_is_transient_error` (A88)."""
-ROUNDING_S: Final = 0.001
-"""A timer may run this much early: a time made of a time and a difference is not exact."""
 NOT_FOUND: Final = 5
 PERMISSION_DENIED: Final = 7
 EXPIRED: Final = "its time to live has passed"
-MAX_ERROR_CHARS: Final = 16_384
-"""A NACK is for people; a hundred thousand of the same error help nobody."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,14 +82,13 @@ class StreamMachine(ABC):
             for type_url, feature in ((LDS, WILDCARD_LDS_FEATURE), (CDS, WILDCARD_CDS_FEATURE))
             if feature in features
         )
-        self._timers: set[Key] = set()
-        self._expiring: set[Key] = set()
         self._is_open = False
         self._is_separate = SEPARATE_FEATURE in features
         self._introduced: set[str] = set()
         self._fails_on_data_errors = "fail_on_data_errors" in features
         self._ignores_deletion = "ignore_resource_deletion" in features
         self._timer_is_transient = "resource_timer_is_transient_error" in features
+        self._timers = ResourceTimers(cache, TRANSIENT_S if self._timer_is_transient else DOES_NOT_EXIST_S)
         self.is_patient = False
         """Answers to responses wait until `answer`; set by the shell."""
         self.has_response = False
@@ -144,9 +140,8 @@ class StreamMachine(ABC):
 
     def timer_fired(self, key: Key, now: float) -> tuple[Command, ...]:
         """The time for a resource to arrive is over. It stays subscribed, and is used if it arrives later."""
-        if key not in self._timers:
+        if not self._timers.take(key):
             return ()
-        self._timers.discard(key)
         entry = self._cache.get(*key)
         if entry is None or not entry.is_open_question:
             return ()
@@ -154,7 +149,7 @@ class StreamMachine(ABC):
         if self._timer_is_transient:
             entry.state, entry.error = ResourceState.TIMEOUT, "timeout obtaining resource from the management server"
         else:
-            _drop_value(entry)
+            entry.drop_value()
             entry.state, entry.error, entry.is_absent = ResourceState.DOES_NOT_EXIST, "does not exist", True
         self._cache.drop_spare(*key)
         return ()
@@ -162,14 +157,10 @@ class StreamMachine(ABC):
     def expired(self, key: Key, now: float) -> tuple[Command, ...]:
         """The time to live of a resource is over: it is gone as if the server had removed it."""
         entry = self._cache.get(*key)
-        if entry is None or entry.expires_at is None or entry.expires_at > now + ROUNDING_S:
-            return ()
-        entry.expires_at = None
-        self._expiring.discard(key)
-        if entry.value is None:
+        if entry is None or not self._timers.take_expiry(entry, now) or entry.value is None:
             return ()
         # Not a matter of `ignore_resource_deletion`: the server itself said when it must not be used any more.
-        _drop_value(entry)
+        entry.drop_value()
         entry.state, entry.error, entry.failed_at = ResourceState.DOES_NOT_EXIST, EXPIRED, now
         entry.is_absent = True
         self._collections.renew(*key)
@@ -247,10 +238,10 @@ class StreamMachine(ABC):
         for name in self._collections.members(type_url) - wanted:
             entry = self._cache.peek(type_url, name)
             if entry is not None and entry.is_spare:
-                _drop_value(entry)
+                entry.drop_value()
                 self._drop_member(type_url, name, commands)
         for entry in self._collections.settle(type_url, frozenset(touched), version, now):
-            self._cancel((type_url, entry.name), commands)
+            self._timers.cancel((type_url, entry.name), commands)
 
     def _drop_member(self, type_url: str, name: str, commands: list[Command]) -> None:
         """A member of a collection is gone, unless the server's word is not to count (`ignore_resource_deletion`)."""
@@ -259,7 +250,7 @@ class StreamMachine(ABC):
             return
         self._collections.leave(type_url, name)
         if name not in self.wanted(type_url) and name not in self._asked(type_url):
-            self._set_expiry(entry, None, 0.0, commands)
+            self._timers.set_expiry(entry, None, 0.0, commands)
             self._cache.drop(type_url, name)
 
     def _take(
@@ -303,14 +294,14 @@ class StreamMachine(ABC):
             if entry is None:
                 continue
             entries.append(entry)
-            self._cancel((type_url, match), commands)
+            self._timers.cancel((type_url, match), commands)
             self._cache.drop_spare(type_url, match)
             if decoded.value is None:
                 self._refuse(entry, ResourceState.NACKED, "; ".join(errors), version, now)
                 commands.append(Report(ResourceRejected(type_url, match, version, entry.error)))
             else:
                 self._accept(entry, decoded, body, version, now, commands)
-                self._set_expiry(entry, resource.ttl_s, now, commands)
+                self._timers.set_expiry(entry, resource.ttl_s, now, commands)
         return Taken(name, errors, () if errors else tuple(entries))
 
     def _take_heartbeat(
@@ -324,7 +315,7 @@ class StreamMachine(ABC):
             entry = self._cache.get(type_url, name)
             # Of what was refused there may be an older form in use; the server vouches for the name again, so it lives.
             if entry is not None and entry.value is not None and not entry.is_spare:
-                self._set_expiry(entry, resource.ttl_s, now, commands)
+                self._timers.set_expiry(entry, resource.ttl_s, now, commands)
         return Taken(normal(resource.name))
 
     def _accept(
@@ -351,17 +342,17 @@ class StreamMachine(ABC):
             entry = self._cache.get(type_url, name)
             if entry is None:
                 continue
-            self._cancel((type_url, name), commands)
+            self._timers.cancel((type_url, name), commands)
             self._cache.drop_spare(type_url, name)
             if entry.is_spare:
-                _drop_value(entry)
+                entry.drop_value()
             text = error.message or ("does not exist" if error.code == NOT_FOUND else f"error code {error.code}")
             final = error.code in (NOT_FOUND, PERMISSION_DENIED)
             self._refuse(entry, ResourceState.RECEIVED_ERROR, text, version, now, drops=final)
             entry.is_absent = error.code == NOT_FOUND
             if entry.is_absent and deletes and not self._ignores_deletion:
                 # The same as leaving it out, said aloud.
-                _drop_value(entry)
+                entry.drop_value()
             commands.append(Report(ResourceRejected(type_url, name, version, text)))
 
     def _remove(self, entry: Entry, version: str, now: float, commands: list[Command]) -> None:
@@ -369,9 +360,9 @@ class StreamMachine(ABC):
         entry.state, entry.error, entry.failed_at = ResourceState.DOES_NOT_EXIST, "was removed", now
         entry.failed_version = version
         if not self._ignores_deletion or self._fails_on_data_errors:
-            _drop_value(entry)
+            entry.drop_value()
             entry.is_absent = True
-        self._set_expiry(entry, None, now, commands)
+        self._timers.set_expiry(entry, None, now, commands)
         commands.append(Report(ResourceRejected(entry.type_url, entry.name, version, "was removed")))
 
     def _refuse(
@@ -380,7 +371,7 @@ class StreamMachine(ABC):
         entry.state, entry.error, entry.failed_version, entry.failed_at = state, error, version, now
         entry.is_spare = entry.is_absent = False
         if self._fails_on_data_errors and drops:
-            _drop_value(entry)
+            entry.drop_value()
 
     def _decoded(self, type_url: str, body: bytes) -> Decoded:
         try:
@@ -389,79 +380,13 @@ class StreamMachine(ABC):
             # A gap in a decoder must cost one resource, never the stream and with it every other resource.
             return Decoded("", None, (f"cannot be decoded: {type(error).__name__}: {error}",), ())
 
-    def _start_timers(self, type_url: str, names: Iterable[str], commands: list[Command]) -> None:
-        """A request naming these was taken by the transport: those that nothing is known of have so long to come."""
-        wanted = self.wanted(type_url)
-        for name in names:
-            key = (type_url, name)
-            entry = self._cache.peek(*key)
-            if name in wanted and entry is not None and key not in self._timers and entry.is_open_question:
-                self._timers.add(key)
-                commands.append(StartTimer(key, TRANSIENT_S if self._timer_is_transient else DOES_NOT_EXIST_S))
-
-    def _cancel(self, key: Key, commands: list[Command]) -> None:
-        if key in self._timers:
-            self._timers.discard(key)
-            commands.append(CancelTimer(key))
-
-    def _cancel_all(self) -> list[Command]:
-        commands: list[Command] = [CancelTimer(key) for key in self._timers]
-        self._timers.clear()
-        return commands
-
-    def _set_expiry(self, entry: Entry, ttl_s: float | None, now: float, commands: list[Command]) -> None:
-        key = (entry.type_url, entry.name)
-        if ttl_s is not None:
-            entry.expires_at = now + ttl_s
-            self._expiring.add(key)
-            commands.append(StartExpiry(key, entry.expires_at))
-        elif entry.expires_at is not None:
-            entry.expires_at = None
-            self._expiring.discard(key)
-            commands.append(StopExpiry(key))
-
-    def _expiries(self) -> list[Command]:
-        """Say all times of expiry again: after a fork, the timers of the process before are not here."""
-        entries = [self._cache.peek(*key) for key in sorted(self._expiring)]
-        return [
-            StartExpiry((entry.type_url, entry.name), entry.expires_at)
-            for entry in entries
-            if entry is not None and entry.expires_at is not None
-        ]
-
     def _forget(self, type_url: str, keep: frozenset[str], commands: list[Command]) -> None:
         """Drop what is known of all other resources of a type."""
         keep = self._collections.retain(type_url, keep)
         self._cache.retain(type_url, keep)
-        for key in [key for key in self._timers if key[0] == type_url and key[1] not in keep]:
-            self._cancel(key, commands)
-        for key in [key for key in self._expiring if key[0] == type_url and key[1] not in keep]:
-            self._expiring.discard(key)
-            commands.append(StopExpiry(key))
+        self._timers.retain(type_url, keep, commands)
 
 
 def has_expired(entry: Entry | None) -> bool:
     """Whether a resource is gone because its time to live has passed, and the server has not spoken of it since."""
     return entry is not None and entry.state is ResourceState.DOES_NOT_EXIST and entry.error == EXPIRED
-
-
-def problem(kind: str, index: int, name: str, errors: Iterable[str]) -> str:
-    """Return one part of a NACK's text, as gRPC words it."""
-    return f"{kind} index {index}: {f'{name}: ' if name else ''}{'; '.join(errors)}"
-
-
-def refusal(problems: Iterable[str]) -> str:
-    """Return the text of a NACK; empty when there is nothing to complain of."""
-    text = "; ".join(problems)
-    return f"xDS response validation errors: [{text}]"[:MAX_ERROR_CHARS] if text else ""
-
-
-def error_problem(error: ResourceError) -> str:
-    """Return what is wrong with an entry of `resource_errors`, or nothing."""
-    if not error.name:
-        return "no name"
-    return "" if error.code else "code OK"
-
-
-def _drop_value(entry: Entry) -> None:
-    entry.value, entry.body, entry.is_spare, entry.unused = None, b"", False, ()
