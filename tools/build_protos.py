@@ -83,7 +83,12 @@ def _peak_ewma() -> descriptor_pb2.FileDescriptorProto:
 
 
 def build() -> bytes:
-    """Return a zlib-compressed FileDescriptorSet, dependencies before dependents, in a stable order."""
+    """Return the descriptors' files and an index of them, compressed with zlib, in a stable order.
+
+    The index comes first: its length as four bytes, big-endian, then a line for each file with tabs between its length,
+    the numbers of the lines of those that it imports, its package, and the names at its top level. The bytes of the files
+    follow in the same order.
+    """
     for root in ROOTS:
         _import_all(root)
     importlib.import_module("google.rpc.error_details_pb2")
@@ -107,8 +112,16 @@ def build() -> bytes:
             add(descriptor)
     for extra in (_random_subsetting(), _peak_ewma()):
         files.setdefault(extra.name, extra)
-    result = descriptor_pb2.FileDescriptorSet(file=files.values())
-    return zlib.compress(result.SerializeToString(deterministic=True), 9)
+    lines, bodies = [], []
+    numbers = {name: str(number) for number, name in enumerate(files)}
+    for file in files.values():
+        bodies.append(file.SerializeToString(deterministic=True))
+        kinds = (file.message_type, file.enum_type, file.extension, file.service)
+        symbols = [one.name for kind in kinds for one in kind]
+        imported = " ".join(numbers[name] for name in file.dependency)
+        lines.append("\t".join([str(len(bodies[-1])), imported, file.package, *symbols]))
+    index = "\n".join(lines).encode()
+    return zlib.compress(len(index).to_bytes(4, "big") + index + b"".join(bodies), 9)
 
 
 if __name__ == "__main__":

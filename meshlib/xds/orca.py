@@ -19,7 +19,7 @@ from google.protobuf.message import DecodeError
 
 from meshlib.model.load_report import LoadReport
 from meshlib.model.request import Headers
-from meshlib.protos import message_class, pool
+from meshlib.protos import from_json, message_class
 
 __all__ = ["HEADER", "HEADER_BIN", "MAX_METRICS", "decode_report", "encode_stream_request", "find_report"]
 
@@ -95,10 +95,10 @@ def _of_text(value: str) -> LoadReport | None:
 
 
 def _of_json(text: str) -> LoadReport | None:
-    from google.protobuf.json_format import Parse, ParseError  # 2 MB, which those who get no JSON do without
+    from google.protobuf.json_format import ParseError  # 2 MB, which those who get no JSON do without
 
     try:
-        return _of_message(Parse(text, message_class(_TYPE)(), descriptor_pool=pool()))
+        return _of_message(from_json(_TYPE, text))
     except (ParseError, ValueError, RecursionError):
         return None
 

@@ -4,10 +4,9 @@ import json
 from functools import lru_cache
 from typing import Any
 
-from google.protobuf import json_format
 from google.protobuf.message import Message
 
-from meshlib.protos import TYPE_PREFIX, message_class, pool
+from meshlib.protos import TYPE_PREFIX, from_json
 from xds_server.model import Position, Profile
 
 Json = dict[str, Any]  # proto3 JSON being put together
@@ -53,7 +52,7 @@ def build(full_name: str, value: Json) -> Message:
 # One registration changes one endpoint resource; the others are found here instead of being parsed again.
 @lru_cache(maxsize=32_768)
 def _parsed(full_name: str, text: str) -> Message:
-    message: Message = json_format.Parse(text, message_class(full_name)(), descriptor_pool=pool())
+    message: Message = from_json(full_name, text)
     return message
 
 

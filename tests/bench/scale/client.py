@@ -18,7 +18,7 @@ import httpx
 
 sys.path.append(str(Path(__file__).parents[1]))
 
-from scale.resources import ADDRESSES, HEADER, address
+from scale.resources import ADDRESSES, CDS, HEADER, address
 
 XDS_CONFIG = "grpc.TEST_ONLY_DO_NOT_USE_IN_PROD.xds_bootstrap_config"
 Result = dict[str, Any]
@@ -88,9 +88,9 @@ def load() -> Result:
     import meshlib.clients.httpx_filters
     import meshlib.clients.httpx_sync
     import meshlib.mesh  # noqa: F401
-    from meshlib.protos import message_class
+    from meshlib.xds.decode import decode_resource
 
-    message_class("google.protobuf.Any")
+    decode_resource(CDS, b"")
     "localhost".encode("idna")
     _import_mesh()
     return {}

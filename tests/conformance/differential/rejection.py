@@ -11,8 +11,6 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-from google.protobuf.json_format import MessageToDict
-
 from differential import subject
 from differential.decision import Refusal
 from differential.envoy_side import EnvoySide
@@ -22,7 +20,7 @@ from differential.resource_side import CLUSTERS, ENDPOINTS, LISTENERS, EnvoyEnde
 from differential.resources import ResourceMaker
 from differential.run import MAX_SHOWN, Report
 from differential.shrink import smaller_configurations
-from meshlib.protos import from_dict, pool
+from meshlib.protos import from_dict, to_dict
 from meshlib.xds.resources import CDS, EDS, LDS
 
 MAX_TRIES = 200
@@ -223,7 +221,7 @@ def run_rejection(kind: Kind, seed: int, cases: int) -> Report:
 
 
 def _json(message: Any) -> Json:
-    made: Json = MessageToDict(message, preserving_proto_field_name=True, descriptor_pool=pool())
+    made: Json = to_dict(message)
     return made
 
 
