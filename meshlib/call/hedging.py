@@ -21,7 +21,7 @@ from meshlib.call.report import attempt_finished
 from meshlib.call.retrying import RetryDecisions
 from meshlib.call.steps import Attempt, Done, RaceStep, Sleep, Step, Wait
 from meshlib.events import HostEjected, HostUnejected
-from meshlib.model.outcome import Failure, FailureKind, Outcome, Response
+from meshlib.model.outcome import NOT_REACHED, Failure, FailureKind, Outcome, Response
 from meshlib.routing.matchers import in_fraction
 from meshlib.routing.table import RouteMatch
 
@@ -221,6 +221,8 @@ class HedgedSteps(RetryDecisions, ABC):
         return step
 
     def _record(self, flight: Flight, outcome: Outcome, now: float) -> HostEjected | HostUnejected | None:
+        if self.head.is_grpc and isinstance(outcome, Failure) and outcome.kind in NOT_REACHED:
+            flight.cluster.has_lost = True
         learner = flight.cluster.learner
         if learner is not None:
             learner.finished(flight.state, outcome, now - flight.began_at, now, is_grpc=self.head.is_grpc)

@@ -20,7 +20,7 @@ from meshlib.call.report import attempt_finished
 from meshlib.call.steps import Attempt, Done, Sleep, Step
 from meshlib.call.way import Way
 from meshlib.events import HostEjected, HostUnejected
-from meshlib.model.outcome import GRPC_OK, FailureKind, LocalReply, Outcome, Response
+from meshlib.model.outcome import GRPC_OK, NOT_REACHED, FailureKind, LocalReply, Outcome, Response
 from meshlib.model.request import RequestHead
 from meshlib.resilience.health_check import IMMEDIATE_FAILURE
 from meshlib.resilience.retry import NO_RETRIES
@@ -123,6 +123,8 @@ class Call(Beginnings, HostChoice):
             failure, is_good = outcome, False
             if failure.kind is FailureKind.OVERFLOW:
                 return self._overflowed(state.endpoint, failure, now)
+            if is_grpc and failure.kind in NOT_REACHED:
+                cluster.has_lost = True
             is_recorded = not self._is_idle_timeout(failure)
         if self._has_session:
             self._answered_at = now

@@ -6,7 +6,7 @@ from typing import Final
 
 from meshlib.model.request import Headers
 
-__all__ = ["GRPC_OK", "Failure", "FailureKind", "LocalReply", "Outcome", "Response"]
+__all__ = ["GRPC_OK", "NOT_REACHED", "Failure", "FailureKind", "LocalReply", "Outcome", "Response"]
 
 NO_HEADERS = Headers()
 
@@ -42,6 +42,9 @@ class Response:
     headers: Headers = NO_HEADERS
     grpc_status: int | None = None
 
+
+NOT_REACHED: Final = frozenset({FailureKind.CONNECT, FailureKind.IDENTITY})
+"""There was no connection."""
 
 GRPC_OK: Final = Response(200, NO_HEADERS, 0)
 """A gRPC call that went well."""

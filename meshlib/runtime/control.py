@@ -35,6 +35,7 @@ from meshlib.runtime.server_links import ServerLinks
 from meshlib.runtime.state_store import StateStore
 from meshlib.runtime.wanted import Wanted
 from meshlib.view import View
+from meshlib.view.lost_names import lost_names
 from meshlib.xds.bootstrap import Bootstrap, ServerConfig
 from meshlib.xds.cache import CacheShare, Entry, ResourceCache
 from meshlib.xds.delta import new_machine
@@ -408,7 +409,10 @@ class ControlPlane:
 
     def _tick(self) -> None:
         self._scheduler.later(TICK_S, self._tick)
-        self._owner.tick(self._clock())
+        now = self._clock()
+        self._owner.tick(now)
+        if lost := lost_names(self._view().clusters.values()):
+            self._names.look_up_again(lost, now)
         self._orca.step()
         self._emit_all(self._certificates.sweep(self._clock(), self._wall_clock()))
 

@@ -1,8 +1,9 @@
 """The host names of DNS clusters, kept resolved."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from functools import partial
+from typing import Final
 
 from meshlib.model.dns import DnsAnswer, DnsRecords
 from meshlib.ports import Rng
@@ -10,7 +11,10 @@ from meshlib.runtime.dns import DnsLookups
 from meshlib.runtime.scheduler import Scheduler, Timer
 from meshlib.xds.dns import DnsWish, answer_after, wait_s
 
-__all__ = ["HostNames"]
+__all__ = ["MIN_BETWEEN_S", "HostNames"]
+
+MIN_BETWEEN_S: Final = 30.0
+"""Between two look-ups of which the second is not due yet; gRPC's `grpc.dns_min_time_between_resolutions_ms`."""
 
 
 @dataclass(slots=True)
@@ -19,11 +23,13 @@ class _Name:
 
     Attributes:
         failures: In a row.
+        answered_at: When the last look-up ended, in monotonic seconds.
         timer: None: it is being looked up.
     """
 
     wish: DnsWish
     failures: int = 0
+    answered_at: float = 0.0
     timer: Timer | None = None
 
 
@@ -74,6 +80,20 @@ class HostNames:
                     name.timer.cancel()
                     self._look_up(label, name)
 
+    def look_up_again(self, labels: Iterable[str], now: float) -> None:
+        """Look names up before their time, but `MIN_BETWEEN_S` after they were looked up last.
+
+        A name whose last look-up has failed is tried again with the pace of failures anyway.
+        """
+        for label in labels:
+            name = self._names.get(label)
+            if name is None or name.timer is None or name.failures:
+                continue
+            at = max(now, name.answered_at + MIN_BETWEEN_S)
+            if at < name.timer.when:
+                name.timer.cancel()
+                name.timer = self._scheduler.later(at - now, partial(self._look_up, label, name))
+
     def _look_up(self, label: str, name: _Name) -> None:
         name.timer = None
         self._lookups.start(name.wish.question, partial(self._answered, label, name))
@@ -88,6 +108,7 @@ class HostNames:
         answer = answer_after(before, records, error)
         delay_s = wait_s(pace, name.failures, None if records is None else records.ttl_s, self._rng)
         name.timer = self._scheduler.later(delay_s, partial(self._look_up, label, name))
+        name.answered_at = name.timer.when - delay_s
         if answer != before:
             self.answers[label] = answer
             self._changed()

@@ -58,6 +58,7 @@ class ClusterState:
         checks: None: the cluster has no active health checks.
         drops: Shares of requests that EDS asks to drop.
         has_dials: Some endpoints have several addresses.
+        has_lost: A gRPC call could not connect to an endpoint; one assignment, by any thread.
         safety: Of the process; fixed at creation.
         attempts: So far; guarded by the lock.
         account: What retries may still be made by the process's own budget; None: it has none.
@@ -81,6 +82,7 @@ class ClusterState:
         "config",
         "drops",
         "has_dials",
+        "has_lost",
         "high_breaker",
         "learner",
         "load",
@@ -127,6 +129,7 @@ class ClusterState:
         self.learner: Learner | None = None
         self.states: Mapping[str, EndpointState] = {}
         self.trials: Trials | None = None
+        self.has_lost = False
         self._retry_pickers: tuple[Picker | None, dict[frozenset[int], Picker | None]] = (None, {})
         self.checks: HealthChecks | None = None
         self._configure(config, now)

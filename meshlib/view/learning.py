@@ -18,15 +18,13 @@ from meshlib.model.lb_policy import (
 )
 from meshlib.model.lb_policy import LbPolicy as PolicyConfig
 from meshlib.model.load_report import LoadReport
-from meshlib.model.outcome import Failure, FailureKind, Outcome
+from meshlib.model.outcome import NOT_REACHED, Failure, Outcome
 from meshlib.model.request import Headers
 from meshlib.ports import Lock
 from meshlib.xds.load_report import ClusterLoad, propagated_metrics
 from meshlib.xds.orca import find_report
 
 __all__ = ["Learner", "make_learner"]
-
-_NOT_REACHED = frozenset({FailureKind.CONNECT, FailureKind.IDENTITY})
 
 
 class Learner:
@@ -89,7 +87,7 @@ class Learner:
         if isinstance(policy, PeakEwma):
             state.latency = after_attempt(state.latency, outcome, latency_s, policy, now)
         elif isinstance(policy, PickFirst):
-            if isinstance(outcome, Failure) and outcome.kind in _NOT_REACHED:
+            if isinstance(outcome, Failure) and outcome.kind in NOT_REACHED:
                 state.unreachable = next_failure(state.unreachable, now)
             elif state.unreachable is not None and not isinstance(outcome, Failure):
                 state.unreachable = None
@@ -102,7 +100,7 @@ class Learner:
         """Whether a call that could not connect goes to the next endpoint by itself: pick first has one to try yet."""
         return (
             isinstance(self._policy, PickFirst)
-            and failure.kind in _NOT_REACHED
+            and failure.kind in NOT_REACHED
             and any(
                 state.is_healthy
                 and state not in tried

@@ -15,6 +15,7 @@ from peers.name_server import NameServer
 
 from meshlib import Mesh
 from meshlib.errors import MeshError
+from meshlib.runtime import host_names
 from meshlib.xds.resources import CDS, LDS, RDS
 
 CARES = "type.googleapis.com/envoy.extensions.network.dns_resolver.cares.v3.CaresDnsResolverConfig"
@@ -192,6 +193,30 @@ def test_grpc_calls_reach_a_logical_host(names: NameServer, put: Put, mesh: Mesh
             call(b"", timeout=10)
     server.stop(None)
     assert error.value.code() is grpc.StatusCode.UNIMPLEMENTED  # type: ignore[attr-defined]
+
+
+def test_a_grpc_call_that_finds_nobody_has_the_name_looked_up_again(
+    names: NameServer, put: Put, mesh: Mesh, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The cluster itself would wait for an hour."""
+    monkeypatch.setattr(host_names, "MIN_BETWEEN_S", 0.2)
+    server = grpc.server(None)
+    port = server.add_insecure_port("127.0.0.1:0")
+    server.start()
+    names.put(NAME, "127.0.0.3", ttl=3600)  # nobody listens there
+    put("LOGICAL_DNS", to_port=port, options={"dns_refresh_rate": "3600s"})
+    codes: list[Any] = []
+    with mesh.channel("xds:///shop") as channel:
+        call: Any = channel.unary_unary("/a.B/C")
+        deadline = time.monotonic() + 15
+        while codes[-1:] != [grpc.StatusCode.UNIMPLEMENTED] and time.monotonic() < deadline:
+            with pytest.raises(grpc.RpcError) as error:
+                call(b"", timeout=10)
+            codes.append(error.value.code())  # type: ignore[attr-defined]
+            names.put(NAME, "127.0.0.1", ttl=3600)
+            time.sleep(0.05)
+    server.stop(None)
+    assert (grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.UNIMPLEMENTED) == (codes[0], codes[-1])
 
 
 def test_servers_are_asked_over_tcp_where_the_resolver_says_so(

@@ -8,7 +8,7 @@ import pytest
 from meshlib.model.dns import DnsAnswer, DnsLookup, DnsPace, DnsQuestion, DnsRecords, LookupFamily
 from meshlib.runtime import dns
 from meshlib.runtime.dns import Answered, DnsLookups, look_up
-from meshlib.runtime.host_names import HostNames
+from meshlib.runtime.host_names import MIN_BETWEEN_S, HostNames
 from meshlib.runtime.scheduler import Scheduler
 from meshlib.testing import FakeClock, FixedRng
 from meshlib.xds.dns import DnsWish
@@ -189,3 +189,34 @@ def test_the_hosts_file_comes_first(tmp_path: Path) -> None:
         read(name, hosts) for name in ("db", "DB.example.", "localhost", "other")
     ]
     assert () == read("db", tmp_path / "none")
+
+
+def test_a_name_that_led_nowhere_is_looked_up_before_its_time_but_not_too_often() -> None:
+    world = World()
+    world.replies["h"] = DnsRecords(("10.0.0.1",))
+    label = world.want("h", DnsPace(3600.0))
+    world.pass_time(10)
+    world.names.look_up_again([label, "stranger"], world.clock())
+    world.names.look_up_again([label], world.clock())
+    assert [MIN_BETWEEN_S - 10] == world.pass_time(60), "30 s after it was looked up"
+    world.names.look_up_again([label], world.clock())
+    assert [0.125] == world.pass_time(20), "at once"
+
+
+def test_a_look_up_that_is_due_soon_or_under_way_or_failing_stays_as_it_is() -> None:
+    world = World()
+    world.replies["h"] = DnsRecords(("10.0.0.1",))
+    label = world.want("h", DnsPace(20.0))
+    world.names.look_up_again([label], world.clock())
+    assert [20.0] == world.pass_time(21)
+    world.is_slow = True
+    world.pass_time(20)
+    world.names.look_up_again([label], world.clock())
+    assert [] == world.pass_time(100)
+    world.is_slow = False
+    world.replies["h"] = "refused"
+    world.reply()
+    world.want("h", DnsPace(3600.0, 0.0, 100.0, 100.0))
+    world.pass_time(40)
+    world.names.look_up_again([label], world.clock())
+    assert [10.0] == world.pass_time(11), "of the back-off"
