@@ -13,7 +13,8 @@ from meshlib.errors import BootstrapError
 from meshlib.model.retry import DEFAULT_SAFETY, RetryBudget
 from meshlib.ports import Clock, Rng
 from meshlib.runtime import clock as clocks
-from meshlib.runtime.engine import FIRST_USE_TIMEOUT_S, MeshEngine, read_text
+from meshlib.runtime.asking import FIRST_USE_TIMEOUT_S
+from meshlib.runtime.engine import MeshEngine, read_text
 from meshlib.runtime.server_link import OpenStream
 from meshlib.xds.bootstrap import Bootstrap
 from meshlib.xds.decode_bootstrap import load_bootstrap

@@ -106,7 +106,7 @@ def constants() -> dict[str, Any]:
     from meshlib.clients.grpc_replay import LIMIT_BYTES, LIMIT_MESSAGES
     from meshlib.clients.httpx_common import DEFAULT_LIMITS
     from meshlib.resilience.deadline import DEFAULT_TIMEOUT_S
-    from meshlib.runtime.engine import FIRST_USE_TIMEOUT_S
+    from meshlib.runtime.asking import FIRST_USE_TIMEOUT_S
     from meshlib.servers.announce import LISTENER_TIMEOUT_S
     from meshlib.servers.inbound import FIRST_CONFIG_TIMEOUT_S
     from meshlib.xds.sotw import DOES_NOT_EXIST_S

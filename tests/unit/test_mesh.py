@@ -24,7 +24,7 @@ from meshlib.model.route import (
     VirtualHost,
 )
 from meshlib.model.snapshot import ConfigFault, Demand, DemandKind, Snapshot, TargetConfig
-from meshlib.runtime.engine import MAX_PARKED
+from meshlib.runtime.asking import MAX_PARKED
 from meshlib.testing.builders import merge, service
 from meshlib.view import TargetView
 from meshlib.xds.decode_bootstrap import parse_bootstrap
@@ -153,7 +153,7 @@ def test_a_hook_that_fails_is_contained_and_told_once(caplog: pytest.LogCaptureF
 
 
 def test_authorities_that_are_made_up_do_not_fill_the_memory(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("meshlib.runtime.engine.MAX_NAMES", 10)
+    monkeypatch.setattr("meshlib.runtime.asking.MAX_NAMES", 10)
     mesh = offline()
     for number in range(100):
         mesh.target(f"host-{number}")
