@@ -4,8 +4,7 @@ from typing import Any
 
 from meshlib.balancing.endpoint_state import EndpointState
 from meshlib.call.replies import NO_HOST, OVERFLOW
-from meshlib.events import HostEjected, HostUnejected
-from meshlib.model.outcome import GRPC_OK, LocalReply
+from meshlib.model.outcome import LocalReply
 from meshlib.model.snapshot import ClusterConfig
 from meshlib.ports import Rng
 from meshlib.resilience.circuit_breaker import CircuitBreaker
@@ -24,8 +23,8 @@ class Way:
     change from call to call is looked at anew: the configuration, drops, the endpoint, breakers, time.
 
     Nine calls in ten go well at the first attempt, and then a `Call` of their own would have nothing to decide: where
-    `is_express` a shell may `begin` one here, and say that it `succeeded`. For any other ending, and whenever somebody
-    wants to know more, `Call.join` makes the call that there would have been.
+    `is_express` a shell may `begin` one here, and tell the cluster that it `succeeded`, unless that has a learner by then.
+    For any other ending, and whenever somebody wants to know more, `Call.join` makes the call that there would have been.
 
     Attributes:
         target: Whose routes were asked; another view of it asks again.
@@ -107,19 +106,6 @@ class Way:
         if state is None:
             return NO_HOST
         return state if cluster.acquire(self.breaker, state) else OVERFLOW
-
-    def succeeded(self, state: EndpointState, now: float, rng: Rng) -> HostEjected | HostUnejected | None:
-        """Count out an attempt that `begin` counted in, and that brought the response; nobody but a meter is to be told.
-
-        Not when the cluster has a learner by now: `Call.join` knows what that wants.
-
-        Returns:
-            What outlier detection makes of it, for the hooks.
-        """
-        cluster = self.cluster
-        changed = None if cluster.outlier is None else cluster.record(state, GRPC_OK, now, rng)
-        cluster.release(self.breaker, state)
-        return changed
 
 
 def is_the_same_for_all(match: RouteMatch) -> bool:

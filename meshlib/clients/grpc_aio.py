@@ -15,6 +15,7 @@ import grpc
 import grpc.aio
 
 from meshlib.clients.grpc_aio_calls import StreamStream, StreamUnary, UnaryStream, UnaryUnary
+from meshlib.clients.grpc_aio_express import start_express
 from meshlib.clients.grpc_aio_rpc import AioRpc
 from meshlib.clients.grpc_channels import channels_of
 from meshlib.clients.grpc_common import HeadMaker, Metadata, parse_target, split_options
@@ -231,6 +232,13 @@ class _UnaryUnary(_Multicallable, UnaryUnaryBase):
         wait_for_ready: bool | None = None,
         compression: grpc.Compression | None = None,
     ) -> UnaryUnary:
+        method = self._method
+        if metadata is None and not wait_for_ready and method.heads.memo.way is not None:
+            started = start_express(
+                self._invoker, method, self._channel._running, request, timeout, credentials, compression
+            )
+            if started is not None:
+                return started
         rpc = Rpc(timeout, metadata, credentials, wait_for_ready, compression)
         call = UnaryUnary(self._invoker, self._method, rpc, request, None)
         self._start(call)

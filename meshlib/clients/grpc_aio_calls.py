@@ -1,7 +1,6 @@
 """The four kinds of call objects of an aio mesh channel."""
 
 import asyncio
-import weakref
 from collections.abc import AsyncIterator, Callable, Generator
 from typing import TYPE_CHECKING, Any
 
@@ -202,7 +201,7 @@ class UnaryUnary(_UnaryResponse, UnaryUnaryBase):
         metadata = self._invoker.metadata(flow, attempt, rpc, channel)
         native = unary(self._request, attempt.timeout_s, metadata, rpc.credentials, rpc.compression)
         if type(native) is AioDirectCall:
-            native.on_end = _Ended(self._ref)
+            native.owner = self._ref
         else:
             native.add_done_callback(Over(self._ref))
         return native
@@ -247,20 +246,6 @@ class UnaryUnary(_UnaryResponse, UnaryUnaryBase):
         if self._error is not None:
             raise self._error
         return self._first
-
-
-class _Ended:
-    """Tells a call of the end of its attempt, without keeping it alive."""
-
-    __slots__ = ("_rpc",)
-
-    def __init__(self, rpc: "weakref.ref[Any]") -> None:
-        self._rpc = rpc
-
-    def __call__(self, native: AioDirectCall) -> None:
-        rpc = self._rpc()
-        if rpc is not None:
-            rpc.attempt_ended(native)
 
 
 class UnaryStream(_StreamResponse, UnaryStreamBase):

@@ -40,7 +40,13 @@ class AioRpc(ABC):
     and no pending step), something left to do that takes time (`_pending`), committed to an endpoint.
     """
 
-    # What few calls set.
+    # What few calls set, or not at once.
+    _replay: AioReplay | None = None
+    _flow: Flow | None = None
+    _native: Any = None
+    _channel: EndpointChannel[grpc.aio.Channel] | None = None
+    _attempt: Attempt | None = None
+    _attempt_began_at = 0.0
     _pending: Step | None = None
     _pause: "asyncio.Future[None] | None" = None
     _driver: "asyncio.Future[None] | None" = None
@@ -59,15 +65,11 @@ class AioRpc(ABC):
         self._method = method
         self._rpc = rpc
         self._request = request
-        self._replay = replay
+        if replay is not None:
+            self._replay = replay
         self._loop = asyncio.get_running_loop()
         self._channels: Channels[grpc.aio.Channel] = invoker.channels
         self._began_at = invoker.clock()
-        self._flow: Flow | None = None
-        self._native: Any = None
-        self._channel: EndpointChannel[grpc.aio.Channel] | None = None
-        self._attempt: Attempt | None = None
-        self._attempt_began_at = 0.0
         self._ref = weakref.ref(self)
 
     def start(self, running: "set[weakref.ref[AioRpc]]") -> None:
@@ -100,6 +102,19 @@ class AioRpc(ABC):
         now = self._began_at
         flow = self._flow = self._make_flow(target, now, self._rpc.timeout_s)
         self._launch(flow, flow.start(now))
+        if self._pending is not None:
+            self._ensure_driver()
+
+    def go_on(self, running: "set[weakref.ref[AioRpc]]", flow: Flow, step: Step) -> None:
+        """As `start`, for an RPC that has a flow already.
+
+        Args:
+            step: What the flow has come to.
+        """
+        self._running = running
+        running.add(self._ref)
+        self._flow = flow
+        self._launch(flow, step)
         if self._pending is not None:
             self._ensure_driver()
 
@@ -326,6 +341,9 @@ class AioRpc(ABC):
         self._give_back(code)
         if self._task is not None and self._driver is None:
             self._task.cancel()
+        self._call_back()
+
+    def _call_back(self) -> None:
         callbacks, self._callbacks = self._callbacks, ()
         for callback in callbacks:
             callback(self)

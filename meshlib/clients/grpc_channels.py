@@ -60,6 +60,9 @@ MAX_CORES = 4
 class Channels(Generic[C]):
     """The endpoint channels of one kind (sync, or aio of one loop).
 
+    Attributes:
+        view: Whose endpoints they are; see `follow`.
+
     Args:
         relay: Shared with the other kinds.
         dialler: Makes and closes channels of this kind.
@@ -76,7 +79,7 @@ class Channels(Generic[C]):
         self._cores: dict[tuple[Options, grpc.Compression | None], CoreChannel[C]] = {}
         # Until when the relay has to serve, in monotonic seconds; None: the time begins with the next look.
         self._distrusted: dict[ChannelKey, float | None] = {}
-        self._view: View | None = None
+        self.view: View | None = None
         self._addresses: frozenset[str] = frozenset()
         _all_channels.add(self)
 
@@ -96,8 +99,8 @@ class Channels(Generic[C]):
         Raises:
             IdentityError: A certificate or trust bundle that the endpoint asks for is not there, or has expired.
         """
-        if view is not self._view:
-            self._follow(view)
+        if view is not self.view:
+            self.follow(view)
         # A plain tuple: it is equal to the named one, which takes 0.3 us more to make.
         endpoint = attempt.endpoint
         found = (endpoint.address, attempt.head.authority, options, compression, attempt.tls, endpoint.dials)
@@ -105,7 +108,7 @@ class Channels(Generic[C]):
             channel: EndpointChannel[C] | None = self._open.get(found)  # type: ignore[call-overload]  # mypy: not equal
             # What has expired is never used: `_new` says so.
             if channel is not None and (channel.expires_at is None or wall() <= channel.expires_at):
-                channel.active += 1
+                channel.calls.append(None)
                 return channel
         key = ChannelKey(*found)
         # Outside the lock: certificates are read and a channel is made. Another thread may do the same meanwhile.
@@ -119,53 +122,42 @@ class Channels(Generic[C]):
                 else:
                     # An attempt of an older configuration: for this call only.
                     channel.is_retired = True
-            channel.active += 1
+            channel.calls.append(None)
         if channel is not made:
             self._dispose((made,))
         if key.tls is not None:
             self._on_secured()
         return channel
 
-    def retake(self, channel: EndpointChannel[C], view: View) -> bool:
-        """Take a channel that was taken for such an attempt before; True: `release` must follow, False: ask `acquire`.
-
-        Args:
-            view: As for `acquire`.
-        """
-        if view is not self._view:
-            self._follow(view)
-        with self._lock:
-            if channel.is_retired or (channel.expires_at is not None and wall() > channel.expires_at):
-                return False
-            channel.active += 1
-            return True
-
     def release(self, channel: EndpointChannel[C]) -> None:
         """Give a channel back; a retired one is closed with its last call."""
-        with self._lock:
-            channel.active -= 1
-            if channel.active or not channel.is_retired:
-                return
-        self._dispose((channel,))
+        channel.calls.pop()
+        if channel.is_retired:
+            self.let_go(channel)
+
+    def let_go(self, channel: EndpointChannel[C]) -> None:
+        """Close a retired channel if it has no call any more."""
+        if not channel.calls:
+            self._dispose((channel,))
 
     def close(self) -> None:
         """Retire every channel; those without calls are closed now, the others with their last call."""
         with self._lock:
             retired = tuple(self._open.values())
             self._open.clear()
-            self._view = None
+            self.view = None
             idle = self._retire(retired)
         self._dispose(idle)
 
     def statistics(self) -> dict[str, int]:
         """Return the number of channels, and of calls on them."""
         with self._lock:
-            return {"channels": len(self._open), "active": sum(channel.active for channel in self._open.values())}
+            return {"channels": len(self._open), "active": sum(len(channel.calls) for channel in self._open.values())}
 
     def quiesce(self) -> None:
         """Before a fork: close what is idle. gRPC survives a fork with closed channels only."""
         with self._lock:
-            idle = tuple(channel for channel in self._open.values() if not channel.active)
+            idle = tuple(channel for channel in self._open.values() if not channel.calls)
             for channel in idle:
                 del self._open[channel.key]
             self._retire(idle)
@@ -181,7 +173,7 @@ class Channels(Generic[C]):
         self._open = {}
         self._cores = {}
         self._distrusted = {}
-        self._view = None
+        self.view = None
 
     # For `CorePath`.
 
@@ -299,7 +291,7 @@ class Channels(Generic[C]):
         made = self._dialler.dial(target, credentials, tuple(options.items()), key.compression)
         return EndpointChannel(key, made, dialled, route, secrets=secrets)
 
-    def _follow(self, view: View) -> None:
+    def follow(self, view: View) -> None:
         """Retire the channels that a new configuration has no use for."""
         addresses: set[str] = set()
         dialled: set[tuple[str, tuple[str, ...]]] = set()
@@ -309,9 +301,9 @@ class Channels(Generic[C]):
                 if cluster.has_dials:
                     dialled.update((state.address, state.endpoint.dials) for state in cluster.states.values())
         with self._lock:
-            if view is self._view:
+            if view is self.view:
                 return
-            self._view = view
+            self.view = view
             self._addresses = frozenset(addresses)
             gone = [
                 channel
@@ -328,10 +320,14 @@ class Channels(Generic[C]):
     def _retire(
         self, channels: "tuple[EndpointChannel[C], ...] | list[EndpointChannel[C]]"
     ) -> list[EndpointChannel[C]]:
-        """Mark channels, the lock being held; return those to dispose of now."""
+        """Mark channels, the lock being held; return those to dispose of now.
+
+        Calls are counted without the lock: whoever takes a channel counts itself in and then looks at the mark, here it is
+        the other way round, so that one of the two sees the other.
+        """
         for channel in channels:
             channel.is_retired = True
-        return [channel for channel in channels if not channel.active]
+        return [channel for channel in channels if not channel.calls]
 
     def _dispose(self, channels: "tuple[EndpointChannel[C], ...] | list[EndpointChannel[C]]") -> None:
         for channel in channels:

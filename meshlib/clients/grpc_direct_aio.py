@@ -6,7 +6,9 @@ awaits the call waits for that same future.
 """
 
 import asyncio
+import contextlib
 import functools
+import weakref
 from collections.abc import Callable, Generator
 from typing import TYPE_CHECKING, Any, Final
 
@@ -36,35 +38,44 @@ _CANCELLED: Final = "Locally cancelled by application!"
 class AioDirectCall(CallBase):
     """A call under way, for one owner. As `grpc.aio.UnaryUnaryCall`, but for what its owner does for it: nobody may drop
     it without a `cancel`.
+
+    Attributes:
+        future: Done when core is.
+        owner: Whose `attempt_ended` is told; not kept alive. None: nobody.
+        response: Of a call that went well.
+        is_over: It has ended, and its owner has heard of it.
+        is_ok: It is over, and went well.
     """
 
     def __init__(self, call: Any, coroutine: Any, future: Any, deserializer: Deserializer) -> None:
         # Not the base's: what that keeps besides is for other kinds of calls.
         self._cython_call = call
         self._coroutine = coroutine
-        self._future = future
         self._deserializer = deserializer
         self._failure: BaseException | None = None
+        self.future = future
+        self.owner: weakref.ref[Any] | None = None
         self.response: Any = None
-        self.on_end: Callable[[AioDirectCall], None] | None = None
+        self.is_over = self.is_ok = False
         future._asyncio_future_blocking = False  # as a task does that has seen whom to wait for
-        future.add_done_callback(self._go_on)
+        future.add_done_callback(self.go_on)
 
     def __del__(self) -> None:
         """Nothing: the future that core completes refers to the call."""
 
-    def _go_on(self, future: Any) -> None:
+    def go_on(self, future: Any) -> None:
         """Have the coroutine go on to its end, now that its future is done."""
-        coroutine, self._coroutine = self._coroutine, None
-        if coroutine is None:
+        if self.is_over:
             return
+        self.is_over = True
         try:
             if future.cancelled():
-                coroutine.throw(asyncio.CancelledError())
+                self._coroutine.throw(asyncio.CancelledError())
             else:
-                coroutine.send(None)
+                self._coroutine.send(None)
         except StopIteration as stop:
             if self._cython_call.is_ok():
+                self.is_ok = True
                 self.response = stop.value
                 if self._deserializer is not None:
                     self.response = _common.deserialize(stop.value, self._deserializer)
@@ -74,23 +85,41 @@ class AioDirectCall(CallBase):
             self._failure = error
         else:
             self._failure = RuntimeError("grpc.aio waits twice in a unary call")
-        on_end, self.on_end = self.on_end, None
-        if on_end is not None:
-            on_end(self)
+        owner = None if self.owner is None else self.owner()
+        if owner is not None:
+            owner.attempt_ended(self)
 
     def wait(self) -> Generator[Any, None, None]:
         """Wait until the call is over; its owner has heard of it then.
 
+        Whoever waits has the coroutine go on itself: a callback of the future would take a turn of the loop.
+
         Raises:
             asyncio.CancelledError: The call was cancelled, or the task that waits.
         """
-        future = self._future
-        if self._coroutine is None:
-            return
+        future = self.future
         if not future.done():
+            future.remove_done_callback(self.go_on)
             future._asyncio_future_blocking = True
-            yield future
-        self._go_on(future)
+            try:
+                yield future
+            except GeneratorExit:
+                self.left()
+                raise
+            except asyncio.CancelledError:
+                if future.done():
+                    self.go_on(future)
+                raise
+        self.go_on(future)
+
+    def left(self) -> None:
+        """Whoever waited is gone without a word: the loop has the coroutine go on. Called by finalizers, that run anywhere."""
+        future = self.future
+        with contextlib.suppress(RuntimeError):  # the loop is closed
+            if future.done():
+                future.get_loop().call_soon_threadsafe(self.go_on, future)
+            else:
+                future.add_done_callback(self.go_on)
 
     def outcome(self) -> Any:
         """Return the response of a call that is over.
@@ -116,18 +145,8 @@ class AioDirectCall(CallBase):
         """As of any call of grpc.aio."""
         if not self._cancel(_CANCELLED):
             return False
-        self._future.cancel()
+        self.future.cancel()
         return True
-
-    @property
-    def is_over(self) -> bool:
-        """It has ended, and its owner has heard of it."""
-        return self._coroutine is None
-
-    @property
-    def is_ok(self) -> bool:
-        """It is over, and went well."""
-        return self._failure is None and bool(self._cython_call.is_ok())
 
 
 class AioDirectUnary:

@@ -1,6 +1,7 @@
 """One endpoint's gRPC channel, and what it is known by."""
 
 import ssl
+from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Generic, NamedTuple, TypeVar
@@ -31,7 +32,7 @@ class ChannelKey(NamedTuple):
 
 
 class EndpointChannel(Generic[C]):
-    """A channel to one endpoint. Fields from `active` on are guarded by the lock of `Channels`.
+    """A channel to one endpoint. Fields from `is_retired` on are guarded by the lock of `Channels`.
 
     Attributes:
         dialled: What C-core writes in its errors, of several addresses with spaces between them; empty when the
@@ -42,10 +43,11 @@ class EndpointChannel(Generic[C]):
         expires_at: When our certificate does, in seconds since the epoch; None: there is none.
         steering: Metadata that name the endpoint to core.
         multicallables: By kind, method and serializers; making one costs 3 us.
+        calls: As many as there are calls on it; counted without a lock.
     """
 
     __slots__ = (
-        "active",
+        "calls",
         "channel",
         "core",
         "dialled",
@@ -79,7 +81,7 @@ class EndpointChannel(Generic[C]):
         self.expires_at = None if secrets is None else secrets.expires_at
         self.steering = steering
         self.multicallables: dict[Any, Any] = {}
-        self.active = 0
+        self.calls: deque[None] = deque()
         self.is_retired = False
         self.is_closed = False
 

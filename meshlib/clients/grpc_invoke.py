@@ -18,16 +18,18 @@ from meshlib.clients.grpc_errors import AioMeshRpcError, CallInfo, MeshRpcError,
 from meshlib.clients.grpc_flow import Flow, pause_s
 from meshlib.clients.source import MeshSource
 from meshlib.errors import MeshError, RoutingError
+from meshlib.events import Meter
 from meshlib.model.outcome import Outcome
 from meshlib.model.request import RequestHead
 from meshlib.runtime.context import peek_request, remaining_s
 from meshlib.runtime.core import is_unsent
-from meshlib.view import TargetView
+from meshlib.view import TargetView, View
 
 __all__ = ["AioInvoker", "Invoker", "Method", "Rpc", "SyncInvoker", "left_s", "refused"]
 
 C = TypeVar("C")
 E = TypeVar("E", MeshRpcError, AioMeshRpcError)
+Quiet = Callable[[TargetView], tuple[View, Meter] | None]
 
 
 @dataclass(slots=True, eq=False)
@@ -72,6 +74,7 @@ class Invoker(Generic[C]):
 
     Attributes:
         channels: Those to use here and now.
+        quiet: Says whether calls to a target need be told of to a meter only; None: nobody says so.
 
     Args:
         authority: What the mesh is asked for.
@@ -89,6 +92,7 @@ class Invoker(Generic[C]):
         self.mesh = mesh
         self.authority = authority
         self.clock = mesh.clock
+        self.quiet: Quiet | None = getattr(mesh, "_quiet", None)
         self.is_closed = False
         self._options = options
         self._compression = compression

@@ -8,14 +8,11 @@ from typing import TYPE_CHECKING, Any
 
 import grpc
 
-from meshlib.balancing.endpoint_state import EndpointState
 from meshlib.call import Attempt, Done, Sleep, Step
-from meshlib.call.way import Way
 from meshlib.clients.grpc_common import OK
 from meshlib.clients.grpc_direct import as_call, trailing_metadata
-from meshlib.clients.grpc_endpoint import EndpointChannel
 from meshlib.clients.grpc_errors import MeshRpcError
-from meshlib.clients.grpc_express import Berth, joined, note_berth
+from meshlib.clients.grpc_express import Begun, begin, joined, note_berth, succeeded
 from meshlib.clients.grpc_flow import Flow
 from meshlib.clients.grpc_invoke import Method, Rpc, SyncInvoker
 from meshlib.clients.grpc_marked import marked_call
@@ -24,8 +21,7 @@ from meshlib.clients.grpc_replay import Replay
 from meshlib.clients.grpc_sync_future import MeshFuture
 from meshlib.clients.grpc_sync_stream import MeshStream
 from meshlib.errors import IdentityError
-from meshlib.model.outcome import Failure, FailureKind, LocalReply
-from meshlib.runtime.context import peek_request
+from meshlib.model.outcome import Failure, FailureKind
 
 __all__ = ["Running", "StreamStream", "StreamUnary", "UnaryStream", "UnaryUnary"]
 
@@ -150,7 +146,6 @@ class UnaryUnary(_Multicallable, UnaryUnaryBase):
     def __init__(self, invoker: SyncInvoker, running: Running, method: Method) -> None:
         super().__init__(invoker, running, method)
         self._memo = method.heads.memo
-        self._quiet = getattr(self._invoker.mesh, "_quiet", None)
 
     def __call__(
         self,
@@ -161,12 +156,10 @@ class UnaryUnary(_Multicallable, UnaryUnaryBase):
         wait_for_ready: bool | None = None,
         compression: grpc.Compression | None = None,
     ) -> Any:
-        if metadata is None and not wait_for_ready:
-            way = self._memo.way
-            if way is not None and way.is_express:
-                found = self._express(way, request, timeout, credentials, compression)
-                if found is not None:
-                    return found[0]
+        if metadata is None and not wait_for_ready and self._memo.way is not None:
+            found = self._express(request, timeout, credentials, compression)
+            if found is not None:
+                return found[0]
         return self._blocking(request, None, Rpc(timeout, metadata, credentials, wait_for_ready, compression))[0]
 
     def with_call(
@@ -178,19 +171,16 @@ class UnaryUnary(_Multicallable, UnaryUnaryBase):
         wait_for_ready: bool | None = None,
         compression: grpc.Compression | None = None,
     ) -> tuple[Any, grpc.Call]:
-        if metadata is None and not wait_for_ready:
-            way = self._memo.way
-            if way is not None and way.is_express:
-                found = self._express(way, request, timeout, credentials, compression)
-                if found is not None:
-                    return found[0], as_call(found[1])
+        if metadata is None and not wait_for_ready and self._memo.way is not None:
+            found = self._express(request, timeout, credentials, compression)
+            if found is not None:
+                return found[0], as_call(found[1])
         rpc = Rpc(timeout, metadata, credentials, wait_for_ready, compression)
         response, answer, flow = self._blocking(request, None, rpc)
         return response, marked_call(as_call(answer), flow)
 
     def _express(
         self,
-        way: Way,
         request: Any,
         timeout_s: float | None,
         credentials: grpc.CallCredentials | None,
@@ -201,83 +191,57 @@ class UnaryUnary(_Multicallable, UnaryUnaryBase):
         Returns:
             None: it does not, and nothing was done.
         """
-        invoker, quiet = self._invoker, self._quiet
-        if (
-            quiet is None
-            or invoker.is_closed
-            or invoker.abandoned
-            or peek_request() is not None
-            or (timeout_s is not None and timeout_s <= 0)
-        ):
+        invoker, way = self._invoker, self._memo.way
+        begun = begin(invoker, invoker.channels, way, timeout_s)
+        if begun is None:
             return None
-        found = quiet(way.target)
-        if found is None:
-            return None
-        clock, rng = invoker.clock, invoker.mesh.rng
-        began_at = clock()
-        state: Any = way.begin(began_at, rng)
-        if state is None:
-            return None
-        channel = failure = None
         answer: tuple[Any, Any] | None = None
-        berth: Berth | None = way.known.get(state)
-        try:
-            if berth is not None and berth.channels.retake(berth.channel, found[0]):
-                channel, limit_s = berth.channel, way.limit_s
-                left_s = timeout_s if limit_s is None or (timeout_s is not None and timeout_s < limit_s) else limit_s
+        failure, berth = None, begun[4]
+        if berth is not None:
+            limit_s = way.limit_s
+            left_s = timeout_s if limit_s is None or (timeout_s is not None and timeout_s < limit_s) else limit_s
+            try:
                 answer = berth.unary(request, left_s, berth.metadata, credentials, compression)
-        except BaseException as error:
-            failure = error
-        if berth is None or answer is None or way.cluster.learner is not None:
-            rpc = Rpc(timeout_s, None, credentials, None, compression)
-            return self._join(way, state, began_at, request, rpc, channel, failure, answer)
-        now = clock()
-        changed = way.succeeded(state, now, rng)
-        berth.channels.release(berth.channel)
-        found[1].succeeded(way.match.cluster, way.target.name, berth.is_secure, now - began_at)
-        if changed is not None:
-            invoker.mesh.emit(changed)
-        return answer
+            except BaseException as error:
+                failure = error
+            else:
+                if way.cluster.learner is None:
+                    succeeded(invoker, begun)
+                    return answer
+        return self._join(begun, request, Rpc(timeout_s, None, credentials, None, compression), failure, answer)
 
     def _join(
-        self,
-        way: Way,
-        begun: EndpointState | LocalReply,
-        began_at: float,
-        request: Any,
-        rpc: Rpc,
-        channel: EndpointChannel[grpc.Channel] | None,
-        error: BaseException | None,
-        answer: Any,
+        self, begun: Begun, request: Any, rpc: Rpc, error: BaseException | None, answer: tuple[Any, Any] | None
     ) -> tuple[Any, ...]:
         """Go on with what `_express` began the way that all other RPCs go.
 
         Args:
-            channel: Of the attempt that was made; it is given back. None: there was none yet.
-            error: What that raised; None: nothing, there is an answer.
+            error: What its attempt raised, if it made one; None: nothing.
+            answer: What it brought.
         """
-        invoker, method = self._invoker, self._method
-        flow, step = joined(invoker, method, way, begun, began_at, rpc.timeout_s)
+        invoker, method, began_at, berth = self._invoker, self._method, begun[2], begun[4]
+        flow, step = joined(invoker, method, begun, rpc.timeout_s)
         try:
-            if channel is None and error is None:
-                note_berth(invoker, invoker.channels, method, way, begun, flow, step)
-            elif error is None:
+            if berth is None:
+                note_berth(invoker, invoker.channels, method, begun, flow, step)
+            elif answer is not None:
                 now = invoker.clock()
                 flow.finished(OK, now)
                 flow.learn(partial(trailing_metadata, answer[1]), now)
                 flow.close(now, 0)
-                return (*answer, flow)
-            elif isinstance(error, grpc.RpcError) and channel is not None and isinstance(step, Attempt):
-                if not invoker.is_unsent(error, channel):
-                    step = flow.finished(invoker.outcome_of(error, channel, step, began_at), invoker.clock())
-            else:
+                return answer
+            elif isinstance(error, grpc.RpcError) and isinstance(step, Attempt):
+                if not invoker.is_unsent(error, berth.channel):
+                    outcome = invoker.outcome_of(error, berth.channel, step, began_at)
+                    step = flow.finished(outcome, invoker.clock())
+            elif error is not None:
                 raise error
         except BaseException:
             flow.close(invoker.clock())
             raise
         finally:
-            if channel is not None:
-                invoker.release(channel)
+            if berth is not None:
+                berth.channels.release(berth.channel)
         return self._carry(request, None, rpc, flow, step, error)
 
     def future(

@@ -12,7 +12,7 @@ from meshlib.events import Event, HostEjected, HostUnejected
 from meshlib.model.cluster import AuthorityNames
 from meshlib.model.endpoint import Endpoint, HealthStatus
 from meshlib.model.health import HealthCheck
-from meshlib.model.outcome import Outcome, Response
+from meshlib.model.outcome import GRPC_OK, Outcome, Response
 from meshlib.model.request import RequestHead
 from meshlib.model.retry import DEFAULT_SAFETY, Safety
 from meshlib.model.secret import ClientTls
@@ -350,6 +350,20 @@ class ClusterState:
             state.active -= 1
             if state.load is not None:
                 state.load.end(is_success=is_success)
+
+    def succeeded(
+        self, breaker: CircuitBreaker, state: EndpointState, now: float, rng: Rng
+    ) -> HostEjected | HostUnejected | None:
+        """`record` a gRPC call that went well, and `release` its attempt."""
+        outlier, changed = self.outlier, None
+        if outlier is not None and outlier.minds_success(state.address):
+            changed = self.record(state, GRPC_OK, now, rng)
+        with self._lock:
+            breaker.active -= 1
+            state.active -= 1
+            if state.load is not None:
+                state.load.end(is_success=True)
+        return changed
 
     def record(
         self, state: EndpointState, outcome: Outcome, now: float, rng: Rng

@@ -183,7 +183,7 @@ class World:
         if one.call is None:
             assert way is not None and state is not None
             if outcome is GRPC_OK and way.cluster.learner is None:
-                changed = way.succeeded(state, now, self.mesh.rng)
+                changed = way.cluster.succeeded(way.breaker, state, now, self.mesh.rng)
                 self.metrics.succeeded(way.match.cluster, way.target.name, False, now - one.began_at)
                 if changed is not None:
                     self.hook(changed)

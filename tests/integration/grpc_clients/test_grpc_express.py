@@ -1,21 +1,28 @@
 """RPCs that go well without a `Call`, and those that begin so and go on with one, end as all others do."""
 
+import asyncio
+import gc
 import threading
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Coroutine, Iterator
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
 import grpc
+import grpc.aio
 import pytest
 
 from meshlib.admin.metrics import StandardMetrics
+from meshlib.clients.grpc_aio import AioMeshChannel
+from meshlib.clients.grpc_aio_express import ExpressUnary
 from meshlib.clients.grpc_channels import close_channels
 from meshlib.clients.grpc_sync import MeshChannel
 from meshlib.events import Event
 from meshlib.model.cluster import CircuitBreakers, Cluster, EdsDiscovery
-from meshlib.model.snapshot import Snapshot
+from meshlib.model.lb_policy import PeakEwma
+from meshlib.model.snapshot import ClusterConfig, Snapshot
 from meshlib.runtime.context import InboundContext, entered
 from meshlib.testing import SeededRng
 from meshlib.testing.source import FakeMesh
@@ -232,3 +239,239 @@ def test_closed_channels(server: Any, meshes: Any) -> None:
         with pytest.raises(ValueError, match="closed channel"):
             method(b"x")
         assert mesh.active == 0
+
+
+def test_a_policy_that_begins_to_learn_while_a_call_runs(server: Any, meshes: Any) -> None:
+    one = server()
+
+    def act(mesh: Any, method: Any) -> Any:
+        cluster = mesh.source.cluster("checkout")
+        config = cluster.config
+        assert isinstance(config, ClusterConfig)
+
+        def serialize(request: bytes) -> bytes:  # runs once the endpoint has been chosen
+            cluster.update(replace(config, cluster=replace(config.cluster, lb_policy=PeakEwma())), time.monotonic())
+            return request
+
+        with MeshChannel(mesh.source, "xds:///checkout") as channel:
+            learnt = channel.unary_unary(UNARY, lambda request: serialize(request) if request == b"y" else request)
+            for request in (b"x", b"x", b"x"):
+                learnt(request)
+            assert cluster.states[one.address].latency is None
+            found = seen_of(mesh, partial(learnt, b"y"))
+            assert cluster.states[one.address].latency is not None
+        return found
+
+    for mesh in meshes:
+        mesh.serve(one.address)
+    both(meshes, act, taken=1)
+
+
+# The same for event loops.
+
+Act = Callable[[Any, Any], Coroutine[Any, Any, Any]]
+
+
+async def aseen_of(mesh: Any, ask: Callable[[], Any]) -> list[Any]:
+    """As `seen_of`, of an awaitable."""
+    try:
+        response = await ask()
+    except asyncio.CancelledError:
+        return ["cancelled", *seen_of(mesh, lambda: None)]
+    except Exception as error:
+        raised = error
+
+        def fail() -> None:
+            raise raised
+
+        return seen_of(mesh, fail)
+    return seen_of(mesh, lambda: response)
+
+
+def aboth(meshes: tuple[Any, Any], act: Act, *, taken: int) -> None:
+    """As `both`, in an event loop."""
+    found = []
+
+    async def main(mesh: Any) -> Any:
+        async with AioMeshChannel(mesh.source, "xds:///checkout") as channel:
+            method = channel.unary_unary(UNARY)
+            for _ in range(4):
+                await method(b"x")
+            before = mesh.source.metrics.express
+            seen = await act(mesh, method)
+            assert (taken if mesh.source.is_quiet else 0) == mesh.source.metrics.express - before
+            assert not channel._running  # type: ignore[attr-defined]  # mypy: of grpc.aio's base
+            return seen
+
+    for mesh in meshes:
+        found.append(asyncio.run(main(mesh)))
+        assert mesh.active == 0
+    assert found[0] == found[1]
+
+
+@pytest.fixture
+def one(server: Any, meshes: Any) -> Any:
+    """A server that both meshes know."""
+    found = server()
+    for mesh in meshes:
+        mesh.serve(found.address, retries=1, include_attempt_count=True)
+    return found
+
+
+def test_aio_what_goes_well(one: Any, meshes: Any) -> None:
+    async def act(mesh: Any, method: Any) -> Any:
+        found = [await aseen_of(mesh, partial(method, b"x", timeout=timeout_s)) for timeout_s in (None, 5.0)]
+        ended = []
+        call = method(b"y", timeout=5.0, compression=grpc.Compression.Gzip)
+        assert mesh.source.is_quiet == isinstance(call, ExpressUnary)
+        call.add_done_callback(ended.append)
+        assert not call.done() and 4 < call.time_remaining() <= 5 and isinstance(call, grpc.aio.UnaryUnaryCall)
+        found += [await call, await call.code(), await call.details(), call.done(), call.cancelled(), call.cancel()]
+        found += [dict(await call.initial_metadata()), dict(await call.trailing_metadata()), call.mesh]
+        assert [call] == ended
+        call.add_done_callback(ended.append)
+        assert [call, call] == ended and 4 < call.time_remaining() <= 5
+        return [*found, await call, await asyncio.gather(*[method(b"z") for _ in range(20)])]
+
+    aboth(meshes, act, taken=23)
+    assert {"1"} == {seen["x-envoy-attempt-count"] for seen in one.seen}
+
+
+def test_aio_calls_that_nobody_awaits_at_once(one: Any, meshes: Any) -> None:
+    async def act(mesh: Any, method: Any) -> Any:
+        call = method(b"x")
+        while not call.done():
+            await asyncio.sleep(0.005)
+        return await aseen_of(mesh, lambda: call)
+
+    aboth(meshes, act, taken=1)
+
+
+def test_aio_questions_while_a_call_runs(one: Any, meshes: Any) -> None:
+    async def act(mesh: Any, method: Any) -> Any:
+        # One after the other: what has ended meanwhile needs nothing more.
+        first = method(b"x", timeout=5.0)
+        found = [await first.code(), await first]
+        second = method(b"x")
+        found += [dict(await second.initial_metadata()), await second]
+        third = method(b"x")
+        await third.wait_for_connection()
+        return [*found, await third, first.mesh, third.mesh, await asyncio.gather(first, first, third)]
+
+    aboth(meshes, act, taken=0)
+
+
+def test_aio_two_who_wait(one: Any, meshes: Any) -> None:
+    async def act(mesh: Any, method: Any) -> Any:
+        call = method(b"x")
+
+        async def wait() -> Any:
+            return await call
+
+        return await asyncio.gather(wait(), wait(), call)
+
+    aboth(meshes, act, taken=1)
+
+
+@pytest.mark.parametrize("refusals", [1, 5])
+def test_aio_refusals(one: Any, meshes: Any, refusals: int) -> None:
+    async def act(mesh: Any, method: Any) -> Any:
+        one.refusals = refusals
+        found = [await aseen_of(mesh, partial(method, b"x", timeout=5.0))]
+        one.refusals = 0
+        return [*found, await aseen_of(mesh, partial(method, b"x", timeout=5.0))]
+
+    aboth(meshes, act, taken=1)
+
+
+def test_aio_deadlines_and_requests_that_cannot_be_sent(one: Any, meshes: Any) -> None:
+    async def act(mesh: Any, method: Any) -> Any:
+        found = [await aseen_of(mesh, partial(method, b"wait", timeout=time_s)) for time_s in (0.1, 0.0)]
+        return [*found, await aseen_of(mesh, partial(method, 1))]
+
+    aboth(meshes, act, taken=0)
+
+
+def test_aio_cancellation(one: Any, meshes: Any) -> None:
+    async def act(mesh: Any, method: Any) -> Any:
+        async def ask() -> Any:
+            return await method(b"wait", timeout=5.0)
+
+        task = asyncio.create_task(ask())
+        await asyncio.sleep(0.05)
+        task.cancel()
+        found = [await aseen_of(mesh, lambda: task)]
+        call = method(b"wait", timeout=5.0)
+        await asyncio.sleep(0)
+        found += [call.cancel(), call.cancel(), call.cancelled(), call.done(), await aseen_of(mesh, lambda: call)]
+        waiting = asyncio.ensure_future(aseen_of(mesh, lambda: other))
+        other = method(b"wait", timeout=5.0)
+        await asyncio.sleep(0.05)
+        other.cancel()
+        return [*found, await waiting, await call.code(), await call.details(), other.mesh]
+
+    aboth(meshes, act, taken=0)
+
+
+def test_aio_calls_that_are_dropped(one: Any, meshes: Any) -> None:
+    async def act(mesh: Any, method: Any) -> Any:
+        method(b"wait", timeout=5.0)
+        gc.collect()
+        await asyncio.sleep(0.01)
+        found = [seen_of(mesh, lambda: None)]
+        call = method(b"x", timeout=5.0)
+        waiting = call.__await__()
+        waiting.send(None)  # as a task does that is dropped then
+        waiting.close()
+        return [*found, await call]
+
+    aboth(meshes, act, taken=1)
+
+
+def test_aio_limits_and_updates(server: Any, meshes: Any) -> None:
+    first, second = server(), server()
+    template = Cluster("checkout", EdsDiscovery("checkout"), circuit_breakers=CircuitBreakers(max_requests=1))
+    for mesh in meshes:
+        mesh.serve(first.address, template=template)
+
+    async def act(mesh: Any, method: Any) -> Any:
+        held = method(b"wait", timeout=5.0)
+        found = [await aseen_of(mesh, partial(method, b"x", timeout=5.0))]
+        held.cancel()
+        mesh.serve(second.address)
+        found += [await method(b"x") for _ in range(3)]
+        mesh.serve(first.address)
+        return [*found, *[await method(b"x") for _ in range(3)]]
+
+    aboth(meshes, act, taken=2)
+
+
+def test_aio_channels_that_are_closed(one: Any, meshes: Any) -> None:
+    async def main(mesh: Any) -> Any:
+        channel = AioMeshChannel(mesh.source, "xds:///checkout")
+        method = channel.unary_unary(UNARY)
+        for _ in range(3):
+            await method(b"x")
+        late, long = method(b"x"), method(b"wait")
+        await channel.close(0.2)
+        with pytest.raises(ValueError, match="closed"):
+            method(b"x")
+        return [await late, long.cancelled(), late.done(), long.done()]
+
+    for mesh in meshes:
+        assert [b"%d x" % one.port, True, True, True] == asyncio.run(main(mesh))
+        assert mesh.active == 0
+
+
+def test_two_event_loops_have_channels_of_their_own(one: Any, meshes: Any) -> None:
+    mesh, _ = meshes
+    channel = AioMeshChannel(mesh.source, "xds:///checkout")
+    method = channel.unary_unary(UNARY)
+
+    async def main() -> Any:
+        return [await method(b"x") for _ in range(4)]
+
+    for _ in range(2):
+        assert [b"%d x" % one.port] * 4 == asyncio.run(main())
+    assert mesh.source.metrics.express >= 4
+    asyncio.run(channel.close())
