@@ -2,16 +2,25 @@
 
 Decoders ask whether a format is one, routing renders it; both read it here. Supported are the commands that mean
 something in a client. A command that Envoy does not know is refused as Envoy refuses it; one that Envoy knows and a
-client has no answer to (times of day, its own connection, the environment) is refused by name.
+client has no answer to (durations, its caller's connection, the environment) is refused by name.
 
 Source: Envoy `SubstitutionFormatParser`; which commands take an argument or a length was asked of Envoy 1.40.
 """
 
+import json
 import re
 from dataclasses import dataclass
 from typing import Final
 
-__all__ = ["COMMANDS", "Command", "check_format", "header_names", "parse_format", "path_options"]
+__all__ = [
+    "COMMANDS",
+    "OF_THE_MOMENT",
+    "Command",
+    "check_format",
+    "header_names",
+    "parse_format",
+    "path_options",
+]
 
 _HEADER: Final = "header"
 _NEEDED: Final = "needed"
@@ -19,8 +28,13 @@ _OPTIONAL: Final = "optional"
 _NOTHING: Final = "nothing"
 
 COMMANDS: Final = {
+    "ACCESS_LOG_TYPE": _NOTHING,
+    "COALESCE": _NEEDED,
     "DYNAMIC_METADATA": _NEEDED,
+    "EMIT_TIME": _OPTIONAL,
+    "EMIT_TIME_LOCAL": _OPTIONAL,
     "FILTER_STATE": _NEEDED,
+    "HOSTNAME": _NOTHING,
     "LOCAL_REPLY_BODY": _NOTHING,
     "METADATA": _NEEDED,
     "PATH": _OPTIONAL,
@@ -37,6 +51,8 @@ COMMANDS: Final = {
     "RESPONSE_HEADER": _HEADER,
     "RESPONSE_TRAILER": _HEADER,
     "ROUTE_NAME": _NOTHING,
+    "START_TIME": _OPTIONAL,
+    "START_TIME_LOCAL": _OPTIONAL,
     "TRAILER": _HEADER,
     "UPSTREAM_CLUSTER": _NOTHING,
     "UPSTREAM_CLUSTER_RAW": _NOTHING,
@@ -51,13 +67,21 @@ COMMANDS: Final = {
 }
 """What is rendered, and what each says of its argument."""
 
+_TIMES: Final = frozenset({"EMIT_TIME", "EMIT_TIME_LOCAL", "START_TIME", "START_TIME_LOCAL"})
+OF_THE_MOMENT: Final = _TIMES | {"HOSTNAME"}
+"""What speaks of the clock and of this machine."""
+
 _COMMAND: Final = re.compile(r"%(?P<name>[A-Z0-9_]+)(?:\((?P<argument>[^)]*)\))?(?::(?P<length>[0-9]+))?%")
 _HEADER_NAME: Final = re.compile(r":?[A-Za-z0-9!#$%&'*+.^_`|~-]*")
 _PATH_QUERY: Final = frozenset({"", "WQ", "NQ"})
 _PATH_WHICH: Final = frozenset({"", "ORIG", "PATH", "ORIG_OR_PATH"})
 _QUERY_FORMS: Final = frozenset({"", "ORIG", "DECODED"})
 _METADATA_OF: Final = ("DYNAMIC", "ROUTE", "UPSTREAM_HOST", "VIRTUAL_HOST")
-_WITHOUT_LENGTH: Final = frozenset({"RESPONSE_CODE_DETAILS", "UPSTREAM_METADATA"})
+_WITHOUT_LENGTH: Final = frozenset({"RESPONSE_CODE_DETAILS", "UPSTREAM_METADATA"}) | _TIMES
+# Flags and widths of glibc, which Envoy hands on to it.
+_FLAGS: Final = re.compile(r"%(?:[1-9]?f|s|%|(?P<flag>[-_0^#1-9]))")
+# As Envoy looks for them, which is not quite as it reads formats of times.
+_NEW_LINE: Final = re.compile(r"\n|%[-_0^#]*[1-9]*[EO]?n")
 MAX_LENGTH: Final = 2**31 - 1
 
 
@@ -66,11 +90,13 @@ class Command:
     """Attributes:
     argument: Empty: none was given.
     length: At most so many characters; None: all.
+    choices: Of `COALESCE`: the first that has a value counts.
     """
 
     name: str
     argument: str = ""
     length: int | None = None
+    choices: "tuple[Command, ...]" = ()
 
 
 def parse_format(text: str) -> tuple[str | Command, ...]:
@@ -91,12 +117,8 @@ def parse_format(text: str) -> tuple[str | Command, ...]:
         if found is None:
             raise ValueError(f"bad substitution format at {text[percent:]!r}")
         position = found.end()
-        length = found["length"]
-        command = Command(
-            found["name"], found["argument"] or "", None if length is None else min(int(length), MAX_LENGTH)
-        )
-        _check(command)
-        parts.append(command)
+        length = None if found["length"] is None else min(int(found["length"]), MAX_LENGTH)
+        parts.append(_command(found["name"], found["argument"] or "", length))
     parts.append(text[position:])
     return tuple(part for part in parts if part != "")
 
@@ -120,6 +142,53 @@ def path_options(argument: str) -> tuple[bool, str]:
     """Return whether `%PATH(...)%` wants the query, and which path: `ORIG`, `PATH` or `ORIG_OR_PATH`."""
     query, _, which = argument.partition(":")
     return query != "NQ", which or "ORIG_OR_PATH"
+
+
+def _command(name: str, argument: str, length: int | None) -> Command:
+    command = Command(name, argument, length)
+    _check(command)
+    return Command(name, argument, length, _choices(argument)) if name == "COALESCE" else command
+
+
+def _choices(argument: str) -> tuple[Command, ...]:
+    """Read the JSON in `%COALESCE({"operators": ["ROUTE_NAME", {"command": "REQ", "param": "x", "max_length": 9}]})%`."""
+    try:
+        read = json.loads(argument, parse_constant=_not_a_number, parse_int=_whole_number)
+        argument.encode()
+        json.dumps(read, ensure_ascii=False).encode()  # half of a character is none
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f"%COALESCE% needs JSON: {error}") from error
+    operators = read.get("operators") if isinstance(read, dict) else None
+    if not isinstance(operators, list) or not operators:
+        raise ValueError("%COALESCE% needs a JSON object with a list of operators that is not empty")
+    return tuple(map(_choice, operators))
+
+
+def _choice(entry: object) -> Command:
+    if isinstance(entry, str):
+        return _command(entry, "", None)
+    if not isinstance(entry, dict):
+        raise ValueError("an operator of %COALESCE% is the name of a command, or an object with one")
+    name, argument, length = entry.get("command"), entry.get("param", ""), entry.get("max_length", MAX_LENGTH)
+    if not isinstance(name, str):
+        raise ValueError("an operator of %COALESCE% needs a command")
+    if not isinstance(argument, str):
+        raise ValueError("param of an operator of %COALESCE% must be a string")
+    if not isinstance(length, int) or isinstance(length, bool) or length <= 0:
+        raise ValueError("max_length of an operator of %COALESCE% must be a whole number above 0")
+    return _command(name, argument, min(length, MAX_LENGTH) if "max_length" in entry else None)
+
+
+def _not_a_number(text: str) -> None:
+    raise ValueError(f"{text} is not JSON")
+
+
+def _whole_number(text: str) -> int | float:
+    """As Envoy reads it: what does not fit into 64 bits is no whole number, and of the last bit nothing is known."""
+    number = int(text)
+    if 2**63 <= number < 2**64:
+        raise ValueError(f"{text} is too large")
+    return number if -(2**63) <= number < 2**63 else float(text)
 
 
 def _check(command: Command) -> None:
@@ -149,6 +218,11 @@ def _check_options(name: str, argument: str, options: list[str]) -> None:
             raise ValueError("%QUERY_PARAMS% takes ORIG or DECODED")
         case "METADATA" if options[0] not in _METADATA_OF:
             raise ValueError(f"%METADATA% of {options[0]} is not supported (supported: {', '.join(_METADATA_OF)})")
+        case _ if name in _TIMES:
+            if _NEW_LINE.search(argument):
+                raise ValueError(f"%{name}% has a line break")
+            if any(found["flag"] for found in _FLAGS.finditer(argument)):
+                raise ValueError(f"%{name}% takes no flags or widths of fields: {argument!r}")
         case "FILTER_STATE":
             key, form, *rest = (*options, "PLAIN") if len(options) == 1 else options
             if not key or form not in ("PLAIN", "TYPED", "FIELD") or len(rest) != (1 if form == "FIELD" else 0):

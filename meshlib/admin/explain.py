@@ -11,7 +11,7 @@ from meshlib.call.limits import asked_limits, has_control_headers
 from meshlib.call.repeat import IDEMPOTENT
 from meshlib.errors import ConfigError, MeshError
 from meshlib.model.outcome import LocalReply
-from meshlib.model.request import Headers, RequestHead
+from meshlib.model.request import Headers, Moment, RequestHead
 from meshlib.model.retry import HedgePolicy, RetryPolicy
 from meshlib.model.route import FaultPolicy, Route, RouteAction, RouteConfiguration, VirtualHost
 from meshlib.ports import Clock
@@ -195,6 +195,9 @@ def explain(
         facts.append(fact("route", step.name or str(step.number), metadata=route.metadata))
         if isinstance(action, RouteAction):
             policies.append(_policy(step, route, action, host, target, head))
+    now = mesh.clock()
+    if target.routes.needs_moment:
+        head = head.but(moment=Moment(target.hostname, now + target.wall_offset_s))
     prepare = target.routes.prepare
     prepared = head if prepare is None else prepare(head)
     if isinstance(prepared, RequestHead):
@@ -205,7 +208,6 @@ def explain(
     out = found.rewrite(found.filtered(head)) if isinstance(found, RouteMatch) else head
     if isinstance(found, RouteMatch) and not shares and found.cluster:
         shares[found.cluster] = (1.0, found.action.high_priority)  # a header of the request names it
-    now = mesh.clock()
     return Explanation(
         head.method,
         shown,

@@ -21,7 +21,7 @@ from meshlib.call.steps import Attempt, Done, Sleep, Step
 from meshlib.call.way import Way
 from meshlib.events import HostEjected, HostUnejected
 from meshlib.model.outcome import GRPC_OK, NOT_REACHED, FailureKind, LocalReply, Outcome, Response
-from meshlib.model.request import RequestHead
+from meshlib.model.request import Moment, RequestHead
 from meshlib.resilience.health_check import IMMEDIATE_FAILURE
 from meshlib.resilience.retry import NO_RETRIES
 from meshlib.routing.prepare import EarlyAnswer
@@ -49,6 +49,9 @@ class Call(Beginnings, HostChoice):
         head, routes = self.head, self.target.routes
         if head.memo is not None and (way := head.memo.way) is not None and way.holds(self.target):
             return self._along(way, now)
+        if routes.needs_moment and head.moment is None:
+            moment = Moment(self.target.hostname, now + self.target.wall_offset_s)
+            head = self.head = self._out = head.but(moment=moment)
         if routes.prepare is not None:
             prepared = routes.prepare(head)
             if isinstance(prepared, EarlyAnswer):
@@ -89,6 +92,8 @@ class Call(Beginnings, HostChoice):
         Raises:
             RuntimeError: The call did not ask for one.
         """
+        if self.head.moment is not None:
+            self.head.moment.goes_on(now + self.target.wall_offset_s)
         if self._state == DELAYED:
             if self.deadline is not None and now >= self.deadline:
                 return self._expired(now)
@@ -128,6 +133,8 @@ class Call(Beginnings, HostChoice):
             is_recorded = not self._is_idle_timeout(failure)
         if self._has_session:
             self._answered_at = now
+        if self.head.moment is not None:
+            self.head.moment.goes_on(now + self.target.wall_offset_s)
         ejected: HostEjected | HostUnejected | None = None
         if cluster.outlier is not None:
             if is_recorded:

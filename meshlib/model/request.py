@@ -3,7 +3,7 @@
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-__all__ = ["HeadMemo", "Headers", "RequestHead"]
+__all__ = ["HeadMemo", "Headers", "Moment", "RequestHead"]
 
 
 class Headers:
@@ -74,6 +74,31 @@ class HeadMemo:
         self.way: Any = None
 
 
+class Moment:
+    """What a call knows of the clock and of this machine, for formats that speak of them. Its call writes `now_us`.
+
+    Attributes:
+        hostname: Of this machine; empty: not known.
+        started_us: When the call began, in microseconds since the epoch.
+        now_us: When it last went on.
+    """
+
+    __slots__ = ("hostname", "now_us", "started_us")
+
+    def __init__(self, hostname: str, wall_now: float) -> None:
+        """Begin.
+
+        Args:
+            wall_now: Seconds since the epoch.
+        """
+        self.hostname = hostname
+        self.started_us = self.now_us = round(wall_now * 1e6)
+
+    def goes_on(self, wall_now: float) -> None:
+        """Take note of the time; `wall_now` as for a new one."""
+        self.now_us = round(wall_now * 1e6)
+
+
 class RequestHead:
     """The head of one request. Not changed after creation.
 
@@ -84,12 +109,21 @@ class RequestHead:
         headers: Without pseudo headers.
         is_grpc: The call is a gRPC call (its content type is `application/grpc...`).
         memo: Of a head that many calls share.
+        moment: Of the call, where formats speak of it; None: it is not known.
     """
 
-    __slots__ = ("authority", "headers", "is_grpc", "memo", "method", "path", "scheme")
+    __slots__ = ("authority", "headers", "is_grpc", "memo", "method", "moment", "path", "scheme")
 
     def __init__(
-        self, method: str, authority: str, path: str, headers: Headers, *, scheme: str = "http", is_grpc: bool = False
+        self,
+        method: str,
+        authority: str,
+        path: str,
+        headers: Headers,
+        *,
+        scheme: str = "http",
+        is_grpc: bool = False,
+        moment: Moment | None = None,
     ) -> None:
         self.method = method
         self.authority = authority
@@ -98,6 +132,27 @@ class RequestHead:
         self.scheme = scheme
         self.is_grpc = is_grpc
         self.memo: HeadMemo | None = None
+        self.moment = moment
+
+    def but(
+        self,
+        *,
+        headers: Headers | None = None,
+        authority: str | None = None,
+        path: str | None = None,
+        scheme: str | None = None,
+        moment: Moment | None = None,
+    ) -> "RequestHead":
+        """Return the head with something else in it; None: that stays."""
+        return RequestHead(
+            self.method,
+            self.authority if authority is None else authority,
+            self.path if path is None else path,
+            self.headers if headers is None else headers,
+            scheme=self.scheme if scheme is None else scheme,
+            is_grpc=self.is_grpc,
+            moment=self.moment if moment is None else moment,
+        )
 
     def values(self, name: str) -> tuple[str, ...]:
         """Return the entries of a header or pseudo header (`:method`, `:path`, `:authority`, `:scheme`, `host`)."""

@@ -141,8 +141,7 @@ class Responder:
 
 def _as(head: RequestHead, path: str, entries: Entries) -> RequestHead:
     """Return the head with another path and other headers."""
-    headers = Headers(entries)
-    return RequestHead(head.method, head.authority, path, headers, scheme=head.scheme, is_grpc=head.is_grpc)
+    return head.but(path=path, headers=Headers(entries))
 
 
 def _compile(change: HeaderChange, inline: frozenset[str], facts: Facts) -> _Step:

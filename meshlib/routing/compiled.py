@@ -151,14 +151,21 @@ def _label(entry: ClusterWeight) -> str:
 
 
 def compile_route(
-    route: Route, host: VirtualHost, routes: RouteConfiguration, listener: ClientListener
+    route: Route,
+    host: VirtualHost,
+    routes: RouteConfiguration,
+    listener: ClientListener,
+    met: set[str] | None = None,
 ) -> CompiledRoute:
     """Compile a route together with what the levels above it add.
+
+    Args:
+        met: Takes the commands that formats speak of.
 
     Raises:
         ValueError: A regex, template, format or substitution that is not valid; the decoder should have refused it.
     """
-    build = RouteBuilder(route, host, routes, listener)
+    build = RouteBuilder(route, host, routes, listener, met)
     action = route.action
     fixed: RouteMatch | None = None
     clusters: tuple[tuple[str, int], ...] = ()

@@ -1,6 +1,6 @@
 """Renders substitution formats of header values, hosts and paths: `%REQ(x-user)%`, `%ROUTE_NAME%`, `%%`.
 
-What may be written is decided in `meshlib.substitution`. Nothing in a client sets dynamic metadata or filter state, so
+What may be written is decided in `meshlib.substitution`, times are written by `meshlib.routing.time_format`. Nothing in a client sets dynamic metadata or filter state, so
 these render as what is absent, as they do in an Envoy without a filter that sets them.
 
 Source: Envoy `SubstitutionFormatParser` and its formatters.
@@ -14,8 +14,9 @@ from typing import Final
 from urllib.parse import unquote
 
 from meshlib.model.endpoint import NO_METADATA, Endpoint
-from meshlib.model.request import Headers, RequestHead
-from meshlib.substitution import Command, header_names, parse_format, path_options
+from meshlib.model.request import Headers, Moment, RequestHead
+from meshlib.routing.time_format import compile_time
+from meshlib.substitution import OF_THE_MOMENT, Command, header_names, parse_format, path_options
 
 __all__ = ["Facts", "Formatter", "Scene", "compile_format", "compile_value"]
 
@@ -77,6 +78,7 @@ class Facts:
         cluster_header: That header.
         metadata: filter_metadata of the route.
         host_metadata: Of the virtual host.
+        met: Takes the commands that formats speak of, so that whoever compiled them knows what calls need.
     """
 
     route_name: str = ""
@@ -84,6 +86,12 @@ class Facts:
     cluster_header: str = ""
     metadata: Mapping[str, Mapping[str, object]] = field(default_factory=lambda: NO_METADATA, hash=False)
     host_metadata: Mapping[str, Mapping[str, object]] = field(default_factory=lambda: NO_METADATA, hash=False)
+    met: set[str] = field(default_factory=set, compare=False, repr=False)
+
+    @property
+    def needs_moment(self) -> bool:
+        """A format speaks of the clock or of this machine."""
+        return not OF_THE_MOMENT.isdisjoint(self.met)
 
 
 def _header_of_request(main: str, alternative: str = "") -> _Reader:
@@ -226,10 +234,47 @@ def _protocol(scene: Scene) -> str:
     return "HTTP/2" if scene.head is not None and scene.head.is_grpc else "HTTP/1.1"
 
 
+def _of_the_moment(read: Callable[[Moment], str]) -> _Reader:
+    def of_scene(scene: Scene) -> str | None:
+        moment = None if scene.head is None else scene.head.moment
+        return None if moment is None else read(moment) or None
+
+    return of_scene
+
+
+def _time(command: Command) -> _Reader:
+    write = compile_time(command.argument, is_local=command.name.endswith("_LOCAL"))
+    if command.name.startswith("EMIT"):
+        return _of_the_moment(lambda moment: write(moment.now_us))
+    return _of_the_moment(lambda moment: write(moment.started_us))
+
+
+def _first(commands: tuple[Command, ...], facts: Facts) -> _Reader:
+    readers = tuple(_read_cut(command, facts) for command in commands)
+    return lambda scene: next((value for read in readers if (value := read(scene)) is not None), None)
+
+
+def _read_cut(command: Command, facts: Facts) -> _Reader:
+    """Compile a command to what reads its value, as long as it may be."""
+    found, length = _compile_command(command, facts), command.length
+    if found is None or isinstance(found, str):
+        return lambda scene: None if found is None else found[:length]
+    return lambda scene: None if (text := found(scene)) is None else text[:length]
+
+
 def _compile_command(command: Command, facts: Facts) -> str | _Reader | None:
     """Return the text if it is the same for every request, None if it is always absent, else what reads it."""
     argument = command.argument
+    facts.met.add(command.name)
     match command.name:
+        case "COALESCE":
+            return _first(command.choices, facts)
+        case "HOSTNAME":
+            return _of_the_moment(lambda moment: moment.hostname)
+        case "START_TIME" | "START_TIME_LOCAL" | "EMIT_TIME" | "EMIT_TIME_LOCAL":
+            return _time(command)
+        case "ACCESS_LOG_TYPE":
+            return "NotSet"
         case "REQ" | "REQUEST_HEADER":
             return _header_of_request(*header_names(argument))
         case "RESP" | "RESPONSE_HEADER":
@@ -309,17 +354,25 @@ def compile_value(text: str, facts: Facts, *, absent: str) -> Callable[[Scene], 
     if len(parts) != 1 or isinstance(parts[0], str):
         made = compile_format(text, facts, absent=absent)
         return (lambda scene: made) if isinstance(made, str) else made
-    command, length = parts[0], parts[0].length
+    return _compile_typed(parts[0], facts)
+
+
+def _compile_typed(command: Command, facts: Facts) -> Callable[[Scene], object]:
+    length = command.length
+    if command.name == "COALESCE":
+        readers = tuple(_compile_typed(choice, facts) for choice in command.choices)
+        return lambda scene: _cut(next((value for read in readers if (value := read(scene)) is not None), None), length)
     if command.name in ("METADATA", "UPSTREAM_METADATA") and length is None:
         find = _metadata_reader(command, facts)
         return lambda scene: _plain(find(scene))
-    found = _compile_command(command, facts)
-    if found is None or isinstance(found, str):
-        value = None if found is None else found[:length]
-        return lambda scene: value
+    read = _read_cut(command, facts)
     if command.name in _NUMBERS:
-        return lambda scene: None if (text := found(scene)) is None else int(text)
-    return lambda scene: None if (text := found(scene)) is None else text[:length]
+        return lambda scene: None if (text := read(scene)) is None else int(text)
+    return read
+
+
+def _cut(value: object, length: int | None) -> object:
+    return value[:length] if isinstance(value, str) else value
 
 
 def _finished(read: _Reader, length: int | None, absent: str) -> Formatter:

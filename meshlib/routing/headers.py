@@ -31,7 +31,10 @@ _NO_SCENE = Scene(None)
 
 def with_headers(head: RequestHead, headers: Headers) -> RequestHead:
     """Return the head with other headers."""
-    return RequestHead(head.method, head.authority, head.path, headers, scheme=head.scheme, is_grpc=head.is_grpc)
+    # Written out: most calls come by here.
+    return RequestHead(
+        head.method, head.authority, head.path, headers, scheme=head.scheme, is_grpc=head.is_grpc, moment=head.moment
+    )
 
 
 def set_entry(entries: Entries, name: str, value: str) -> None:

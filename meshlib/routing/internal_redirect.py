@@ -62,7 +62,7 @@ class InternalRedirects:
             items = [item for item in items if item[0] != "content-length"]
         items = [item for item in items if item[0] != _ORIGINAL]
         items.append((_ORIGINAL, f"{head.scheme}://{head.authority}{head.path}"))
-        found = RequestHead(method, authority, path, Headers(items), scheme=scheme)
+        found = RequestHead(method, authority, path, Headers(items), scheme=scheme, moment=head.moment)
         if not self._is_accepted(policy, match.route_name, head, found, routes, rng):
             return None
         self._count += 1

@@ -44,7 +44,7 @@ def mirrored_head(head: RequestHead, policy: MirrorPolicy) -> RequestHead:
     items = (*(item for item in head.headers.items if item[0] != _INTERNAL[0]), _INTERNAL)
     if policy.changes:
         items = _compiled(policy.changes).apply(Headers(items), head).items
-    return RequestHead(head.method, host, head.path, Headers(items), scheme=head.scheme, is_grpc=head.is_grpc)
+    return head.but(authority=host, headers=Headers(items))
 
 
 def _shadow(host: str) -> str:

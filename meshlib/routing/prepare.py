@@ -86,7 +86,7 @@ def compile_prepare(rules: HeadRules) -> Prepare | None:
         if changes_path:
             path, reply = _prepared_path(path, rules)
             if reply is not None:
-                return EarlyAnswer(reply, RequestHead(head.method, host, path, head.headers, scheme=head.scheme))
+                return EarlyAnswer(reply, head.but(authority=host, path=path))
         if rules.strips_dot:
             host = _without_dot(host)
         if head.method != "CONNECT" and (rules.strips_port or rules.strips_this_port):
@@ -94,6 +94,6 @@ def compile_prepare(rules: HeadRules) -> Prepare | None:
         scheme = rules.scheme or head.scheme
         if (host, path, scheme) == (head.authority, head.path, head.scheme):
             return head
-        return RequestHead(head.method, host, path, head.headers, scheme=scheme)
+        return head.but(authority=host, path=path, scheme=scheme)
 
     return prepare

@@ -128,7 +128,7 @@ def with_path(head: RequestHead, path: str) -> RequestHead:
     """Return the head with another path, the old one kept in `x-envoy-original-path`."""
     entries = list(head.headers.items)
     set_entry(entries, "x-envoy-original-path", head.path)
-    return RequestHead(head.method, head.authority, path, Headers(entries), scheme=head.scheme, is_grpc=head.is_grpc)
+    return head.but(path=path, headers=Headers(entries))
 
 
 def _set_host(entries: list[tuple[str, str]], old: str, *, append_forwarded: bool) -> None:
@@ -152,7 +152,7 @@ def rewrite_host(head: RequestHead, host: str, *, append_forwarded: bool = False
         return head
     entries = list(head.headers.items)
     _set_host(entries, head.authority, append_forwarded=append_forwarded)
-    return RequestHead(head.method, host, head.path, Headers(entries), scheme=head.scheme, is_grpc=head.is_grpc)
+    return head.but(authority=host, headers=Headers(entries))
 
 
 def _compile_format(text: str, facts: Facts, absent: str) -> Formatter | None:
@@ -226,20 +226,20 @@ def compile_rewrite(
         return None
 
     def rewrite(head: RequestHead) -> RequestHead:
-        headers, authority, path, scheme, is_grpc = head.headers, head.authority, head.path, head.scheme, head.is_grpc
+        headers, authority = head.headers, head.authority
         if weight:
             headers = weight.apply(headers, head)
         authority = weight_host or authority
-        seen = RequestHead(head.method, authority, path, headers, scheme=scheme, is_grpc=is_grpc)
+        seen = head.but(authority=authority, headers=headers)
         if mutator:
             headers = mutator.apply(headers, seen)
-            seen = RequestHead(head.method, authority, path, headers, scheme=scheme, is_grpc=is_grpc)
+            seen = head.but(authority=authority, headers=headers)
         host = new_host(seen) if new_host is not None else ""
         if host:
             entries = list(headers.items)
             _set_host(entries, authority, append_forwarded=append_forwarded)
             authority, headers = host, Headers(entries)
-            seen = RequestHead(head.method, authority, path, headers, scheme=scheme, is_grpc=is_grpc)
+            seen = head.but(authority=authority, headers=headers)
         rewritten = new_path(seen) if new_path is not None else ""
         return with_path(seen, rewritten) if rewritten else seen
 

@@ -37,9 +37,18 @@ NO_CHANGES = HeaderFilter()
 class RouteBuilder:
     """Builds the answers of one route; knows the levels above it."""
 
-    def __init__(self, route: Route, host: VirtualHost, routes: RouteConfiguration, listener: ClientListener) -> None:
+    def __init__(
+        self,
+        route: Route,
+        host: VirtualHost,
+        routes: RouteConfiguration,
+        listener: ClientListener,
+        met: set[str] | None = None,
+    ) -> None:
+        """Begin; `met` takes the commands that formats speak of."""
         self.route, self.host, self.routes, self.listener = route, host, routes, listener
         self.limits: set[RouteLimit] = set()
+        self._met = set() if met is None else met
 
     def _levels(self, weight: HeaderMutation | None) -> tuple[HeaderMutation, ...]:
         return order_levels(
@@ -71,7 +80,7 @@ class RouteBuilder:
         Args:
             cluster: None: `header` names it.
         """
-        return Facts(self.route.name, cluster, header, self.route.metadata, self.host.metadata)
+        return Facts(self.route.name, cluster, header, self.route.metadata, self.host.metadata, self._met)
 
     def limited(self, weight: ClusterWeight | None, facts: Facts) -> tuple[RouteLimit, ...]:
         """Return the limiting filters that hold."""
@@ -127,6 +136,8 @@ class RouteBuilder:
         weight_host = "" if weight is None else weight.host_rewrite
         rewrite = compile_rewrite(action, self.route.match.path, request, first, weight_host, facts)
         response = self.response(facts, mutation, weight)
+        for mirror in action.mirrors:  # copies of a request have the moment of the request
+            Changes(mirror.changes, is_response=False, facts=facts)
         first_changes = Changes(self.filters(weight).request, is_response=False, facts=facts)
         return RouteMatch(
             cluster=cluster,

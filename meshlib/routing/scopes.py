@@ -13,6 +13,7 @@ from meshlib.model.request import RequestHead
 from meshlib.model.route import RouteConfiguration
 from meshlib.model.snapshot import ConfigFault, Demand, DemandKind, ScopeConfig
 from meshlib.ports import Rng
+from meshlib.routing.format import Facts
 from meshlib.routing.limits import RouteLimit
 from meshlib.routing.prepare import compile_prepare
 from meshlib.routing.replies import no_route
@@ -69,11 +70,22 @@ class ScopeTable:
         name: Of the scoped routes.
         has_chance: As of a `RouteTable`; of scopes it is not looked for.
         has_demands: `demands` may return something.
+        needs_moment: As of a `RouteTable`.
         prepare: As of a `RouteTable`.
         tables: The route tables, by key; None: the scope's routes are not there yet.
     """
 
-    __slots__ = ("_fragments", "_names", "_unrouted", "has_chance", "has_demands", "name", "prepare", "tables")
+    __slots__ = (
+        "_fragments",
+        "_names",
+        "_unrouted",
+        "has_chance",
+        "has_demands",
+        "name",
+        "needs_moment",
+        "prepare",
+        "tables",
+    )
 
     def __init__(
         self,
@@ -95,7 +107,8 @@ class ScopeTable:
         """
         self.name = scoped.name
         self.prepare = compile_prepare(listener.head_rules)
-        self._unrouted = compile_unrouted(listener)
+        facts = Facts()
+        self._unrouted = compile_unrouted(listener, facts)
         self._fragments = tuple(_compile(fragment) for fragment in scoped.fragments)
         tables: dict[Key, RouteTable | ConfigFault | None] = {}
         names: dict[Key, str] = {}
@@ -115,6 +128,9 @@ class ScopeTable:
         self._names: Mapping[Key, str] = names
         self.tables: Mapping[Key, RouteTable | ConfigFault | None] = tables
         self.has_chance = True
+        self.needs_moment = facts.needs_moment or any(
+            table.needs_moment for table in tables.values() if isinstance(table, RouteTable)
+        )
         self.has_demands = any(
             table is None or (isinstance(table, RouteTable) and table.has_demands) for table in tables.values()
         )

@@ -70,6 +70,7 @@ class RouteTable:
         name: Of the route configuration.
         has_chance: Chance has a part in what some requests get.
         has_demands: `demands` may return something.
+        needs_moment: Formats speak of the clock or of this machine: heads are to have their `moment`.
         limits: What limits the requests of any route.
         prepare: What the listener makes of a request first; None: nothing.
     """
@@ -86,6 +87,7 @@ class RouteTable:
         "has_demands",
         "limits",
         "name",
+        "needs_moment",
         "prepare",
     )
 
@@ -100,11 +102,12 @@ class RouteTable:
         """
         self.name = routes.name
         hosts = []
+        met: set[str] = set()
         for host in routes.virtual_hosts:
             compiled = []
             for number, route in enumerate(host.routes):
                 try:
-                    compiled.append(compile_route(route, host, routes, listener))
+                    compiled.append(compile_route(route, host, routes, listener, met))
                 except ValueError as error:
                     where = f"virtual host {host.name!r}, route {number}" + (f" {route.name!r}" if route.name else "")
                     raise ValueError(f"{routes.name}: {where}: {error}") from error
@@ -117,7 +120,9 @@ class RouteTable:
         self.limits = frozenset(limit for _, entry in hosts for route in entry.routes for limit in route.limits)
         self._index = DomainIndex(hosts, ignore_port=routes.ignore_port_in_host)
         self.prepare = compile_prepare(listener.head_rules)
-        self._unrouted = compile_unrouted(listener)
+        facts = Facts(met=met)
+        self._unrouted = compile_unrouted(listener, facts)
+        self.needs_moment = facts.needs_moment
         self._host_header = routes.host_header
         self._strips_parameters = routes.ignores_path_parameters
         # Requests whose host is found elsewhere than in their authority find nothing here, and then look further.

@@ -14,13 +14,18 @@ from meshlib.routing.local_reply import ReplyRewriter
 __all__ = ["compile_unrouted"]
 
 
-def compile_unrouted(listener: ClientListener) -> Callable[[LocalReply, RequestHead], LocalReply] | None:
+def compile_unrouted(
+    listener: ClientListener, facts: Facts | None = None
+) -> Callable[[LocalReply, RequestHead], LocalReply] | None:
     """Compile what becomes of such answers; None: nothing. A gRPC call's filters are in its routes, so it meets none.
+
+    Args:
+        facts: Of no route; they note what formats speak of.
 
     Raises:
         ValueError: A regex or a format that is not valid.
     """
-    rules, facts = listener.reply_rules, Facts()
+    rules, facts = listener.reply_rules, facts or Facts()
     filters = filter_changes(listener.header_filters, ())
     request = Changes(filters.request, is_response=False, facts=facts)
     responder = Responder(

@@ -100,9 +100,14 @@ class MeshEngine(TargetDesk, EventHooks):
             if self._needs_rebuild:
                 # After a fork: the states in the old view belong to calls and locks of another process.
                 now = self.clock()
-                offset_s = clocks.wall() - now
                 self._view = build_view(
-                    self._view.snapshot, None, now=now, wall_offset_s=offset_s, rng=self.rng, safety=self._safety
+                    self._view.snapshot,
+                    None,
+                    now=now,
+                    wall_offset_s=clocks.wall() - now,
+                    hostname=clocks.hostname(),
+                    rng=self.rng,
+                    safety=self._safety,
                 )
                 self._needs_rebuild = False
             control = self._control
@@ -175,6 +180,7 @@ class MeshEngine(TargetDesk, EventHooks):
             self._view,
             now=now,
             wall_offset_s=clocks.wall() - now,
+            hostname=clocks.hostname(),
             rng=self.rng,
             pause=self._pause,
             safety=self._safety,
@@ -183,8 +189,10 @@ class MeshEngine(TargetDesk, EventHooks):
 
     def tick(self, now: float) -> None:
         """Do periodic work. Called by the control thread."""
-        for event in self._view.sweep(now, self.rng):
+        view = self._view
+        for event in view.sweep(now, self.rng):
             self.emit(event)
+        view.keep_time(clocks.wall() - now)
 
     def changed(self) -> None:
         """Have everyone who waits look again. Called by the control thread."""

@@ -105,6 +105,12 @@ class View:
         """There are clusters with active health checks."""
         return self._counting.has_checks
 
+    def keep_time(self, wall_offset_s: float) -> None:
+        """Take over what is to be added to monotonic seconds now: the wall clock is set, or the machine has slept."""
+        for target in self.targets.values():
+            if isinstance(target, TargetView):
+                target.wall_offset_s = wall_offset_s
+
     def sweep(self, now: float, rng: Rng) -> tuple[Event, ...]:
         """Do the periodic work that is due. Cheap; ask about once a second.
 
@@ -216,6 +222,7 @@ def _build_target(
     previous: TargetView | ConfigFault | None,
     clusters: Mapping[str, ClusterState | ConfigFault],
     wall_offset_s: float,
+    hostname: str,
 ) -> TargetView | ConfigFault:
     if isinstance(config, ConfigFault):
         return config
@@ -225,7 +232,9 @@ def _build_target(
     # Who uses it already goes on; in panic, if need be.
     warming = () if old is not None and not old.is_warming else _warming(config, clusters)
     try:
-        return TargetView(name, config, clusters, warming=warming, previous=old, wall_offset_s=wall_offset_s)
+        return TargetView(
+            name, config, clusters, warming=warming, previous=old, wall_offset_s=wall_offset_s, hostname=hostname
+        )
     except ValueError as error:
         # The decoders refuse what cannot be compiled; a snapshot from elsewhere must not take the other targets down.
         return ConfigFault(f"RouteConfiguration: {config.routes.name}", f"target {name!r} cannot be used: {error}")
@@ -237,6 +246,7 @@ def build_view(
     *,
     now: float,
     wall_offset_s: float = 0.0,
+    hostname: str = "",
     rng: Rng | None = None,
     pause: Pause = no_pause,
     safety: Safety = DEFAULT_SAFETY,
@@ -247,6 +257,7 @@ def build_view(
         previous: The view in use, or None for the first.
         now: Monotonic seconds.
         wall_offset_s: What has to be added to monotonic seconds to get those since the epoch.
+        hostname: Of this machine, for formats that speak of it.
         rng: Gives each new cluster its seed; None: 0, so that policies by which clients differ choose the same.
         pause: Called now and then while there is much to do.
         safety: Of clusters that are new; those that stay keep theirs.
@@ -262,5 +273,5 @@ def build_view(
     targets: dict[str, TargetView | ConfigFault] = {}
     for name, config in snapshot.targets.items():
         pause()
-        targets[name] = _build_target(name, config, previous.targets.get(name), clusters, wall_offset_s)
+        targets[name] = _build_target(name, config, previous.targets.get(name), clusters, wall_offset_s, hostname)
     return View(snapshot, MappingProxyType(targets), clusters, home, counting)

@@ -91,7 +91,8 @@ class TargetView:
         max_stream_duration_s: The listener's default for its routes; None: absent.
         clusters: All clusters of the view.
         faults: Injected faults in progress.
-        wall_offset_s: Added to monotonic seconds it gives those since the epoch, in which marks of sessions end.
+        hostname: Of this machine; empty: not known.
+        wall_offset_s: Added to monotonic seconds it gives those since the epoch, in which marks of sessions end. Kept up to date from outside.
         has_demands: A request may need what is only subscribed to when one does: see `unmet`.
     """
 
@@ -103,6 +104,7 @@ class TargetView:
         "config",
         "faults",
         "has_demands",
+        "hostname",
         "max_stream_duration_s",
         "name",
         "routes",
@@ -122,13 +124,14 @@ class TargetView:
         warming: "tuple[ClusterState, ...]" = (),
         previous: "TargetView | None" = None,
         wall_offset_s: float = 0.0,
+        hostname: str = "",
     ) -> None:
         """Make the view of a target.
 
         Args:
             warming: Clusters to wait for, as `is_warming` says.
             previous: Its route table is taken over when the configuration is the same.
-            wall_offset_s: As for `build_view`.
+            wall_offset_s: As for `build_view`, and so is `hostname`.
 
         Raises:
             ValueError: A regex or template of a route or of its retry policy is not valid.
@@ -138,6 +141,7 @@ class TargetView:
         self.clusters = clusters
         self.warming = warming
         self.wall_offset_s = wall_offset_s
+        self.hostname = hostname
         self.max_stream_duration_s = config.listener.max_stream_duration_s
         self.faults = ActiveFaults() if previous is None else previous.faults
         self._client_ids: list[int] = [] if previous is None else previous._client_ids

@@ -2,7 +2,7 @@
 
 import re
 from collections.abc import Iterable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 Pairs = tuple[tuple[str, str], ...]
@@ -28,8 +28,11 @@ IGNORED = frozenset(
 
 
 def comparable(headers: Iterable[tuple[str, str]]) -> Pairs:
-    """Return headers without those that may differ, sorted: the order of names is nobody's business."""
-    return tuple(sorted((name, value) for name, value in headers if name not in IGNORED))
+    """Return headers without those that may differ, sorted: the order of names is nobody's business.
+
+    Blanks at the ends of a value do not survive a connection.
+    """
+    return tuple(sorted((name, value.strip(" \t")) for name, value in headers if name not in IGNORED))
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,6 +45,7 @@ class Decision:
         route: Name of the route; empty: none.
         cluster: Where the request went; empty: nowhere.
         path: As the upstream got it, like the following two.
+        started_us: When it began, in microseconds since the epoch; nothing to compare.
         headers: What the caller gets.
     """
 
@@ -55,6 +59,7 @@ class Decision:
     request_headers: Pairs = ()
     headers: Pairs = ()
     body: str = ""
+    started_us: int = field(default=0, compare=False)
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,5 +79,5 @@ Outcome = list[Decision] | Refusal
 
 def difference(envoy: Decision, meshlib: Decision) -> dict[str, tuple[Any, Any]]:
     """Return the fields in which two decisions differ: Envoy's value, then meshlib's."""
-    one, other = asdict(envoy), asdict(meshlib)
+    one, other = asdict(envoy), asdict(replace(meshlib, started_us=envoy.started_us))
     return {name: (one[name], other[name]) for name in one if one[name] != other[name]}

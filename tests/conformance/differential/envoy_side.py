@@ -23,6 +23,7 @@ _FIELDS = {
     "flags": "%RESPONSE_FLAGS%",
     "route": "%ROUTE_NAME%",
     "cluster": "%UPSTREAM_CLUSTER_RAW%",
+    "started_us": "%START_TIME(%s%6f)%",
 }
 # Set by Envoy when an upstream answered.
 _FORWARDED = "via_upstream"
@@ -208,6 +209,7 @@ def _decision(request: Request, answer: dict[str, Any], logged: dict[str, Any]) 
     details = logged["details"] or ""
     route = logged["route"] or ""
     flags = logged["flags"] or ""
+    started_us = int(logged["started_us"])
     if details == _FORWARDED:
         seen = json.loads(answer["body"])
         return Decision(
@@ -218,9 +220,10 @@ def _decision(request: Request, answer: dict[str, Any], logged: dict[str, Any]) 
             authority=seen["authority"],
             request_headers=comparable((name, value) for name, value in seen["headers"]),
             headers=comparable(answer["headers"]),
+            started_us=started_us,
         )
     if request.is_grpc:
-        return Decision(0, details, route=route)
+        return Decision(0, details, route=route, started_us=started_us)
     return Decision(
         answer["status"],
         details,
@@ -228,4 +231,5 @@ def _decision(request: Request, answer: dict[str, Any], logged: dict[str, Any]) 
         route,
         headers=comparable(answer["headers"]),
         body=answer["body"],
+        started_us=started_us,
     )

@@ -4,6 +4,7 @@ Alphabets are small, so that matches happen. Everything is decided by the seed, 
 weights are chosen by a header, fractions and percentages are 0 or 100.
 """
 
+import json
 import random
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -73,6 +74,19 @@ FORMATS = (
     "%METADATA(ROUTE:ns:k)%", "%METADATA(ROUTE:ns)%", "%METADATA(VIRTUAL_HOST:ns:k)%", "%DYNAMIC_METADATA(a:b)%", "%UPSTREAM_HOST_NAME%", "%UPSTREAM_HOST%", "%REQ(?x-1)%",
     "%RESP(x-up)%", "%PATH(WQ:ORIG)%", "%TRAILER(x)%",
 )  # fmt: skip
+TIME_PIECES = (
+    *(f"%{letter}" for letter in "aAbBcCdDeFgGhHIjklmMprRsSTtuUVwWxXyYzZPQ+"), "%f", *(f"%{digits}f" for digits in "12369"),
+    *("%%", "%", "%E3S", "%E*S", "%E*f", "%E6f", "%E0S", "%E4Y", "%Ez", "%E*z", "%ET", "%:z", "%::z", "%:::z"),
+    *("%EY", "%Ec", "%ES", "%Od", "%OY", "%Ot", "E3S", "s", "3f", "-", " ", "T", ":", ".", "x", "%n", "%%n"),
+)  # fmt: skip
+OPERATORS = (
+    "ROUTE_NAME", "PROTOCOL", "UPSTREAM_HOST", "UPSTREAM_CLUSTER", "RESPONSE_CODE_DETAILS", "RESPONSE_FLAGS", "NO_SUCH", 1,
+    *({"command": "REQ", "param": name} for name in ("x-1", "x-2", "x-9", "x-9?x-1", "a b")),
+    {"command": "REQ", "param": "x-1", "max_length": 1}, {"command": "REQ", "param": "x-1", "max_length": 0},
+    {"command": "QUERY_PARAM", "param": "q"}, {"command": "RESP", "param": "x-up"}, {"command": "ROUTE_NAME", "param": ""},
+    {"command": "METADATA", "param": "ROUTE:ns:k"}, {"command": "START_TIME", "param": "%s"}, {"command": "PATH", "max_length": 2},
+)  # fmt: skip
+"""Mostly good ones."""
 
 PIECES = (
     "a", "b", "v1", "x", "/", "/", "/", "//", ".", "..", "/.", "/..", "/../", "%2F", "%2f", "%5C", "%5c", "\\", "%2e", "%2E.",
@@ -128,6 +142,22 @@ def spoilt_host(chance: random.Random, hosts: Sequence[str]) -> str:
     if ":" in host:
         return host
     return host + ("." if chance.random() < 0.4 else "") + chance.choice(PORTS)
+
+
+def made_time(chance: random.Random) -> str:
+    """Return a format that speaks of the time."""
+    if chance.random() < 0.2:
+        # The time at which something is written is not known; its day is, but for once a day.
+        return chance.choice(("%START_TIME%", "%START_TIME_LOCAL%", "%EMIT_TIME(%Y-%m-%d)%", "%HOSTNAME%"))
+    pieces = "".join(chance.choice(TIME_PIECES) for _ in range(chance.choice((1, 2, 4))))
+    return f"%START_TIME{chance.choice(('', '_LOCAL'))}({pieces})%"
+
+
+def made_choice(chance: random.Random) -> str:
+    """Return a format that takes the first value there is."""
+    operators = [chance.choice(OPERATORS) for _ in range(chance.choice((1, 2, 3)))]
+    length = chance.choice(("", "", ":2"))
+    return f"%COALESCE({json.dumps({'operators': operators})}){length}%"
 
 
 class Generator:
@@ -492,7 +522,15 @@ class Generator:
             ("APPEND_IF_EXISTS_OR_ADD", "ADD_IF_ABSENT", "OVERWRITE_IF_EXISTS_OR_ADD", "OVERWRITE_IF_EXISTS")
         )
         empty = {"keep_empty_value": True} if self._maybe(0.3) else {}
-        return {"header": {"key": name, "value": self._pick(FORMATS)}, "append_action": action, **empty}
+        return {"header": {"key": name, "value": self._format()}, "append_action": action, **empty}
+
+    def _format(self) -> str:
+        kind = self._random.random()
+        if kind < 0.85:
+            return self._pick(FORMATS)
+        if kind < 0.93:
+            return made_time(self._random)
+        return made_choice(self._random)
 
     def _fault(self) -> Json:
         status = self._pick(({"http_status": 429}, {"http_status": 555}, {"header_abort": {}}))

@@ -2,7 +2,8 @@
 
 import random
 
-from differential.generate import Json
+from differential.generate import Json, made_choice, made_time
+from meshlib.substitution import check_format
 
 
 def random_managers(seed: int | str, count: int) -> list[Json]:
@@ -74,10 +75,20 @@ TEXTS = (
 )  # fmt: skip
 
 
+def _text(chance: random.Random) -> str:
+    if chance.random() < 0.8:
+        return chance.choice(TEXTS)
+    # Settings of managers are part of the bootstrap: what Envoy refuses would keep it from starting.
+    while True:
+        made = (made_time if chance.random() < 0.5 else made_choice)(chance)
+        if not check_format(made):
+            return made
+
+
 def _format(chance: random.Random) -> Json:
     result: Json = {}
     if chance.random() < 0.5:
-        result["text_format"] = " ".join(chance.choice(TEXTS) for _ in range(chance.choice((1, 1, 3))))
+        result["text_format"] = " ".join(_text(chance) for _ in range(chance.choice((1, 1, 3))))
     else:
         result["json_format"] = _object(chance, 0)
     if chance.random() < 0.4:
@@ -96,6 +107,6 @@ def _object(chance: random.Random, depth: int) -> Json:
             return [chance.choice((*TEXTS, None, True, 1, 2.5)) for _ in range(chance.randrange(3))]
         if kind < 0.4:
             return chance.choice((None, False, -1, 0.5, 1e20, "", 'q"\\u00e9'))
-        return "".join(chance.choice(TEXTS) for _ in range(chance.choice((1, 1, 2))))
+        return "".join(_text(chance) for _ in range(chance.choice((1, 1, 2))))
 
     return {chance.choice("abcdefg") + str(number): value() for number in range(chance.randrange(4))}

@@ -57,7 +57,8 @@ def run(side: EnvoySide, seed: int, cases: int, requests: int = 10, layer: str =
         generator = Generator(f"{seed}/{number}", layer, len(side.managers))
         configuration = generator.configuration()
         asked = [generator.request() for _ in range(requests)]
-        envoy, meshlib = side.decide(configuration, asked), subject.decide(configuration, asked, side.managers)
+        envoy = side.decide(configuration, asked)
+        meshlib = subject.decide(configuration, asked, side.managers, envoy)
         if isinstance(envoy, Refusal) and isinstance(meshlib, Refusal):
             report.refused += 1
             continue
@@ -76,7 +77,7 @@ def compare(side: EnvoySide, configuration: Json, request: Request) -> dict[str,
     """Return how the two differ about one request; empty: they agree, or the configuration is no such one any more."""
     envoy = side.decide(configuration, [request])
     try:
-        meshlib = subject.decide(configuration, [request], side.managers)
+        meshlib = subject.decide(configuration, [request], side.managers, envoy)
     except ParseError as error:  # a part that had to be there was left out while shrinking
         meshlib = Refusal(str(error))
     if isinstance(envoy, Refusal):

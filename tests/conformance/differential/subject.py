@@ -1,6 +1,7 @@
 """meshlib's side: a configuration goes through its decoder, a request through its route table."""
 
 import random
+import socket
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
 
@@ -14,7 +15,7 @@ from meshlib.model.endpoint import Endpoint
 from meshlib.model.filters import HeaderFilter, ListedHeaderFilter
 from meshlib.model.listener import ClientListener
 from meshlib.model.outcome import LocalReply
-from meshlib.model.request import Headers, RequestHead
+from meshlib.model.request import Headers, Moment, RequestHead
 from meshlib.model.route import RouteConfiguration
 from meshlib.protos import from_dict
 from meshlib.routing import RouteMatch, RouteTable, decide_fault
@@ -49,10 +50,13 @@ def refusal_of(type_url: str, kind: str, resource: Json) -> Refusal | None:
     return Refusal("\n".join(decoded.errors)) if decoded.errors else None
 
 
-def decide(configuration: Json, requests: Sequence[Request], managers: Sequence[Json] = ({},)) -> Outcome:
+def decide(
+    configuration: Json, requests: Sequence[Request], managers: Sequence[Json] = ({},), began: Outcome | None = None
+) -> Outcome:
     """Return what meshlib would do.
 
     Args:
+        began: When Envoy's requests began: meshlib's begin at the same time.
         managers: What the connection managers have beside the usual.
     """
     tables: dict[int, RouteTable] = {}
@@ -61,7 +65,8 @@ def decide(configuration: Json, requests: Sequence[Request], managers: Sequence[
         if isinstance(made, Refusal):
             return made
         tables[number] = made
-    return [_decide(tables[request.manager], request) for request in requests]
+    times = [0] * len(requests) if began is None or isinstance(began, Refusal) else [one.started_us for one in began]
+    return [_decide(tables[request.manager], request, at) for request, at in zip(requests, times, strict=True)]
 
 
 def listener(manager: Json) -> ClientListener:
@@ -93,9 +98,10 @@ def _table(configuration: Json, manager: Json | None = None) -> RouteTable | Ref
         return Refusal(f"decoded, but not compiled: {error}")
 
 
-def _decide(table: RouteTable, request: Request) -> Decision:
+def _decide(table: RouteTable, request: Request, started_us: int) -> Decision:
     headers = Headers(_folded(request.headers))
-    head = RequestHead(request.method, request.authority, request.path, headers, is_grpc=request.is_grpc)
+    moment = Moment(socket.gethostname(), started_us / 1e6)
+    head = RequestHead(request.method, request.authority, request.path, headers, is_grpc=request.is_grpc, moment=moment)
     rng = random.Random(0)  # decides nothing: the generator leaves nothing to chance
     received, prepared = head, head if table.prepare is None else table.prepare(head)
     if isinstance(prepared, EarlyAnswer):

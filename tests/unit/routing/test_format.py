@@ -1,8 +1,11 @@
+import json
+
 import pytest
 
 from meshlib.model.endpoint import Endpoint
-from meshlib.model.request import Headers, RequestHead
-from meshlib.routing.format import Facts, Scene, compile_format
+from meshlib.model.request import Headers, Moment, RequestHead
+from meshlib.routing.format import Facts, Scene, compile_format, compile_value
+from meshlib.routing.headers import with_headers
 from meshlib.substitution import check_format
 
 FACTS = Facts(
@@ -89,7 +92,30 @@ def test_values_that_are_not_there_render_as_nothing() -> None:
         "%REQ%",
         "%REQ()%",
         "%NO_SUCH%",
-        "%START_TIME%",
+        "%DURATION%",
+        "%START_TIME:3%",
+        "%START_TIME(%n)%",
+        "%START_TIME(%-d)%",
+        "%START_TIME(%10Y)%",
+        "%HOSTNAME(x)%",
+        "%HOSTNAME:3%",
+        "%COALESCE%",
+        "%COALESCE(x)%",
+        "%COALESCE([])%",
+        "%COALESCE({})%",
+        '%COALESCE({"operators": []})%',
+        '%COALESCE({"operators": [1]})%',
+        '%COALESCE({"operators": ["REQ"]})%',
+        '%COALESCE({"operators": ["NO_SUCH"]})%',
+        '%COALESCE({"operators": ["DURATION"]})%',
+        '%COALESCE({"operators": [{"param": "x"}]})%',
+        '%COALESCE({"operators": [{"command": "REQ", "param": 1}]})%',
+        '%COALESCE({"operators": [{"command": "REQ", "param": "x", "max_length": 0}]})%',
+        '%COALESCE({"operators": [{"command": "REQ", "param": "x", "max_length": 2.0}]})%',
+        '%COALESCE({"operators": [{"command": "REQ", "param": "x", "max_length": true}]})%',
+        '%COALESCE({"operators": ["PROTOCOL"], "more": 18446744073709551615})%',
+        '%COALESCE({"operators": ["PROTOCOL"], "more": NaN})%',
+        r'%COALESCE({"operators": [{"command": "REQ", "param": "\ud800"}]})%',
         "%ENVIRONMENT(HOME)%",
         "%ROUTE_NAME:3%",
         "%ROUTE_NAME(x)%",
@@ -113,7 +139,65 @@ def test_good_format_has_no_complaint() -> None:
 
 
 def test_complaint_names_the_command() -> None:
-    assert "%START_TIME% is not supported" in check_format("a %START_TIME%")
+    assert "%DURATION% is not supported" in check_format("a %DURATION%")
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("%START_TIME%", "2026-11-27T00:38:51.097Z"),
+        ("%START_TIME()%", "2026-11-27T00:38:51.097Z"),
+        ("%START_TIME(%s.%3f)%", "1795739931.097"),
+        ("%EMIT_TIME%", "2026-11-27T00:38:52.250Z"),
+        ("%HOSTNAME%", "vm"),
+        ('%COALESCE({"operators": ["HOSTNAME"]}):1%', "v"),
+    ],
+)
+def test_what_speaks_of_the_moment(text: str, expected: str) -> None:
+    moment = Moment("vm", 1795739931.0973)
+    moment.goes_on(1795739932.25)
+    facts = Facts()
+    compiled = compile_format(text, facts)
+    assert not isinstance(compiled, str)
+    assert compiled(Scene(RequestHead("GET", "svc", "/", Headers(), moment=moment))) == expected
+    assert facts.needs_moment
+    # Not known: absent.
+    assert compiled(Scene(RequestHead("GET", "svc", "/", Headers()))) == ""
+
+
+def test_a_moment_stays_with_a_head_that_is_changed() -> None:
+    moment = Moment("vm", 1.0)
+    head = RequestHead("GET", "svc", "/", Headers(), scheme="https", is_grpc=True, moment=moment)
+    changed = head.but(headers=Headers((("x", "y"),)), authority="a", path="/b", scheme="http")
+    assert (changed.method, changed.authority, changed.path, changed.scheme) == ("GET", "a", "/b", "http")
+    assert changed.is_grpc
+    assert changed.moment is moment
+    assert with_headers(head, Headers()).moment is moment
+
+
+@pytest.mark.parametrize(
+    ("operators", "length", "expected"),
+    [
+        (["UPSTREAM_CLUSTER", "ROUTE_NAME"], "", "c"),
+        ([{"command": "REQ", "param": "x-no"}, "ROUTE_NAME"], "", "r"),
+        ([{"command": "REQ", "param": "x-a", "max_length": 2}, "ROUTE_NAME"], "", "ab"),
+        ([{"command": "REQ", "param": "x-a", "max_length": 2}], ":1", "a"),
+        ([{"command": "REQ", "param": "x-no"}], "", ""),
+        (["TRAILER"], "", None),
+        ([{"command": "COALESCE", "param": '{"operators": ["ROUTE_NAME"]}'}], "", "r"),
+    ],
+)
+def test_the_first_value_there_is(operators: list[object], length: str, expected: str | None) -> None:
+    text = f"%COALESCE({json.dumps({'operators': operators})}){length}%"
+    if expected is None:
+        assert check_format(text)
+    else:
+        assert render(text) == expected
+
+
+def test_the_first_value_there_is_keeps_its_type() -> None:
+    operators = [{"command": "METADATA", "param": "ROUTE:none"}, "RESPONSE_CODE"]
+    assert compile_value(f"%COALESCE({json.dumps({'operators': operators})}):2%", FACTS, absent="")(SCENE) == 200
 
 
 def test_what_is_absent_has_a_sign_of_its_own_in_hosts() -> None:
