@@ -1,12 +1,11 @@
 """The command; its exit code is 0 when the two agree about everything."""
 
-import argparse
-import random
 import sys
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
+from differential.command import arguments_of, new_seed
 from differential.envoy_side import EnvoySide
 from differential.generate import LAYERS
 from differential.managers import random_managers
@@ -19,13 +18,12 @@ MANAGERS = 24
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(prog="differential", description="Compare meshlib's routing with Envoy's.")
+    parser = arguments_of("differential", "meshlib's routing with Envoy's")
     parser.add_argument("--layer", choices=(*LAYERS, REJECTION, RESOURCES, "each"), default="all")
     parser.add_argument("--cases", type=int, default=10_000, help="of each layer")
     parser.add_argument("--requests", type=int, default=10, help="for each configuration")
-    parser.add_argument("--seed", type=int, default=None, help="default: a new one, printed")
     arguments = parser.parse_args()
-    seed = arguments.seed if arguments.seed is not None else random.SystemRandom().randrange(2**32)
+    seed = new_seed() if arguments.seed is None else arguments.seed
     layers = (*LAYERS, REJECTION, RESOURCES) if arguments.layer == "each" else (arguments.layer,)
     disagreeing = 0
     for layer in layers:

@@ -7,11 +7,9 @@ immediate failure headers, wrong bodies, resets, and answers that come too late.
 their order: when an endpoint is taken out and brought back, and each failure and success in between.
 """
 
-import argparse
 import json
 import random
 import sys
-import tempfile
 import threading
 import time
 from collections.abc import Sequence
@@ -24,6 +22,7 @@ from peers.envoy import Envoy, socket_address
 from peers.processes import poll
 from peers.upstreams import LOOPBACK, HttpUpstream, Step
 
+from differential.command import arguments_of, compare
 from differential.generate import TYPE, Json
 from meshlib.events import Event, HealthChecked
 from meshlib.model.cluster import Cluster, StaticDiscovery
@@ -241,18 +240,10 @@ def run(seed: int, clusters: int, steps: int, folder: Path) -> CheckReport:
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(prog="differential.checks", description="Compare health checks with Envoy's.")
+    parser = arguments_of("differential.checks", "health checks with Envoy's")
     parser.add_argument("--clusters", type=int, default=12)
     parser.add_argument("--steps", type=int, default=25, help="of each script")
-    parser.add_argument("--seed", type=int, default=None, help="default: a new one, printed")
-    arguments = parser.parse_args()
-    seed = arguments.seed if arguments.seed is not None else random.SystemRandom().randrange(2**32)
-    with tempfile.TemporaryDirectory() as folder:
-        report = run(seed, arguments.clusters, arguments.steps, Path(folder))
-    for disagreement in report.disagreements[:3]:
-        print(disagreement)
-    print(report)
-    return 1 if report.disagreements else 0
+    return compare(parser, lambda given, seed, folder: run(seed, given.clusters, given.steps, folder))
 
 
 if __name__ == "__main__":

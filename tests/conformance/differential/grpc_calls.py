@@ -9,9 +9,7 @@ counts. Sources: gRFCs A27, A28, A29, A31, A32, A33, A37, A42, A44, A56.
 import argparse
 import itertools
 import json
-import random
 import sys
-import tempfile
 from collections import Counter
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -24,6 +22,7 @@ from peers.grpcio import GrpcioClient
 from peers.management import ManagementServer
 
 import meshlib
+from differential.command import arguments_of, compare
 from differential.grpc_cases import KINDS, GrpcCall, GrpcCase, GrpcCaseMaker
 from differential.grpc_upstreams import CASE, SCRIPT, ScriptedGrpcUpstreams
 
@@ -198,22 +197,14 @@ def _run_batch(report: GrpcReport, cases: Sequence[GrpcCase], sides: _Sides) -> 
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(
-        prog="differential.grpc_calls", description="Compare gRPC calls with gRPC's own client."
-    )
+    parser = arguments_of("differential.grpc_calls", "gRPC calls with gRPC's own client")
     parser.add_argument("--cases", type=int, default=240, help="services; each has several calls")
     parser.add_argument("--kind", choices=KINDS, default=None)
-    parser.add_argument("--seed", type=int, default=None, help="default: a new one, printed")
-    arguments = parser.parse_args()
-    seed = arguments.seed if arguments.seed is not None else random.SystemRandom().randrange(2**32)
-    with tempfile.TemporaryDirectory() as folder:
-        report = run(seed, arguments.cases, Path(folder), (arguments.kind,) if arguments.kind else KINDS)
-    for disagreement in report.disagreements:
-        print(disagreement)
-    for broken in report.broken:
-        print(broken)
-    print(report)
-    return 1 if report.disagreeing or report.broken else 0
+
+    def run_kinds(given: argparse.Namespace, seed: int, folder: Path) -> GrpcReport:
+        return run(seed, given.cases, folder, (given.kind,) if given.kind else KINDS)
+
+    return compare(parser, run_kinds, more=lambda report: report.broken)
 
 
 if __name__ == "__main__":

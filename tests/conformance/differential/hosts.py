@@ -12,7 +12,6 @@ import http.client
 import json
 import random
 import sys
-import tempfile
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -23,6 +22,7 @@ from peers.envoy import Envoy, reserve_port, socket_address
 from peers.processes import poll
 from peers.upstreams import LOOPBACK
 
+from differential.command import arguments_of, compare
 from differential.generate import TYPE, Json
 from meshlib.call import Attempt, Call, Done
 from meshlib.model.cluster import Cluster, StaticDiscovery
@@ -392,28 +392,24 @@ def run(
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(prog="differential.hosts", description="Compare meshlib's hosts with Envoy's.")
+    parser = arguments_of("differential.hosts", "meshlib's hosts with Envoy's")
     parser.add_argument("--clusters", type=int, default=100)
     parser.add_argument("--requests", type=int, default=10, help="for each cluster")
-    parser.add_argument("--seed", type=int, default=None, help="default: a new one, printed")
     parser.add_argument("--subsets", action="store_true", help="of clusters with subsets")
     parser.add_argument("--named", action="store_true", help="of requests that name their hosts")
     parser.add_argument("--sessions", action="store_true", help="of stateful sessions")
-    arguments = parser.parse_args()
-    seed = arguments.seed if arguments.seed is not None else random.SystemRandom().randrange(2**32)
-    kind = HostGenerator
-    if arguments.subsets:
-        from differential.subsets import SubsetGenerator as kind
-    elif arguments.named:
-        from differential.named import NamedGenerator as kind
-    elif arguments.sessions:
-        from differential.sessions import SessionGenerator as kind
-    with tempfile.TemporaryDirectory() as folder:
-        report = run(seed, arguments.clusters, arguments.requests, Path(folder), kind=kind)
-    for disagreement in report.disagreements[:3]:
-        print(disagreement)
-    print(report)
-    return 1 if report.disagreements else 0
+
+    def run_kind(given: argparse.Namespace, seed: int, folder: Path) -> HostReport:
+        kind = HostGenerator
+        if given.subsets:
+            from differential.subsets import SubsetGenerator as kind
+        elif given.named:
+            from differential.named import NamedGenerator as kind
+        elif given.sessions:
+            from differential.sessions import SessionGenerator as kind
+        return run(seed, given.clusters, given.requests, folder, kind=kind)
+
+    return compare(parser, run_kind)
 
 
 if __name__ == "__main__":

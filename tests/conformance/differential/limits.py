@@ -6,16 +6,15 @@ Each connection manager has a filter of its own, so its buckets are its own; the
 fill so slowly that time decides nothing.
 """
 
-import argparse
 import json
 import random
 import sys
-import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from differential import subject
+from differential.command import arguments_of, compare
 from differential.envoy_side import EnvoySide
 from differential.generate import TYPE, Json, Request
 from meshlib.call import Attempt, Call, Done
@@ -259,18 +258,10 @@ def run(seed: int, managers: int, requests: int, folder: Path) -> LimitReport:
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(prog="differential.limits", description="Compare local rate limits with Envoy's.")
+    parser = arguments_of("differential.limits", "local rate limits with Envoy's")
     parser.add_argument("--managers", type=int, default=40)
     parser.add_argument("--requests", type=int, default=20, help="for each connection manager")
-    parser.add_argument("--seed", type=int, default=None, help="default: a new one, printed")
-    arguments = parser.parse_args()
-    seed = arguments.seed if arguments.seed is not None else random.SystemRandom().randrange(2**32)
-    with tempfile.TemporaryDirectory() as folder:
-        report = run(seed, arguments.managers, arguments.requests, Path(folder))
-    for disagreement in report.disagreements[:3]:
-        print(disagreement)
-    print(report)
-    return 1 if report.disagreements else 0
+    return compare(parser, lambda given, seed, folder: run(seed, given.managers, given.requests, folder))
 
 
 if __name__ == "__main__":

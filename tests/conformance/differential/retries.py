@@ -7,11 +7,9 @@ Times are far enough apart for a busy machine: an attempt may take 0.3 s, a slow
 is tried again alone before it counts.
 """
 
-import argparse
 import json
 import random
 import sys
-import tempfile
 import time
 from collections import Counter
 from collections.abc import Iterator
@@ -25,6 +23,7 @@ from peers.envoy import Envoy, reserve_port, socket_address, static_cluster
 from peers.processes import poll
 from peers.upstreams import LOOPBACK, Step
 
+from differential.command import arguments_of, compare
 from differential.generate import TYPE, Json
 from differential.scripted import ScriptedUpstream
 from meshlib.clients.httpx_sync import MeshTransport
@@ -440,17 +439,9 @@ def _run_batch(report: Report, cases: list[Case], envoy: EnvoySide, meshlib: Mes
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(prog="differential.retries", description="Compare meshlib's retries with Envoy's.")
+    parser = arguments_of("differential.retries", "meshlib's retries with Envoy's")
     parser.add_argument("--cases", type=int, default=300)
-    parser.add_argument("--seed", type=int, default=None, help="default: a new one, printed")
-    arguments = parser.parse_args()
-    seed = arguments.seed if arguments.seed is not None else random.SystemRandom().randrange(2**32)
-    with tempfile.TemporaryDirectory() as folder:
-        report = run(seed, arguments.cases, Path(folder))
-    for disagreement in report.disagreements:
-        print(disagreement)
-    print(report)
-    return 1 if report.disagreeing else 0
+    return compare(parser, lambda given, seed, folder: run(seed, given.cases, folder))
 
 
 if __name__ == "__main__":

@@ -6,10 +6,8 @@ Half of the cases are servers' certificates before a client (a cluster), half ar
 listener). Who refuses a peer must do so before the peer has a byte of the application's.
 """
 
-import argparse
 import asyncio
 import contextlib
-import random
 import socket
 import ssl
 import sys
@@ -25,6 +23,7 @@ from peers.authority import Authority, Leaf
 from peers.envoy import Envoy, socket_address, static_cluster
 from peers.upstreams import LOOPBACK
 
+from differential.command import arguments_of, new_seed
 from differential.generate import TYPE, Json
 from differential.tls_cases import Case, CaseMaker
 from meshlib.errors import IdentityError
@@ -331,15 +330,15 @@ def _addresses(envoy: Envoy) -> list[str]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser = arguments_of("differential.tls", "whom meshlib trusts with Envoy's verdicts")
     parser.add_argument("--cases", type=int, default=300)
-    parser.add_argument("--seed", type=int, default=random.randrange(2**32))
     options = parser.parse_args()
+    seed = new_seed() if options.seed is None else options.seed
     disagreements = 0
     # An Envoy for each hundred: listeners and clusters take their time to come up.
     for part in range(0, options.cases, 100):
         with tempfile.TemporaryDirectory() as folder:
-            report = run(seed=options.seed + part, cases=min(100, options.cases - part), folder=Path(folder))
+            report = run(seed=seed + part, cases=min(100, options.cases - part), folder=Path(folder))
         print(report)
         for text in report.disagreements:
             print("  " + text)

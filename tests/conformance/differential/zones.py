@@ -6,10 +6,8 @@ A world is a local cluster with a node in one of its zones (or in none). Its clu
 states of health, and any options of zone aware routing. Nobody listens at the hosts, so that every request ends at once.
 """
 
-import argparse
 import random
 import sys
-import tempfile
 from collections import Counter
 from dataclasses import dataclass, field
 from math import sqrt
@@ -19,6 +17,7 @@ from typing import Any
 from peers.envoy import socket_address
 
 from differential import hosts
+from differential.command import arguments_of, compare
 from differential.generate import TYPE, Json
 from differential.hosts import HostRequest
 from meshlib.model.cluster import Cluster, StaticDiscovery
@@ -214,19 +213,11 @@ def _address(endpoint: Json) -> str:
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(prog="differential.zones", description="Compare meshlib's zones with Envoy's.")
+    parser = arguments_of("differential.zones", "meshlib's zones with Envoy's")
     parser.add_argument("--worlds", type=int, default=4)
     parser.add_argument("--clusters", type=int, default=10, help="of each world")
     parser.add_argument("--requests", type=int, default=1000, help="to each cluster")
-    parser.add_argument("--seed", type=int, default=None, help="default: a new one, printed")
-    arguments = parser.parse_args()
-    seed = arguments.seed if arguments.seed is not None else random.SystemRandom().randrange(2**32)
-    with tempfile.TemporaryDirectory() as folder:
-        report = run(seed, arguments.worlds, arguments.clusters, arguments.requests, Path(folder))
-    for disagreement in report.disagreements[:3]:
-        print(disagreement)
-    print(report)
-    return 1 if report.disagreements else 0
+    return compare(parser, lambda given, seed, folder: run(seed, given.worlds, given.clusters, given.requests, folder))
 
 
 if __name__ == "__main__":
