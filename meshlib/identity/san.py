@@ -7,10 +7,9 @@ SPIFFE id must be well-formed, else none of its URIs counts.
 Source: Envoy `DefaultCertValidator::matchSubjectAltName`, `dnsNameMatch`; X509-SVID.md, section 2.
 """
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from ipaddress import ip_address
-from typing import Any
 
 from meshlib.identity.spiffe import SCHEME, parse_spiffe_id
 from meshlib.matching import StringTest, ascii_lower, compile_string, describe_string
@@ -34,22 +33,6 @@ class PeerNames:
     ips: tuple[str, ...] = ()
     emails: tuple[str, ...] = ()
     subject: str = ""
-
-    @classmethod
-    def of_peercert(cls, certificate: Mapping[str, Any] | None) -> "PeerNames":
-        """Read what `ssl.SSLObject.getpeercert()` returns; None or an empty mapping has no names.
-
-        The subject is left empty: the mapping does not keep enough of it to write it as RFC 4514 does.
-        """
-        found: dict[str, list[str]] = {}
-        for kind, value in (certificate or {}).get("subjectAltName", ()):
-            found.setdefault(kind, []).append(value)
-        return cls(
-            uris=tuple(found.get("URI", ())),
-            dns=tuple(found.get("DNS", ())),
-            ips=tuple(_canonical_ip(text) for text in found.get("IP Address", ())),
-            emails=tuple(found.get("email", ())),
-        )
 
     @property
     def usable_uris(self) -> tuple[str, ...]:

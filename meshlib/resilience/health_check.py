@@ -75,13 +75,12 @@ class EndpointCheck:
 
     Attributes:
         is_failed: It is out.
-        is_timeout: It is out, and the last failure was that it did not answer in time.
         is_degraded: It works, but others are to be preferred.
         is_excluded: It is not even counted: it asked for that, or waits for its first check where new endpoints do.
         is_first: No check has ended yet.
     """
 
-    __slots__ = ("_healthy", "_unhealthy", "is_degraded", "is_excluded", "is_failed", "is_first", "is_timeout")
+    __slots__ = ("_healthy", "_unhealthy", "is_degraded", "is_excluded", "is_failed", "is_first")
 
     def __init__(self, *, waits: bool = False) -> None:
         """Begin.
@@ -90,7 +89,6 @@ class EndpointCheck:
             waits: The endpoint is not counted before its first check (`ignore_new_hosts_until_first_hc`).
         """
         self.is_failed = True
-        self.is_timeout = False
         self.is_degraded = False
         self.is_excluded = waits
         self.is_first = True
@@ -119,7 +117,6 @@ class EndpointCheck:
         was = (self.is_failed, self.is_excluded)
         self._healthy = 0
         self.is_failed = self.is_excluded = True
-        self.is_timeout = False
         return was != (True, True)
 
     def _passed(self, result: CheckResult, config: HealthCheck, events: list[str], *, was_first: bool) -> bool:
@@ -128,7 +125,7 @@ class EndpointCheck:
         if self.is_failed:
             self._healthy += 1
             if was_first or self._healthy >= config.healthy_threshold:
-                self.is_failed = self.is_timeout = self.is_excluded = False
+                self.is_failed = self.is_excluded = False
                 self._healthy = 0
                 has_changed = True
                 events.append("add_healthy")
@@ -155,7 +152,6 @@ class EndpointCheck:
                 events.append("eject_unhealthy")
             else:
                 is_pending = True
-        self.is_timeout = self.is_failed and failure is CheckFailure.NETWORK_TIMEOUT
         # The first result ends the waiting of a new endpoint, whatever it is.
         self.is_excluded = result.is_immediate or (self.is_excluded and not was_first)
         if was_first or config.always_log_failures:

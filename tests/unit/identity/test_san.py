@@ -65,26 +65,6 @@ def test_no_matchers_accept_every_trusted_certificate() -> None:
     assert match_san(PeerNames(), []) is True
 
 
-def test_names_from_the_ssl_module() -> None:
-    certificate = {
-        "subject": ((("commonName", "x"),),),
-        "subjectAltName": (
-            ("URI", CHECKOUT),
-            ("DNS", "a"),
-            ("IP Address", "10.0.0.1"),
-            ("IP Address", "0:0:0:0:0:0:0:1\n"),
-            ("email", "a@b"),
-        ),
-    }
-    expected = PeerNames((CHECKOUT,), ("a",), ("10.0.0.1", "::1"), ("a@b",))
-    assert PeerNames.of_peercert(certificate) == expected
-
-
-@pytest.mark.parametrize("certificate", [None, {}])
-def test_no_certificate_has_no_names(certificate: dict[str, object] | None) -> None:
-    assert PeerNames.of_peercert(certificate) == PeerNames()
-
-
 def test_description() -> None:
     assert describe_sans([san(SanType.URI, "spiffe://td/", PREFIX), san(SanType.DNS, "a")]) == (
         'URI prefix "spiffe://td/" or DNS exact "a"'

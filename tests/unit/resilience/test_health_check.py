@@ -68,13 +68,6 @@ def test_other_failures_take_some_in_a_row(failure: CheckResult) -> None:
     assert fed(failure, check=check).is_failed
 
 
-def test_a_timeout_shows_only_while_the_endpoint_is_out() -> None:
-    check = fed(GOOD, LATE)
-    assert not check.is_timeout
-    assert fed(LATE, LATE, check=check).is_timeout
-    assert not fed(NETWORK, check=check).is_timeout
-
-
 def test_degraded_comes_and_goes_with_the_header() -> None:
     check = fed(DEGRADED)
     assert (check.is_failed, check.is_degraded) == (False, True)
