@@ -71,8 +71,8 @@ conformance: setup envoy   ## Envoy, gRPC's own client and meshlib on the same r
 	$(BIN)/python -m pytest tests/conformance $(PYTEST_ARGS)
 	PYTHONPATH=tests/conformance $(BIN)/python -m differential.whole $(CONFORMANCE_ARGS)
 
-soak: setup            ## ten minutes of calls while certificates and roots rotate every five seconds
-	MESHLIB_SOAK_S=600 $(BIN)/python -m pytest -s tests/fault/test_certificate_soak.py $(PYTEST_ARGS)
+soak: setup            ## ten minutes of calls while certificates and roots rotate every five seconds; celery with children that are replaced
+	MESHLIB_SOAK_S=600 $(BIN)/python -m pytest -s tests/fault/test_certificate_soak.py tests/integration/runtime/test_celery.py $(PYTEST_ARGS)
 
 peers: setup           ## real control planes and clients in Go against meshlib and xds-server; needs Go and its module proxy, is no part of the gate
 	@command -v $(GO) >/dev/null || { echo 'make peers needs Go 1.26 or newer: there is no "$(GO)" (GO=/path/to/go names one)' >&2; exit 1; }
