@@ -66,6 +66,7 @@ docs: setup            ## write the generated reference pages
 	$(BIN)/python tools/build_findings.py
 	$(BIN)/python tools/build_api_reference.py
 	$(BIN)/python tools/build_xds_features.py
+	$(BIN)/python tools/build_profiles.py
 
 conformance: setup envoy   ## Envoy, gRPC's own client and meshlib on the same resources; then random decisions of each layer (10,000 where no time passes), and a table
 	$(BIN)/python -m pytest tests/conformance $(PYTEST_ARGS)

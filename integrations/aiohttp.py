@@ -30,7 +30,8 @@ from meshlib.clients.tracing import begin_call
 from meshlib.errors import DeadlineExceeded, IdentityError, MeshError, RoutingError, UnavailableError
 from meshlib.events import CallFinished
 from meshlib.model.outcome import Failure, FailureKind, LocalReply, Outcome, Response
-from meshlib.model.request import Headers, RequestHead
+from meshlib.model.profile import HTTP
+from meshlib.model.request import Headers, RequestHead, is_grpc_type
 from meshlib.runtime.context import remaining_s
 from meshlib.runtime.tls import client_context
 
@@ -268,7 +269,13 @@ def _head(request: aiohttp.ClientRequest, authority: str) -> RequestHead:
     items = [(name.lower(), value) for name, value in request.headers.items() if name.lower() != "host"]
     host = request.headers.get("host", authority)
     return RequestHead(
-        request.method, host, request.url.raw_path_qs, Headers(items), scheme=request.url.scheme, is_grpc=False
+        request.method,
+        host,
+        request.url.raw_path_qs,
+        Headers(items),
+        scheme=request.url.scheme,
+        is_grpc=is_grpc_type(request.headers.get("content-type", "")),
+        profile=HTTP,
     )
 
 

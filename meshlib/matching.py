@@ -315,7 +315,7 @@ def entries_getter(name: str, *, server: bool = False) -> Entries:
     if name.startswith(":"):
 
         def pseudo(head: RequestHead) -> tuple[str, ...]:
-            if head.is_grpc and not (server and name in (":method", ":path")):
+            if head.profile.grpc_conditions and not (server and name in (":method", ":path")):
                 return ()
             return head.values(name)
 
@@ -324,7 +324,7 @@ def entries_getter(name: str, *, server: bool = False) -> Entries:
     is_inline = name in INLINE_REQUEST_HEADERS
 
     def entries(head: RequestHead) -> tuple[str, ...]:
-        if head.is_grpc:
+        if head.profile.grpc_conditions:
             if hidden_in_grpc:
                 return ()
             if name == "content-type":
@@ -357,7 +357,7 @@ def compile_header(matcher: HeaderMatcher, *, server: bool = False) -> HeadTest:
 
     def test(head: RequestHead) -> bool:
         # Most requests lack the header that a route looks for, and need no more than one look-up to know it.
-        if not head.is_grpc and not head.headers.all(name):
+        if not head.profile.grpc_conditions and not head.headers.all(name):
             return if_missing
         return holds(entries(head))
 

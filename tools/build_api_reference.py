@@ -102,9 +102,9 @@ def page() -> str:
 
 def constants() -> dict[str, Any]:
     """Return the numbers of the table of defaults."""
-    from meshlib.call.repeat import GRPC_MAX_ATTEMPTS
     from meshlib.clients.grpc_replay import LIMIT_BYTES, LIMIT_MESSAGES
     from meshlib.clients.httpx_common import DEFAULT_LIMITS
+    from meshlib.model.profile import GRPC
     from meshlib.resilience.deadline import DEFAULT_TIMEOUT_S
     from meshlib.runtime.asking import FIRST_USE_TIMEOUT_S
     from meshlib.servers.announce import LISTENER_TIMEOUT_S
@@ -117,7 +117,7 @@ def constants() -> dict[str, Any]:
         "connections": DEFAULT_LIMITS.max_connections,
         "keepalive": f"{DEFAULT_LIMITS.keepalive_expiry:g}",
         "timeout": f"{DEFAULT_TIMEOUT_S:g}",
-        "grpc_attempts": GRPC_MAX_ATTEMPTS,
+        "grpc_attempts": GRPC.max_attempts,
         "replay": LIMIT_BYTES // 1024,
         "replay_messages": LIMIT_MESSAGES,
         "listener": f"{LISTENER_TIMEOUT_S:g}",

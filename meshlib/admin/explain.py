@@ -11,7 +11,8 @@ from meshlib.call.limits import asked_limits, has_control_headers
 from meshlib.call.repeat import IDEMPOTENT
 from meshlib.errors import ConfigError, MeshError
 from meshlib.model.outcome import LocalReply
-from meshlib.model.request import Headers, Moment, RequestHead
+from meshlib.model.profile import HTTP
+from meshlib.model.request import Headers, Moment, RequestHead, is_grpc_type
 from meshlib.model.retry import HedgePolicy, RetryPolicy
 from meshlib.model.route import FaultPolicy, Route, RouteAction, RouteConfiguration, VirtualHost
 from meshlib.ports import Clock
@@ -263,7 +264,7 @@ def _request(method: str, url: str, headers: Mapping[str, str] | None) -> tuple[
     host = fields.get("host") or authority
     head = RequestHead(
         method.upper(), host, path, fields, scheme=parts.scheme,
-        is_grpc=(fields.get("content-type") or "").startswith("application/grpc"),
+        is_grpc=is_grpc_type(fields.get("content-type") or ""), profile=HTTP,
     )  # fmt: skip
     return authority, head, f"{parts.scheme}://{authority}{path}"
 
@@ -273,7 +274,7 @@ def _policy(
 ) -> PolicyExplanation:
     retry = _retry_of(step, action, host, target)
     plan = target.plan(action, retry)
-    timeout_s, per_try_s, stream_s = plan.grpc if head.is_grpc else plan.http
+    timeout_s, per_try_s, stream_s = plan.grpc if head.profile.grpc_times else plan.http
     if has_control_headers(head.headers):
         asked = asked_limits(head, plan, target.max_stream_duration_s)
         timeout_s, per_try_s, stream_s = asked.timeout_s, asked.per_try_s, asked.stream_s
@@ -311,7 +312,7 @@ def _retry_of(step: RouteStep, action: RouteAction, host: VirtualHost, target: T
 
 def _may_repeat(head: RequestHead, route: Route) -> bool:
     """Whether what may have been processed can be sent again; see `meshlib.call.repeat`."""
-    if head.is_grpc or head.method in IDEMPOTENT or "idempotency-key" in head.headers:
+    if head.profile.grpc_retries or head.method in IDEMPOTENT or "idempotency-key" in head.headers:
         return True
     return route.metadata.get("meshlib", {}).get("retry_non_idempotent") is True
 

@@ -11,6 +11,7 @@ from meshlib.call.limits import asked_limits
 from meshlib.call.steps import Sleep, Step
 from meshlib.call.way import Way, is_the_same_for_all
 from meshlib.model.outcome import LocalReply
+from meshlib.model.profile import GRPC
 from meshlib.model.request import Headers, HeadMemo
 from meshlib.model.route import FaultPolicy
 from meshlib.resilience.deadline import parse_ms
@@ -31,7 +32,7 @@ class Beginnings(HedgedSteps):
     def _answer(self, reply: LocalReply, now: float) -> Step:
         """The mesh answers by itself; faults come before."""
         fault = reply.fault if isinstance(reply, FaultedReply) else None
-        if reply.flag == "NR" and not self.head.is_grpc:
+        if reply.flag == "NR" and self.head.profile.answers_itself:
             fault = self.target.config.listener.fault  # no route, so nobody has overridden it
         if fault is not None:
             self._reply = reply
@@ -64,7 +65,7 @@ class Beginnings(HedgedSteps):
         target, plan = self.target, self._plan
         if (
             is_the_same_for_all(match)
-            and self.head.is_grpc
+            and self.head.profile is GRPC
             and not (target.routes.has_chance or self._is_asking or cluster.drops)
             and self._out is self.head
             and self._rules is plan.rules
@@ -81,7 +82,7 @@ class Beginnings(HedgedSteps):
         self._mark = mark = session.read(self.head, now + self.target.wall_offset_s)
         self._has_session = True
         self._answered_at = now
-        if self.head.is_grpc and mark.cluster and mark.cluster != match.cluster:
+        if self.head.profile.grpc_sessions and mark.cluster and mark.cluster != match.cluster:
             sibling = match.siblings.get(mark.cluster)
             if sibling is None:
                 self._mark = replace(mark, addresses=())
@@ -91,7 +92,7 @@ class Beginnings(HedgedSteps):
 
     def _take_limits(self, match: RouteMatch, plan: RoutePlan) -> float | None:
         """Take over the times of a plan, or what the request asks for; returns that of the whole exchange."""
-        limits = plan.grpc if self.head.is_grpc else plan.http
+        limits = plan.grpc if self.head.profile.grpc_times else plan.http
         if self._is_asking:
             limits = self._asked_limits(plan)
         self._timeout_s, self._per_try_s, stream_s = limits

@@ -76,7 +76,7 @@ class HostChoice(CallEndings):
         addresses = self._mark.addresses
         if not addresses:
             return None, False
-        state = cluster.override(addresses, is_grpc=self.head.is_grpc)
+        state = cluster.override(addresses, is_grpc=self.head.profile.grpc_sessions)
         return state, state is None and session.is_strict
 
     def _next_named(self, cluster: ClusterState) -> EndpointState | None:

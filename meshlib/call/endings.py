@@ -15,9 +15,10 @@ from meshlib.model.outcome import Failure, FailureKind, LocalReply, Outcome, Res
 from meshlib.model.request import Headers, RequestHead
 from meshlib.ports import Rng
 from meshlib.resilience.circuit_breaker import CircuitBreaker
-from meshlib.resilience.classify import failure_flag
+from meshlib.resilience.classify import as_grpc_answer, failure_flag
 from meshlib.resilience.retry import RetryRules
 from meshlib.routing.format import Scene
+from meshlib.routing.replies import trailers_only
 from meshlib.routing.route_match import FaultedReply
 from meshlib.view import ClusterState, RoutePlan, TargetView
 
@@ -240,19 +241,26 @@ class CallEndings(CallFacts):
             hook(ejected)
         meter, duration_s = self._meter, now - self._began_at
         if meter is not None:
-            match, kind = self.match, "grpc" if self.head.is_grpc else "http"
+            match, kind = self.match, self.head.profile.name
             name, is_secure = "" if match is None else match.cluster, self._tls is not None
             meter.ended(kind, name, self.target.name, status, grpc_status, self.flag or "-", is_secure, duration_s)
         elif hook is not None:
             hook(call_finished(self, duration_s, status, grpc_status))
 
+    def _is_success(self, response: Response) -> bool:
+        """Whether the service answered with no error of its own, for load reports."""
+        return response.grpc_status == 0 if self.head.profile.grpc_results else response.status < 500
+
     def _leave(self, passage: Passage, now: float, status: int, grpc_status: int | None) -> None:
         """Tell the limiting filters how the call ended."""
-        result = self.result
+        result, head = self.result, self.head
+        if isinstance(result, Response) and head.is_grpc and not head.profile.grpc_results:
+            result = as_grpc_answer(result)
         if isinstance(result, Response | LocalReply):
             status = status or result.status
             grpc_status = result.grpc_status if grpc_status is None else grpc_status
-        is_grpc = self.head.is_grpc
+        # Of an HTTP request with gRPC's content type only what says so itself is judged by its gRPC status.
+        is_grpc = head.profile.grpc_results or (head.is_grpc and grpc_status is not None)
         passage.leave(
             now, self._rng, status=status, grpc_status=grpc_status, is_grpc=is_grpc, is_answered=result is not None
         )
@@ -363,6 +371,8 @@ class CallEndings(CallFacts):
             self._add_flag(flag)
         if flag == "UT" and self._has_alternative and isinstance(result, Failure):
             result = NO_CONTENT
+        if isinstance(result, LocalReply):
+            result = trailers_only(result, self.head)
         self._state = DONE
         self.result = result
         return Done(result, self.flag)

@@ -146,7 +146,7 @@ class CallFacts:
             return headers
         wall_now = self._answered_at + self.target.wall_offset_s
         return self.match.session.marked(
-            headers, self._mark, endpoint, self.match.cluster, wall_now, is_grpc=self.head.is_grpc
+            headers, self._mark, endpoint, self.match.cluster, wall_now, is_grpc=self.head.profile.grpc_sessions
         )
 
     def error(self, message: str = "", *, cause: BaseException | None = None) -> MeshError:

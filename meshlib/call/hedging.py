@@ -22,6 +22,7 @@ from meshlib.call.retrying import RetryDecisions
 from meshlib.call.steps import Attempt, Done, RaceStep, Sleep, Step, Wait
 from meshlib.events import HostEjected, HostUnejected
 from meshlib.model.outcome import NOT_REACHED, Failure, FailureKind, Outcome, Response
+from meshlib.resilience.classify import as_grpc_answer
 from meshlib.routing.matchers import in_fraction
 from meshlib.routing.table import RouteMatch
 
@@ -189,8 +190,10 @@ class HedgedSteps(RetryDecisions, ABC):
             return self._finish(outcome, self._failure_flag(outcome))
         self._flights.remove(flight)
         self._held, self.cluster, self._breaker = flight.state, flight.cluster, flight.breaker
-        self._is_good = outcome.grpc_status == 0 if self.head.is_grpc else outcome.status < 500
-        self._is_unrecorded = self.head.is_grpc and outcome.grpc_status is None and self.cluster.outlier is not None
+        self._is_good = self._is_success(outcome)
+        self._is_unrecorded = (
+            self.head.profile.grpc_results and outcome.grpc_status is None and self.cluster.outlier is not None
+        )
         return self._finish(outcome)
 
     def _crowded_out(self, flight: Flight, outcome: Failure, now: float) -> RaceStep:
@@ -221,13 +224,17 @@ class HedgedSteps(RetryDecisions, ABC):
         return step
 
     def _record(self, flight: Flight, outcome: Outcome, now: float) -> HostEjected | HostUnejected | None:
-        if self.head.is_grpc and isinstance(outcome, Failure) and outcome.kind in NOT_REACHED:
+        if self.head.profile.connects_first and isinstance(outcome, Failure) and outcome.kind in NOT_REACHED:
             flight.cluster.has_lost = True
         learner = flight.cluster.learner
         if learner is not None:
-            learner.finished(flight.state, outcome, now - flight.began_at, now, is_grpc=self.head.is_grpc)
-        if self.head.is_grpc and isinstance(outcome, Response) and outcome.grpc_status is None:
-            return None  # its status is counted at its end
+            learner.finished(flight.state, outcome, now - flight.began_at, now, is_grpc=self.head.profile.grpc_weights)
+        if isinstance(outcome, Response):
+            if self.head.profile.grpc_results:
+                if outcome.grpc_status is None:
+                    return None  # its status is counted at its end
+            elif self.head.is_grpc:
+                outcome = as_grpc_answer(outcome)
         if flight.is_recorded and isinstance(outcome, Failure) and outcome.kind is FailureKind.TIMEOUT:
             return None
         return flight.cluster.record(flight.state, outcome, now, self._rng)

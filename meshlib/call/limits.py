@@ -20,6 +20,7 @@ __all__ = [
     "asked_limits",
     "has_control_headers",
     "is_longer",
+    "with_grpc_timeout",
     "without_retry_headers",
     "without_timeout_headers",
     "written_head",
@@ -69,11 +70,11 @@ def asked_limits(head: RequestHead, plan: RoutePlan, max_stream_duration_s: floa
     The application is its own caller, so its `x-envoy-*` headers are trusted. A number that cannot be read means
     nothing; 0 is no limit.
     """
-    headers = head.headers
-    timeout_s, _, stream_s = plan.grpc if head.is_grpc else plan.http
+    headers, by_grpc = head.headers, head.profile.grpc_times
+    timeout_s, _, stream_s = plan.grpc if by_grpc else plan.http
     text = headers.get("grpc-timeout")
     grpc_timeout_s = None if text is None else parse_grpc_timeout_s(text)
-    if grpc_timeout_s is not None and not head.is_grpc:
+    if grpc_timeout_s is not None and not by_grpc:
         stream_s = stream_duration_s(plan.action, max_stream_duration_s, grpc_timeout_s, is_grpc=False)
 
     asked_s = parse_ms(headers, "x-envoy-upstream-rq-timeout-ms")
@@ -82,9 +83,7 @@ def asked_limits(head: RequestHead, plan: RoutePlan, max_stream_duration_s: floa
     try_s = parse_ms(headers, "x-envoy-upstream-rq-per-try-timeout-ms")
     if try_s is None:
         try_s = None if plan.retry is None else plan.retry.per_try_timeout_s
-    return AskedLimits(
-        timeout_s, per_try_timeout_s(try_s, timeout_s), stream_s, grpc_timeout_s if head.is_grpc else None
-    )
+    return AskedLimits(timeout_s, per_try_timeout_s(try_s, timeout_s), stream_s, grpc_timeout_s if by_grpc else None)
 
 
 def _without(head: RequestHead, names: frozenset[str]) -> RequestHead:
@@ -102,6 +101,15 @@ def without_timeout_headers(head: RequestHead) -> RequestHead:
 def without_retry_headers(head: RequestHead, *, counts_attempts: bool) -> RequestHead:
     """Return the head without the retry headers, and without those that `written_head` writes anew."""
     return _without(head, _REPLACED_WITH_COUNT if counts_attempts else _REPLACED)
+
+
+def with_grpc_timeout(head: RequestHead, stream_s: float) -> RequestHead:
+    """Return the head with another `grpc-timeout`, if it has one: what holds of it here."""
+    items = head.headers.items
+    kept = tuple(item for item in items if item[0] != "grpc-timeout")
+    if len(kept) == len(items):
+        return head
+    return with_headers(head, Headers((*kept, ("grpc-timeout", format_grpc_timeout(stream_s)))))
 
 
 def written_head(
@@ -125,7 +133,7 @@ def written_head(
         is_timeout_retry: Value of `x-envoy-is-timeout-retry`; None: it is not sent.
     """
     items = head.headers.items
-    if number == 1 and head.is_grpc and left_s is None and is_timeout_retry is None:
+    if number == 1 and head.profile.grpc_metadata and left_s is None and is_timeout_retry is None:
         if not counts_attempts:
             return head
         memo = head.memo
@@ -140,7 +148,7 @@ def written_head(
         items = (*items, (ATTEMPT_HEADER, str(number)))
     if is_timeout_retry is not None:
         items = (*items, (_TIMEOUT_RETRY, "true" if is_timeout_retry else "false"))
-    if not head.is_grpc:
+    if not head.profile.grpc_metadata:
         if expected_s is not None:
             items = (*items, (_EXPECTED, str(round(expected_s * 1000) or 1)))
     else:

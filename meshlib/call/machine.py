@@ -10,11 +10,12 @@ from meshlib.call.limiting import Passage
 from meshlib.call.limits import (
     has_control_headers,
     is_longer,
+    with_grpc_timeout,
     without_retry_headers,
     without_timeout_headers,
     written_head,
 )
-from meshlib.call.repeat import GRPC_MAX_ATTEMPTS
+from meshlib.call.repeat import capped_retries
 from meshlib.call.replies import NO_HOST, OVERFLOW, drop_reply, no_cluster_reply
 from meshlib.call.report import attempt_finished
 from meshlib.call.steps import Attempt, Done, Sleep, Step
@@ -22,6 +23,7 @@ from meshlib.call.way import Way
 from meshlib.events import HostEjected, HostUnejected
 from meshlib.model.outcome import GRPC_OK, NOT_REACHED, FailureKind, LocalReply, Outcome, Response
 from meshlib.model.request import Moment, RequestHead
+from meshlib.resilience.classify import as_grpc_answer
 from meshlib.resilience.health_check import IMMEDIATE_FAILURE
 from meshlib.resilience.retry import NO_RETRIES
 from meshlib.routing.prepare import EarlyAnswer
@@ -69,8 +71,10 @@ class Call(Beginnings, HostChoice):
         self._is_asking = has_control_headers(head.headers)
         if self._is_asking or found.hedge is not None:
             stream_s = self._take_limits(found, plan)
+            if stream_s is not None and head.is_grpc and not head.profile.grpc_times:
+                self.head = with_grpc_timeout(self.head, stream_s)
         else:
-            self._timeout_s, self._per_try_s, stream_s = plan.grpc if head.is_grpc else plan.http
+            self._timeout_s, self._per_try_s, stream_s = plan.grpc if head.profile.grpc_times else plan.http
             self._idle_try_s = plan.idle_try_s
         self._timeout_at = self.deadline
         if stream_s is not None and (self.deadline is None or self._began_at + stream_s < self.deadline):
@@ -118,17 +122,17 @@ class Call(Beginnings, HostChoice):
         state, cluster = self._held, self.cluster
         assert state is not None and cluster is not None
         began_at = self._attempt_at
-        is_grpc, failure = self.head.is_grpc, None
+        profile, failure = self.head.profile, None
         if isinstance(outcome, Response):
             if cluster.checks is not None and IMMEDIATE_FAILURE in outcome.headers:
                 cluster.fail_at_once(state)
-            is_recorded = not is_grpc or outcome.grpc_status is not None
-            is_good = outcome.grpc_status == 0 if is_grpc else outcome.status < 500
+            is_recorded = not profile.grpc_results or outcome.grpc_status is not None
+            is_good = self._is_success(outcome)
         else:
             failure, is_good = outcome, False
             if failure.kind is FailureKind.OVERFLOW:
                 return self._overflowed(state.endpoint, failure, now)
-            if is_grpc and failure.kind in NOT_REACHED:
+            if profile.connects_first and failure.kind in NOT_REACHED:
                 cluster.has_lost = True
             is_recorded = not self._is_idle_timeout(failure)
         if self._has_session:
@@ -138,12 +142,15 @@ class Call(Beginnings, HostChoice):
         ejected: HostEjected | HostUnejected | None = None
         if cluster.outlier is not None:
             if is_recorded:
-                ejected = cluster.record(state, outcome, now, self._rng)
+                counted = outcome
+                if self.head.is_grpc and not profile.grpc_results and isinstance(outcome, Response):
+                    counted = as_grpc_answer(outcome)
+                ejected = cluster.record(state, counted, now, self._rng)
             elif failure is None:
                 self._is_unrecorded = True
         learner = cluster.learner
         if learner is not None:
-            learner.finished(state, outcome, now - began_at, now, is_grpc=is_grpc)
+            learner.finished(state, outcome, now - began_at, now, is_grpc=profile.grpc_weights)
         if self._has_retry:
             # "The slot is held through backoff and the retried attempt, until the next retry decision."
             self._drop_permit()
@@ -154,7 +161,7 @@ class Call(Beginnings, HostChoice):
         number = len(self._tried)
         if failure is not None and (
             (learner is not None and learner.moves_on(cluster.states, self._tried, failure, now))
-            or (is_grpc and self._goes_elsewhere(failure, cluster))
+            or (profile.connects_first and self._goes_elsewhere(failure, cluster))
         ):
             # The policy's own business, as in gRPC, where a call waits until one of the addresses is connected to.
             wait_s: float | None = 0.0
@@ -195,7 +202,7 @@ class Call(Beginnings, HostChoice):
         """Learn from trailers what the service says about its load; before `close`."""
         held, cluster = self._held, self.cluster
         if held is not None and cluster is not None and cluster.learner is not None:
-            cluster.learner.trailers(held, metadata, now, is_grpc=self.head.is_grpc)
+            cluster.learner.trailers(held, metadata, now, is_grpc=self.head.profile.grpc_weights)
 
     def commit(self) -> None:
         """From now on the body cannot be sent again: a stream outgrew what is kept of it."""
@@ -208,7 +215,7 @@ class Call(Beginnings, HostChoice):
         """Work out what holds for all attempts, and make the first."""
         if match.session is not None:
             match = self._begin_session(match, match.session, now)
-        head, action = self.head, match.action
+        head, action, profile = self.head, match.action, self.head.profile
         if self._passage is not None:
             refused = self._passage.enter(match.limits, now, self._rng, after_fault=True)
             if refused is not None:
@@ -243,8 +250,7 @@ class Call(Beginnings, HostChoice):
         if match.body_limit is not None and is_longer(head.headers, match.body_limit):
             rules = NO_RETRIES
         self._out, self._rules = out, rules
-        retries = rules.num_retries
-        self._retries_left = min(retries, GRPC_MAX_ATTEMPTS - 1) if head.is_grpc else retries
+        self._retries_left = capped_retries(rules.num_retries, profile)
         self._is_hashed = False
         self._one_layer = cluster.safety.one_layer
         self._breaker = cluster.high_breaker if action.high_priority else cluster.breaker
@@ -256,12 +262,12 @@ class Call(Beginnings, HostChoice):
                 self._timeout_at = ends_at
             if self.deadline is None or ends_at < self.deadline:
                 self.deadline = ends_at
-        if not head.is_grpc:
+        if not profile.grpc_times:
             self._stream_try_s = options.max_stream_duration_s
             if self._is_asking:
                 self._ask_more(head.headers)
         self._ends_at = self.deadline
-        if action.idle_timeout_s and not head.is_grpc:
+        if action.idle_timeout_s and not profile.grpc_times:
             idle_at = now + action.idle_timeout_s
             if self.deadline is None or idle_at < self.deadline:
                 self._ends_at = idle_at

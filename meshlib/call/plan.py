@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 
 from meshlib.call.limits import asked_limits, has_control_headers
-from meshlib.call.repeat import GRPC_MAX_ATTEMPTS, is_safe_to_hedge
+from meshlib.call.repeat import capped_retries, is_safe_to_hedge
 from meshlib.model.request import RequestHead
 from meshlib.resilience.budget import retry_limit
 from meshlib.resilience.retry import RetryOn
@@ -55,7 +55,7 @@ def plan_call(target: TargetView, match: RouteMatch, head: RequestHead, *, guard
     own = None if cluster is None else cluster.config.cluster.retry
     policy = match.retry if own is None else own
     plan = target.plan(match.action, policy)
-    timeout_s, per_try_s, stream_s = plan.grpc if head.is_grpc else plan.http
+    timeout_s, per_try_s, stream_s = plan.grpc if head.profile.grpc_times else plan.http
     if has_control_headers(head.headers):
         asked = asked_limits(head, plan, target.max_stream_duration_s)
         timeout_s, per_try_s, stream_s = asked.timeout_s, asked.per_try_s, asked.stream_s
@@ -67,9 +67,7 @@ def plan_call(target: TargetView, match: RouteMatch, head: RequestHead, *, guard
         is_hedged = wanted == "true"
     rules = plan.rules.for_request(match.rewrite(head))
     is_safe = not guard_unsafe or is_safe_to_hedge(head, match)
-    retries = rules.num_retries if rules.on else 0
-    if head.is_grpc:
-        retries = min(retries, GRPC_MAX_ATTEMPTS - 1)
+    retries = capped_retries(rules.num_retries if rules.on else 0, head.profile)
     breaker = None
     if cluster is not None:
         breaker = cluster.high_breaker if match.action.high_priority else cluster.breaker

@@ -1,6 +1,7 @@
 """Whether repeating an attempt does no harm, and how long to wait before."""
 
 from meshlib.model.outcome import Failure, FailureKind, Outcome, Response
+from meshlib.model.profile import Profile
 from meshlib.model.request import RequestHead
 from meshlib.model.retry import RetryPolicy
 from meshlib.ports import Rng
@@ -10,16 +11,13 @@ from meshlib.resilience.retry import RetryRules
 from meshlib.routing.table import RouteMatch
 
 __all__ = [
-    "GRPC_MAX_ATTEMPTS",
     "backoff_s",
+    "capped_retries",
     "grpc_pushback_s",
     "is_safe_to_hedge",
     "is_safe_to_repeat",
     "was_not_processed",
 ]
-
-GRPC_MAX_ATTEMPTS = 5
-"""gRPC's cap on attempts, whatever the policy says (A6, A44)."""
 
 IDEMPOTENT = frozenset({"GET", "HEAD", "OPTIONS", "TRACE", "PUT", "DELETE"})
 """By RFC 9110, section 9.2.2."""
@@ -36,7 +34,7 @@ def is_safe_to_repeat(outcome: Outcome, head: RequestHead, match: RouteMatch, ru
     """
     if was_not_processed(outcome):
         return True
-    if head.is_grpc:
+    if head.profile.grpc_retries:
         return rules.wants_grpc_code(outcome)
     return _is_idempotent(head, match)
 
@@ -51,7 +49,7 @@ def is_safe_to_hedge(head: RequestHead, match: RouteMatch) -> bool:
 
     The methods of a gRPC service are known to the author of its hedge policy, so having one is the sign.
     """
-    return head.is_grpc or _is_idempotent(head, match)
+    return head.profile.grpc_retries or _is_idempotent(head, match)
 
 
 def _is_idempotent(head: RequestHead, match: RouteMatch) -> bool:
@@ -69,6 +67,12 @@ def grpc_pushback_s(outcome: Outcome) -> float | None:
         return None
     wait_s = parse_ms(outcome.headers, "grpc-retry-pushback-ms")
     return _NO_MORE if wait_s is None else wait_s
+
+
+def capped_retries(retries: int, profile: Profile) -> int:
+    """Return how many retries there may be, whatever the policy says."""
+    most = profile.max_attempts
+    return retries if most is None or retries < most else most - 1
 
 
 def backoff_s(retry: int, policy: RetryPolicy | None, rng: Rng, *, is_grpc: bool) -> float:

@@ -37,7 +37,7 @@ def drop_reply(head: RequestHead, share: float, category: str) -> LocalReply:
         category: Names the reason in a gRPC status (A27).
     """
     flag, what = ("UDO", "unconditional drop overload") if share >= 1 else ("DO", "drop overload")
-    body = f"EDS-configured drop: {category}" if head.is_grpc else what
+    body = f"EDS-configured drop: {category}" if not head.profile.answers_itself else what
     headers = (*_TEXT, ("x-envoy-" + what.replace(" ", "-"), "true"))
     return LocalReply(503, flag, what.replace(" ", "_"), body.encode(), headers, _UNAVAILABLE)
 

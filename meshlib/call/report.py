@@ -6,6 +6,7 @@ from meshlib.errors import DeadlineExceeded, IdentityError, MeshError, RoutingEr
 from meshlib.events import AttemptFinished, CallFinished
 from meshlib.model.endpoint import Endpoint
 from meshlib.model.outcome import Failure, FailureKind, LocalReply, Outcome, Response
+from meshlib.model.profile import GRPC
 from meshlib.model.snapshot import ConfigFault
 
 if TYPE_CHECKING:
@@ -53,9 +54,9 @@ def call_finished(call: "CallFacts", duration_s: float, status: int, grpc_status
     if tried:
         endpoint = (call._answered or tried[-1]).endpoint
     return CallFinished(
-        "grpc" if head.is_grpc else "http",
+        head.profile.name,
         call.target.name,
-        head.path if head.is_grpc else head.method,
+        head.path if head.profile is GRPC else head.method,
         "" if match is None else match.route_name,
         "" if match is None else match.cluster,
         endpoint,

@@ -19,12 +19,12 @@ class RetryDecisions(CallEndings):
         Returns:
             Seconds to wait before; None: no retry.
         """
-        rules, is_grpc, sent_before = self._rules, self.head.is_grpc, self._was_sent
+        rules, by_code, sent_before = self._rules, self.head.profile.grpc_retries, self._was_sent
         if isinstance(outcome, Failure):
             self._was_sent = sent_before or outcome.request_sent
             if outcome.kind is FailureKind.TIMEOUT and self._is_deadline_next:
                 return None
-            if not rules.wants_failure(outcome, is_grpc=is_grpc, sent_before=sent_before):
+            if not rules.wants_failure(outcome, is_grpc=by_code, sent_before=sent_before):
                 return None
         else:
             if not rules.wants_response(outcome):
@@ -37,7 +37,7 @@ class RetryDecisions(CallEndings):
         assert self.match is not None
         if self._guard_unsafe and not is_safe_to_repeat(outcome, self.head, self.match, rules):
             return None
-        pushback_s = grpc_pushback_s(outcome) if is_grpc else None
+        pushback_s = grpc_pushback_s(outcome) if by_code else None
         if pushback_s is not None and pushback_s < 0:
             return None
         self._is_timeout_retry = isinstance(outcome, Failure) and outcome.kind is FailureKind.TIMEOUT
@@ -74,7 +74,7 @@ class RetryDecisions(CallEndings):
             self._backoffs = 0
             return pushback_s
         self._backoffs += 1
-        return backoff_s(self._backoffs, self._plan.retry, self._rng, is_grpc=self.head.is_grpc)
+        return backoff_s(self._backoffs, self._plan.retry, self._rng, is_grpc=self.head.profile.grpc_retries)
 
     def _take_budget(self, now: float) -> bool:
         """Take what another attempt costs of the process's own budget."""

@@ -21,7 +21,8 @@ from meshlib.clients.tracing import begin_call
 from meshlib.errors import ConfigError, UnavailableError
 from meshlib.events import CallFinished
 from meshlib.model.outcome import LocalReply, Response
-from meshlib.model.request import Headers, RequestHead
+from meshlib.model.profile import HTTP
+from meshlib.model.request import Headers, RequestHead, is_grpc_type
 from meshlib.ports import Clock
 from meshlib.resilience.circuit_breaker import CircuitBreaker
 from meshlib.runtime.context import remaining_s
@@ -128,11 +129,17 @@ def head_of(request: httpx.Request, authority: str) -> RequestHead:
             host = value
             continue
         if name == "content-type":
-            is_grpc = value == "application/grpc" or value.startswith(("application/grpc+", "application/grpc;"))
+            is_grpc = is_grpc_type(value)
         items.append((name, value))
     target: bytes = request.extensions.get("target") or request.url.raw_path
     return RequestHead(
-        request.method, host, target.decode("latin-1"), Headers(items), scheme=request.url.scheme, is_grpc=is_grpc
+        request.method,
+        host,
+        target.decode("latin-1"),
+        Headers(items),
+        scheme=request.url.scheme,
+        is_grpc=is_grpc,
+        profile=HTTP,
     )
 
 

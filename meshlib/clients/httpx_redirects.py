@@ -27,7 +27,7 @@ class FollowedRedirects:
         if match is None or not isinstance(result, Response) or not replayable:
             return None
         policy = match.action.internal_redirect
-        if policy is None or call.head.is_grpc:
+        if policy is None or not call.head.profile.follows_redirects:
             return None
         head = self._redirects.follow(policy, match, call.sent_head, result, call.target.routes, rng)
         if head is not None and head.method != self.request.method:

@@ -24,6 +24,7 @@ from opentelemetry.util.types import AttributeValue
 from meshlib.call import Attempt, Call, Done, RaceStep, Step
 from meshlib.clients.source import MeshSource
 from meshlib.model.outcome import Failure, LocalReply, Outcome, Response
+from meshlib.model.profile import GRPC
 from meshlib.model.request import Headers, RequestHead
 from meshlib.routing.headers import with_headers
 from meshlib.runtime.context import peek_request, with_handed_on
@@ -224,7 +225,7 @@ class _Trace:
         self._is_foreign = not has_local_span(base) and not trace_fields().isdisjoint(
             name for name, _ in head.headers.items
         )
-        self._is_grpc = head.is_grpc
+        self._is_grpc = head.profile is GRPC
         self._tracer: Tracer | None = tracing.tracer()
         self._span: Span | None = None
         self._attempts: dict[int, Span] = {}  # by number: several, where attempts run beside each other
@@ -318,7 +319,7 @@ class _Trace:
 def _attributes(head: RequestHead) -> dict[str, AttributeValue]:
     host, port = split_authority(head.authority)
     attributes: dict[str, AttributeValue] = {"server.address": host}
-    if head.is_grpc:
+    if head.profile is GRPC:
         service, method = split_method(head)
         attributes |= {"rpc.system": "grpc", "rpc.service": service, "rpc.method": method}
     else:

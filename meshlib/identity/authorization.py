@@ -152,7 +152,7 @@ def _url_path(condition: UrlPath) -> Test:
 
 def _server_name(condition: ServerName) -> Test:
     fits = compile_string(condition.matcher)
-    return lambda request: fits("" if request.head.is_grpc else request.server_name)
+    return lambda request: fits("" if request.head.profile.grpc_conditions else request.server_name)
 
 
 def _all(parts: Sequence[Condition]) -> Test:

@@ -6,7 +6,7 @@ from typing import Final
 
 from meshlib.model.request import Headers
 
-__all__ = ["GRPC_OK", "NOT_REACHED", "Failure", "FailureKind", "LocalReply", "Outcome", "Response"]
+__all__ = ["GRPC_OK", "NOT_REACHED", "Failure", "FailureKind", "LocalReply", "Outcome", "Response", "grpc_status_of"]
 
 NO_HEADERS = Headers()
 
@@ -72,6 +72,7 @@ class LocalReply:
         flag: Response flag (`NR`, `NC`, `UH`, `UO`, `UT`, `FI`, ...), or empty (redirects, direct responses).
         details: Envoy's response code details, e.g. `route_not_found`.
         grpc_status: For gRPC callers; None: mapped from the HTTP status.
+        is_trailers_only: It has the form of an answer to a gRPC request: HTTP 200, the status in its headers, no body.
     """
 
     status: int
@@ -80,6 +81,15 @@ class LocalReply:
     body: bytes = b""
     headers: tuple[tuple[str, str], ...] = ()
     grpc_status: int | None = None
+    is_trailers_only: bool = False
 
 
 Outcome = Response | Failure
+
+_HTTP_TO_GRPC: Final = {400: 13, 401: 16, 403: 7, 404: 12, 429: 14, 502: 14, 503: 14, 504: 14}
+_UNKNOWN: Final = 2
+
+
+def grpc_status_of(status: int) -> int:
+    """Return the gRPC status of an HTTP status, for those who got no other."""
+    return _HTTP_TO_GRPC.get(status, _UNKNOWN)

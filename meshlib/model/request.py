@@ -3,7 +3,9 @@
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-__all__ = ["HeadMemo", "Headers", "Moment", "RequestHead"]
+from meshlib.model.profile import GRPC, HTTP, Profile
+
+__all__ = ["HeadMemo", "Headers", "Moment", "RequestHead", "is_grpc_type"]
 
 
 class Headers:
@@ -59,6 +61,11 @@ class Headers:
         return cls((name.lower(), value) for name, value in pairs)
 
 
+def is_grpc_type(content_type: str) -> bool:
+    """Whether a content type is gRPC's, as Envoy tells; what begins like it (`application/grpc-web`) is another."""
+    return content_type[:16] == "application/grpc" and content_type[16:17] in ("", "+")
+
+
 class HeadMemo:
     """What calls with the same head, the object, leave for each other. Whatever is in it is replaced as a whole.
 
@@ -107,12 +114,13 @@ class RequestHead:
         authority: Host header, else the authority as written, port included.
         path: Path with query, as sent.
         headers: Without pseudo headers.
-        is_grpc: The call is a gRPC call (its content type is `application/grpc...`).
+        is_grpc: Its content type is `application/grpc...`, whoever sends it.
+        profile: Whose rules hold; of the client that makes the call.
         memo: Of a head that many calls share.
         moment: Of the call, where formats speak of it; None: it is not known.
     """
 
-    __slots__ = ("authority", "headers", "is_grpc", "memo", "method", "moment", "path", "scheme")
+    __slots__ = ("authority", "headers", "is_grpc", "memo", "method", "moment", "path", "profile", "scheme")
 
     def __init__(
         self,
@@ -124,13 +132,20 @@ class RequestHead:
         scheme: str = "http",
         is_grpc: bool = False,
         moment: Moment | None = None,
+        profile: Profile | None = None,
     ) -> None:
+        """Make a head.
+
+        Args:
+            profile: None: gRPC's if the content type is gRPC's, else Envoy's.
+        """
         self.method = method
         self.authority = authority
         self.path = path
         self.headers = headers
         self.scheme = scheme
         self.is_grpc = is_grpc
+        self.profile = (GRPC if is_grpc else HTTP) if profile is None else profile
         self.memo: HeadMemo | None = None
         self.moment = moment
 
@@ -151,6 +166,7 @@ class RequestHead:
             self.headers if headers is None else headers,
             scheme=self.scheme if scheme is None else scheme,
             is_grpc=self.is_grpc,
+            profile=self.profile,
             moment=self.moment if moment is None else moment,
         )
 

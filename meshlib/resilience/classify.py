@@ -4,15 +4,25 @@ Source: Envoy's `grpc/status.cc`, "gRPC status to HTTP status", and the HTTP to 
 `http-grpc-status-mapping.md`.
 """
 
-from meshlib.model.outcome import Failure, FailureKind, Outcome, Response
+from dataclasses import replace
 
-__all__ = ["GRPC_TO_HTTP", "failure_code", "failure_flag", "grpc_code", "grpc_status_of", "http_code", "is_success"]
+from meshlib.model.outcome import Failure, FailureKind, Outcome, Response, grpc_status_of
+
+__all__ = [
+    "GRPC_TO_HTTP",
+    "as_grpc_answer",
+    "failure_code",
+    "failure_flag",
+    "grpc_code",
+    "grpc_status_of",
+    "http_code",
+    "is_success",
+]
 
 GRPC_TO_HTTP = (200, 499, 500, 400, 504, 404, 409, 403, 429, 400, 409, 400, 501, 500, 503, 500, 401)
 """HTTP equivalent by gRPC status, 0 to 16."""
 
-_HTTP_TO_GRPC = {400: 13, 401: 16, 403: 7, 404: 12, 429: 14, 502: 14, 503: 14, 504: 14}
-_UNKNOWN, _DEADLINE_EXCEEDED, _UNAVAILABLE = 2, 4, 14
+_DEADLINE_EXCEEDED, _UNAVAILABLE = 4, 14
 
 _FLAGS = {
     FailureKind.CONNECT: "UF",
@@ -42,9 +52,15 @@ def failure_flag(failure: Failure) -> str:
     return _FLAGS[failure.kind]
 
 
-def grpc_status_of(status: int) -> int:
-    """Return the gRPC status of an HTTP status."""
-    return _HTTP_TO_GRPC.get(status, _UNKNOWN)
+def as_grpc_answer(response: Response) -> Response:
+    """Return a response to an HTTP request of gRPC's content type with the status that its headers carry, if they do.
+
+    Envoy counts it by that; a status that comes in trailers is not waited for.
+    """
+    text = response.headers.get("grpc-status")
+    if response.grpc_status is not None or text is None or not (text.isascii() and text.isdigit()):
+        return response
+    return replace(response, grpc_status=int(text[:9]))
 
 
 def grpc_code(outcome: Outcome) -> int | None:

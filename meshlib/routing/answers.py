@@ -37,7 +37,7 @@ def with_fault(fault: FaultPolicy, responder: Responder, answer: Answer) -> Answ
 
     def faulted(head: RequestHead, stream_id: int) -> RouteMatch | LocalReply:
         found = answer(head, stream_id)
-        if head.is_grpc or not isinstance(found, LocalReply):
+        if not (head.profile.answers_itself and isinstance(found, LocalReply)):
             return found
         known = {item.name: getattr(found, item.name) for item in fields(LocalReply)}
         return FaultedReply(**known, fault=fault, responder=responder)
@@ -117,7 +117,7 @@ def local_answer(build: RouteBuilder, action: Redirect | DirectResponse | NonFor
         return answer
 
     def filtered(head: RequestHead, stream_id: int) -> RouteMatch | LocalReply:
-        return answer(head if head.is_grpc else changes.apply_to(head), stream_id)
+        return answer(changes.apply_to(head) if head.profile.answers_itself else head, stream_id)
 
     return filtered
 

@@ -16,7 +16,7 @@ from meshlib.routing.format import Facts, Scene
 from meshlib.routing.headers import Entries, HeaderLevel, Mutator, with_headers
 from meshlib.routing.local_reply import ReplyRewriter
 from meshlib.routing.query_changes import compile_query_changes
-from meshlib.routing.replies import TEXT, finish_headers
+from meshlib.routing.replies import TEXT, finish_headers, trailers_only
 
 __all__ = ["Changes", "Responder"]
 
@@ -130,13 +130,17 @@ class Responder:
         status, body = reply.status, reply.body
         if self._mutator:
             headers = self._mutator.apply(headers, head, about)
-        if self._rewriter is not None and not head.is_grpc:
+        if self._rewriter is not None and head.profile.answers_itself:
             rewritten = self._rewriter.rewrite(status, headers, body, head, about)
             status, headers, body = rewritten.status, rewritten.headers, rewritten.body
-        finished = finish_headers(headers, b"" if head.is_grpc else body)
+            if head.is_grpc and rewritten.content_type == "application/json":
+                body = body.removesuffix(b"\n")  # it becomes a header
+        finished = finish_headers(headers, body if head.profile.answers_itself else b"")
+        reply = trailers_only(replace(reply, status=status, body=body, headers=finished), head)
         if self._changes:
-            finished = self._changes.apply(Headers(finished), head, replace(about, status=status, line=status)).items
-        return replace(reply, status=status, body=body, headers=finished)
+            about = replace(about, status=status, line=reply.status)
+            reply = replace(reply, headers=self._changes.apply(Headers(reply.headers), head, about).items)
+        return reply
 
 
 def _as(head: RequestHead, path: str, entries: Entries) -> RequestHead:

@@ -96,7 +96,7 @@ def decide_fault(
     if policy.headers and not all(test(head) for test in _tests(policy.headers)):
         return NO_FAULT
     delay, abort = policy.delay, policy.abort
-    rate = 0 if policy.rate_limit is None or head.is_grpc else _rate(policy.rate_limit, head, rng)
+    rate = 0 if policy.rate_limit is None or head.profile.grpc_faults else _rate(policy.rate_limit, head, rng)
     delay_s = 0.0
     if delay is not None:
         share = _asked_share(delay.share, head, _DELAY_SHARE) if delay.by_header else delay.share
@@ -108,7 +108,7 @@ def decide_fault(
         if in_fraction(share, rng.getrandbits(64)):
             asked = _asked_abort(abort, head) if abort.by_header else abort
             # gRPC's clients cannot end a call by the status OK: it goes on.
-            if asked is not None and not (head.is_grpc and asked.grpc_status == 0):
+            if asked is not None and not (asked.grpc_status == 0 and head.profile.grpc_faults):
                 reply = abort_reply(asked)
     return FaultDecision(delay_s, reply, rate) if delay_s or reply is not None or rate else NO_FAULT
 
@@ -132,7 +132,7 @@ def _asked_abort(abort: FaultAbort, head: RequestHead) -> FaultAbort | None:
     http, grpc = _number(head, _ABORT), _number(head, _ABORT_GRPC)
     if http is not None and not 200 <= http < 600:
         http = None
-    if grpc is not None and (http is None or head.is_grpc):
+    if grpc is not None and (http is None or head.profile.grpc_faults):
         return FaultAbort(abort.share, grpc_status=grpc)
     return None if http is None else FaultAbort(abort.share, http_status=http)
 

@@ -14,6 +14,7 @@ from typing import Final
 from urllib.parse import unquote
 
 from meshlib.model.endpoint import NO_METADATA, Endpoint
+from meshlib.model.profile import GRPC
 from meshlib.model.request import Headers, Moment, RequestHead
 from meshlib.routing.time_format import compile_time
 from meshlib.substitution import OF_THE_MOMENT, Command, header_names, parse_format, path_options
@@ -231,7 +232,7 @@ def _long_flags(scene: Scene) -> str:
 
 def _protocol(scene: Scene) -> str:
     # There is no connection from our caller: what counts is what the call is.
-    return "HTTP/2" if scene.head is not None and scene.head.is_grpc else "HTTP/1.1"
+    return "HTTP/2" if scene.head is not None and scene.head.profile is GRPC else "HTTP/1.1"
 
 
 def _of_the_moment(read: Callable[[Moment], str]) -> _Reader:

@@ -70,7 +70,7 @@ def _cookie(policy: HashPolicy) -> Hash:
     name, made = policy.name, policy.made
 
     def hash_(head: RequestHead, maker: CookieMaker | None) -> int | None:
-        if head.is_grpc:
+        if not head.profile.hashes_all:
             return None
         value = cookie_value(head, name)
         if not value and made is not None and maker is not None:
@@ -82,7 +82,7 @@ def _cookie(policy: HashPolicy) -> Hash:
 
 def _query(policy: HashPolicy) -> Hash:
     def hash_(head: RequestHead, maker: CookieMaker | None) -> int | None:
-        if head.is_grpc:
+        if not head.profile.hashes_all:
             return None
         value = query_value(head.path, policy.name)
         return None if value is None else xxhash.xxh64_intdigest(to_bytes(value))

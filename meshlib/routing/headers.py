@@ -33,7 +33,14 @@ def with_headers(head: RequestHead, headers: Headers) -> RequestHead:
     """Return the head with other headers."""
     # Written out: most calls come by here.
     return RequestHead(
-        head.method, head.authority, head.path, headers, scheme=head.scheme, is_grpc=head.is_grpc, moment=head.moment
+        head.method,
+        head.authority,
+        head.path,
+        headers,
+        scheme=head.scheme,
+        is_grpc=head.is_grpc,
+        profile=head.profile,
+        moment=head.moment,
     )
 
 

@@ -62,7 +62,16 @@ class InternalRedirects:
             items = [item for item in items if item[0] != "content-length"]
         items = [item for item in items if item[0] != _ORIGINAL]
         items.append((_ORIGINAL, f"{head.scheme}://{head.authority}{head.path}"))
-        found = RequestHead(method, authority, path, Headers(items), scheme=scheme, moment=head.moment)
+        found = RequestHead(
+            method,
+            authority,
+            path,
+            Headers(items),
+            scheme=scheme,
+            is_grpc=head.is_grpc,
+            profile=head.profile,
+            moment=head.moment,
+        )
         if not self._is_accepted(policy, match.route_name, head, found, routes, rng):
             return None
         self._count += 1

@@ -44,6 +44,7 @@ class RewrittenReply:
     status: int
     headers: Headers
     body: bytes
+    content_type: str  # of the format that made the body
 
 
 class ReplyRewriter:
@@ -88,7 +89,7 @@ class ReplyRewriter:
         if body and ("content-type" not in headers or (body != before and not has_own_type)):
             kept = (entry for entry in headers.items if entry[0] != "content-type")
             headers = Headers((*kept, ("content-type", content_type)))
-        return RewrittenReply(status, headers, body)
+        return RewrittenReply(status, headers, body, content_type)
 
 
 class _Mapper:

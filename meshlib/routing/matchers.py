@@ -4,7 +4,7 @@ from collections.abc import Callable
 
 from meshlib.matching import HeadTest, StringTest, ascii_lower, compile_regex, compile_string, describe_string
 from meshlib.model.matcher import Fraction, PathKind, PathMatcher, QueryMatcher
-from meshlib.model.request import RequestHead
+from meshlib.model.request import RequestHead, is_grpc_type
 from meshlib.path_template import compile_template
 
 __all__ = [
@@ -104,10 +104,7 @@ def compile_query(matcher: QueryMatcher) -> HeadTest:
 
 def is_grpc_request(head: RequestHead) -> bool:
     """Whether the content type is `application/grpc` or `application/grpc+...`."""
-    if head.is_grpc:
-        return True
-    content_type = head.headers.get("content-type") or ""
-    return content_type == "application/grpc" or content_type.startswith("application/grpc+")
+    return head.is_grpc or is_grpc_type(head.headers.get("content-type") or "")
 
 
 def in_fraction(fraction: Fraction, stream_id: int) -> bool:

@@ -80,12 +80,14 @@ def compile_prepare(rules: HeadRules) -> Prepare | None:
     changes_path = rules.merges_slashes or rules.normalizes_path or rules.slashes is not EscapedSlashes.KEPT
 
     def prepare(head: RequestHead) -> RequestHead | EarlyAnswer:
-        if head.is_grpc:
+        if not head.profile.has_manager:
             return head
         host, path = head.authority, head.path
         if changes_path:
             path, reply = _prepared_path(path, rules)
             if reply is not None:
+                if reply.status == 307 and head.is_grpc:
+                    reply = _REFUSED  # "for gRPC requests": no client of theirs follows a redirect
                 return EarlyAnswer(reply, head.but(authority=host, path=path))
         if rules.strips_dot:
             host = _without_dot(host)

@@ -84,7 +84,7 @@ def compile_redirect(redirect: Redirect, matcher: PathMatcher, mutator: Responde
     new_path = compile_path_rewrite(redirect.prefix_rewrite, redirect.regex_rewrite, matcher)
 
     def answer(head: RequestHead) -> LocalReply:
-        if head.is_grpc:
+        if not head.profile.answers_itself:
             return unusable_action(head, flag="", status=redirect.status, details=DETAILS)
         headers = [("location", location(head))]
         if new_path is not None and (path := new_path(head.path)):
@@ -110,7 +110,7 @@ def compile_direct_response(response: DirectResponse, mutator: Responder) -> Ans
     has_location = response.status == 201 or 300 <= response.status < 400
 
     def answer(head: RequestHead) -> LocalReply:
-        if head.is_grpc:
+        if not head.profile.answers_itself:
             return unusable_action(head, flag="", status=response.status, details=DETAILS)
         headers = [("location", f"{head.scheme}://{head.authority}{head.path}")] if has_location else []
         return _reply(head, response.status, headers, response.body, mutator)

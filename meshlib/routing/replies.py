@@ -3,7 +3,9 @@
 A gRPC call gets what gRPC's own clients say where they differ from Envoy: UNAVAILABLE for whatever leads nowhere.
 """
 
-from meshlib.model.outcome import LocalReply
+from dataclasses import replace
+
+from meshlib.model.outcome import LocalReply, grpc_status_of
 from meshlib.model.request import Headers, RequestHead
 
 __all__ = [
@@ -13,6 +15,7 @@ __all__ = [
     "no_route",
     "no_virtual_host",
     "text_headers",
+    "trailers_only",
     "unusable_action",
 ]
 
@@ -36,9 +39,35 @@ def finish_headers(headers: Headers, body: bytes) -> tuple[tuple[str, str], ...]
     return headers.items if "content-type" in headers else (*headers.items, TEXT)
 
 
+def trailers_only(reply: LocalReply, head: RequestHead) -> LocalReply:
+    """Return the mesh's own answer as a request with gRPC's content type gets it from Envoy; others get it as it is.
+
+    HTTP 200, the status in `grpc-status` unless a mutation has put one there, the body percent-encoded in `grpc-message`.
+
+    Source: Envoy, `Utility::prepareLocalReply`.
+    """
+    if not head.is_grpc or not head.profile.answers_itself or reply.is_trailers_only:
+        return reply
+    status = grpc_status_of(reply.status) if reply.grpc_status is None else reply.grpc_status
+    replaced = {"content-type", "content-length"}
+    headers = [item for item in reply.headers if item[0] not in replaced]
+    headers.append(("content-type", "application/grpc"))
+    if not any(name == "grpc-status" and value for name, value in headers):
+        headers = [item for item in headers if item[0] != "grpc-status"]
+        headers.append(("grpc-status", str(status)))
+    if reply.body:
+        headers = [item for item in headers if item[0] != "grpc-message"]
+        headers.append(("grpc-message", _percent_encoded(reply.body)))
+    return replace(reply, status=200, body=b"", headers=tuple(headers), grpc_status=status, is_trailers_only=True)
+
+
+def _percent_encoded(text: bytes) -> str:
+    return "".join(chr(byte) if 0x20 <= byte < 0x7E and byte != 0x25 else f"%{byte:02X}" for byte in text)
+
+
 def no_virtual_host(head: RequestHead, routes: str) -> LocalReply:
     """No domain of the route configuration fits the authority: 404, `NR`."""
-    if not head.is_grpc:
+    if head.profile.answers_itself:
         return _NOT_FOUND
     text = f"could not find VirtualHost for {head.authority} in RouteConfiguration {routes}"
     return LocalReply(404, "NR", "route_not_found", text.encode(), grpc_status=UNAVAILABLE)
@@ -46,7 +75,7 @@ def no_virtual_host(head: RequestHead, routes: str) -> LocalReply:
 
 def no_route(head: RequestHead) -> LocalReply:
     """The virtual host has no route for the request: 404, `NR`."""
-    if not head.is_grpc:
+    if head.profile.answers_itself:
         return _NOT_FOUND
     text = b"No matching route found in xDS route config"
     return LocalReply(404, "NR", "route_not_found", text, grpc_status=UNAVAILABLE)
@@ -58,7 +87,7 @@ def cluster_not_found(head: RequestHead, cluster: str, status: int = 503) -> Loc
     Args:
         status: `cluster_not_found_response_code`.
     """
-    if not head.is_grpc:
+    if head.profile.answers_itself:
         return LocalReply(status, "NC", "cluster_not_found")
     text = f"xDS cluster {cluster!r} does not exist" if cluster else "the route names no xDS cluster"
     return LocalReply(status, "NC", "cluster_not_found", text.encode(), grpc_status=UNAVAILABLE)
@@ -66,5 +95,6 @@ def cluster_not_found(head: RequestHead, cluster: str, status: int = 503) -> Loc
 
 def unusable_action(head: RequestHead, *, flag: str, status: int, details: str) -> LocalReply:
     """A gRPC call met a route that does not forward."""
-    body = b"Matching route has inappropriate action" if head.is_grpc else b""
-    return LocalReply(status, flag, details, body, grpc_status=UNAVAILABLE if head.is_grpc else None)
+    if head.profile.answers_itself:
+        return LocalReply(status, flag, details)
+    return LocalReply(status, flag, details, b"Matching route has inappropriate action", grpc_status=UNAVAILABLE)

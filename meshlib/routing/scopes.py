@@ -156,7 +156,7 @@ class ScopeTable:
             reply = no_route(head)
             return (
                 replace(reply, body=b"the request belongs to no scope")
-                if head.is_grpc
+                if not head.profile.answers_itself
                 else self.local_reply(reply, head)
             )
         return self.local_reply(_fault_reply(head, table), head)
@@ -208,5 +208,5 @@ def _fault_reply(head: RequestHead, fault: ConfigFault) -> LocalReply:
         "route_configuration_not_found",
         body,
         (("content-type", "text/plain"),),
-        UNAVAILABLE if head.is_grpc else None,
+        UNAVAILABLE,
     )

@@ -74,7 +74,7 @@ class Session:
         """
         if self._cookie is not None:
             found = _decoded(cookie_value(head, self._cookie.name))
-            return _grpc_mark(found) if head.is_grpc else _http_mark(found, wall_now)
+            return _grpc_mark(found) if head.profile.grpc_sessions else _http_mark(found, wall_now)
         value = head.headers.get(self._header) or ""
         if self._is_envelope:
             parts = [part for part in value.split(";") if part]

@@ -60,7 +60,7 @@ class _Host:
 
     def needs_https(self, head: RequestHead) -> bool:
         """Whether the request has to come again over TLS; gRPC knows no such answer."""
-        return self.requires_tls and head.scheme != "https" and not head.is_grpc
+        return self.requires_tls and head.scheme != "https" and head.profile.has_manager
 
 
 class RouteTable:
@@ -245,7 +245,7 @@ class RouteTable:
 
         gRPC has no such header: its calls are known by their authority.
         """
-        if not self._host_header or head.is_grpc:
+        if not self._host_header or not head.profile.has_manager:
             return head.authority
         values = head.values(self._host_header)
         if values:

@@ -37,7 +37,7 @@ def compile_unrouted(
         return None
 
     def changed(reply: LocalReply, head: RequestHead) -> LocalReply:
-        if head.is_grpc:
+        if not head.profile.answers_itself:
             return reply
         if request:
             head = request.apply_to(head)

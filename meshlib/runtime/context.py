@@ -116,7 +116,7 @@ def with_handed_on(head: RequestHead, handed: tuple[tuple[str, str], ...]) -> Re
     if not added:
         return head
     headers = Headers((*items, *added))
-    return RequestHead(head.method, head.authority, head.path, headers, scheme=head.scheme, is_grpc=head.is_grpc)
+    return head.but(headers=headers)
 
 
 def urgency_of(priority: str | None) -> int:

@@ -16,6 +16,7 @@ from opentelemetry.context import Context
 from opentelemetry.propagators.textmap import Getter, TextMapPropagator
 from opentelemetry.trace import Tracer, TracerProvider
 
+from meshlib.model.profile import GRPC
 from meshlib.model.request import Headers, RequestHead
 
 __all__ = [
@@ -164,7 +165,7 @@ def extracted(headers: Headers, context: Context) -> Context | None:
 
 def span_name(head: RequestHead) -> str:
     """Return the name of a request's spans, one of few: the HTTP method, or the full name of the gRPC method."""
-    if head.is_grpc:
+    if head.profile is GRPC:
         return head.path.lstrip("/")
     return head.method if head.method in _METHODS else "HTTP"
 

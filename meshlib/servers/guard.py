@@ -154,7 +154,7 @@ class Guard:
 
 def _with_path(head: RequestHead, path: str) -> RequestHead:
     _, mark, query = head.path.partition("?")
-    return RequestHead(head.method, head.authority, path + mark + query, head.headers, scheme=head.scheme)
+    return head.but(path=path + mark + query)
 
 
 def _refused(details: str, text: str) -> LocalReply:

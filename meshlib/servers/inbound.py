@@ -132,7 +132,7 @@ class InboundRequest:
         self._finished = True
         mesh = self._inbound.mesh
         if self._passage is not None:
-            is_grpc = self._head.is_grpc
+            is_grpc = self._head.profile.grpc_results
             self._passage.leave(
                 mesh.clock(), mesh.rng, status=status, grpc_status=grpc_status, is_grpc=is_grpc, is_answered=True
             )
@@ -268,7 +268,7 @@ class Inbound:
             )
             return Admission(reply)
         readings: tuple[str, ...] = ()
-        if not head.is_grpc:  # a gRPC method is looked up exactly as sent
+        if head.profile.has_manager:  # a gRPC method is looked up exactly as sent
             if head.path[:1] != "/" and (head.path, head.method) != ("*", "OPTIONS"):
                 return Admission(
                     LocalReply(400, "", "target_is_not_a_path", b"the request target must be a path", TEXT)
@@ -298,7 +298,12 @@ class Inbound:
         for name in ATTEMPT_HEADERS:
             if (count := headers.get(name)) is not None and count.isascii() and count.isdigit():
                 attempt = max(attempt, int(count[:6]))
-        if head.is_grpc and (count := headers.get(PREVIOUS_HEADER)) is not None and count.isascii() and count.isdigit():
+        if (
+            head.profile.grpc_metadata
+            and (count := headers.get(PREVIOUS_HEADER)) is not None
+            and count.isascii()
+            and count.isdigit()
+        ):
             attempt = max(attempt, 1 + int(count[:6]))
         handed = handed_on(headers, names=self.mesh.handed_on, but=trace_fields(), principal=peer.spiffe_id)
         urgency = DEFAULT_URGENCY if not handed else urgency_of(headers.get(PRIORITY))

@@ -13,6 +13,7 @@ from opentelemetry.context import Context
 from opentelemetry.trace import Span, SpanKind, Status, StatusCode, Tracer
 from opentelemetry.util.types import AttributeValue
 
+from meshlib.model.profile import GRPC
 from meshlib.model.request import RequestHead
 from meshlib.runtime.context import InboundContext
 from meshlib.runtime.tracing import Tracing, extracted, has_local_span, span_name, split_authority, split_method
@@ -91,7 +92,7 @@ def _span(
     tracer: Tracer, head: RequestHead, inbound: InboundContext, parent: Context, remote: str, service: str
 ) -> Span:
     attributes: dict[str, AttributeValue] = {"meshlib.attempt": inbound.attempt}
-    if head.is_grpc:
+    if head.profile is GRPC:
         rpc_service, method = split_method(head)
         attributes |= {"rpc.system": "grpc", "rpc.service": rpc_service, "rpc.method": method}
     else:

@@ -9,7 +9,8 @@ ROOT = Path(__file__).resolve().parents[2]
 
 
 @pytest.mark.parametrize(
-    ("tool", "name"), [("build_xds_features", "xds-features.md"), ("build_api_reference", "api.md")]
+    ("tool", "name"),
+    [("build_xds_features", "xds-features.md"), ("build_api_reference", "api.md"), ("build_profiles", "profiles.md")],
 )
 def test_page_is_up_to_date(tool, name, monkeypatch):
     monkeypatch.syspath_prepend(ROOT / "tools")  # as for a script: modules of its own stand beside it

@@ -222,8 +222,6 @@ def _decision(request: Request, answer: dict[str, Any], logged: dict[str, Any]) 
             headers=comparable(answer["headers"]),
             started_us=started_us,
         )
-    if request.is_grpc:
-        return Decision(0, details, route=route, started_us=started_us)
     return Decision(
         answer["status"],
         details,

@@ -10,6 +10,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
+from meshlib.model.request import is_grpc_type
+
 Json = dict[str, Any]
 T = TypeVar("T")
 
@@ -117,10 +119,7 @@ class Request:
     @property
     def is_grpc(self) -> bool:
         """Whether the content type is gRPC's, with or without a suffix."""
-        types = [value for name, value in self.headers if name == "content-type"]
-        return any(
-            one == "application/grpc" or one.startswith(("application/grpc+", "application/grpc;")) for one in types
-        )
+        return any(name == "content-type" and is_grpc_type(value) for name, value in self.headers)
 
     def to_json(self) -> Json:
         return {"method": self.method, "path": self.path, "authority": self.authority, "headers": list(self.headers)}
@@ -173,8 +172,6 @@ class Generator:
         self._managers = managers
         self._random = random.Random(f"{layer}/{seed}" if layer != "all" else seed)
         self._layer = layer
-        # For gRPC calls pseudo headers cannot be matched, and repeated ones are joined: see DIFFERENCES.md.
-        self._for_grpc = self._maybe(0.25)
         self._has_filters = self._maybe(0.3)
 
     def _pick(self, items: Sequence[T]) -> T:
@@ -213,9 +210,9 @@ class Generator:
             result["ignore_port_in_host_matching"] = True
         if self._maybe(0.1):
             result["ignore_path_parameters_in_path_matching"] = True
-        if not self._for_grpc and self._maybe(0.1):
+        if self._maybe(0.1):
             result["vhost_header"] = "x-host"
-        if not self._for_grpc and self._maybe(0.1):
+        if self._maybe(0.1):
             self._pick(hosts)["require_tls"] = self._pick(("ALL", "EXTERNAL_ONLY"))
         if self._maybe(0.05):
             self._spoil(result)
@@ -259,7 +256,7 @@ class Generator:
             return {"action": {"name": "a", "typed_config": {"@type": f"{TYPE}envoy.config.route.v3.{kind}", **config}}}
 
         def value() -> Json:
-            name = self._pick(HEADERS[:3] if self._for_grpc else (*HEADERS[:3], ":path"))
+            name = self._pick((*HEADERS[:3], ":path"))
             kind = f"{TYPE}envoy.type.matcher.v3.HttpRequestHeaderMatchInput"
             return {"name": "header", "typed_config": {"@type": kind, "header_name": name}}
 
@@ -294,8 +291,7 @@ class Generator:
         }
         if self._maybe(0.3):
             result["metadata"] = {"filter_metadata": {"ns": {"k": self._pick(("v", 1.5, True, [1, "a"], {"b": None}))}}}
-        # A gRPC call that a route answers by itself never gets to a filter: see DIFFERENCES.md.
-        if ("route" in result or not self._for_grpc) and self._maybe(0.3):
+        if self._maybe(0.3):
             result.setdefault("typed_per_filter_config", {})[FAULT_FILTER] = self._fault()
         return result
 
@@ -338,19 +334,21 @@ class Generator:
         invert = {"invert": True} if self._maybe(0.5) else {}
         return {"dynamic_metadata": [{"filter": "f", "path": [{"key": "k"}], "value": value, **invert}]}
 
-    def _string(self) -> Json:
+    def _string(self, values: Sequence[str] = ("a", "b", "ab", "A", "a,b", "v1", "1")) -> Json:
         kind = self._pick(("exact", "prefix", "suffix", "contains", "safe_regex"))
         if kind == "safe_regex":
             return {kind: {"regex": self._pick(REGEXES[:-1])}}
         ignore = {"ignore_case": True} if self._maybe(0.3) else {}
-        return {kind: self._pick(("a", "b", "ab", "A", "a,b", "v1", "1")), **ignore}
+        return {kind: self._pick(values), **ignore}
 
     def _header(self) -> Json:
-        pseudo = () if self._for_grpc else (":path", ":method", ":authority", "host")
+        pseudo = (":path", ":method", ":authority", "host")
         result: Json = {"name": self._pick((*HEADERS, *pseudo, "X-1"))}
         kind = self._random.random()
         if kind < 0.55:
-            result["string_match"] = self._string()
+            # Which digits the port of the listener has is chance.
+            has_port = result["name"] in (":authority", "host")
+            result["string_match"] = self._string(("a", "b", "ab", "A", "shop")) if has_port else self._string()
         elif kind < 0.7:
             result["range_match"] = {"start": self._pick(("-3", "0", "1")), "end": self._pick(("2", "5", "10"))}
         elif kind < 0.9:
@@ -549,10 +547,10 @@ class Generator:
     # Requests.
 
     def request(self) -> Request:
-        is_grpc = self._for_grpc and self._maybe(0.4)
+        is_grpc = self._maybe(0.15)
         headers = []
         for name in HEADERS:
-            for _ in range(self._pick((0, 0, 1, 1) if is_grpc else (0, 0, 1, 1, 2))):
+            for _ in range(self._pick((0, 0, 1, 1, 2))):
                 headers.append((name, self._pick(VALUES)))
         for name, values in FAULT_HEADERS.items():
             if self._maybe(0.3):
@@ -562,11 +560,14 @@ class Generator:
         if self._maybe(0.5):
             headers.append(("x-host", self._pick(AUTHORITIES) if self._maybe(0.3) else "shop"))
         if is_grpc:
-            # The status OK ends no call of gRPC: a listed difference.
-            headers = [entry for entry in headers if entry != ("x-envoy-fault-abort-grpc-request", "0")]
             headers.append(("content-type", self._pick(("application/grpc", "application/grpc+proto"))))
         elif self._maybe(0.2):
-            headers.append(("content-type", self._pick(("text/plain", "application/grpcx", "application/json"))))
+            headers.append(
+                (
+                    "content-type",
+                    self._pick(("text/plain", "application/grpcx", "application/grpc-web", "application/json")),
+                )
+            )
         headers.append((WEIGHT_HEADER, str(self._random.randrange(200))))
         self._random.shuffle(headers)
         method = "POST" if is_grpc else self._pick(("GET", "GET", "POST", "PUT", "DELETE"))
@@ -574,8 +575,7 @@ class Generator:
         if self._has_filters and "%" in query:
             query = "?q=a"  # Envoy writes it decoded once the query has been changed: see DIFFERENCES.md
         authority = self._pick(AUTHORITIES) if self._maybe(0.3) else "shop"
-        # A connection manager changes no gRPC call: see DIFFERENCES.md.
-        manager = 0 if is_grpc else self._random.randrange(self._managers)
+        manager = self._random.randrange(self._managers)
         if manager and self._maybe(0.5):
             path = spoilt_path(self._random)
         if manager and self._maybe(0.4):

@@ -15,12 +15,14 @@ from meshlib.model.endpoint import Endpoint
 from meshlib.model.filters import HeaderFilter, ListedHeaderFilter
 from meshlib.model.listener import ClientListener
 from meshlib.model.outcome import LocalReply
+from meshlib.model.profile import HTTP
 from meshlib.model.request import Headers, Moment, RequestHead
 from meshlib.model.route import RouteConfiguration
 from meshlib.protos import from_dict
 from meshlib.routing import RouteMatch, RouteTable, decide_fault
 from meshlib.routing.format import Scene
 from meshlib.routing.prepare import EarlyAnswer
+from meshlib.routing.replies import trailers_only
 from meshlib.routing.route_match import FaultedReply
 from meshlib.xds.decode import decode_resource
 from meshlib.xds.resources import LDS, RDS
@@ -101,7 +103,9 @@ def _table(configuration: Json, manager: Json | None = None) -> RouteTable | Ref
 def _decide(table: RouteTable, request: Request, started_us: int) -> Decision:
     headers = Headers(_folded(request.headers))
     moment = Moment(socket.gethostname(), started_us / 1e6)
-    head = RequestHead(request.method, request.authority, request.path, headers, is_grpc=request.is_grpc, moment=moment)
+    head = RequestHead(
+        request.method, request.authority, request.path, headers, is_grpc=request.is_grpc, profile=HTTP, moment=moment
+    )
     rng = random.Random(0)  # decides nothing: the generator leaves nothing to chance
     received, prepared = head, head if table.prepare is None else table.prepare(head)
     if isinstance(prepared, EarlyAnswer):
@@ -143,9 +147,7 @@ def _forwarded(match: RouteMatch, head: RequestHead) -> Decision:
 
 
 def _local(reply: LocalReply, route: str, head: RequestHead) -> Decision:
-    if head.is_grpc:
-        # How a gRPC call ends is gRPC's matter, not Envoy's (gRFC A28); where it ends is to be the same.
-        return Decision(0, reply.details, route=route)
+    reply = trailers_only(reply, head)
     return Decision(
         reply.status, reply.details, reply.flag, route, headers=comparable(reply.headers), body=reply.body.decode()
     )
