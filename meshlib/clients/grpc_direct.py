@@ -30,6 +30,8 @@ except ImportError:  # a grpcio that nobody has looked at: it is called the publ
 __all__ = [
     "KNOWN_GOOD",
     "SWITCH",
+    "TRIAL_S",
+    "TRIAL_TARGET",
     "Deserializer",
     "DirectUnary",
     "PublicUnary",
@@ -49,8 +51,8 @@ SWITCH: Final = "MESHLIB_GRPC_DIRECT"
 KNOWN_GOOD: Final = ((1, 66), (1, 85))
 """Minor versions of grpcio, the first and the last whose inner interface was looked at."""
 
-_TRIAL_TARGET: Final = "unix:/nonexistent/meshlib"
-_TRIAL_S: Final = 5.0
+TRIAL_TARGET: Final = "unix:/nonexistent/meshlib"
+TRIAL_S: Final = 5.0
 
 native: Any = _channel
 cygrpc: Any = _cygrpc
@@ -230,8 +232,8 @@ def is_usable() -> bool:
     if is_switched_off() or not is_known(grpc.__version__):
         return False
     try:
-        with grpc.insecure_channel(_TRIAL_TARGET, (("grpc.enable_http_proxy", 0),)) as channel:
-            DirectUnary(channel, "/meshlib.Direct/Trial", None, None)(b"", _TRIAL_S, (("a", "b"),), None, None)
+        with grpc.insecure_channel(TRIAL_TARGET, (("grpc.enable_http_proxy", 0),)) as channel:
+            DirectUnary(channel, "/meshlib.Direct/Trial", None, None)(b"", TRIAL_S, (("a", "b"),), None, None)
     except grpc.RpcError as error:
         found: Any = error
         return found.code() is grpc.StatusCode.UNAVAILABLE and type(found) is native._InactiveRpcError

@@ -8,6 +8,7 @@ awaits the call waits for that same future.
 import asyncio
 import contextlib
 import functools
+import threading
 import weakref
 from collections.abc import Callable, Generator
 from typing import TYPE_CHECKING, Any, Final
@@ -15,7 +16,15 @@ from typing import TYPE_CHECKING, Any, Final
 import grpc
 import grpc.aio
 
-from meshlib.clients.grpc_direct import Deserializer, Serializer, cygrpc, is_known, is_switched_off
+from meshlib.clients.grpc_direct import (
+    TRIAL_S,
+    TRIAL_TARGET,
+    Deserializer,
+    Serializer,
+    cygrpc,
+    is_known,
+    is_switched_off,
+)
 from meshlib.runtime.clock import wall
 
 __all__ = ["AioDirectCall", "AioDirectUnary", "aio_puller", "make_aio_unary"]
@@ -197,11 +206,45 @@ def _is_usable() -> bool:
     return (
         all(hasattr(getattr(cygrpc, "_AioCall", None), name) for name in wanted)
         and hasattr(getattr(cygrpc, "AioChannel", None), "call")
-        and hasattr(native, "_create_rpc_error")
+        and all(hasattr(native, name) for name in ("_create_rpc_error", "UnaryStreamCall", "StreamStreamCall"))
         and hasattr(getattr(native, "_StreamResponseMixin", None), "_read")
         and hasattr(_observability, "_OBSERVABILITY_PLUGIN")
         and hasattr(_channel, "Channel")
+        and _is_tried()
     )
+
+
+def _is_tried() -> bool:
+    """Whether a call to nowhere ends as it must.
+
+    Whoever asks is in an event loop and cannot wait there, so the call is made in another thread, for a few milliseconds.
+    """
+    found: list[bool] = []
+
+    def run() -> None:
+        with contextlib.suppress(Exception):
+            found.append(asyncio.run(_try()))
+
+    thread = threading.Thread(target=run, name="meshlib-grpc-trial", daemon=True)
+    thread.start()
+    thread.join(TRIAL_S)
+    return found == [True]
+
+
+async def _try() -> bool:
+    async with grpc.aio.insecure_channel(TRIAL_TARGET, (("grpc.enable_http_proxy", 0),)) as channel:
+        unary = AioDirectUnary(channel, "/meshlib.Direct/Trial", None, None)
+        first, second = (unary(b"", TRIAL_S, (("a", "b"),), None, None) for _ in range(2))
+        if type(first) is not AioDirectCall or not second.cancel():
+            return False
+        with contextlib.suppress(asyncio.CancelledError):
+            await second
+            return False
+        try:
+            await first
+        except grpc.aio.AioRpcError as error:
+            return error.code() is grpc.StatusCode.UNAVAILABLE and first.is_over and not first.is_ok
+    return False
 
 
 def aio_puller(stream: Any) -> Callable[[], Any] | None:

@@ -65,6 +65,26 @@ def test_direct_calls_are_in_use_with_this_grpcio(server: Any, monkeypatch: pyte
     run(server().address, use)
 
 
+@pytest.mark.parametrize("broken", ["outcome", "go_on", "wait"])
+def test_a_grpcio_whose_calls_end_otherwise_is_called_the_public_way(
+    server: Any, monkeypatch: pytest.MonkeyPatch, broken: str
+) -> None:
+    def fail(self: Any, *details: Any) -> Any:
+        self.is_over = True
+        raise AttributeError("not there any more")
+
+    async def use(channel: grpc.aio.Channel) -> None:
+        grpc_direct_aio._is_usable.cache_clear()
+        monkeypatch.setattr(grpc_direct_aio, "TRIAL_S", 0.5)
+        monkeypatch.setattr(AioDirectCall, broken, fail)
+        try:
+            assert make_aio_unary(channel, UNARY, None, None) is None
+        finally:
+            grpc_direct_aio._is_usable.cache_clear()
+
+    run(server().address, use)
+
+
 def test_answer_and_call(server: Any, kind: Any) -> None:
     one = server()
 
