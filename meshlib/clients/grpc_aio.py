@@ -5,7 +5,6 @@ loops; endpoint channels, which belong to the loop that made them, are kept per 
 """
 
 import asyncio
-import weakref
 from collections.abc import AsyncIterable, Callable, Iterable, Sequence
 from functools import partial
 from types import TracebackType
@@ -16,6 +15,7 @@ import grpc.aio
 
 from meshlib.clients.grpc_aio_calls import StreamStream, StreamUnary, UnaryStream, UnaryUnary
 from meshlib.clients.grpc_aio_express import start_express
+from meshlib.clients.grpc_aio_held import AioHeld, Running
 from meshlib.clients.grpc_aio_rpc import AioRpc
 from meshlib.clients.grpc_channels import channels_of
 from meshlib.clients.grpc_common import HeadMaker, Metadata, parse_target, split_options
@@ -65,7 +65,7 @@ class AioMeshChannel(grpc.aio.Channel):
         self._channels = channels_of(mesh)
         self._channels.attach()
         self._invoker = AioInvoker(mesh, parsed.authority, self._channels, kept, compression)
-        self._running: set[weakref.ref[AioRpc]] = set()
+        self._running: Running = set()
         self._direct: grpc.aio.Channel | None = None
         if mesh.is_disabled:
             address = parsed.host if ":" in parsed.host else f"{parsed.host}:80"
@@ -176,7 +176,7 @@ class AioMeshChannel(grpc.aio.Channel):
         # The endpoints' channels are closed by tasks of the loop, now that nobody uses them.
         await asyncio.sleep(0)
 
-    def _alive(self) -> list[AioRpc]:
+    def _alive(self) -> list[AioHeld]:
         return [rpc for ref in tuple(self._running) if (rpc := ref()) is not None]
 
     async def __aenter__(self) -> "AioMeshChannel":
@@ -191,7 +191,7 @@ class AioMeshChannel(grpc.aio.Channel):
         return Method(kind, HeadMaker(self._authority, method), serializer, deserializer)
 
 
-async def _finish(running: Iterable[AioRpc], grace: float) -> None:
+async def _finish(running: Iterable[AioHeld], grace: float) -> None:
     loop = asyncio.get_running_loop()
     waiting = []
     for rpc in running:

@@ -8,7 +8,7 @@ import grpc
 import grpc.aio
 
 from meshlib.call import Attempt
-from meshlib.clients.grpc_aio_rpc import AioRpc, Over, metadata_of
+from meshlib.clients.grpc_aio_rpc import AioRpc, Over
 from meshlib.clients.grpc_common import OK, STARTED
 from meshlib.clients.grpc_direct_aio import AioDirectCall, aio_puller
 from meshlib.clients.grpc_endpoint import EndpointChannel
@@ -133,8 +133,7 @@ class _StreamResponse(AioRpc):
                     # Its first message is still to come; a retry would bring other metadata.
                     assert self._flow is not None
                     self._flow.commit()
-                    marked: grpc.aio.Metadata = self._flow.marked(metadata, metadata_of)
-                    return marked
+                    return self._marked(metadata)
                 await self._driven()
         return await super().initial_metadata()
 

@@ -9,7 +9,8 @@ import grpc
 
 from meshlib.call import Attempt
 from meshlib.clients.grpc_aio_calls import UnaryUnary
-from meshlib.clients.grpc_aio_rpc import AioRpc, Over
+from meshlib.clients.grpc_aio_held import AioHeld, Running
+from meshlib.clients.grpc_aio_rpc import Over
 from meshlib.clients.grpc_direct_aio import AioDirectCall
 from meshlib.clients.grpc_errors import CallInfo
 from meshlib.clients.grpc_express import Begun, Berth, begin, joined, note_berth, succeeded
@@ -22,7 +23,7 @@ __all__ = ["ExpressUnary", "start_express"]
 def start_express(
     invoker: AioInvoker,
     method: Method,
-    running: set[weakref.ref[AioRpc]],
+    running: Running,
     request: Any,
     timeout_s: float | None,
     credentials: grpc.CallCredentials | None,
@@ -60,7 +61,7 @@ class ExpressUnary(UnaryUnary):
         self,
         invoker: AioInvoker,
         method: Method,
-        running: set[weakref.ref[AioRpc]],
+        running: Running,
         begun: Begun,
         berth: Berth,
         request: Any,
@@ -77,7 +78,7 @@ class ExpressUnary(UnaryUnary):
         self._began_at = begun[2]
         self._options = (timeout_s, credentials, compression)
         self._running = running
-        ref: weakref.ref[AioRpc] = weakref.ref(self)
+        ref: weakref.ref[AioHeld] = weakref.ref(self)
         self._ref = ref
         self._begun = begun
         running.add(ref)

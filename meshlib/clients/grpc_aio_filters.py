@@ -18,6 +18,7 @@ from meshlib.clients.filters import (
     FilterRequest,
     FilterResponse,
 )
+from meshlib.clients.grpc_aio_asked import Asked, Known
 
 __all__ = ["FilteredAioChannel"]
 
@@ -46,10 +47,7 @@ else:
         """All kinds of methods at once."""
 
 
-_CANCELLED = "Locally cancelled by application!"
-
-
-class _Filtered:
+class _Filtered(Asked):
     """What the four kinds of call objects share. Belongs to one event loop."""
 
     def __init__(self, chain: AsyncFilterChain, seen: FilterRequest, start: Callable[[], Any]) -> None:
@@ -176,36 +174,11 @@ class _Filtered:
         try:
             return await self._call()
         except grpc.aio.AioRpcError as error:
-            return _Answered(error)
+            return Known(error)
         except asyncio.CancelledError:
             if self._is_cancelled and self._beginning.cancelled():
                 return None
             raise
-
-    async def initial_metadata(self) -> grpc.aio.Metadata:
-        final = await self._final()
-        found: grpc.aio.Metadata = grpc.aio.Metadata() if final is None else await final.initial_metadata()
-        return found
-
-    async def trailing_metadata(self) -> grpc.aio.Metadata:
-        final = await self._final()
-        found: grpc.aio.Metadata = grpc.aio.Metadata() if final is None else await final.trailing_metadata()
-        return found
-
-    async def code(self) -> grpc.StatusCode:
-        final = await self._final()
-        found: grpc.StatusCode = grpc.StatusCode.CANCELLED if final is None else await final.code()
-        return found
-
-    async def details(self) -> str:
-        final = await self._final()
-        found: str = _CANCELLED if final is None else await final.details()
-        return found
-
-    async def debug_error_string(self) -> str:
-        final = await self._final()
-        found: str = "" if final is None else await final.debug_error_string()
-        return found
 
     async def wait_for_connection(self) -> None:
         inner = await self._call()
@@ -215,28 +188,6 @@ class _Filtered:
     def mesh(self) -> Any:
         """What the mesh knows of the call so far; None: the filters have it still."""
         return None if self._inner is None else self._inner.mesh
-
-
-class _Answered:
-    """The answer of a filter, asked as a call is."""
-
-    def __init__(self, error: grpc.aio.AioRpcError) -> None:
-        self._error = error
-
-    async def initial_metadata(self) -> Any:
-        return self._error.initial_metadata()
-
-    async def trailing_metadata(self) -> Any:
-        return self._error.trailing_metadata()
-
-    async def code(self) -> grpc.StatusCode:
-        return self._error.code()
-
-    async def details(self) -> str | None:
-        return self._error.details()
-
-    async def debug_error_string(self) -> str:
-        return self._error.debug_error_string() or ""
 
 
 def _answered(answer: FilterAnswer) -> grpc.aio.AioRpcError:

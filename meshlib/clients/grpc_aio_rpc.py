@@ -9,70 +9,37 @@ back.
 import asyncio
 import contextlib
 import weakref
-from abc import ABC, abstractmethod
-from collections.abc import Callable, Coroutine, Sequence
+from abc import abstractmethod
 from typing import Any
 
 import grpc
 import grpc.aio
 
 from meshlib.call import Attempt, Done, Sleep, Step
-from meshlib.clients.grpc_channels import Channels
+from meshlib.clients.grpc_aio_asked import Known, is_from_core, status_of
+from meshlib.clients.grpc_aio_held import AioHeld, Running
 from meshlib.clients.grpc_common import OK
 from meshlib.clients.grpc_endpoint import EndpointChannel
-from meshlib.clients.grpc_errors import AioMeshRpcError, CallInfo
+from meshlib.clients.grpc_errors import AioMeshRpcError
 from meshlib.clients.grpc_flow import Flow
-from meshlib.clients.grpc_invoke import AioInvoker, Method, Rpc, refused
+from meshlib.clients.grpc_invoke import refused
 from meshlib.clients.grpc_race import arace_unary
-from meshlib.clients.grpc_replay import AioReplay
 from meshlib.errors import IdentityError, MeshError
 from meshlib.model.outcome import Failure, FailureKind, Outcome
 from meshlib.runtime.context import peek_request
 from meshlib.view import TargetView
 
-__all__ = ["AioRpc", "Over", "metadata_of"]
+__all__ = ["AioRpc", "Over"]
 
 
-class AioRpc(ABC):
+class AioRpc(AioHeld):
     """What the four kinds of call objects share. Belongs to one event loop.
 
     Until it is settled, a call is in one of: waiting for the configuration (no flow), an attempt under way (`_native`
     and no pending step), something left to do that takes time (`_pending`), committed to an endpoint.
     """
 
-    # What few calls set, or not at once.
-    _replay: AioReplay | None = None
-    _flow: Flow | None = None
-    _native: Any = None
-    _channel: EndpointChannel[grpc.aio.Channel] | None = None
-    _attempt: Attempt | None = None
-    _attempt_began_at = 0.0
-    _pending: Step | None = None
-    _pause: "asyncio.Future[None] | None" = None
-    _driver: "asyncio.Future[None] | None" = None
-    _task: "asyncio.Task[None] | None" = None
-    _status: grpc.aio.AioRpcError | None = None  # of the attempt, for request streams
-    _first: Any = None  # the response, or the first message of a stream
-    _error: Any = None
-    _is_committed = False
-    _is_cancelled = False
-    _is_over = False
-    _callbacks: Sequence[Callable[[Any], None]] = ()
-    _running: "set[weakref.ref[AioRpc]] | None" = None
-
-    def __init__(self, invoker: AioInvoker, method: Method, rpc: Rpc, request: Any, replay: AioReplay | None) -> None:
-        self._invoker = invoker
-        self._method = method
-        self._rpc = rpc
-        self._request = request
-        if replay is not None:
-            self._replay = replay
-        self._loop = asyncio.get_running_loop()
-        self._channels: Channels[grpc.aio.Channel] = invoker.channels
-        self._began_at = invoker.clock()
-        self._ref = weakref.ref(self)
-
-    def start(self, running: "set[weakref.ref[AioRpc]]") -> None:
+    def start(self, running: Running) -> None:
         """Begin the RPC.
 
         Args:
@@ -105,7 +72,7 @@ class AioRpc(ABC):
         if self._pending is not None:
             self._ensure_driver()
 
-    def go_on(self, running: "set[weakref.ref[AioRpc]]", flow: Flow, step: Step) -> None:
+    def go_on(self, running: Running, flow: Flow, step: Step) -> None:
         """As `start`, for an RPC that has a flow already.
 
         Args:
@@ -230,11 +197,6 @@ class AioRpc(ABC):
             self._release_channel()
             self._launch(flow, flow.raced(done, self._invoker.clock()), result)
 
-    def _release_channel(self) -> None:
-        channel, self._channel = self._channel, None
-        if channel is not None:
-            self._channels.release(channel)
-
     def _failed(self, flow: Flow, error: grpc.aio.AioRpcError | TimeoutError) -> None:
         channel, attempt = self._channel, self._attempt
         assert channel is not None and attempt is not None
@@ -261,7 +223,7 @@ class AioRpc(ABC):
         the message cannot be sent any more (seen with 1.85, in one of twenty refused streams).
         """
         status = self._status
-        if status is not None and _is_from_core(error) and status.code() is not grpc.StatusCode.OK:
+        if status is not None and is_from_core(error) and status.code() is not grpc.StatusCode.OK:
             return status
         return error
 
@@ -315,12 +277,10 @@ class AioRpc(ABC):
         finally:
             self._task = None
 
-    # The end.
-
     def native_over(self, native: Any) -> None:
         """gRPC says that an attempt has ended; a reader who waits for it is woken after this."""
         if self._replay is not None and native is self._native:
-            self._status = _status_of(native)
+            self._status = status_of(native)
         if self._is_over:
             return
         if self._is_committed:
@@ -331,94 +291,6 @@ class AioRpc(ABC):
     async def _settle_from_native(self) -> None:
         self._settle(await self._native.code())
 
-    def _settle(self, code: grpc.StatusCode) -> None:
-        """Give everything back; idempotent."""
-        if self._is_over:
-            return
-        self._is_over = True
-        if self._running is not None:
-            self._running.discard(self._ref)
-        self._give_back(code)
-        if self._task is not None and self._driver is None:
-            self._task.cancel()
-        self._call_back()
-
-    def _call_back(self) -> None:
-        callbacks, self._callbacks = self._callbacks, ()
-        for callback in callbacks:
-            callback(self)
-
-    def _give_back(self, code: grpc.StatusCode) -> None:
-        flow, native = self._flow, self._native
-        if flow is not None:
-            now = self._invoker.clock()
-            if flow.call.wants_trailers and native is not None and native.done():
-                flow.learn(lambda: _now(native.trailing_metadata()), now)
-            flow.close(now, 0 if code is grpc.StatusCode.OK else code.value[0])
-        self._release_channel()
-        if self._replay is not None:
-            self._replay.close()
-
-    def __del__(self) -> None:
-        # grpc.aio cancels a call whose object is dropped; the rest must not be done in a finalizer.
-        if getattr(self, "_is_over", True) or self._flow is None:
-            return
-        self._is_over = True
-        flow, channel, replay, native = self._flow, self._channel, self._replay, self._native
-        channels, clock, running, ref = self._channels, self._invoker.clock, self._running, self._ref
-
-        def give_back() -> None:
-            if running is not None:
-                running.discard(ref)
-            if native is not None:
-                native.cancel()  # our callback at its end makes it a cycle, which is collected at some time only
-            flow.close(clock(), grpc.StatusCode.CANCELLED.value[0])
-            if channel is not None:
-                channels.release(channel)
-            if replay is not None:
-                replay.close()
-
-        self._invoker.abandoned.append(give_back)
-        with contextlib.suppress(RuntimeError):  # the loop is closed
-            self._loop.call_soon_threadsafe(self._invoker.collect)
-
-    # grpc.aio.Call
-
-    def cancel(self) -> bool:
-        """Cancel the RPC; False: it is over."""
-        if self._is_over:
-            return False
-        self._is_cancelled = True
-        if self._native is not None:
-            self._native.cancel()
-        if self._pause is not None:
-            self._pause.cancel()
-        if self._task is not None and self._flow is None:
-            self._task.cancel()
-        self._settle(grpc.StatusCode.CANCELLED)
-        return True
-
-    def cancelled(self) -> bool:
-        return self._is_cancelled
-
-    def done(self) -> bool:
-        return self._is_over
-
-    def time_remaining(self) -> float | None:
-        deadline = None if self._flow is None else self._flow.call.deadline
-        if deadline is None:
-            timeout_s = self._rpc.timeout_s
-            if timeout_s is None:
-                return None
-            deadline = self._began_at + timeout_s
-        return max(deadline - self._invoker.clock(), 0.0)
-
-    def add_done_callback(self, callback: Callable[[Any], None]) -> None:
-        if self._is_over:
-            callback(self)
-        else:
-            self._callbacks = (*self._callbacks, callback)
-
     async def _final(self) -> Any:
         """Return what knows the status: the attempt, or the error; None when the call was cancelled before it had any."""
         with contextlib.suppress(asyncio.CancelledError):
@@ -426,32 +298,7 @@ class AioRpc(ABC):
                 await self._driven()
         if self._is_cancelled and not self._is_committed:
             return None
-        return self._native if self._error is None else _Known(self._error)
-
-    async def initial_metadata(self) -> grpc.aio.Metadata:
-        final = await self._final()
-        found: grpc.aio.Metadata = grpc.aio.Metadata() if final is None else await final.initial_metadata()
-        return found if self._flow is None else self._flow.marked(found, metadata_of)
-
-    async def trailing_metadata(self) -> grpc.aio.Metadata:
-        final = await self._final()
-        found: grpc.aio.Metadata = grpc.aio.Metadata() if final is None else await final.trailing_metadata()
-        return found
-
-    async def code(self) -> grpc.StatusCode:
-        final = await self._final()
-        found: grpc.StatusCode = grpc.StatusCode.CANCELLED if final is None else await final.code()
-        return found
-
-    async def details(self) -> str:
-        final = await self._final()
-        found: str = "Locally cancelled by application!" if final is None else await final.details()
-        return found
-
-    async def debug_error_string(self) -> str:
-        final = await self._final()
-        found: str = "" if final is None else await final.debug_error_string()
-        return found
+        return self._native if self._error is None else Known(self._error)
 
     async def wait_for_connection(self) -> None:
         """Wait until an endpoint has taken the RPC.
@@ -463,80 +310,19 @@ class AioRpc(ABC):
         if self._error is not None:
             raise self._error
 
-    @property
-    def mesh(self) -> CallInfo:
-        """What the mesh knows of the call so far."""
-        return CallInfo() if self._flow is None else self._flow.info()
-
-
-class _Known:
-    """An error, asked as a call is."""
-
-    def __init__(self, error: grpc.aio.AioRpcError) -> None:
-        self._error = error
-
-    async def initial_metadata(self) -> Any:
-        return self._error.initial_metadata()
-
-    async def trailing_metadata(self) -> Any:
-        return self._error.trailing_metadata()
-
-    async def code(self) -> grpc.StatusCode:
-        return self._error.code()
-
-    async def details(self) -> str | None:
-        return self._error.details()
-
-    async def debug_error_string(self) -> str | None:
-        return self._error.debug_error_string()
-
 
 class Over:
     """gRPC's callback; does not keep the call object alive."""
 
     __slots__ = ("_rpc",)
 
-    def __init__(self, rpc: "weakref.ref[AioRpc]") -> None:
+    def __init__(self, rpc: "weakref.ref[Any]") -> None:
         self._rpc = rpc
 
     def __call__(self, native: Any) -> None:
         rpc = self._rpc()
         if rpc is not None:
             rpc.native_over(native)
-
-
-def _is_from_core(error: Any) -> bool:
-    return (
-        isinstance(error, grpc.aio.AioRpcError)
-        and error.code() is grpc.StatusCode.INTERNAL
-        and error.details() == "Internal error from Core"
-    )
-
-
-def _status_of(native: Any) -> grpc.aio.AioRpcError:
-    """Return the status of an attempt that has just ended, before anything can change it."""
-    return grpc.aio.AioRpcError(
-        _now(native.code()),
-        _now(native.initial_metadata()),
-        _now(native.trailing_metadata()),
-        details=_now(native.details()),
-        debug_error_string=_now(native.debug_error_string()),
-    )
-
-
-def metadata_of(pairs: Any) -> grpc.aio.Metadata:
-    """Return metadata of pairs."""
-    return grpc.aio.Metadata(*pairs)
-
-
-def _now(answer: Coroutine[Any, Any, Any]) -> Any:
-    """Return what a coroutine answers that does not have to wait."""
-    try:
-        answer.send(None)
-    except StopIteration as stop:
-        return stop.value
-    answer.close()
-    raise RuntimeError("the status of a finished call is not there")
 
 
 def _wake(pause: "asyncio.Future[None]") -> None:

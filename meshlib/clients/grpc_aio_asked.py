@@ -1,0 +1,104 @@
+"""What a call of grpc.aio can be asked, for call objects of ours that learn only at some time who knows the answers."""
+
+from collections.abc import Coroutine
+from typing import Any, Final
+
+import grpc
+import grpc.aio
+
+__all__ = ["CANCELLED", "Asked", "Known", "is_from_core", "metadata_of", "now_of", "status_of"]
+
+CANCELLED: Final = "Locally cancelled by application!"
+
+
+class Asked:
+    """The questions of a `grpc.aio.Call` that wait for an answer."""
+
+    async def _final(self) -> Any:
+        """Return what knows the status: the call or attempt, or an error; None: it was cancelled before there was any."""
+        raise NotImplementedError
+
+    async def initial_metadata(self) -> grpc.aio.Metadata:
+        final = await self._final()
+        found: grpc.aio.Metadata = grpc.aio.Metadata() if final is None else await final.initial_metadata()
+        return self._marked(found)
+
+    async def trailing_metadata(self) -> grpc.aio.Metadata:
+        final = await self._final()
+        found: grpc.aio.Metadata = grpc.aio.Metadata() if final is None else await final.trailing_metadata()
+        return found
+
+    async def code(self) -> grpc.StatusCode:
+        final = await self._final()
+        found: grpc.StatusCode = grpc.StatusCode.CANCELLED if final is None else await final.code()
+        return found
+
+    async def details(self) -> str:
+        final = await self._final()
+        found: str = CANCELLED if final is None else await final.details()
+        return found
+
+    async def debug_error_string(self) -> str:
+        final = await self._final()
+        found: str = "" if final is None else await final.debug_error_string()
+        return found
+
+    def _marked(self, metadata: grpc.aio.Metadata) -> grpc.aio.Metadata:
+        """Return initial metadata with what the mesh adds."""
+        return metadata
+
+
+class Known:
+    """An error, asked as a call is."""
+
+    def __init__(self, error: grpc.aio.AioRpcError) -> None:
+        self._error = error
+
+    async def initial_metadata(self) -> Any:
+        return self._error.initial_metadata()
+
+    async def trailing_metadata(self) -> Any:
+        return self._error.trailing_metadata()
+
+    async def code(self) -> grpc.StatusCode:
+        return self._error.code()
+
+    async def details(self) -> str | None:
+        return self._error.details()
+
+    async def debug_error_string(self) -> str:
+        return self._error.debug_error_string() or ""
+
+
+def is_from_core(error: Any) -> bool:
+    return (
+        isinstance(error, grpc.aio.AioRpcError)
+        and error.code() is grpc.StatusCode.INTERNAL
+        and error.details() == "Internal error from Core"
+    )
+
+
+def status_of(native: Any) -> grpc.aio.AioRpcError:
+    """Return the status of an attempt that has just ended, before anything can change it."""
+    return grpc.aio.AioRpcError(
+        now_of(native.code()),
+        now_of(native.initial_metadata()),
+        now_of(native.trailing_metadata()),
+        details=now_of(native.details()),
+        debug_error_string=now_of(native.debug_error_string()),
+    )
+
+
+def metadata_of(pairs: Any) -> grpc.aio.Metadata:
+    """Return metadata of pairs."""
+    return grpc.aio.Metadata(*pairs)
+
+
+def now_of(answer: Coroutine[Any, Any, Any]) -> Any:
+    """Return what a coroutine answers that does not have to wait."""
+    try:
+        answer.send(None)
+    except StopIteration as stop:
+        return stop.value
+    answer.close()
+    raise RuntimeError("the status of a finished call is not there")
