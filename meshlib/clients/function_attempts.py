@@ -1,60 +1,27 @@
 """The attempts of one call of a function: what each means to `Call`, and the strategies that ask it for tenacity.
 
-What a function raises is how its attempt failed:
-
-    ConnectionRefusedError, unreachable hosts, name errors,   no connection; nothing was sent
-      httpx.ConnectError, httpx.ConnectTimeout
-    TimeoutError, httpx.TimeoutException                      timeout
-    other ConnectionError and OSError, httpx.TransportError   reset
-    httpx.HTTPStatusError                                     a response with that status
-    `ignore`                                                  none: an answer, passed on to the caller at once
-    any other Exception                                       a response with status 500
+What a function raises is how its attempt failed (`function_errors.py`); an exception of `ignore` is none, but an answer that is
+passed on to the caller at once.
 """
 
-import errno
-import socket
 from collections.abc import Awaitable, Callable
 from typing import Any, Final
 
-import httpx
 import tenacity
 from tenacity.retry import retry_base
 from tenacity.wait import wait_base
 
 from meshlib.call import Attempt, Call, Done, Sleep, Step
+from meshlib.clients.function_errors import outcome_of
 from meshlib.clients.function_race import FunctionShell
 from meshlib.clients.race import arace
 from meshlib.clients.source import MeshSource
-from meshlib.errors import IdentityError
 from meshlib.model.outcome import Failure, FailureKind, Outcome, Response
-from meshlib.model.request import Headers
 
-__all__ = ["NOTHING", "Progress", "RetryByPolicy", "WaitByPolicy", "outcome_of"]
+__all__ = ["NOTHING", "Progress", "RetryByPolicy", "WaitByPolicy"]
 
 NOTHING: Final = object()
-_NO_CONNECTION = frozenset(
-    {errno.ECONNREFUSED, errno.EHOSTUNREACH, errno.ENETUNREACH, errno.EHOSTDOWN, errno.ENETDOWN, errno.EADDRNOTAVAIL}
-)
 OK = Response(200)
-
-
-def outcome_of(error: Exception) -> Outcome:
-    """Say how an attempt ended whose function raised; the table is in the module's docstring."""
-    match error:
-        case IdentityError():
-            return Failure(FailureKind.IDENTITY, False, error)
-        case httpx.ConnectError() | httpx.ConnectTimeout() | ConnectionRefusedError() | socket.gaierror():
-            return Failure(FailureKind.CONNECT, False, error)
-        case TimeoutError() | httpx.TimeoutException():
-            return Failure(FailureKind.TIMEOUT, True, error)
-        case OSError() if error.errno in _NO_CONNECTION:
-            return Failure(FailureKind.CONNECT, False, error)
-        case OSError() | httpx.TransportError():
-            return Failure(FailureKind.RESET, True, error)
-        case httpx.HTTPStatusError():
-            return Response(error.response.status_code, Headers.of(error.response.headers.multi_items()))
-        case _:
-            return Response(500)
 
 
 class Progress:

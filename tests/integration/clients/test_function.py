@@ -3,9 +3,13 @@
 import asyncio
 import socket
 import time
+import urllib.request
+from urllib.error import HTTPError
 
 import httpx
 import pytest
+import requests
+import urllib3
 
 from meshlib.clients.function import decorate
 from meshlib.errors import DeadlineExceeded, UnavailableError
@@ -54,6 +58,51 @@ def test_connect_failure_goes_to_another_endpoint(mesh, http_server, dead_addres
     mesh.serve("inventory", {"c": [dead_address, server.address]}, retry=RETRY)
     call = decorate(mesh, "inventory")(dial)
     assert [server.address] * 4 == [call() for _ in range(4)]
+
+
+def by_requests(endpoint: Endpoint) -> str:
+    return requests.post(f"http://{endpoint.address}/", b"x", timeout=5).text
+
+
+def by_urllib(endpoint: Endpoint) -> str:
+    with urllib.request.urlopen(f"http://{endpoint.address}/", b"x", timeout=5) as answer:
+        return answer.read().decode()
+
+
+def by_urllib3(endpoint: Endpoint) -> str:
+    with urllib3.PoolManager(retries=False) as pool:
+        return pool.request("POST", f"http://{endpoint.address}/").data.decode()
+
+
+@pytest.mark.parametrize("function", [by_requests, by_urllib, by_urllib3])
+def test_refused_connections_of_other_libraries_go_to_another_endpoint(mesh, http_server, dead_address, function):
+    """A POST: only because nothing was sent. What is not found is an answer, that says nothing bad of the endpoint."""
+    server = http_server()
+    mesh.serve("inventory", {"c": [dead_address, server.address]}, retry=RETRY)
+    call = decorate(mesh, "inventory")(function)
+    assert ["ok"] * 4 == [call() for _ in range(4)]
+    assert 4 == len(server.requests)
+
+
+def by_requests_checked(endpoint: Endpoint) -> str:
+    answer = requests.get(f"http://{endpoint.address}/", timeout=5)
+    answer.raise_for_status()
+    return answer.text
+
+
+@pytest.mark.parametrize(("function", "kind"), [(by_requests_checked, requests.HTTPError), (by_urllib, HTTPError)])
+def test_what_is_not_found_by_other_libraries_is_an_answer(mesh, http_server, function, kind):
+    server = http_server(status=404)
+    outlier = OutlierDetection(consecutive_5xx=1, max_ejection_percent=100)
+    mesh.serve("inventory", {"c": [server.address]}, retry=RETRY, outlier_detection=outlier)
+    call = decorate(mesh, "inventory", method="GET")(function)
+    for _ in range(3):
+        with pytest.raises(kind) as caught:
+            call()
+        if isinstance(caught.value, HTTPError):
+            caught.value.close()
+    assert 3 == len(server.requests), "none was repeated"
+    assert not mesh.cluster("c").states[server.address].is_ejected
 
 
 async def test_async_connect_failure_goes_to_another_endpoint(mesh, http_server, dead_address):
