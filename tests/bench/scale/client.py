@@ -21,6 +21,8 @@ sys.path.append(str(Path(__file__).parents[1]))
 from scale.resources import ADDRESSES, CDS, HEADER, address
 
 XDS_CONFIG = "grpc.TEST_ONLY_DO_NOT_USE_IN_PROD.xds_bootstrap_config"
+MEASURED, BESIDE = "mesh", "beside"
+"""Names of nodes."""
 Result = dict[str, Any]
 
 
@@ -65,12 +67,12 @@ def bootstrap(xds: str, node: str, *features: str) -> dict[str, Any]:
     return {"xds_servers": [server], "node": {"id": node}}
 
 
-def open_mesh(stack: ExitStack, xds: str, *features: str) -> Any:
+def open_mesh(stack: ExitStack, xds: str, *features: str, node: str = MEASURED) -> Any:
     """Return a running mesh, with its copy on disk as applications have it."""
     import meshlib
 
     folder = stack.enter_context(tempfile.TemporaryDirectory())
-    return stack.enter_context(meshlib.Mesh(bootstrap(xds, "mesh", *features), state_dir=folder))
+    return stack.enter_context(meshlib.Mesh(bootstrap(xds, node, *features), state_dir=folder))
 
 
 def _import_mesh() -> None:
@@ -242,13 +244,21 @@ def big(xds: str, count: int, rounds: int) -> Result:
     return {"count": count, **{name: [round(value, 2) for value in values] for name, values in found.items()}}
 
 
-def _counts(xds: str) -> Result:
-    (stream,) = order(xds, do="look")
-    return stream
+def hold(xds: str, features: list[str]) -> Result:
+    """Hold what `storm` holds, under another name, until standard input ends; says so with a line."""
+    with ExitStack() as stack:
+        open_mesh(stack, xds, *features, node=BESIDE).wait_ready("all", timeout_s=30)
+        print("ready", flush=True)
+        sys.stdin.read()
+    return {}
+
+
+def _counts(xds: str) -> dict[str, Result]:
+    return {stream["node"]: stream for stream in order(xds, do="look")}
 
 
 def storm(xds: str, rate: float, seconds: float, rounds: int, protocol: str, features: list[str]) -> Result:
-    """Calls with and without updates meanwhile, in turns.
+    """Calls in turns: without updates, with updates to a process beside this one (`hold`), and with updates to this one.
 
     Args:
         rate: Updates a second; each is about one endpoint of one of the clusters of `all`.
@@ -276,31 +286,34 @@ def storm(xds: str, rate: float, seconds: float, rounds: int, protocol: str, fea
                 found.append((time.perf_counter() - start) * 1e6)
             return found, time.process_time() - cpu
 
-        times()
-        rows: list[Result] = []
-        for _ in range(rounds):
-            quiet, quiet_cpu = times()
+        def phase(name: str, node: str) -> Result:
             before, number = _counts(xds), mesh.view.number
-            order(xds, do="storm", rate=rate, seconds=seconds)
-            busy, busy_cpu = times()
+            if node:
+                order(xds, do="storm", rate=rate, seconds=seconds, node=node)
+            found, cpu = times()
             after, applied = _counts(xds), mesh.view.number - number
             time.sleep(0.3)
-            rows.append(
-                {
-                    "updates per s": (after["acknowledged"] - before["acknowledged"]) / seconds,
-                    "responses per s": (after["responses"] - before["responses"]) / seconds,
-                    "views per s": applied / seconds,
-                    **{
-                        f"{name}_{key}": round(percentile(values, part), 1)
-                        for key, values in (("quiet", quiet), ("busy", busy))
-                        for name, part in (("p50", 0.5), ("p99", 0.99))
-                    },
-                    "calls_quiet": len(quiet),
-                    "calls_busy": len(busy),
-                    "cpu_quiet": round(quiet_cpu, 2),
-                    "cpu_busy": round(busy_cpu, 2),
-                }
-            )
+            result: Result = {
+                f"p50_{name}": round(percentile(found, 0.5), 1),
+                f"p99_{name}": round(percentile(found, 0.99), 1),
+                f"calls_{name}": len(found),
+                f"cpu_{name}": round(cpu, 2),
+            }
+            if node:
+                for key, per_s in (("acknowledged", "updates"), ("responses", "responses")):
+                    result[f"{per_s}_{name} per s"] = (after[node][key] - before[node][key]) / seconds
+            if name == "busy":
+                result["views per s"] = applied / seconds
+            return result
+
+        times()
+        phases = [("quiet", ""), ("beside", BESIDE), ("busy", MEASURED)]
+        rows: list[Result] = []
+        for number in range(rounds):
+            found: Result = {}
+            for name, node in phases[number % 3 :] + phases[: number % 3]:
+                found |= phase(name, node)
+            rows.append(found)
         return {"rows": rows}
 
 

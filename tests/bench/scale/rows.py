@@ -126,13 +126,22 @@ def _big(field: Field, is_quick: bool) -> Numbers:
 
 
 def _storm(field: Field, is_quick: bool, *, protocol: str, features: list[str]) -> Numbers:
-    seconds, rounds = (1.0, 1) if is_quick else (2.0, 5)
-    rows = client(
-        "storm", xds=field.xds, rate=1000, seconds=seconds, rounds=rounds, protocol=protocol, features=features
-    )["rows"]
+    """Calls while updates come, against calls without, and against calls while a process beside gets the same updates.
+
+    The second says what is the mesh's: with the first the management server, and whoever else the updates keep busy, take
+    their share of the machine from the calls.
+    """
+    seconds, rounds = (1.0, 1) if is_quick else (2.0, 6)
+    common = {"xds": field.xds, "features": features}
+    command = (sys.executable, str(HERE / "client.py"), "hold", json.dumps(common))
+    with process(*command):
+        rows = client("storm", rate=1000, seconds=seconds, rounds=rounds, protocol=protocol, **common)["rows"]
     ratios = {
-        f"{part} busy / quiet": round(statistics.median(row[f"{part}_busy"] / row[f"{part}_quiet"] for row in rows), 3)
+        f"{part} {one} / {other}": round(
+            statistics.median(row[f"{part}_{one}"] / row[f"{part}_{other}"] for row in rows), 3
+        )
         for part in ("p50", "p99")
+        for one, other in (("busy", "quiet"), ("beside", "quiet"), ("busy", "beside"))
     }
     return {**ratios, **_medians(rows)}
 

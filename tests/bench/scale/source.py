@@ -38,6 +38,7 @@ class Stream:
         self.names: dict[str, frozenset[str]] = dict.fromkeys(TYPES, frozenset())
         self.answers: SimpleQueue[bytes | None] = SimpleQueue()
         self.responses = self.acknowledged = 0
+        self.node = ""
         self._sent = dict.fromkeys(TYPES, 0)  # resources under way
         self._nonces = dict.fromkeys(TYPES, "")
         self._due: dict[str, set[str]] = {kind: set() for kind in TYPES}
@@ -62,6 +63,7 @@ class Stream:
 
     def _take(self, request: Any) -> None:
         kind = request.type_url
+        self.node = self.node or request.node.id
         if request.error_detail.message:
             print(request.error_detail.message, file=sys.stderr, flush=True)
         before = self.names[kind]
@@ -125,12 +127,13 @@ class Source:
         with self.lock:
             self._streams.remove(stream)
 
-    def _put(self, kind: str, name: str, body: bytes) -> None:
+    def _put(self, kind: str, name: str, body: bytes, node: str = "") -> None:
+        """Have a new form of a resource; with a node that client alone is told."""
         with self.lock:
             self.resources[kind][name] = body
             self.version += 1
             for stream in self._streams:
-                if name in stream.names[kind]:
+                if name in stream.names[kind] and (not node or stream.node == node):
                     stream.change(kind, (name,))
 
     # Orders.
@@ -143,12 +146,14 @@ class Source:
                 self._put(EDS, "big", big(order["count"], self._http_port, self._generation))
             case "touch":
                 self._generation += 1
-                self._put(EDS, order["name"], small(order["name"], self._grpc_port, 1 + self._generation % 7))
+                body = small(order["name"], self._grpc_port, 1 + self._generation % 7)
+                self._put(EDS, order["name"], body, order.get("node", ""))
             case "storm":
                 threading.Thread(target=self._storm, kwargs=order, daemon=True).start()
         with self.lock:
             return [
                 {
+                    "node": stream.node,
                     "acknowledged": stream.acknowledged,
                     "responses": stream.responses,
                     "names": {kind.rpartition(".")[2]: len(names) for kind, names in stream.names.items()},
@@ -156,13 +161,13 @@ class Source:
                 for stream in self._streams
             ]
 
-    def _storm(self, rate: float, seconds: float) -> None:
+    def _storm(self, rate: float, seconds: float, node: str) -> None:
         start = time.monotonic()
         for number in range(int(rate * seconds)):
             wait_s = start + number / rate - time.monotonic()
             if wait_s > 0:
                 time.sleep(wait_s)
-            self.do({"do": "touch", "name": f"s{number % self._clusters}"})
+            self.do({"do": "touch", "name": f"s{number % self._clusters}", "node": node})
 
 
 def main() -> None:
