@@ -263,6 +263,10 @@ def storm(xds: str, rate: float, seconds: float, rounds: int, protocol: str, fea
     Args:
         rate: Updates a second; each is about one endpoint of one of the clusters of `all`.
         protocol: `grpc` or `httpx`.
+
+    Returns:
+        Rows with times in microseconds; `others` is the CPU that the other threads of this process used during a call, so
+        the most that they can have kept it from running: what others on this machine do is not in it.
     """
     with ExitStack() as stack:
         mesh = open_mesh(stack, xds, *features)
@@ -278,19 +282,21 @@ def storm(xds: str, rate: float, seconds: float, rounds: int, protocol: str, fea
             def call() -> None:
                 assert client.get("http://h0/x").status_code == 200
 
-        def times() -> tuple[list[float], float]:
-            found, end, cpu = [], time.monotonic() + seconds, time.process_time()
+        def times() -> tuple[list[float], list[float], float]:
+            clock, process, own = time.perf_counter, time.process_time, time.thread_time
+            found, beside, end, cpu = [], [], time.monotonic() + seconds, process()
             while time.monotonic() < end:
-                start = time.perf_counter()
+                others, start = process() - own(), clock()
                 call()
-                found.append((time.perf_counter() - start) * 1e6)
-            return found, time.process_time() - cpu
+                found.append((clock() - start) * 1e6)
+                beside.append((process() - own() - others) * 1e6)
+            return found, beside, process() - cpu
 
         def phase(name: str, node: str) -> Result:
             before, number = _counts(xds), mesh.view.number
             if node:
                 order(xds, do="storm", rate=rate, seconds=seconds, node=node)
-            found, cpu = times()
+            found, others, cpu = times()
             after, applied = _counts(xds), mesh.view.number - number
             time.sleep(0.3)
             result: Result = {
@@ -298,6 +304,8 @@ def storm(xds: str, rate: float, seconds: float, rounds: int, protocol: str, fea
                 f"p99_{name}": round(percentile(found, 0.99), 1),
                 f"calls_{name}": len(found),
                 f"cpu_{name}": round(cpu, 2),
+                f"others_p90_{name}": round(percentile(others, 0.9), 1),
+                f"others_p99_{name}": round(percentile(others, 0.99), 1),
             }
             if node:
                 for key, per_s in (("acknowledged", "updates"), ("responses", "responses")):
@@ -307,11 +315,11 @@ def storm(xds: str, rate: float, seconds: float, rounds: int, protocol: str, fea
             return result
 
         times()
-        phases = [("quiet", ""), ("beside", BESIDE), ("busy", MEASURED)]
+        phases = [("quiet", ""), ("beside", BESIDE), ("busy", MEASURED)] if BESIDE in _counts(xds) else [("quiet", ""), ("busy", MEASURED)]
         rows: list[Result] = []
         for number in range(rounds):
             found: Result = {}
-            for name, node in phases[number % 3 :] + phases[: number % 3]:
+            for name, node in phases[number % len(phases) :] + phases[: number % len(phases)]:
                 found |= phase(name, node)
             rows.append(found)
         return {"rows": rows}
