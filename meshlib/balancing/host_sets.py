@@ -46,12 +46,16 @@ class PriorityHosts:
     @property
     def health(self) -> PriorityHealth:
         """How the hosts are at the moment."""
-        return PriorityHealth(
-            healthy=sum([state.is_healthy for state in self.states]),
-            degraded=sum([state.is_degraded for state in self.states]),
-            count=sum([not state.is_excluded for state in self.states]),
-            hosts=len(self.states),
-        )
+        healthy = degraded = excluded = 0
+        for state in self.states:
+            if state.is_healthy:
+                healthy += 1
+                if state.is_held_out:  # what EDS calls healthy is not draining
+                    excluded += 1
+            else:
+                degraded += state.is_degraded
+                excluded += state.is_excluded
+        return PriorityHealth(healthy, degraded, count=len(self.states) - excluded, hosts=len(self.states))
 
 
 def health_of(priority: PriorityHosts, config: ClusterConfig) -> PriorityHealth:

@@ -9,6 +9,7 @@ Source: Envoy, "Priority levels", "Degraded endpoints" and "Panic threshold".
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Final
 
 from meshlib.balancing.endpoint_state import EndpointState
 from meshlib.balancing.picker import HostPicker
@@ -35,6 +36,16 @@ class PriorityHealth:
     weights: tuple[int, int, int] | None = None
 
     @property
+    def is_whole(self) -> bool:
+        """Every host is healthy and counts; the case that is decided without computing."""
+        return (
+            self.healthy == self.count == self.hosts > 0
+            and not self.degraded
+            and self.weights is None
+            and self.overprovisioning_factor is None
+        )
+
+    @property
     def sizes(self) -> tuple[int, int, int]:
         """What of it is healthy, what degraded, and the whole."""
         return (self.healthy, self.degraded, self.count) if self.weights is None else self.weights
@@ -47,6 +58,9 @@ class PriorityLoad:
     healthy: tuple[int, ...]
     degraded: tuple[int, ...]
     is_panicking: tuple[bool, ...]
+
+
+_ALL_TO_THE_ONE: Final = PriorityLoad((100,), (0,), (False,))
 
 
 def _availability(part: int, count: int, overprovisioning_factor: int) -> int:
@@ -81,6 +95,8 @@ def priority_load(
         overprovisioning_factor: Per cent.
         panic_threshold: Per cent of usable hosts below which a priority panics; 0: never.
     """
+    if len(priorities) == 1 and priorities[0].is_whole and overprovisioning_factor >= 100:
+        return _ALL_TO_THE_ONE
     factors = [
         overprovisioning_factor if p.overprovisioning_factor is None else p.overprovisioning_factor for p in priorities
     ]

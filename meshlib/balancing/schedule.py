@@ -8,9 +8,11 @@ when the cycle would be long (large weights without a common divisor) a heap und
 """
 
 from collections.abc import Sequence
+from functools import lru_cache
 from heapq import heapify, heapreplace
 from itertools import count
 from math import gcd
+from typing import Final
 
 from meshlib.ports import Lock, Rng
 
@@ -18,6 +20,8 @@ __all__ = ["MAX_CYCLE", "HeapSchedule", "Schedule", "TableSchedule", "weighted_s
 
 # About 3 ms to work out, 32 KiB to keep, per list of hosts and only when it changes.
 MAX_CYCLE = 4096
+# Of these a thousand are remembered, 1 MB at most.
+MAX_REMEMBERED = 128
 
 
 class TableSchedule:
@@ -78,11 +82,21 @@ def weighted_schedule(weights: Sequence[int]) -> Schedule:
         weights: Not negative, at least one positive; an entry with 0 never has its turn.
     """
     divisor = gcd(*weights)
-    small = [weight // divisor for weight in weights]
-    if sum(small) > MAX_CYCLE:
+    small = tuple([weight // divisor for weight in weights])
+    length = sum(small)
+    if length > MAX_CYCLE:
         return HeapSchedule(small)
+    return TableSchedule(_usual_cycle(small) if length <= MAX_REMEMBERED else _cycle(small))
+
+
+def _cycle(weights: tuple[int, ...]) -> tuple[int, ...]:
+    """Return the entries in the order of their turns."""
     # Turn k of an entry is due at k / weight. Division rounds equal fractions to equal floats, so ties stay ties.
     turns = sorted(
-        (k / weight, (k - 1) / weight, index) for index, weight in enumerate(small) for k in range(1, weight + 1)
+        (k / weight, (k - 1) / weight, index) for index, weight in enumerate(weights) for k in range(1, weight + 1)
     )
-    return TableSchedule([index for _, _, index in turns])
+    return tuple([index for _, _, index in turns])
+
+
+_usual_cycle: Final = lru_cache(maxsize=1024)(_cycle)
+"""Many clusters have the same few weights."""

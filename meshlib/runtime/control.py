@@ -157,6 +157,7 @@ class ControlPlane:
             changed=self._on_change,
             open_stream=self._open_stream,
             pace=self._pace,
+            pause=self._pause,
         )
 
     def _reset_thread_state(self) -> None:
@@ -470,6 +471,7 @@ class ControlPlane:
         previous, self.snapshot = self.snapshot, resolution.snapshot
         if resolution.snapshot is not previous:
             self._owner.publish(resolution.snapshot)
+            self._pause()
             self._emit_all(self._certificates.update(resolution.snapshot, self._clock()))
             self._copy.save_soon(self._scheduler, self._cache)
         self._reporter.step()

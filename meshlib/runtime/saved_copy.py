@@ -71,7 +71,7 @@ class SavedCopy:
         if timer is None or self._store is None:
             return
         timer.cancel()
-        spares = cache.dump(self._wall_clock())
+        spares = cache.dump(self._wall_clock(), self._pause)
         if not any(entry.value is not None and not entry.is_spare for entry in cache.entries()):
             return
         began = self._clock()

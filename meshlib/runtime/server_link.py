@@ -10,7 +10,7 @@ from functools import partial
 from typing import Final
 
 from meshlib.events import ControlPlaneConnected, ControlPlaneLost, Hook
-from meshlib.ports import Clock, Rng
+from meshlib.ports import Clock, Pause, Rng, no_pause
 from meshlib.runtime.ads import Stream, StreamEvents
 from meshlib.runtime.pace import Pace
 from meshlib.runtime.scheduler import Scheduler, Timer
@@ -110,6 +110,7 @@ class ServerLink:
         changed: Callable[[Callable[[], None] | None], None],
         open_stream: OpenStream,
         pace: Pace | None = None,
+        pause: Pause = no_pause,
     ) -> None:
         """Make a link that is down.
 
@@ -124,6 +125,7 @@ class ServerLink:
             changed: Called when something may have changed; what it is given is to be called once that is dealt with.
             open_stream: Opens a stream; returns at once.
             pace: Says when answers wait for more; None: never.
+            pause: Called now and then where there is much to tell.
         """
         self.machine: SotwMachine | DeltaMachine = machine
         self.status = ConnectionStatus(server.uri)
@@ -136,6 +138,7 @@ class ServerLink:
         self._changed = changed
         self._open_stream = open_stream
         self._pace = Pace() if pace is None else pace
+        self._pause = pause
         self._backoff = ReconnectBackoff()
         self._stream: Stream | None = None
         self._events: _Events | None = None
@@ -311,6 +314,9 @@ class ServerLink:
     def _do(self, commands: tuple[Command, ...], now: float) -> None:
         for command in commands:
             match command:
+                case Report(event=event):  # most of them are
+                    self._emit(event)
+                    self._pause()
                 case SendRequest() | SendDelta():
                     if self._stream is not None:
                         self._stream.send(self._encoder.encode(command))
@@ -325,8 +331,6 @@ class ServerLink:
                     self._expiries[key] = self._scheduler.later(max(0.0, at - now), partial(self._on_expiry, key))
                 case StopExpiry(key=key):
                     self._stop_expiry(key)
-                case Report(event=event):
-                    self._emit(event)
 
     def _stop_expiry(self, key: Key) -> None:
         timer = self._expiries.pop(key, None)

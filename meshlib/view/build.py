@@ -169,7 +169,9 @@ def _build_clusters(
     before, states = previous.snapshot.clusters, previous.clusters
     if snapshot.clusters is before and home is previous.home:
         return states, previous._counting
+    pause()
     changed = _changed(before, snapshot.clusters)
+    pause()
     if changed is None:
         changed = [
             name for name, config in snapshot.clusters.items() if before.get(name) is not config or name not in states
@@ -183,6 +185,7 @@ def _build_clusters(
     for name in changed:
         pause()
         made[name] = _build_cluster(snapshot.clusters[name], states.get(name), now, rng, pause, safety, home)
+    pause()
     if not is_rebuilt and home is previous.home and all(state is states.get(name) for name, state in made.items()):
         if any(isinstance(state, AggregateState) for state in olds):
             _link_leaves(states)

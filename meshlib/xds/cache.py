@@ -7,6 +7,7 @@ answered yet, while none can be reached; the server's word, whatever it says, ta
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from enum import Enum
+from typing import Final
 
 from meshlib.model.cluster import Cluster
 from meshlib.model.discovery import Collection, FilterConfig, RuntimeLayer, ScopedRoute
@@ -14,6 +15,7 @@ from meshlib.model.endpoint import ClusterLoadAssignment, Endpoint
 from meshlib.model.listener import Listener
 from meshlib.model.route import RouteConfiguration, VirtualHost
 from meshlib.model.secret import Secret
+from meshlib.ports import Pause, no_pause
 
 __all__ = ["CacheShare", "Entry", "Key", "ResourceCache", "ResourceState", "ResourceValue", "Spare"]
 
@@ -32,6 +34,8 @@ ResourceValue = (
 )
 Key = tuple[str, str]
 """(type URL, resource name)."""
+PAUSE_EVERY: Final = 32
+"""Entries that are copied."""
 
 
 class ResourceState(Enum):
@@ -195,17 +199,19 @@ class ResourceCache:
     def spares(self) -> Mapping[Key, Spare]:
         return self._spares
 
-    def dump(self, wall: float) -> tuple[Spare, ...]:
+    def dump(self, wall: float, pause: Pause = no_pause) -> tuple[Spare, ...]:
         """Return what to keep on disk: all values that a server gave, and the copies that none has answered for yet.
 
         Args:
             wall: Seconds since the epoch.
+            pause: Called now and then.
         """
-        result = {
-            key: Spare(entry.type_url, entry.name, entry.version, entry.body, wall)
-            for key, entry in self._entries.items()
-            if entry.value is not None and not entry.is_spare and not entry.is_collection
-        }
+        result = {}
+        for index, (key, entry) in enumerate(self._entries.items(), 1):
+            if not index % PAUSE_EVERY:
+                pause()
+            if entry.value is not None and not entry.is_spare and not entry.is_collection:
+                result[key] = Spare(entry.type_url, entry.name, entry.version, entry.body, wall)
         return (*result.values(), *(spare for key, spare in self._spares.items() if key not in result))
 
 

@@ -1,6 +1,7 @@
 """What a stream's machine asks of its shell, beside sending requests."""
 
 from dataclasses import dataclass
+from typing import NamedTuple
 
 from meshlib.events import ResourceAccepted, ResourceRejected
 from meshlib.xds.cache import Key
@@ -43,9 +44,8 @@ class StopExpiry:
     key: Key
 
 
-@dataclass(frozen=True, slots=True)
-class Report:
-    """Command: tell the hooks."""
+class Report(NamedTuple):
+    """Command: tell the hooks. There is one for each resource that has come."""
 
     event: ResourceAccepted | ResourceRejected
 

@@ -68,6 +68,17 @@ _SOCKET_USED: Final = frozenset({"protocol", "address", "port_value"})
 _SOCKET_HARMLESS: Final = frozenset({"ipv4_compat"})
 
 
+class _Group:
+    """What the entries of one locality and priority come to."""
+
+    __slots__ = ("collections", "endpoints", "weight")
+
+    def __init__(self) -> None:
+        self.endpoints: list[Endpoint] = []
+        self.weight: int | None = None
+        self.collections: list[str] = []
+
+
 class _Metadata:
     """Freezes endpoint metadata once per distinct value: most endpoints of an assignment share theirs."""
 
@@ -108,9 +119,7 @@ def decode_assignment(
     cover(message, path, problems, used=_ASSIGNMENT_USED, harmless=_ASSIGNMENT_HARMLESS)
     if not message.cluster_name:
         problems.error(join(path, "cluster_name"), "must not be empty")
-    groups: dict[tuple[int, Locality], list[Endpoint]] = {}
-    weights: dict[tuple[int, Locality], int] = {}
-    collections: dict[tuple[int, Locality], list[str]] = {}
+    groups: dict[tuple[int, Locality], _Group] = {}
     seen: set[str] | None = None if keep_duplicates else set()
     shared = _Metadata()
     for index, entry in enumerate(message.endpoints):
@@ -118,31 +127,29 @@ def decode_assignment(
         _check_locality(entry, place, problems)
         locality = Locality(entry.locality.region, entry.locality.zone, entry.locality.sub_zone)
         key = (entry.priority, locality)
-        group = groups.setdefault(key, [])
+        group = groups.get(key)
+        if group is None:
+            group = groups[key] = _Group()
         if entry.HasField("load_balancing_weight"):
-            weights[key] = entry.load_balancing_weight.value
+            group.weight = entry.load_balancing_weight.value
         if path and entry.HasField("leds_cluster_locality_config"):
             problems.error(join(place, "leds_cluster_locality_config"), "is only supported in EDS")
         elif entry.HasField("leds_cluster_locality_config"):
-            collections.setdefault(key, []).append(_collection(entry, place, problems))
+            group.collections.append(_collection(entry, place, problems))
         elif entry.HasField("load_balancer_endpoints"):
             inner = join(place, "load_balancer_endpoints")
-            _endpoints(entry.load_balancer_endpoints, inner, problems, group, seen, shared, allow_names, pause)
+            _endpoints(
+                entry.load_balancer_endpoints, inner, problems, group.endpoints, seen, shared, allow_names, pause
+            )
         else:
-            _endpoints(entry, place, problems, group, seen, shared, allow_names, pause)
-    _check_sums(groups, weights, join(path, "endpoints"), problems)
-    drops, factor = _policy(message, path, problems)
-    localities = (
-        LocalityEndpoints(
-            locality,
-            tuple(endpoints),
-            weights.get((priority, locality)),
-            priority,
-            tuple(collections.get((priority, locality), ())),
-        )
-        for (priority, locality), endpoints in groups.items()
-    )
-    weighs_health = message.policy.weighted_priority_health
+            _endpoints(entry, place, problems, group.endpoints, seen, shared, allow_names, pause)
+    _check_sums(groups, join(path, "endpoints"), problems)
+    drops, factor = _policy(message, path, problems) if message.HasField("policy") else ((), NO_FACTOR)
+    localities = [
+        LocalityEndpoints(locality, tuple(group.endpoints), group.weight, priority, tuple(group.collections))
+        for (priority, locality), group in groups.items()
+    ]
+    weighs_health: bool = message.policy.weighted_priority_health
     return ClusterLoadAssignment(message.cluster_name, tuple(localities), drops, factor, weighs_health)
 
 
@@ -368,18 +375,13 @@ def _check_target(host: Any, path: str, problems: Problems) -> CheckTarget | Non
     return check_target(config, place, problems, address)
 
 
-def _check_sums(
-    groups: Mapping[tuple[int, Locality], list[Endpoint]],
-    weights: Mapping[tuple[int, Locality], int],
-    path: str,
-    problems: Problems,
-) -> None:
+def _check_sums(groups: Mapping[tuple[int, Locality], _Group], path: str, problems: Problems) -> None:
     locality_sums: dict[int, int] = {}
     endpoint_sums: dict[int, int] = {}
-    for (priority, locality), endpoints in groups.items():
-        weight = weights.get((priority, locality), 0)
-        locality_sums[priority] = locality_sums.get(priority, 0) + weight
-        endpoint_sums[priority] = endpoint_sums.get(priority, 0) + sum(endpoint.weight for endpoint in endpoints)
+    for (priority, _), group in groups.items():
+        locality_sums[priority] = locality_sums.get(priority, 0) + (group.weight or 0)
+        weights = [endpoint.weight for endpoint in group.endpoints]
+        endpoint_sums[priority] = endpoint_sums.get(priority, 0) + sum(weights)
     gap = next((place for place, priority in enumerate(sorted(locality_sums)) if place != priority), None)
     if gap is not None:
         # "Priorities should range from 0 (highest) to N (lowest) without skipping" (endpoint_components.proto).
@@ -390,6 +392,8 @@ def _check_sums(
                 problems.error(path, f"the sum of {kind} weights of priority {priority} is more than {MAX_WEIGHT_SUM}")
 
 
+NO_FACTOR: Final = 140
+"""Per cent; Envoy's default of `overprovisioning_factor`."""
 _POLICY_USED: Final = frozenset({"drop_overloads", "overprovisioning_factor", "weighted_priority_health"})
 
 
@@ -403,7 +407,7 @@ def _policy(message: Any, path: str, problems: Problems) -> tuple[tuple[DropOver
             problems.error(join(here, "category"), "must not be empty")
         share = fraction(overload.drop_percentage, join(here, "drop_percentage"), problems)
         drops.append(DropOverload(overload.category, share.numerator, share.denominator))
-    factor = 140
+    factor = NO_FACTOR
     if policy.HasField("overprovisioning_factor"):
         factor = policy.overprovisioning_factor.value
         if not factor:

@@ -86,8 +86,9 @@ class DeltaMachine(StreamMachine):
         *,
         features: frozenset[str] = frozenset(),
         decode: Callable[[str, bytes], Decoded] = decode_resource,
+        pause: Pause = no_pause,
     ) -> None:
-        super().__init__(cache, features=features, decode=decode)
+        super().__init__(cache, features=features, decode=decode, pause=pause)
         self._types = {type_url: _Type() for type_url in TYPE_URLS}
         self._sending: SendDelta | None = None
 
@@ -105,7 +106,7 @@ class DeltaMachine(StreamMachine):
 
         This one is of no use afterwards.
         """
-        result = SotwMachine(self._cache, features=self._features, decode=self._decode)
+        result = SotwMachine(self._cache, features=self._features, decode=self._decode, pause=self._pause)
         result._collections = self._collections
         result.want({type_url: state.wanted for type_url, state in self._types.items()})
         result._timers.inherit(self._timers)
@@ -169,7 +170,7 @@ class DeltaMachine(StreamMachine):
         return tuple(commands)
 
     def received_bytes(self, data: bytes, now: float) -> tuple[Command, ...] | None:
-        response = decode_delta_response(data)
+        response = decode_delta_response(data, self._pause)
         return None if response is None else self.received(response, now)
 
     def received(self, response: DeltaResponse, now: float) -> tuple[Command, ...]:
@@ -362,4 +363,4 @@ def new_machine(
     def decode(type_url: str, body: bytes) -> Decoded:
         return decode_resource(type_url, body, pause, with_grpc_rules=is_strict, providers=providers)
 
-    return kind(cache, features=features, decode=decode)
+    return kind(cache, features=features, decode=decode, pause=pause)

@@ -178,11 +178,11 @@ class Closure:
                 self._use(follower, name, name in held, clusters)
         for name, config in clusters.items():
             self._clusters.put(name, config)
-        self._parts.learn(follower)
+        self._parts.learn(follower, pause)
         return Resolution(
             self._subscriptions(),
             self._dns_names(),
-            self._snapshot(facts),
+            self._snapshot(facts, pause),
             {name: missing for (kind, name), missing in self._waiting.items() if kind != HOME},
         )
 
@@ -193,6 +193,7 @@ class Closure:
     ) -> set[Key]:
         changed = []
         for key in touched:
+            pause()
             if key in self._users:
                 before, now = self._prints.get(key), self._note(key)
                 if before != now:
@@ -362,14 +363,14 @@ class Closure:
             return self._last.secrets.get(name)
         return entry.value if isinstance(entry.value, Secret) else None
 
-    def _snapshot(self, facts: Facts) -> Snapshot:
+    def _snapshot(self, facts: Facts, pause: Pause) -> Snapshot:
         previous = self._last
         assert previous is not None
         is_new, self._is_new = self._is_new, False
-        targets = self._targets.take(previous.targets, is_new=is_new)
-        inbound = self._inbound.take(previous.inbound, is_new=is_new)
-        clusters = self._clusters.take(previous.clusters, is_new=is_new)
-        versions = self._versions.take(previous.versions, is_new=is_new)
+        targets = self._targets.take(previous.targets, pause, is_new=is_new)
+        inbound = self._inbound.take(previous.inbound, pause, is_new=is_new)
+        clusters = self._clusters.take(previous.clusters, pause, is_new=is_new)
+        versions = self._versions.take(previous.versions, pause, is_new=is_new)
         secrets = self._secrets(facts, previous.secrets)
         before = (previous.targets, previous.inbound, previous.clusters, previous.secrets, previous.versions)
         parts = (targets, inbound, clusters, secrets, versions)

@@ -5,6 +5,7 @@ from types import MappingProxyType
 from typing import Generic, TypeVar
 
 from meshlib.model.snapshot import ClusterConfig, ConfigFault
+from meshlib.ports import Pause
 from meshlib.xds.cache import Key
 from meshlib.xds.follow import ClusterFollower, Scope
 from meshlib.xds.resources import RTDS
@@ -38,17 +39,19 @@ class Table(Generic[K, V]):
         if before is not None:
             self._before.setdefault(name, before)
 
-    def take(self, last: Mapping[K, V], *, is_new: bool) -> Mapping[K, V]:
+    def take(self, last: Mapping[K, V], pause: Pause, *, is_new: bool) -> Mapping[K, V]:
         """Return the table for a snapshot, and begin anew.
 
         Args:
             last: The one of the last snapshot, which is returned if nothing is other than there.
+            pause: Called on the way.
             is_new: What stands in `last` was not made by this table.
         """
         names = {*self.now, *last} if is_new else self._before.keys()
         before = last if is_new else self._before
         has_changed = any(not _is_same(before.get(name), self.now.get(name)) for name in names)
         self._before = {}
+        pause()
         return MappingProxyType(dict(self.now)) if has_changed else last
 
 
@@ -88,9 +91,10 @@ class Parts:
         state, now = follower.look(name)
         return _is_whole(state, now) and now.needs == scope.needs and now.dns == scope.dns
 
-    def learn(self, follower: ClusterFollower) -> None:
+    def learn(self, follower: ClusterFollower, pause: Pause) -> None:
         """Take over what a pass has found."""
         for name, (state, scope) in follower.found.items():
+            pause()
             before = self._scopes.get(name)
             self._scopes[name] = (scope, _is_whole(state, scope))
             old = before[0].needs if before is not None else set()

@@ -20,6 +20,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Final
 
+from meshlib.ports import Pause, no_pause
 from meshlib.xds.bootstrap import DELTA_FEATURE
 from meshlib.xds.cache import Key, ResourceCache, ResourceState
 from meshlib.xds.commands import CancelTimer, Command, Report, StartTimer
@@ -76,8 +77,9 @@ class SotwMachine(StreamMachine):
         *,
         features: frozenset[str] = frozenset(),
         decode: Callable[[str, bytes], Decoded] = decode_resource,
+        pause: Pause = no_pause,
     ) -> None:
-        super().__init__(cache, features=features, decode=decode)
+        super().__init__(cache, features=features, decode=decode, pause=pause)
         self._types = {type_url: _Type() for type_url in TYPE_URLS}
         self._sending: SendRequest | None = None
         self._sending_list: frozenset[str] = frozenset()
@@ -145,7 +147,7 @@ class SotwMachine(StreamMachine):
         return tuple(commands)
 
     def received_bytes(self, data: bytes, now: float) -> tuple[Command, ...] | None:
-        response = decode_response(data)
+        response = decode_response(data, self._pause)
         return None if response is None else self.received(response, now)
 
     def received(self, response: DiscoveryResponse, now: float) -> tuple[Command, ...]:

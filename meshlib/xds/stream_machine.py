@@ -14,12 +14,12 @@ Source: xDS protocol; gRFCs A40, A46, A47, A53, A57, A88.
 """
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
-from typing import Final
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Final, NamedTuple
 
 from meshlib.events import ResourceAccepted, ResourceRejected
 from meshlib.model.discovery import Collection
+from meshlib.ports import Pause, no_pause
 from meshlib.xds.bootstrap import SEPARATE_FEATURE, WILDCARD_CDS_FEATURE, WILDCARD_LDS_FEATURE
 from meshlib.xds.cache import Entry, Key, ResourceCache, ResourceState
 from meshlib.xds.collections import Collections
@@ -41,8 +41,7 @@ PERMISSION_DENIED: Final = 7
 EXPIRED: Final = "its time to live has passed"
 
 
-@dataclass(frozen=True, slots=True)
-class Taken:
+class Taken(NamedTuple):
     """What became of one resource of a response.
 
     Attributes:
@@ -65,6 +64,7 @@ class StreamMachine(ABC):
         *,
         features: frozenset[str] = frozenset(),
         decode: Callable[[str, bytes], Decoded] = decode_resource,
+        pause: Pause = no_pause,
     ) -> None:
         """Make a machine without a stream.
 
@@ -72,10 +72,12 @@ class StreamMachine(ABC):
             cache: Where it keeps what it learns.
             features: `server_features` of the bootstrap.
             decode: Turns the bytes of a resource into a value.
+            pause: Called now and then while a response is read.
         """
         self._cache = cache
         self._features = features
         self._decode = decode
+        self._pause = pause
         self._collections = Collections(cache)
         self._wildcards = frozenset(
             type_url
@@ -219,9 +221,13 @@ class StreamMachine(ABC):
             self._cache.add(type_url, name)
             self._collections.begin(type_url, name)
 
-    def _matching(self, type_url: str, names: Iterable[str]) -> tuple[str, ...]:
+    def _matching(self, type_url: str, names: Sequence[str]) -> tuple[str, ...]:
         """Return under which names a resource that the server calls by these is subscribed to, or held."""
         wanted, asked = self.wanted(type_url), self._asked(type_url)
+        if len(names) == 1:
+            name = normal(names[0])
+            is_known = name in wanted or name in asked or self._collections.has(type_url, name)
+            return (name,) if is_known else ()
         return tuple(
             dict.fromkeys(
                 name

@@ -1,10 +1,12 @@
 """The messages of the aggregated stream, in both variants, as plain values, and to and from bytes."""
 
-from dataclasses import dataclass, field, replace
-from typing import Any, Final
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, replace
+from typing import Any, Final, NamedTuple
 
 from google.protobuf.message import DecodeError
 
+from meshlib.ports import Pause, no_pause
 from meshlib.protos import message_class
 from meshlib.xds.bootstrap import NodeConfig
 from meshlib.xds.resources import RESOURCE_WRAPPER
@@ -26,11 +28,12 @@ __all__ = [
 
 INVALID_ARGUMENT: Final = 3
 """`google.rpc.Code` of a NACK."""
+PAUSE_EVERY: Final = 16
+"""Entries of a response."""
 
 
-@dataclass(frozen=True, slots=True)
-class AnyBytes:
-    """One entry of a response.
+class AnyBytes(NamedTuple):
+    """One entry of a response. A tuple, because it is quick to make and there may be thousands.
 
     Attributes:
         type_url: Of the resource itself, out of its `Resource` wrapper if it had one.
@@ -41,11 +44,15 @@ class AnyBytes:
     """
 
     type_url: str
-    body: bytes | None = field(repr=False)  # may be a private key
+    body: bytes | None
     name: str = ""
     version: str = ""
     aliases: tuple[str, ...] = ()
     ttl_s: float | None = None
+
+    def __repr__(self) -> str:
+        """Leave out the body, which may be a private key."""
+        return f"AnyBytes({self.type_url!r}, name={self.name!r}, version={self.version!r}, ttl_s={self.ttl_s!r})"
 
 
 @dataclass(frozen=True, slots=True)
@@ -174,8 +181,12 @@ def encode_delta_request(request: SendDelta, node: NodeConfig) -> bytes:
     return data
 
 
-def decode_delta_response(data: bytes) -> DeltaResponse | None:
-    """Read a `DeltaDiscoveryResponse`; None when the bytes are not one (such a response is ignored)."""
+def decode_delta_response(data: bytes, pause: Pause = no_pause) -> DeltaResponse | None:
+    """Read a `DeltaDiscoveryResponse`; None when the bytes are not one (such a response is ignored).
+
+    Args:
+        pause: Called now and then where there are many resources.
+    """
     try:
         message = message_class("envoy.service.discovery.v3.DeltaDiscoveryResponse").FromString(data)
     except DecodeError:
@@ -184,14 +195,18 @@ def decode_delta_response(data: bytes) -> DeltaResponse | None:
     return DeltaResponse(
         type_url=message.type_url,
         nonce=message.nonce,
-        resources=tuple(_wrapped(wrapper) for wrapper in message.resources),
+        resources=_entries(message.resources, _wrapped, pause),
         removed=tuple(dict.fromkeys(removed)),
         errors=_errors(message),
     )
 
 
-def decode_response(data: bytes) -> DiscoveryResponse | None:
-    """Read a `DiscoveryResponse`; None when the bytes are not one (such a response is ignored)."""
+def decode_response(data: bytes, pause: Pause = no_pause) -> DiscoveryResponse | None:
+    """Read a `DiscoveryResponse`; None when the bytes are not one (such a response is ignored).
+
+    Args:
+        pause: As in `decode_delta_response`.
+    """
     try:
         message = message_class("envoy.service.discovery.v3.DiscoveryResponse").FromString(data)
     except DecodeError:
@@ -200,9 +215,18 @@ def decode_response(data: bytes) -> DiscoveryResponse | None:
         type_url=message.type_url,
         version=message.version_info,
         nonce=message.nonce,
-        resources=tuple(_unwrap(entry) for entry in message.resources),
+        resources=_entries(message.resources, _unwrap, pause),
         errors=_errors(message),
     )
+
+
+def _entries(entries: Iterable[Any], read: Callable[[Any], AnyBytes], pause: Pause) -> tuple[AnyBytes, ...]:
+    found = []
+    for index, entry in enumerate(entries):
+        if not index % PAUSE_EVERY:
+            pause()
+        found.append(read(entry))
+    return tuple(found)
 
 
 def _unwrap(entry: Any) -> AnyBytes:
