@@ -315,7 +315,11 @@ def storm(xds: str, rate: float, seconds: float, rounds: int, protocol: str, fea
             return result
 
         times()
-        phases = [("quiet", ""), ("beside", BESIDE), ("busy", MEASURED)] if BESIDE in _counts(xds) else [("quiet", ""), ("busy", MEASURED)]
+        phases = (
+            [("quiet", ""), ("beside", BESIDE), ("busy", MEASURED)]
+            if BESIDE in _counts(xds)
+            else [("quiet", ""), ("busy", MEASURED)]
+        )
         rows: list[Result] = []
         for number in range(rounds):
             found: Result = {}
