@@ -1,0 +1,160 @@
+"""grpc-go's own xDS client, and a server that it governs, against the real xds-server."""
+
+import json
+import socket
+from contextlib import ExitStack
+from pathlib import Path
+
+import grpc
+import pytest
+from foreign.grpc_go import GoClient, GoServer
+from peers.management import ManagementServer
+from peers.processes import poll
+from peers.upstreams import GrpcUpstream
+
+from meshlib import Mesh
+from xds_server.bootstrap import Bootstrap
+
+EXAMPLE = Path(__file__).resolve().parents[2] / "examples" / "canary"
+ROUTES = """\
+apiVersion: networking.istio.io/v1
+kind: DestinationRule
+metadata: {{name: echo}}
+spec:
+  host: echo
+  subsets: [{{name: v1, labels: {{version: v1}}}}, {{name: v2, labels: {{version: v2}}}}]
+---
+apiVersion: networking.istio.io/v1
+kind: VirtualService
+metadata: {{name: echo}}
+spec:
+  hosts: [echo]
+  http:
+  - match: [{{headers: {{canary: {{exact: "true"}}}}}}]
+    route: [{{destination: {{host: echo, subset: v2}}}}]
+  - route:
+    - {{destination: {{host: echo, subset: v1}}, weight: {v1}}}
+    - {{destination: {{host: echo, subset: v2}}, weight: {v2}}}
+    retries: {{attempts: 2, perTryTimeout: 2s, retryOn: unavailable}}
+"""
+AUTHORIZATION = """\
+apiVersion: security.istio.io/v1
+kind: AuthorizationPolicy
+metadata: {name: echo}
+spec:
+  action: DENY
+  rules: [{to: [{operation: {paths: [/peers.Echo/Call]}}], when: [{key: "request.headers[who]", values: [nobody]}]}]
+"""
+
+
+class World:
+    """xds-server, and the bootstraps of its clients."""
+
+    def __init__(self, folder: Path, stack: ExitStack) -> None:
+        self.folder, self.stack = folder, stack
+        self.server = stack.enter_context(ManagementServer(folder, {"echo.yaml": ROUTES.format(v1=100, v2=0)}))
+
+    def bootstrap(self, node_id: str) -> Path:
+        path = self.folder / f"{node_id}.json"
+        made = Bootstrap(node_id, "peers", self.server.admin.removeprefix("http://")).plaintext(self.server.listen)
+        path.write_text(json.dumps(made))
+        return path
+
+    def client(self) -> GoClient:
+        return self.stack.enter_context(GoClient("go-1", self.bootstrap("go-1"), self.folder))
+
+    def upstream(self, version: str) -> GrpcUpstream:
+        found = self.stack.enter_context(GrpcUpstream(version))
+        self.register(version, found.port)
+        return found
+
+    def register(self, version: str, port: int, service: str = "echo") -> None:
+        labels = {"version": version}
+        self.server.register(f"{service}-{version}", service=service, port=port, protocol="grpc", labels=labels)
+
+
+@pytest.fixture
+def world(tmp_path: Path, stack: ExitStack) -> World:
+    return World(tmp_path, stack)
+
+
+def test_calls_follow_routes_and_their_changes(world: World) -> None:
+    world.upstream("v1")
+    world.upstream("v2")
+    client = world.client()
+    assert {"v1": 20} == client.many(20, "echo")
+    assert {"v2": 5} == client.many(5, "echo", [("canary", "true")])
+    world.server.wait_settled("go-1")
+    world.server.write("echo.yaml", ROUTES.format(v1=50, v2=50))
+    poll(lambda: len(client.many(20, "echo")) == 2, "both versions")
+    world.server.write("echo.yaml", ROUTES.format(v1=0, v2=100))
+    poll(lambda: client.many(20, "echo").keys() == {"v2"}, "the other version")
+    world.server.wait_settled("go-1")
+    assert 0 == world.server.rejection_count()
+
+
+def test_instances_come_and_go_and_failures_are_retried(world: World) -> None:
+    first = world.upstream("v1")
+    client = world.client()
+    assert {"v1": 3} == client.many(3, "echo")
+    second = world.stack.enter_context(GrpcUpstream("v1b"))
+    world.server.register("echo-v1b", service="echo", port=second.port, protocol="grpc", labels={"version": "v1"})
+    poll(lambda: client.many(10, "echo").keys() == {"v1", "v1b"}, "the instance that came")
+    first.close()
+    poll(lambda: client.many(10, "echo").keys() == {"v1b"}, "calls to go around the instance that ended")
+    world.server.wait_settled("go-1")
+    assert 0 == world.server.rejection_count()
+
+
+def test_an_unknown_service_fails_and_one_that_is_registered_later_is_found(world: World) -> None:
+    client = world.client()
+    assert "DeadlineExceeded" == client.call("later")[0]
+    found = world.stack.enter_context(GrpcUpstream("v1"))
+    world.register("v1", found.port, service="later")
+    poll(lambda: client.call("later") == ("OK", "v1"), "the service")
+
+
+def test_the_example_is_accepted_whole(tmp_path: Path, stack: ExitStack) -> None:
+    """All documents of the canary example as grpc-go is served them."""
+    world = World(tmp_path, stack)
+    for path in EXAMPLE.glob("*.yaml"):
+        if path.name != "peer-authentication.yaml":
+            world.server.write(path.name, path.read_text())
+    for service in ("checkout", "my-service", "user-service"):
+        for version in ("v1", "v2"):
+            found = stack.enter_context(GrpcUpstream(version))
+            world.register(version, found.port, service=service)
+    client = world.client()
+    for service in ("my-service", "user-service", "checkout"):
+        assert "OK" == client.call(service)[0]
+    world.server.wait_settled("go-1")
+    assert {} == world.server.rejections()
+    assert {"v2": 5} == client.many(5, "user-service", [("canary", "true")])
+
+
+def free_port() -> int:
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        return int(taken.getsockname()[1])
+
+
+def test_a_server_of_grpc_go_serves_when_it_is_registered_and_authorizes(world: World) -> None:
+    """grpc-go takes the listener of its address; meshlib and grpc-go call it."""
+    port = free_port()
+    server = world.stack.enter_context(GoServer("go-server", world.bootstrap("go-server-1"), port, world.folder))
+    world.register("v1", port)
+    server.wait_mode("SERVING")
+    client = world.client()
+    assert ("OK", "go-server") == client.call("echo")
+    mesh = world.stack.enter_context(Mesh(str(world.bootstrap("meshlib-1")), state_dir=""))
+    function = mesh.channel("xds:///echo").unary_unary("/peers.Echo/Call")
+    assert "go-server" == json.loads(function(b"", timeout=20))["version"]
+    assert ("OK", "go-server") == client.call("echo", [("who", "nobody")])
+    world.server.write("authorization.yaml", AUTHORIZATION)
+    poll(lambda: client.call("echo", [("who", "nobody")])[0] == "PermissionDenied", "the rule")
+    assert ("OK", "go-server") == client.call("echo", [("who", "somebody")])
+    with pytest.raises(grpc.RpcError) as caught:
+        function(b"", timeout=20, metadata=[("who", "nobody")])
+    assert grpc.StatusCode.PERMISSION_DENIED is caught.value.code()
+    world.server.wait_settled("go-1", "go-server-1", "meshlib-1")
+    assert 0 == world.server.rejection_count()
