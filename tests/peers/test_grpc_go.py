@@ -8,6 +8,7 @@ from pathlib import Path
 import grpc
 import pytest
 from foreign.grpc_go import GoClient, GoServer
+from peers.authority import Authority, Leaf
 from peers.management import ManagementServer
 from peers.processes import poll
 from peers.upstreams import GrpcUpstream
@@ -47,6 +48,20 @@ spec:
 """
 
 
+STRICT = """\
+apiVersion: security.istio.io/v1
+kind: PeerAuthentication
+metadata: {name: default, namespace: default}
+spec: {mtls: {mode: STRICT}}
+---
+apiVersion: security.istio.io/v1
+kind: AuthorizationPolicy
+metadata: {name: echo, namespace: default}
+spec:
+  rules: [{from: [{source: {principals: [cluster.local/ns/default/sa/orders]}}]}]
+"""
+
+
 class World:
     """xds-server, and the bootstraps of its clients."""
 
@@ -54,23 +69,32 @@ class World:
         self.folder, self.stack = folder, stack
         self.server = stack.enter_context(ManagementServer(folder, {"echo.yaml": ROUTES.format(v1=100, v2=0)}))
 
-    def bootstrap(self, node_id: str) -> Path:
+    def bootstrap(self, node_id: str, leaf: Leaf | None = None) -> Path:
+        """Write a bootstrap; with the certificate of a leaf and the roots of `root.pem`, if there is one."""
         path = self.folder / f"{node_id}.json"
         made = Bootstrap(node_id, "peers", self.server.admin.removeprefix("http://")).plaintext(self.server.listen)
+        if leaf is not None:
+            files = {name: str(self.folder / f"{node_id}.{name}") for name in ("certificate_file", "private_key_file")}
+            Path(files["certificate_file"]).write_bytes(leaf.chain_pem)
+            Path(files["private_key_file"]).write_bytes(leaf.key_pem)
+            config = {**files, "ca_certificate_file": str(self.folder / "root.pem"), "refresh_interval": "60s"}
+            made["certificate_providers"] = {"default": {"plugin_name": "file_watcher", "config": config}}
         path.write_text(json.dumps(made))
         return path
 
-    def client(self) -> GoClient:
-        return self.stack.enter_context(GoClient("go-1", self.bootstrap("go-1"), self.folder))
+    def client(self, node_id: str = "go-1", leaf: Leaf | None = None) -> GoClient:
+        return self.stack.enter_context(GoClient(node_id, self.bootstrap(node_id, leaf), self.folder))
 
     def upstream(self, version: str) -> GrpcUpstream:
         found = self.stack.enter_context(GrpcUpstream(version))
         self.register(version, found.port)
         return found
 
-    def register(self, version: str, port: int, service: str = "echo") -> None:
+    def register(self, version: str, port: int, service: str = "echo", **fields: str) -> None:
         labels = {"version": version}
-        self.server.register(f"{service}-{version}", service=service, port=port, protocol="grpc", labels=labels)
+        self.server.register(
+            f"{service}-{version}", service=service, port=port, protocol="grpc", labels=labels, **fields
+        )
 
 
 @pytest.fixture
@@ -157,4 +181,29 @@ def test_a_server_of_grpc_go_serves_when_it_is_registered_and_authorizes(world: 
         function(b"", timeout=20, metadata=[("who", "nobody")])
     assert grpc.StatusCode.PERMISSION_DENIED is caught.value.code()
     world.server.wait_settled("go-1", "go-server-1", "meshlib-1")
+    assert 0 == world.server.rejection_count()
+
+
+def test_mutual_tls_between_grpc_go_and_itself_as_xds_server_has_it(world: World) -> None:
+    """Certificates come from files: STRICT is demanded and offered, and principals are told apart."""
+    authority = Authority()
+    (world.folder / "root.pem").write_bytes(authority.pem)
+
+    def leaf(account: str) -> Leaf:
+        return authority.issue(f"spiffe://cluster.local/ns/default/sa/{account}")
+
+    world.server.write("strict.yaml", STRICT)
+    port = free_port()
+    bootstrap = world.bootstrap("go-server-1", leaf("echo"))
+    server = world.stack.enter_context(GoServer("go-server", bootstrap, port, world.folder))
+    world.register("v1", port, service_account="echo")
+    server.wait_mode("SERVING")
+    assert ("OK", "go-server") == world.client("go-orders", leaf("orders")).call("echo")
+    assert "PermissionDenied" == world.client("go-stranger", leaf("stranger")).call("echo")[0]
+    elsewhere = Authority("elsewhere").issue("spiffe://cluster.local/ns/default/sa/orders")
+    assert "Unavailable" == world.client("go-elsewhere", elsewhere).call("echo")[0]
+    world.register("v1", port, service_account="another")
+    orders = world.client("go-orders-2", leaf("orders"))
+    poll(lambda: orders.call("echo")[0] == "Unavailable", "the server's own name to count")
+    world.server.wait_settled("go-server-1", "go-orders", "go-stranger")
     assert 0 == world.server.rejection_count()
