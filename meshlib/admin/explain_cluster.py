@@ -11,7 +11,7 @@ from meshlib.balancing.endpoint_state import EndpointState
 from meshlib.balancing.host_sets import host_sets
 from meshlib.balancing.priority import priority_load
 from meshlib.balancing.zone_aware import zone_hosts, zone_split
-from meshlib.model.cluster import UNLIMITED, CircuitBreakers, Cluster, EdsDiscovery, Probation
+from meshlib.model.cluster import UNLIMITED, CircuitBreakers, Cluster, EdsDiscovery, OutlierDetection, Probation
 from meshlib.model.lb_policy import LbPolicy, LeastRequest, Maglev, PeakEwma, PickFirst, RingHash
 from meshlib.model.secret import ClientTls
 from meshlib.resilience.budget import retry_limit
@@ -261,8 +261,24 @@ def _outlier_words(cluster: Cluster) -> str:
         return ""
     return (
         f"out after {rules.consecutive_5xx} consecutive 5xx for {rules.base_ejection_time_s:g} s, "
-        f"at most {rules.max_ejection_percent} %{_probation_words(rules.probation)}"
+        f"at most {rules.max_ejection_percent} %{_probation_words(rules.probation)}; {_grpc_outlier_words(rules)}"
     )
+
+
+def _grpc_outlier_words(rules: OutlierDetection) -> str:
+    """Say what takes an endpoint out by the results of gRPC calls."""
+    found = []
+    if rules.enforcing_success_rate:
+        found.append(
+            f"a success rate below that of the others ({rules.success_rate_minimum_hosts} endpoints with "
+            f"{rules.success_rate_request_volume} calls)"
+        )
+    if rules.enforcing_failure_percentage:
+        found.append(
+            f"more than {rules.failure_percentage_threshold} % failures ({rules.failure_percentage_minimum_hosts} "
+            f"endpoints with {rules.failure_percentage_request_volume} calls)"
+        )
+    return f"gRPC calls: every {rules.interval_s:g} s by {' or '.join(found)}" if found else "gRPC calls: never"
 
 
 def _probation_words(rules: Probation | None) -> str:

@@ -200,7 +200,7 @@ class CallEndings(CallFacts):
                 self._add_flag("SI")
             return
         self._add_flag(failure_flag(failure))
-        ejected = None if self._is_unrecorded else cluster.record(held, failure, now, self._rng)
+        ejected = None if self._is_unrecorded else self._record_end(cluster, held, failure, now)
         if ejected is not None and self._hook is not None:
             self._hook(ejected)
 
@@ -223,7 +223,7 @@ class CallEndings(CallFacts):
             assert cluster is not None
             cluster.release(self._breaker, held, is_success=self._is_good)
             if self._is_unrecorded:
-                ejected = cluster.record(held, Response(200, grpc_status=grpc_status), now, self._rng)
+                ejected = self._record_end(cluster, held, Response(200, grpc_status=grpc_status), now)
         if self._has_retry:
             self._drop_permit()
         if self._has_fault:
@@ -246,6 +246,11 @@ class CallEndings(CallFacts):
             meter.ended(kind, name, self.target.name, status, grpc_status, self.flag or "-", is_secure, duration_s)
         elif hook is not None:
             hook(call_finished(self, duration_s, status, grpc_status))
+
+    def _record_end(
+        self, cluster: ClusterState, state: EndpointState, outcome: Outcome, now: float
+    ) -> HostEjected | HostUnejected | None:
+        return cluster.record(state, outcome, now, self._rng, is_grpc=self.head.profile.grpc_outliers)
 
     def _is_success(self, response: Response) -> bool:
         """Whether the service answered with no error of its own, for load reports."""

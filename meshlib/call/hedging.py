@@ -192,7 +192,7 @@ class HedgedSteps(RetryDecisions, ABC):
         self._held, self.cluster, self._breaker = flight.state, flight.cluster, flight.breaker
         self._is_good = self._is_success(outcome)
         self._is_unrecorded = (
-            self.head.profile.grpc_results and outcome.grpc_status is None and self.cluster.outlier is not None
+            self.head.profile.grpc_results and outcome.grpc_status is None and self.cluster.grpc_outlier is not None
         )
         return self._finish(outcome)
 
@@ -237,14 +237,14 @@ class HedgedSteps(RetryDecisions, ABC):
                 outcome = as_grpc_answer(outcome)
         if flight.is_recorded and isinstance(outcome, Failure) and outcome.kind is FailureKind.TIMEOUT:
             return None
-        return flight.cluster.record(flight.state, outcome, now, self._rng)
+        return self._record_end(flight.cluster, flight.state, outcome, now)
 
     def _record_timeout(self, flight: Flight, now: float) -> None:
         """Have outlier detection know of an attempt that takes too long, once."""
         if flight.is_recorded:
             return
         flight.is_recorded = True
-        ejected = flight.cluster.record(flight.state, Failure(FailureKind.TIMEOUT, True), now, self._rng)
+        ejected = self._record_end(flight.cluster, flight.state, Failure(FailureKind.TIMEOUT, True), now)
         if ejected is not None and self._hook is not None:
             self._hook(ejected)
 

@@ -140,12 +140,13 @@ class Call(Beginnings, HostChoice):
         if self.head.moment is not None:
             self.head.moment.goes_on(now + self.target.wall_offset_s)
         ejected: HostEjected | HostUnejected | None = None
-        if cluster.outlier is not None:
+        by_grpc = profile.grpc_outliers
+        if (cluster.grpc_outlier if by_grpc else cluster.outlier) is not None:
             if is_recorded:
                 counted = outcome
                 if self.head.is_grpc and not profile.grpc_results and isinstance(outcome, Response):
                     counted = as_grpc_answer(outcome)
-                ejected = cluster.record(state, counted, now, self._rng)
+                ejected = cluster.record(state, counted, now, self._rng, is_grpc=by_grpc)
             elif failure is None:
                 self._is_unrecorded = True
         learner = cluster.learner

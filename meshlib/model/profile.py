@@ -93,6 +93,12 @@ class Profile:
         "by the status at the end of the call",
         "gRFC A50, A27",
     )
+    grpc_outliers: bool = _rule(
+        "Outlier detection",
+        "Envoy's: runs of errors at once, comparisons at the end of each interval",
+        "comparisons at the end of each interval alone, of the results of gRPC calls alone",
+        "gRFC A50",
+    )
     grpc_weights: bool = _rule(
         "Weights of `client_side_weighted_round_robin`",
         "errors count without utilisation; whole numbers; the median for who has none; a penalty of 0 that is not set",
@@ -126,6 +132,7 @@ HTTP: Final = Profile(
     grpc_retries=False,
     connects_first=False,
     grpc_results=False,
+    grpc_outliers=False,
     grpc_weights=False,
     grpc_metadata=False,
     follows_redirects=True,
@@ -145,6 +152,7 @@ GRPC: Final = Profile(
     grpc_retries=True,
     connects_first=True,
     grpc_results=True,
+    grpc_outliers=True,
     grpc_weights=True,
     grpc_metadata=True,
     follows_redirects=False,

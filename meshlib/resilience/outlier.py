@@ -154,17 +154,6 @@ class OutlierDetector:
         host = self._hosts.get(address)
         return host is not None and host.to_prove > 0
 
-    def minds_success(self, address: str) -> bool:
-        """Whether a response without error from a host would change anything."""
-        host = self._hosts.get(address)
-        return host is not None and (
-            self._compares
-            or host.ejected_at is not None
-            or host.consecutive_5xx > 0
-            or host.consecutive_gateway > 0
-            or self.config.split_external_local_origin_errors
-        )
-
     def record_code(self, address: str, code: int, now: float, rng: Rng) -> Ejection | Unejection | None:
         """Count a response, or what stands for one.
 

@@ -12,7 +12,7 @@ from meshlib.events import Event, HostEjected, HostUnejected
 from meshlib.model.cluster import AuthorityNames
 from meshlib.model.endpoint import Endpoint, HealthStatus
 from meshlib.model.health import HealthCheck
-from meshlib.model.outcome import GRPC_OK, Outcome, Response
+from meshlib.model.outcome import GRPC_OK, Outcome
 from meshlib.model.request import RequestHead
 from meshlib.model.retry import DEFAULT_SAFETY, Safety
 from meshlib.model.secret import ClientTls
@@ -20,8 +20,8 @@ from meshlib.model.snapshot import ClusterConfig
 from meshlib.ports import Lock, Pause, Rng, no_pause
 from meshlib.resilience.budget import RetryAccount
 from meshlib.resilience.circuit_breaker import CircuitBreaker
-from meshlib.resilience.classify import failure_code, http_code
 from meshlib.resilience.health_check import CheckResult, CheckTurn
+from meshlib.resilience.interval_outlier import IntervalDetector
 from meshlib.resilience.outlier import Ejection, OutlierDetector, Trial, Unejection
 from meshlib.view.dials import with_dial_order
 from meshlib.view.endpoint_tls import EndpointTls
@@ -29,6 +29,7 @@ from meshlib.view.health import HealthChecks
 from meshlib.view.learning import Learner, make_learner
 from meshlib.view.load_counts import count_by_locality, load_of
 from meshlib.view.logical_host import with_spares
+from meshlib.view.outliers import next_detectors, record_grpc, record_http, verdict
 from meshlib.view.passing_hosts import with_passing
 from meshlib.view.trials import Trials, make_trials
 from meshlib.xds.load_report import ClusterLoad
@@ -54,7 +55,8 @@ class ClusterState:
         states: By address; a new mapping with each update that changes endpoints.
         breaker: Limits and counts of requests of the default priority.
         high_breaker: Of routes with high priority.
-        outlier: None: the cluster has no outlier detection.
+        outlier: Of HTTP requests; None: the cluster has no outlier detection.
+        grpc_outlier: Of gRPC calls; None: it has none for them.
         checks: None: the cluster has no active health checks.
         drops: Shares of requests that EDS asks to drop.
         has_dials: Some endpoints have several addresses.
@@ -81,6 +83,7 @@ class ClusterState:
         "checks",
         "config",
         "drops",
+        "grpc_outlier",
         "has_dials",
         "has_lost",
         "high_breaker",
@@ -124,6 +127,7 @@ class ClusterState:
         self.breaker = CircuitBreaker(config.cluster.circuit_breakers, self._lock)
         self.high_breaker = CircuitBreaker(config.cluster.high_priority_circuit_breakers, self._lock)
         self.outlier: OutlierDetector | None = None
+        self.grpc_outlier: IntervalDetector | None = None
         self.load: ClusterLoad | None = None
         self.memory = PolicyMemory(now, seed, self._in_flight, home)
         self.learner: Learner | None = None
@@ -171,13 +175,8 @@ class ClusterState:
         self.breaker.limits = cluster.circuit_breakers
         self.high_breaker.limits = cluster.high_priority_circuit_breakers
         had_outlier = self.outlier is not None
-        if cluster.outlier_detection is None:
-            self.outlier = None
-        elif self.outlier is None:
-            self.outlier = OutlierDetector(cluster.outlier_detection, states, now)
-        else:
-            self.outlier.update(cluster.outlier_detection, states)
-        outlier = self.outlier
+        before = (self.outlier, self.grpc_outlier)
+        self.outlier, self.grpc_outlier = next_detectors(before, cluster.outlier_detection, states, now)
         load = load_of(cluster, self.load, now, self._lock)
         with self._lock:
             self.load = load
@@ -186,10 +185,9 @@ class ClusterState:
             for state in states.values():
                 if state.healthy_since is None and state.is_healthy:
                     state.healthy_since = now
-            if outlier is not None or had_outlier:
+            if self.outlier is not None or had_outlier:
                 for address, state in states.items():
-                    state.is_ejected = outlier is not None and outlier.is_ejected(address)
-                    state.is_on_probation = outlier is not None and outlier.is_on_probation(address)
+                    state.is_ejected, state.is_on_probation = self._verdict(address)
             self.states = states
             self.config = config
             self._generation += 1
@@ -238,7 +236,9 @@ class ClusterState:
             if turn.is_news:
                 self._generation += 1
         if result.failure is None and not state.is_failed and state.is_ejected:
-            unejected = self.outlier is not None and self.outlier.uneject(state.address, now) and self._follow(state)
+            for detector in (self.outlier, self.grpc_outlier):
+                if detector is not None and detector.uneject(state.address, now):
+                    unejected = self._follow(state) or unejected
         if turn.is_news or unejected:
             self.memory.now = now
             self._rebuild()
@@ -355,9 +355,9 @@ class ClusterState:
         self, breaker: CircuitBreaker, state: EndpointState, now: float, rng: Rng
     ) -> HostEjected | HostUnejected | None:
         """`record` a gRPC call that went well, and `release` its attempt."""
-        outlier, changed = self.outlier, None
-        if outlier is not None and outlier.minds_success(state.address):
-            changed = self.record(state, GRPC_OK, now, rng)
+        changed = None
+        if self.grpc_outlier is not None:
+            changed = self.record(state, GRPC_OK, now, rng, is_grpc=True)
         with self._lock:
             breaker.active -= 1
             state.active -= 1
@@ -366,23 +366,22 @@ class ClusterState:
         return changed
 
     def record(
-        self, state: EndpointState, outcome: Outcome, now: float, rng: Rng
+        self, state: EndpointState, outcome: Outcome, now: float, rng: Rng, *, is_grpc: bool = False
     ) -> HostEjected | HostUnejected | None:
         """Feed outlier detection with an outcome, and carry out what it decides.
+
+        Args:
+            is_grpc: By gRPC's rules.
 
         Returns:
             The event when the endpoint was ejected, or came back from probation.
         """
-        outlier = self.outlier
-        if outlier is None:
-            return None
-        if isinstance(outcome, Response):
-            if outlier.config.split_external_local_origin_errors:
-                outlier.record_connected(state.address)
-            code = 200 if outcome.grpc_status == 0 else http_code(outcome)
-            ejection = outlier.record_code(state.address, code, now, rng)
-        else:
-            ejection = outlier.record_local_failure(state.address, failure_code(outcome), now, rng)
+        ejection = None
+        if is_grpc:
+            if self.grpc_outlier is not None:
+                ejection = record_grpc(self.grpc_outlier, state.address, outcome, now)
+        elif self.outlier is not None:
+            ejection = record_http(self.outlier, state.address, outcome, now, rng)
         return None if ejection is None else self._carry_out(state, ejection)
 
     def _carry_out(self, state: EndpointState, ejection: Ejection | Unejection) -> HostEjected | HostUnejected:
@@ -393,28 +392,29 @@ class ClusterState:
         return HostEjected(self.name, state.endpoint, ejection.reason.value, ejection.ejection_time_s)
 
     def _follow(self, state: EndpointState) -> bool:
-        """Take over what the detector says of an endpoint; True: that is news.
+        """Take over what the detectors say of an endpoint; True: that is news.
 
-        The detector is asked again, under the lock: between its decision and this moment another thread may have
-        decided otherwise, and the flag must end up as the detector has it.
+        They are asked again, under the lock: between its decision and this moment another thread may have
+        decided otherwise, and the flag must end up as they have it.
         """
         with self._lock:
-            outlier = self.outlier
-            is_ejected = outlier is not None and outlier.is_ejected(state.address)
-            is_tried = outlier is not None and outlier.is_on_probation(state.address)
+            is_ejected, is_tried = self._verdict(state.address)
             if (state.is_ejected, state.is_on_probation) == (is_ejected, is_tried):
                 return False
             state.is_ejected, state.is_on_probation = is_ejected, is_tried
             self._generation += 1
             return True
 
+    def _verdict(self, address: str) -> tuple[bool, bool]:
+        return verdict((self.outlier, self.grpc_outlier), address)
+
     def sweep(self, now: float, rng: Rng) -> tuple[Event, ...]:
         """Do the periodic work of outlier detection when it is due."""
         self.memory.now = now
         if self._kept and any(state.is_failed for address in self._kept if (state := self.states.get(address))):
             self._configure(self._given, now)
-        outlier = self.outlier
-        changes = () if outlier is None else outlier.sweep(now, rng)
+        detectors = (self.outlier, self.grpc_outlier)
+        changes = [change for found in detectors if found is not None for change in found.sweep(now, rng)]
         if not changes:
             return ()
         changed = [(state, change) for change in changes if (state := self.states.get(change.address)) is not None]

@@ -403,19 +403,27 @@ def test_attempt_reports_the_ejection_it_caused(driver: MakeDriver) -> None:
     attempt(d.call().start(1000.0))  # the only host: panic takes it all the same
 
 
-@pytest.mark.parametrize(("grpc_status", "expected"), [(14, 1), (0, 0), (None, 0), (1, 0)])
+@pytest.mark.parametrize(("grpc_status", "expected"), [(14, 1), (0, 0), (None, 1), (1, 1)])
 def test_grpc_stream_is_counted_when_it_ends(driver: MakeDriver, grpc_status: int | None, expected: int) -> None:
-    template = options(outlier_detection=OutlierDetection(consecutive_5xx=1, max_ejection_percent=100))
-    d = driver(service("a", "h:1", template=template))
+    """A50: what did not end with OK failed; None is a caller that left."""
+    detection = OutlierDetection(
+        consecutive_5xx=1,
+        enforcing_failure_percentage=100,
+        failure_percentage_minimum_hosts=1,
+        failure_percentage_request_volume=1,
+        max_ejection_percent=100,
+    )
+    d = driver(service("a", "h:1", template=options(outlier_detection=detection)))
     call = d.call(grpc=True)
     call.start(1000.0)
     call.finished(Response(200), 1000.0)
-    assert d.mesh.cluster("a").outlier.ejections_active == 0
 
     call.close(1005.0, grpc_status=grpc_status)
 
-    assert d.mesh.cluster("a").outlier.ejections_active == expected
     assert d.events[-1].grpc_status == grpc_status
+    cluster = d.mesh.cluster("a")
+    assert len(cluster.sweep(1010.0, d.mesh.rng)) == expected
+    assert cluster.outlier.ejections_active == 0
 
 
 def test_mutations_concern_responses_and_the_meshs_own_answers(driver: MakeDriver) -> None:
