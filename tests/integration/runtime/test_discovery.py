@@ -8,6 +8,7 @@ import subprocess
 import sys
 import threading
 import time
+import urllib.request
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -105,47 +106,73 @@ class Upstreams:
             server.server_close()
 
 
-class World:
-    """The management server, a mesh and a client of it."""
+class ManagementServer:
+    """The real one, in a process of its own. It keeps nothing but what was published last, so tests can share it."""
 
-    def __init__(self, directory: Path, variant: str) -> None:
-        self.upstreams = Upstreams()
-        self._directory = directory
-        self._features = [FEATURES[word] for word in variant.split() if word in FEATURES]
+    def __init__(self, directory: Path) -> None:
+        self.address = "127.0.0.1:0"
+        self._file = directory / "resources.yaml"
         self._process: subprocess.Popen[str] | None = None
-        self._address = "127.0.0.1:0"
-        self._meshes: list[Mesh] = []
-        self._clients: list[httpx.Client] = []
+        self._admin = ""
+        self._count = 0
 
-    def serve(self, *resources: dict[str, Any]) -> None:
-        """Publish exactly these resources."""
-        file = self._directory / "resources.yaml"
-        file.with_suffix(".new").write_text(json.dumps({"resources": list(resources)}))
-        file.with_suffix(".new").rename(file)
+    def serve(self, resources: list[dict[str, Any]]) -> None:
+        """Publish exactly these resources; returns when they are."""
+        self._count += 1
+        marker = typed("envoy.service.runtime.v3.Runtime", name=f"published-{self._count}")
+        self._file.with_suffix(".new").write_text(json.dumps({"resources": [*resources, marker]}))
+        self._file.with_suffix(".new").rename(self._file)
         if self._process is None:
-            options = ["--listen", self._address, "--admin", "127.0.0.1:0", "--debounce-ms", "20"]
-            self._process = subprocess.Popen(
-                [sys.executable, "-m", "xds_server", "serve", str(file), *options],
-                stdout=subprocess.PIPE,
-                stderr=subprocess.DEVNULL,
-                text=True,
-            )
-            assert self._process.stdout is not None
-            line = self._process.stdout.readline()
-            found = re.search(r"xds=(\S+)", line)
-            assert found, line
-            self._address = found[1]
+            self._start()
+        until(lambda: f'"{marker["name"]}"' in self._published())
+
+    def _published(self) -> str:
+        with urllib.request.urlopen(f"{self._admin}/v1/resources", timeout=10) as response:
+            return str(response.read(), "utf-8")
+
+    def _start(self) -> None:
+        options = ["--listen", self.address, "--admin", "127.0.0.1:0", "--debounce-ms", "20"]
+        self._process = subprocess.Popen(
+            [sys.executable, "-m", "xds_server", "serve", str(self._file), *options],
+            stdout=subprocess.PIPE,
+            stderr=subprocess.DEVNULL,
+            text=True,
+        )
+        assert self._process.stdout is not None
+        line = self._process.stdout.readline()
+        found = re.search(r"xds=(\S+).* admin=(\S+)", line)
+        assert found, line
+        self.address, self._admin = found[1], found[2]
 
     def cut(self) -> None:
-        """End the management server."""
+        """End it; the next `serve` starts it again at its address."""
         if self._process is not None:
             self._process.kill()
             self._process.communicate()
             self._process = None
 
+
+class World:
+    """The management server, a mesh and a client of it."""
+
+    def __init__(self, server: ManagementServer, variant: str) -> None:
+        self.upstreams = Upstreams()
+        self._server = server
+        self._features = [FEATURES[word] for word in variant.split() if word in FEATURES]
+        self._meshes: list[Mesh] = []
+        self._clients: list[httpx.Client] = []
+
+    def serve(self, *resources: dict[str, Any]) -> None:
+        """Publish exactly these resources; returns when they are."""
+        self._server.serve(list(resources))
+
+    def cut(self) -> None:
+        """End the management server."""
+        self._server.cut()
+
     def mesh(self, *features: str, state_dir: Path | str = "", **bootstrap: Any) -> Mesh:
         server = {
-            "server_uri": self._address,
+            "server_uri": self._server.address,
             "channel_creds": [{"type": "insecure"}],
             "server_features": [*self._features, *features],
         }
@@ -164,7 +191,13 @@ class World:
         for mesh in self._meshes:
             mesh.close()
         self.upstreams.stop()
-        self.cut()
+
+
+@pytest.fixture(scope="module")
+def management_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ManagementServer]:
+    found = ManagementServer(tmp_path_factory.mktemp("xds"))
+    yield found
+    found.cut()
 
 
 @pytest.fixture
@@ -173,8 +206,8 @@ def variant(request: pytest.FixtureRequest) -> str:
 
 
 @pytest.fixture
-def world(tmp_path: Path, variant: str) -> Iterator[World]:
-    found = World(tmp_path, variant)
+def world(management_server: ManagementServer, variant: str) -> Iterator[World]:
+    found = World(management_server, variant)
     yield found
     found.stop()
 
