@@ -68,8 +68,8 @@ COMMANDS: Final = {
 """What is rendered, and what each says of its argument."""
 
 _TIMES: Final = frozenset({"EMIT_TIME", "EMIT_TIME_LOCAL", "START_TIME", "START_TIME_LOCAL"})
-OF_THE_MOMENT: Final = _TIMES | {"HOSTNAME"}
-"""What speaks of the clock and of this machine."""
+OF_THE_MOMENT: Final = _TIMES | {"HOSTNAME", "DURATION", "CHANCE"}
+"""What speaks of the clock, of this machine or of chance. The last two are no commands here, but conditions are of them."""
 
 _COMMAND: Final = re.compile(r"%(?P<name>[A-Z0-9_]+)(?:\((?P<argument>[^)]*)\))?(?::(?P<length>[0-9]+))?%")
 _HEADER_NAME: Final = re.compile(r":?[A-Za-z0-9!#$%&'*+.^_`|~-]*")

@@ -24,7 +24,8 @@ IN_PART: Mapping[tuple[str, str], str] = {
     ),
     ("HttpConnectionManager", "scoped_routes"): "in clients",
     ("HttpConnectionManager", "local_reply_config"): (
-        "filters of mappers: status_code, response_flag, header, not_health_check, and, or; bodies and formats inline"
+        "filters of mappers: all but extension_filter, and traceable_filter beside `tracing`; metadata_filter finds no "
+        "key and log_type_filter no log, as nothing here has them; bodies and formats inline"
     ),
     ("RouteConfiguration", "vhds"): "in clients, with servers that speak the incremental variant",
     ("LocalityLbEndpoints", "leds_cluster_locality_config"): (

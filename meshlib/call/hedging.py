@@ -72,6 +72,8 @@ class HedgedSteps(RetryDecisions, ABC):
         flight = next((flight for flight in self._flights if flight.attempt is attempt), None)
         if flight is None:
             raise RuntimeError(f"attempt {attempt.number} is not in flight")
+        if self.head.moment is not None:
+            self.head.moment.goes_on(now + self.target.wall_offset_s)
         if isinstance(outcome, Failure):
             if outcome.kind is FailureKind.OVERFLOW:
                 return self._crowded_out(flight, outcome, now)

@@ -52,7 +52,7 @@ class Call(Beginnings, HostChoice):
         if head.memo is not None and (way := head.memo.way) is not None and way.holds(self.target):
             return self._along(way, now)
         if routes.needs_moment and head.moment is None:
-            moment = Moment(self.target.hostname, now + self.target.wall_offset_s)
+            moment = Moment(self.target.hostname, now + self.target.wall_offset_s, self._rng)
             head = self.head = self._out = head.but(moment=moment)
         if routes.prepare is not None:
             prepared = routes.prepare(head)

@@ -1,16 +1,17 @@
 """How a listener has the answers rewritten that the mesh gives itself (`local_reply_config`)."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from enum import Enum
 
 from meshlib.model.headers import HeaderAdd
-from meshlib.model.matcher import HeaderMatcher
+from meshlib.model.matcher import Fraction, HeaderMatcher, RuntimeKeys
 
 __all__ = [
     "AllOf",
     "AnyOf",
     "BodyFormat",
     "Comparison",
+    "GrpcStatusIs",
     "HasFlag",
     "JsonObject",
     "JsonValue",
@@ -18,7 +19,9 @@ __all__ = [
     "ReplyRules",
     "ReplyTest",
     "RequestHas",
+    "Sampled",
     "StatusIs",
+    "TookMs",
 ]
 
 
@@ -31,8 +34,38 @@ class Comparison(Enum):
 
 @dataclass(frozen=True, slots=True)
 class StatusIs:
+    """Attributes:
+    runtime_keys: Fields that a runtime value may stand for.
+    """
+
     comparison: Comparison
     value: int
+    runtime_keys: RuntimeKeys = field(default=(), compare=False)
+
+
+@dataclass(frozen=True, slots=True)
+class TookMs:
+    """So many milliseconds since the request began; `runtime_keys` as above."""
+
+    comparison: Comparison
+    value: int
+    runtime_keys: RuntimeKeys = field(default=(), compare=False)
+
+
+@dataclass(frozen=True, slots=True)
+class Sampled:
+    """A share of the answers. Several such tests fall on the same requests, unless they are independent."""
+
+    share: Fraction
+    is_independent: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class GrpcStatusIs:
+    """One of these gRPC statuses, which an HTTP status may stand for; or, excluded, none of them."""
+
+    statuses: frozenset[int]
+    is_excluded: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,10 +89,12 @@ class AllOf:
 
 @dataclass(frozen=True, slots=True)
 class AnyOf:
+    """Without tests it does not hold."""
+
     tests: "tuple[ReplyTest, ...]"
 
 
-ReplyTest = StatusIs | HasFlag | RequestHas | AllOf | AnyOf
+ReplyTest = StatusIs | TookMs | Sampled | GrpcStatusIs | HasFlag | RequestHas | AllOf | AnyOf
 
 
 @dataclass(frozen=True, slots=True)

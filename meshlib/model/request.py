@@ -4,6 +4,7 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 from meshlib.model.profile import GRPC, HTTP, Profile
+from meshlib.ports import Rng
 
 __all__ = ["HeadMemo", "Headers", "Moment", "RequestHead", "is_grpc_type"]
 
@@ -82,24 +83,34 @@ class HeadMemo:
 
 
 class Moment:
-    """What a call knows of the clock and of this machine, for formats that speak of them. Its call writes `now_us`.
+    """What a call knows of the clock, of chance and of this machine, for formats and conditions that speak of them.
+
+    Its call writes `now_us`.
 
     Attributes:
         hostname: Of this machine; empty: not known.
         started_us: When the call began, in microseconds since the epoch.
         now_us: When it last went on.
+        stream_id: 64 random bits, for shares of requests.
     """
 
-    __slots__ = ("hostname", "now_us", "started_us")
+    __slots__ = ("_rng", "hostname", "now_us", "started_us", "stream_id")
 
-    def __init__(self, hostname: str, wall_now: float) -> None:
+    def __init__(self, hostname: str, wall_now: float, rng: Rng | None = None) -> None:
         """Begin.
 
         Args:
             wall_now: Seconds since the epoch.
+            rng: None: all random bits are 0.
         """
         self.hostname = hostname
         self.started_us = self.now_us = round(wall_now * 1e6)
+        self._rng = rng
+        self.stream_id = self.draw()
+
+    def draw(self) -> int:
+        """Return 64 random bits of their own."""
+        return 0 if self._rng is None else self._rng.getrandbits(64)
 
     def goes_on(self, wall_now: float) -> None:
         """Take note of the time; `wall_now` as for a new one."""

@@ -7,6 +7,7 @@ from meshlib.model.descriptors import LimitRule
 from meshlib.model.endpoint import NO_METADATA
 from meshlib.model.filters import HeaderFilters, LimitOverrides
 from meshlib.model.headers import NO_MUTATION, AppendAction, HeaderAdd, HeaderChange, HeaderMutation
+from meshlib.model.local_reply import BodyFormat
 from meshlib.model.match_tree import MatchTree
 from meshlib.model.matcher import Fraction, HeaderMatcher, PathMatcher, ProxyCondition, QueryMatcher, RuntimeKeys
 from meshlib.model.retry import HedgePolicy, RetryPolicy
@@ -291,8 +292,15 @@ class Redirect:
 
 @dataclass(frozen=True, slots=True)
 class DirectResponse:
+    """Attributes:
+    form: Makes the body; `%LOCAL_REPLY_BODY%` in it is `body`. None: it is `body`.
+    content_type: Of the body, whatever mutations say; empty: theirs, or the default one.
+    """
+
     status: int
     body: bytes = b""
+    form: BodyFormat | None = None
+    content_type: str = ""
 
 
 @dataclass(frozen=True, slots=True)

@@ -129,7 +129,7 @@ def _answering(build: RouteBuilder, action: Redirect | DirectResponse | NonForwa
             redirect = compile_redirect(action, build.route.match.path, mutator)
             return lambda head, stream_id: redirect(head)
         case DirectResponse():
-            direct = compile_direct_response(action, mutator)
+            direct = compile_direct_response(action, mutator, build.facts())
             return lambda head, stream_id: direct(head)
         case NonForwarding():
 

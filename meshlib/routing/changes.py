@@ -116,13 +116,16 @@ class Responder:
             headers = self._mutator.apply(headers, head, about)
         return self._changes.apply(headers, head, about) if self._changes else headers
 
-    def local(self, reply: LocalReply, head: RequestHead, about: Scene | None = None) -> LocalReply:
+    def local(
+        self, reply: LocalReply, head: RequestHead, about: Scene | None = None, *, content_type: str = ""
+    ) -> LocalReply:
         """Return an answer of the mesh itself as the caller gets it.
 
         The route's mutations meet neither the content type that an answer has by default nor its status; filters do.
 
         Args:
             about: What else is known; None: what the reply says.
+            content_type: Of the body, whatever the mutations say; empty: theirs, or the default one.
         """
         about = about or Scene(head, flag=reply.flag, details=reply.details)
         about = replace(about, line=reply.status)
@@ -130,6 +133,9 @@ class Responder:
         status, body = reply.status, reply.body
         if self._mutator:
             headers = self._mutator.apply(headers, head, about)
+        if content_type:
+            kept = (entry for entry in headers.items if entry[0] != "content-type")
+            headers = Headers((*kept, ("content-type", content_type)))
         if self._rewriter is not None and head.profile.answers_itself:
             rewritten = self._rewriter.rewrite(status, headers, body, head, about)
             status, headers, body = rewritten.status, rewritten.headers, rewritten.body

@@ -6,7 +6,6 @@ mapper or of all answers, and last the filters of the chain.
 Source: Envoy `LocalReplyImpl::rewrite`, `Utility::prepareLocalReply`.
 """
 
-import json
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import assert_never
@@ -18,25 +17,28 @@ from meshlib.model.local_reply import (
     AnyOf,
     BodyFormat,
     Comparison,
+    GrpcStatusIs,
     HasFlag,
-    JsonObject,
-    JsonValue,
     ReplyMapper,
     ReplyRules,
     ReplyTest,
     RequestHas,
+    Sampled,
     StatusIs,
+    TookMs,
 )
 from meshlib.model.request import Headers, RequestHead
-from meshlib.routing.format import Facts, Scene, compile_format, compile_value
+from meshlib.routing.body_format import Body, compile_body
+from meshlib.routing.format import Facts, Scene
 from meshlib.routing.headers import response_mutator
+from meshlib.routing.matchers import in_fraction
 
 __all__ = ["ReplyRewriter", "RewrittenReply"]
 
 _Test = Callable[[RequestHead, Scene], bool]
-_Body = Callable[[Scene], bytes]
-_NOTHING = object()
 TEXT_TYPE = "text/plain"
+_OF_HTTP = {400: 13, 401: 16, 403: 7, 404: 12, 429: 14, 502: 14, 503: 14, 504: 14}
+"""gRPC's statuses for those of HTTP; 2 (UNKNOWN) for the rest."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,27 +98,31 @@ class _Mapper:
     __slots__ = ("body", "format", "mutator", "status", "test")
 
     def __init__(self, mapper: ReplyMapper, facts: Facts) -> None:
-        self.test = _compile_test(mapper.test)
+        self.test = _compile_test(mapper.test, facts)
         self.status = mapper.status
         self.body = mapper.body
         self.mutator = response_mutator([HeaderMutation(response_add=mapper.headers)], facts)
         self.format = _compile_format(mapper.body_format, facts)
 
 
-def _compile_test(test: ReplyTest) -> _Test:
+def _compile_test(test: ReplyTest, facts: Facts) -> _Test:
     match test:
         case StatusIs(comparison, value):
-            match comparison:
-                case Comparison.EQ:
-                    return lambda head, scene: scene.status == value
-                case Comparison.GE:
-                    return lambda head, scene: scene.status >= value
-                case Comparison.LE:
-                    return lambda head, scene: scene.status <= value
-                case Comparison.NE:
-                    return lambda head, scene: scene.status != value
-                case _:
-                    assert_never(comparison)
+            holds = _compile_comparison(comparison, value)
+            return lambda head, scene: holds(scene.status)
+        case TookMs(comparison, value):
+            facts.met.add("DURATION")
+            holds = _compile_comparison(comparison, value)
+            return lambda head, scene: (
+                head.moment is not None and holds(max(0, head.moment.now_us - head.moment.started_us) // 1000)
+            )
+        case Sampled(share, is_independent):
+            facts.met.add("CHANCE")
+            return lambda head, scene: in_fraction(
+                share, 0 if head.moment is None else head.moment.draw() if is_independent else head.moment.stream_id
+            )
+        case GrpcStatusIs(statuses, is_excluded):
+            return lambda head, scene: (_grpc_status(scene) in statuses) is not is_excluded
         case HasFlag(flags):
             if not flags:
                 return lambda head, scene: bool(scene.flag)
@@ -125,59 +131,36 @@ def _compile_test(test: ReplyTest) -> _Test:
             fits = compile_header(header)
             return lambda head, scene: fits(head)
         case AllOf(tests):
-            compiled = tuple(map(_compile_test, tests))
+            compiled = tuple(_compile_test(one, facts) for one in tests)
             return lambda head, scene: all(one(head, scene) for one in compiled)
         case AnyOf(tests):
-            compiled = tuple(map(_compile_test, tests))
+            compiled = tuple(_compile_test(one, facts) for one in tests)
             return lambda head, scene: any(one(head, scene) for one in compiled)
         case _:
             assert_never(test)
 
 
-def _compile_format(form: BodyFormat | None, facts: Facts) -> tuple[_Body, str] | None:
-    if form is None:
-        return None
-    absent = "" if form.omits_empty else "-"
-    if form.fields is None:
-        text = compile_format(form.text or "", facts, absent=absent)
-        render = (lambda scene: text) if isinstance(text, str) else text
-        return lambda scene: render(scene).encode("latin-1", "replace"), form.content_type
-    make = _compile_json(form.fields, facts, absent, omits=form.omits_empty)
-
-    def body(scene: Scene) -> bytes:
-        found = make(scene)
-        text = json.dumps({} if found is _NOTHING else found, separators=(",", ":"), ensure_ascii=False)
-        return text.encode("utf-8", "surrogateescape") + b"\n"
-
-    return body, form.content_type
+def _compile_comparison(comparison: Comparison, value: int) -> Callable[[int], bool]:
+    match comparison:
+        case Comparison.EQ:
+            return lambda found: found == value
+        case Comparison.GE:
+            return lambda found: found >= value
+        case Comparison.LE:
+            return lambda found: found <= value
+        case Comparison.NE:
+            return lambda found: found != value
+        case _:
+            assert_never(comparison)
 
 
-def _compile_json(value: JsonValue, facts: Facts, absent: str, *, omits: bool) -> Callable[[Scene], object]:
-    """Compile a value; it returns `_NOTHING` where it is to be left out."""
-    if isinstance(value, str):
-        read = compile_value(value, facts, absent=absent)
-        if not omits:
-            return read
+def _grpc_status(scene: Scene) -> int | None:
+    """Return the status that an answer has, or that its HTTP status stands for; None: none that there is."""
+    text = None if scene.response is None else scene.response.get("grpc-status")
+    if text is None:
+        return _OF_HTTP.get(scene.status, 2)
+    return int(text) if text.isascii() and text.isdigit() and int(text) <= 16 else None
 
-        def kept(scene: Scene) -> object:
-            found = read(scene)
-            return _NOTHING if found is None else found
 
-        return kept
-    if isinstance(value, JsonObject):
-        fields = tuple((name, _compile_json(inner, facts, absent, omits=omits)) for name, inner in value.fields)
-
-        def make_object(scene: Scene) -> object:
-            made = {name: found for name, make in fields if (found := make(scene)) is not _NOTHING}
-            return _NOTHING if omits and not made else made
-
-        return make_object
-    if isinstance(value, tuple):
-        items = tuple(_compile_json(inner, facts, absent, omits=omits) for inner in value)
-        return lambda scene: [found for make in items if (found := make(scene)) is not _NOTHING]
-    plain: object = value
-    if isinstance(value, float) and value.is_integer() and abs(value) < 2**64:
-        plain = int(value)
-    if omits and value is None:
-        plain = _NOTHING
-    return lambda scene: plain
+def _compile_format(form: BodyFormat | None, facts: Facts) -> tuple[Body, str] | None:
+    return None if form is None else (compile_body(form, facts), form.content_type)

@@ -10,7 +10,9 @@ from meshlib.model.matcher import PathMatcher
 from meshlib.model.outcome import LocalReply
 from meshlib.model.request import RequestHead
 from meshlib.model.route import DirectResponse, Redirect
+from meshlib.routing.body_format import compile_body
 from meshlib.routing.changes import Responder
+from meshlib.routing.format import Facts, Scene
 from meshlib.routing.replies import unusable_action
 from meshlib.routing.rewrite import compile_path_rewrite, with_path
 
@@ -62,9 +64,14 @@ def compile_location(redirect: Redirect, matcher: PathMatcher) -> Callable[[Requ
 
 
 def _reply(
-    head: RequestHead, status: int, headers: list[tuple[str, str]], body: bytes, mutator: Responder
+    head: RequestHead,
+    status: int,
+    headers: list[tuple[str, str]],
+    body: bytes,
+    mutator: Responder,
+    content_type: str = "",
 ) -> LocalReply:
-    reply = mutator.local(LocalReply(status, "", DETAILS, body, tuple(headers)), head)
+    reply = mutator.local(LocalReply(status, "", DETAILS, body, tuple(headers)), head, content_type=content_type)
     if head.method == "HEAD" and reply.body:
         length = ("content-length", str(len(reply.body)))
         return replace(reply, body=b"", headers=(*reply.headers, length))
@@ -101,18 +108,26 @@ def https_redirect(head: RequestHead) -> LocalReply:
     return LocalReply(301, "", DETAILS, b"", (("location", location),))
 
 
-def compile_direct_response(response: DirectResponse, mutator: Responder) -> Answer:
+def compile_direct_response(response: DirectResponse, mutator: Responder, facts: Facts | None = None) -> Answer:
     """Compile a direct response; a gRPC call fails with UNAVAILABLE (gRPC has no such action).
 
     Args:
         mutator: What happens to response headers.
+        facts: What the format of the body may speak of.
+
+    Raises:
+        ValueError: The format is not valid.
     """
+    form = response.form
+    make = None if form is None else compile_body(form, facts or Facts())
     has_location = response.status == 201 or 300 <= response.status < 400
 
     def answer(head: RequestHead) -> LocalReply:
         if not head.profile.answers_itself:
             return unusable_action(head, flag="", status=response.status, details=DETAILS)
         headers = [("location", f"{head.scheme}://{head.authority}{head.path}")] if has_location else []
-        return _reply(head, response.status, headers, response.body, mutator)
+        # The body is made before there is anything of an answer.
+        body = response.body if make is None else make(Scene(head, body=response.body))
+        return _reply(head, response.status, headers, body, mutator, response.content_type)
 
     return answer

@@ -108,7 +108,12 @@ def _client_listener(message: Any, path: str, problems: Problems) -> ClientListe
         limits=filters.limits,
         header_filters=filters.header_filters,
         head_rules=_head_rules(manager, message, place, problems),
-        reply_rules=reply_rules(manager.local_reply_config, join(place, "local_reply_config"), problems)
+        reply_rules=reply_rules(
+            manager.local_reply_config,
+            join(place, "local_reply_config"),
+            problems,
+            is_traced=manager.HasField("tracing"),
+        )
         if manager.HasField("local_reply_config")
         else None,
         max_stream_duration_s=duration(

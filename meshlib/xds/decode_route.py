@@ -23,6 +23,7 @@ from meshlib.xds.decode_fault import fault_override
 from meshlib.xds.decode_header_filter import header_filter_overrides
 from meshlib.xds.decode_headers import MUTATION_FIELDS, header_mutation
 from meshlib.xds.decode_limits import limit_overrides
+from meshlib.xds.decode_local_reply import body_format
 from meshlib.xds.decode_match_tree import match_tree
 from meshlib.xds.decode_matcher import header_matchers, path_matcher, query_matcher, regex_rewrite, runtime_fraction
 from meshlib.xds.decode_proxy_match import proxy_conditions
@@ -351,10 +352,15 @@ def _redirect(message: Any, path: str, problems: Problems) -> Redirect:
 
 
 def _direct_response(message: Any, path: str, problems: Problems, max_body: int) -> DirectResponse:
-    cover(message, path, problems, used=frozenset({"status", "body"}), harmless=frozenset())
+    cover(message, path, problems, used=frozenset({"status", "body", "body_format"}), harmless=frozenset())
     body = b""
     if message.HasField("body"):
         body = inline_data(message.body, join(path, "body"), problems) or b""
         if max_body and len(body) > max_body:  # 0 is no limit, as in Envoy
             problems.error(join(path, "body"), f"has {len(body)} bytes, at most {max_body} are allowed")
-    return DirectResponse(message.status, body)
+    if not message.HasField("body_format"):
+        return DirectResponse(message.status, body)
+    form = body_format(message.body_format, join(path, "body_format"), problems)
+    # The default one of texts gives way to that of a mutation; one that is asked for, and JSON's, do not.
+    has_type = message.body_format.content_type or form.fields is not None
+    return DirectResponse(message.status, body, form, form.content_type if has_type else "")

@@ -102,8 +102,9 @@ class Follower(ClusterFollower):
         answered = {demand for demand in demands if demand[0] is DemandKind.CLUSTER and self._has_answer(demand[1])}
         runtime = self._runtime(missing)
         fault, limits = with_runtime(listener.fault, runtime), with_runtime(listener.limits, runtime)
-        if fault is not listener.fault or limits is not listener.limits:
-            listener = replace(listener, fault=fault, limits=limits)
+        replies = with_runtime(listener.reply_rules, runtime)
+        if fault is not listener.fault or limits is not listener.limits or replies is not listener.reply_rules:
+            listener = replace(listener, fault=fault, limits=limits, reply_rules=replies)
         if not isinstance(listener.routes, ScopedRoutes):
             routes = self._routes(listener.routes)
             if routes is None:

@@ -13,6 +13,7 @@ from typing import Final, TypeVar
 from meshlib.model.discovery import RuntimeValue
 from meshlib.model.filters import AdaptiveConcurrency, AdmissionControl
 from meshlib.model.lb_policy import LeastRequest, SlowStart
+from meshlib.model.local_reply import StatusIs, TookMs
 from meshlib.model.matcher import Fraction, RuntimeKeys
 from meshlib.model.retry import RetryPolicy
 from meshlib.model.route import (
@@ -48,7 +49,17 @@ _OWN_KEYS: Final[Mapping[type, RuntimeKeys]] = MappingProxyType(
     }
 )
 """Keys of fields for which the resource names none."""
-_Keyed = FaultDelay | FaultAbort | FaultPolicy | AdmissionControl | AdaptiveConcurrency | LeastRequest | SlowStart
+_Keyed = (
+    FaultDelay
+    | FaultAbort
+    | FaultPolicy
+    | AdmissionControl
+    | AdaptiveConcurrency
+    | LeastRequest
+    | SlowStart
+    | StatusIs
+    | TookMs
+)
 
 
 def merge_layers(layers: Iterable[Mapping[str, RuntimeValue]]) -> Mapping[str, RuntimeValue]:
@@ -145,6 +156,8 @@ def _field(value: object, field: str, runtime: Mapping[str, RuntimeValue], key: 
             return int(given)
         case LeastRequest(), "active_request_bias":
             return given
+        case StatusIs() | TookMs(), "value":
+            return int(given)
         case SlowStart(), "aggression":
             return given or None
     return None

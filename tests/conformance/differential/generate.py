@@ -4,12 +4,12 @@ Alphabets are small, so that matches happen. Everything is decided by the seed, 
 weights are chosen by a header, fractions and percentages are 0 or 100.
 """
 
-import json
 import random
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
+from differential.formats import body_format, made_choice, made_time
 from meshlib.model.request import is_grpc_type
 
 Json = dict[str, Any]
@@ -74,22 +74,8 @@ FORMATS = (
     "%REQ(x-9)%", "%UPSTREAM_CLUSTER%", "%REQ(x-set)%-y", "%ROUTE_NAME%", "%PATH(NQ)%", "%QUERY_PARAM(q)%",
     "%QUERY_PARAMS%", "%RESPONSE_CODE%%RESPONSE_FLAGS%", "%RESPONSE_CODE_DETAILS%", "%UPSTREAM_REQUEST_ATTEMPT_COUNT%",
     "%METADATA(ROUTE:ns:k)%", "%METADATA(ROUTE:ns)%", "%METADATA(VIRTUAL_HOST:ns:k)%", "%DYNAMIC_METADATA(a:b)%", "%UPSTREAM_HOST_NAME%", "%UPSTREAM_HOST%", "%REQ(?x-1)%",
-    "%RESP(x-up)%", "%PATH(WQ:ORIG)%", "%TRAILER(x)%",
+    "%RESP(x-up)%", "%PATH(WQ:ORIG)%", "%TRAILER(x)%", "14", "7", "99",
 )  # fmt: skip
-TIME_PIECES = (
-    *(f"%{letter}" for letter in "aAbBcCdDeFgGhHIjklmMprRsSTtuUVwWxXyYzZPQ+"), "%f", *(f"%{digits}f" for digits in "12369"),
-    *("%%", "%", "%E3S", "%E*S", "%E*f", "%E6f", "%E0S", "%E4Y", "%Ez", "%E*z", "%ET", "%:z", "%::z", "%:::z"),
-    *("%EY", "%Ec", "%ES", "%Od", "%OY", "%Ot", "E3S", "s", "3f", "-", " ", "T", ":", ".", "x", "%n", "%%n"),
-)  # fmt: skip
-OPERATORS = (
-    "ROUTE_NAME", "PROTOCOL", "UPSTREAM_HOST", "UPSTREAM_CLUSTER", "RESPONSE_CODE_DETAILS", "RESPONSE_FLAGS", "NO_SUCH", 1,
-    *({"command": "REQ", "param": name} for name in ("x-1", "x-2", "x-9", "x-9?x-1", "a b")),
-    {"command": "REQ", "param": "x-1", "max_length": 1}, {"command": "REQ", "param": "x-1", "max_length": 0},
-    {"command": "QUERY_PARAM", "param": "q"}, {"command": "RESP", "param": "x-up"}, {"command": "ROUTE_NAME", "param": ""},
-    {"command": "METADATA", "param": "ROUTE:ns:k"}, {"command": "START_TIME", "param": "%s"}, {"command": "PATH", "max_length": 2},
-)  # fmt: skip
-"""Mostly good ones."""
-
 PIECES = (
     "a", "b", "v1", "x", "/", "/", "/", "//", ".", "..", "/.", "/..", "/../", "%2F", "%2f", "%5C", "%5c", "\\", "%2e", "%2E.",
     ";p", "..;p/", "%41", "%7e", "%20", "%zz", "%", "%00", "<", "^", "~", "[", "%c3%a9",
@@ -141,22 +127,6 @@ def spoilt_host(chance: random.Random, hosts: Sequence[str]) -> str:
     if ":" in host:
         return host
     return host + ("." if chance.random() < 0.4 else "") + chance.choice(PORTS)
-
-
-def made_time(chance: random.Random) -> str:
-    """Return a format that speaks of the time."""
-    if chance.random() < 0.2:
-        # The time at which something is written is not known; its day is, but for once a day.
-        return chance.choice(("%START_TIME%", "%START_TIME_LOCAL%", "%EMIT_TIME(%Y-%m-%d)%", "%HOSTNAME%"))
-    pieces = "".join(chance.choice(TIME_PIECES) for _ in range(chance.choice((1, 2, 4))))
-    return f"%START_TIME{chance.choice(('', '_LOCAL'))}({pieces})%"
-
-
-def made_choice(chance: random.Random) -> str:
-    """Return a format that takes the first value there is."""
-    operators = [chance.choice(OPERATORS) for _ in range(chance.choice((1, 2, 3)))]
-    length = chance.choice(("", "", ":2"))
-    return f"%COALESCE({json.dumps({'operators': operators})}){length}%"
 
 
 class Generator:
@@ -383,7 +353,9 @@ class Generator:
         if kind < 0.12:
             return {"redirect": self._redirect()}
         if kind < 0.2:
-            body = {"body": {"inline_string": "hello"}} if self._maybe(0.7) else {}
+            body: Json = {"body": {"inline_string": "hello"}} if self._maybe(0.7) else {}
+            if self._maybe(0.3):
+                body["body_format"] = body_format(self._random)
             return {"direct_response": {"status": self._pick((200, 201, 204, 302, 404, 503)), **body}}
         result: Json = {}
         if kind < 0.28:
@@ -515,7 +487,9 @@ class Generator:
         return {"append": {"record": {"key": key, "value": value}, "action": action}}
 
     def _addition(self) -> Json:
-        name = self._pick(("x-set", "x-1", "x-2", "X-New", "accept", "user-agent", "location", "content-type"))
+        name = self._pick(
+            ("x-set", "x-1", "x-2", "X-New", "accept", "user-agent", "location", "content-type", "grpc-status")
+        )
         action = self._pick(
             ("APPEND_IF_EXISTS_OR_ADD", "ADD_IF_ABSENT", "OVERWRITE_IF_EXISTS_OR_ADD", "OVERWRITE_IF_EXISTS")
         )

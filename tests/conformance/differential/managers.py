@@ -2,8 +2,8 @@
 
 import random
 
-from differential.generate import Json, made_choice, made_time
-from meshlib.substitution import check_format
+from differential.formats import body_format
+from differential.generate import Json
 
 
 def random_managers(seed: int | str, count: int) -> list[Json]:
@@ -28,7 +28,7 @@ def _manager(chance: random.Random) -> Json:
     if chance.random() < 0.6:
         rules: Json = {"mappers": [_mapper(chance) for _ in range(chance.choice((0, 1, 2)))]}
         if chance.random() < 0.5:
-            rules["body_format"] = _format(chance)
+            rules["body_format"] = body_format(chance)
         result["local_reply_config"] = rules
     return result
 
@@ -40,7 +40,7 @@ def _mapper(chance: random.Random) -> Json:
     if chance.random() < 0.5:
         result["body"] = {"inline_string": chance.choice(("", "not here", "hello"))}
     if chance.random() < 0.4:
-        result["body_format_override"] = _format(chance)
+        result["body_format_override"] = body_format(chance)
     if chance.random() < 0.4:
         name = chance.choice(("x-set", "x-new", "content-type", "location"))
         value = chance.choice(("a", "%RESPONSE_CODE%", "%RESP(:status)%", "%REQ(x-1)%", "%LOCAL_REPLY_BODY%"))
@@ -51,7 +51,7 @@ def _mapper(chance: random.Random) -> Json:
 
 def _filter(chance: random.Random, depth: int = 0) -> Json:
     kind = chance.choice(
-        ("status", "status", "flag", "header", "health", "and", "or") if depth < 2 else ("status", "flag")
+        ("status", "status", "flag", "header", "and", "or", *_OTHERS) if depth < 2 else ("status", "flag", *_OTHERS)
     )
     match kind:
         case "status":
@@ -65,48 +65,36 @@ def _filter(chance: random.Random, depth: int = 0) -> Json:
             return {"header_filter": {"header": {"name": chance.choice(("x-1", ":path", "accept")), **test}}}
         case "health":
             return {"not_health_check_filter": {}}
+        case "traceable":
+            return {"traceable_filter": {}}
+        case "duration":
+            # Nobody knows how long a request takes, but that it takes less than this.
+            op, milliseconds = chance.choice((("GE", 0), ("GE", 3_600_000), ("LE", 3_600_000), ("EQ", 3_600_000)))
+            value = {"default_value": milliseconds, "runtime_key": "nothing"}
+            return {"duration_filter": {"comparison": {"op": op, "value": value}}}
+        case "runtime":
+            share = chance.choice(({}, {"percent_sampled": {"numerator": chance.choice((0, 100))}}))
+            independent = {"use_independent_randomness": True} if chance.random() < 0.3 else {}
+            return {"runtime_filter": {"runtime_key": "nothing", **share, **independent}}
+        case "grpc":
+            names = ("OK", "UNKNOWN", "UNAVAILABLE", "UNIMPLEMENTED", "NOT_FOUND", "PERMISSION_DENIED", "INTERNAL")
+            statuses = [chance.choice(names) for _ in range(chance.randrange(3))]
+            return {"grpc_status_filter": {"statuses": statuses, **_exclude(chance)}}
+        case "metadata":
+            tests: tuple[Json, ...] = ({"string_match": {"exact": "v"}}, {"present_match": False}, {"null_match": {}})
+            matcher = {"filter": "f", "path": [{"key": "k"}], "value": chance.choice(tests)}
+            found: Json = {} if chance.random() < 0.2 else {"matcher": matcher}
+            if chance.random() < 0.6:
+                found["match_if_key_not_found"] = chance.random() < 0.5
+            return {"metadata_filter": found}
+        case "type":
+            types = [chance.choice(("NotSet", "DownstreamEnd")) for _ in range(chance.randrange(3))]
+            return {"log_type_filter": {"types": types, **_exclude(chance)}}
     return {f"{kind}_filter": {"filters": [_filter(chance, depth + 1) for _ in range(2)]}}
 
 
-TEXTS = (
-    "%LOCAL_REPLY_BODY%", "%RESPONSE_CODE%", "%RESPONSE_FLAGS%", "%RESPONSE_CODE_DETAILS%", "%REQ(x-1)%", "%REQ(x-9)%",
-    "%RESP(x-set)%", "%RESP(location)%", "%ROUTE_NAME%", "%METADATA(ROUTE:ns:k)%", "%METADATA(ROUTE:ns)%",
-    "%PATH(NQ)%", "%RESP(:status)%", "%RESP(content-type)%", "%UPSTREAM_HOST%", "%REQ(:authority):2%", "a%%b",
-)  # fmt: skip
+_OTHERS = ("health", "traceable", "duration", "runtime", "grpc", "metadata", "type")
 
 
-def _text(chance: random.Random) -> str:
-    if chance.random() < 0.8:
-        return chance.choice(TEXTS)
-    # Settings of managers are part of the bootstrap: what Envoy refuses would keep it from starting.
-    while True:
-        made = (made_time if chance.random() < 0.5 else made_choice)(chance)
-        if not check_format(made):
-            return made
-
-
-def _format(chance: random.Random) -> Json:
-    result: Json = {}
-    if chance.random() < 0.5:
-        result["text_format"] = " ".join(_text(chance) for _ in range(chance.choice((1, 1, 3))))
-    else:
-        result["json_format"] = _object(chance, 0)
-    if chance.random() < 0.4:
-        result["omit_empty_values"] = True
-    if chance.random() < 0.4:
-        result["content_type"] = "application/problem"
-    return result
-
-
-def _object(chance: random.Random, depth: int) -> Json:
-    def value() -> object:
-        kind = chance.random()
-        if depth < 2 and kind < 0.15:
-            return _object(chance, depth + 1)
-        if kind < 0.3:
-            return [chance.choice((*TEXTS, None, True, 1, 2.5)) for _ in range(chance.randrange(3))]
-        if kind < 0.4:
-            return chance.choice((None, False, -1, 0.5, 1e20, "", 'q"\\u00e9'))
-        return "".join(_text(chance) for _ in range(chance.choice((1, 1, 2))))
-
-    return {chance.choice("abcdefg") + str(number): value() for number in range(chance.randrange(4))}
+def _exclude(chance: random.Random) -> Json:
+    return {"exclude": True} if chance.random() < 0.4 else {}

@@ -9,17 +9,20 @@ from meshlib.model.local_reply import (
     AnyOf,
     BodyFormat,
     Comparison,
+    GrpcStatusIs,
     HasFlag,
     JsonObject,
     ReplyMapper,
     ReplyRules,
     ReplyTest,
     RequestHas,
+    Sampled,
     StatusIs,
+    TookMs,
 )
-from meshlib.model.matcher import HeaderMatcher, PathKind, PathMatcher
+from meshlib.model.matcher import Fraction, HeaderMatcher, PathKind, PathMatcher
 from meshlib.model.outcome import LocalReply
-from meshlib.model.request import Headers, RequestHead
+from meshlib.model.request import Headers, Moment, RequestHead
 from meshlib.model.route import DirectResponse, Route, RouteMatcher
 from meshlib.routing.format import Facts, Scene
 from meshlib.routing.local_reply import ReplyRewriter
@@ -54,10 +57,53 @@ def rewritten(
         (AllOf((HasFlag(), StatusIs(Comparison.EQ, 500))), False),
         (AnyOf((HasFlag(), StatusIs(Comparison.EQ, 500))), True),
         (AllOf(), True),
+        (AnyOf(()), False),
+        (Sampled(Fraction(100)), True),
+        (Sampled(Fraction(0)), False),
+        (GrpcStatusIs(frozenset({14})), True),
+        (GrpcStatusIs(frozenset({14}), is_excluded=True), False),
+        (GrpcStatusIs(frozenset({2})), False),
+        (TookMs(Comparison.GE, 0), False),  # nobody knows when it began
     ],
 )
 def test_the_tests_of_mappers(test: ReplyTest, holds: bool) -> None:
     assert rewritten(ReplyMapper(test, status=418))[0] == (418 if holds else 503)
+
+
+@pytest.mark.parametrize(
+    ("status", "expected"), [("14", True), ("0", False), ("99", False), ("x", False), ("²", False)]
+)
+def test_a_grpc_status_of_its_own_comes_before_what_http_says(status: str, expected: bool) -> None:
+    mapper = ReplyMapper(GrpcStatusIs(frozenset({14})), status=418)
+    assert (418 if expected else 503) == rewritten(mapper, headers=(("grpc-status", status),))[0]
+
+
+@pytest.mark.parametrize(
+    ("test", "expected"),
+    [
+        (TookMs(Comparison.GE, 250), True),
+        (TookMs(Comparison.GE, 251), False),
+        (TookMs(Comparison.EQ, 250), True),
+        (Sampled(Fraction(8)), True),
+        (Sampled(Fraction(7)), False),
+        (Sampled(Fraction(8), is_independent=True), False),  # the next number is 8
+        (Sampled(Fraction(9), is_independent=True), True),
+    ],
+)
+def test_tests_that_look_at_the_moment(test: ReplyTest, expected: bool) -> None:
+    numbers = iter((107, 108))
+
+    class Numbers(FixedRng):
+        def getrandbits(self, k: int, /) -> int:
+            return next(numbers)
+
+    moment = Moment("vm", 100.0, Numbers(0.0))
+    moment.goes_on(100.2509)
+    facts = Facts()
+    rewriter = ReplyRewriter(ReplyRules((ReplyMapper(test, status=418),)), facts)
+    assert facts.needs_moment
+    head = HEAD.but(moment=moment)
+    assert (418 if expected else 503) == rewriter.rewrite(503, Headers(), b"", head, ABOUT).status
 
 
 def test_the_first_mapper_that_fits_counts() -> None:

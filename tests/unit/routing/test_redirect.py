@@ -1,5 +1,6 @@
 import pytest
 
+from meshlib.model.local_reply import BodyFormat
 from meshlib.model.matcher import PathKind, PathMatcher
 from meshlib.model.outcome import LocalReply
 from meshlib.model.request import Headers, RequestHead
@@ -84,6 +85,20 @@ def test_created_and_redirections_have_a_location(status: int) -> None:
 def test_status_204_has_no_body() -> None:
     answer = compile_direct_response(DirectResponse(204, b"hello"), mutator())
     assert answer(request()) == LocalReply(204, "", "direct_response", b"", (("content-type", "text/plain"),))
+
+
+def test_the_body_of_a_direct_response_can_be_made() -> None:
+    form = BodyFormat("<%LOCAL_REPLY_BODY%> %REQ(x-9)% %RESPONSE_CODE% %PATH%")
+    change = HeaderAdd("content-type", "a/b", AppendAction.OVERWRITE_IF_EXISTS_OR_ADD)
+    answer = compile_direct_response(DirectResponse(200, b"hi", form), mutator(change))
+    # There is nothing of an answer yet while its body is made.
+    expected = LocalReply(200, "", "direct_response", b"<hi> - 0 /old/a?q=1", (("content-type", "a/b"),))
+    assert answer(request()) == expected
+    # A content type that is asked for comes after all mutations, as in Envoy.
+    answer = compile_direct_response(DirectResponse(200, b"", form, "text/html"), mutator(change))
+    assert answer(request()).headers == (("content-type", "text/html"),)
+    empty = compile_direct_response(DirectResponse(200, b"x", BodyFormat("")), mutator(change))
+    assert empty(request()) == LocalReply(200, "", "direct_response")
 
 
 def test_head_gets_the_length_instead_of_the_body() -> None:

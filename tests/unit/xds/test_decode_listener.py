@@ -2,6 +2,7 @@ import pytest
 
 from meshlib.model.authorization import Rbac, RbacAction
 from meshlib.model.listener import ClientListener, EscapedSlashes, HeadRules, ServerListener
+from meshlib.model.local_reply import AllOf, AnyOf, Comparison, GrpcStatusIs, Sampled, TookMs
 from meshlib.model.matcher import Fraction
 from meshlib.model.route import FaultAbort, FaultPolicy, RouteConfiguration
 
@@ -44,6 +45,42 @@ def test_inline_routes_are_validated_as_part_of_the_listener(decode_client):
     assert paths_of(decoded) == [f"{MANAGER}.route_config.virtual_hosts[0].domains"]
 
 
+METADATA = {"matcher": {"filter": "f", "path": [{"key": "k"}], "value": {"present_match": True}}}
+
+
+@pytest.mark.parametrize(
+    ("condition", "expected"),
+    [
+        (
+            {"duration_filter": {"comparison": {"op": "GE", "value": {"default_value": 5, "runtime_key": "k"}}}},
+            TookMs(Comparison.GE, 5, (("value", "k"),)),
+        ),
+        (
+            {"runtime_filter": {"runtime_key": "k", "percent_sampled": {"numerator": 3}}},
+            Sampled(Fraction(3, 100, "k")),
+        ),
+        (
+            {"runtime_filter": {"runtime_key": "k", "use_independent_randomness": True}},
+            Sampled(Fraction(0, 100, "k"), True),
+        ),
+        ({"grpc_status_filter": {"statuses": ["UNAVAILABLE"], "exclude": True}}, GrpcStatusIs(frozenset({14}), True)),
+        # Nothing sets dynamic metadata here, nothing is logged while an answer is made, and nothing traces.
+        ({"metadata_filter": METADATA}, AllOf()),
+        ({"metadata_filter": {**METADATA, "match_if_key_not_found": True}}, AllOf()),
+        ({"metadata_filter": {**METADATA, "match_if_key_not_found": False}}, AnyOf(())),
+        ({"log_type_filter": {"types": ["NotSet"]}}, AllOf()),
+        ({"log_type_filter": {"types": ["NotSet"], "exclude": True}}, AnyOf(())),
+        ({"log_type_filter": {"types": ["DownstreamEnd"]}}, AnyOf(())),
+        ({"log_type_filter": {"types": ["DownstreamEnd"], "exclude": True}}, AllOf()),
+        ({"traceable_filter": {}}, AnyOf(())),
+    ],
+)
+def test_conditions_of_mappers(decode_client, condition, expected):
+    found = value_of(decode_client(local_reply_config={"mappers": [{"filter": condition}]}))
+    test = found.reply_rules.mappers[0].test
+    assert (expected, getattr(expected, "runtime_keys", ())) == (test, getattr(test, "runtime_keys", ()))
+
+
 def test_with_an_address_too_it_is_an_api_listener(decode, decode_client, packed):
     manager = packed(
         "envoy.extensions.filters.network.http_connection_manager.v3.HttpConnectionManager",
@@ -67,8 +104,12 @@ def test_with_an_address_too_it_is_an_api_listener(decode, decode_client, packed
         ({"path_with_escaped_slashes_action": 9}, "path_with_escaped_slashes_action"),
         ({"path_normalization_options": {}}, "path_normalization_options"),
         (
-            {"local_reply_config": {"mappers": [{"filter": {"traceable_filter": {}}}]}},
+            {"local_reply_config": {"mappers": [{"filter": {"traceable_filter": {}}}]}, "tracing": {}},
             "local_reply_config.mappers[0].filter.traceable_filter",
+        ),
+        (
+            {"local_reply_config": {"mappers": [{"filter": {"extension_filter": {"name": "x"}}}]}},
+            "local_reply_config.mappers[0].filter.extension_filter",
         ),
         ({"local_reply_config": {"mappers": [{}]}}, "local_reply_config.mappers[0].filter"),
         (

@@ -1,5 +1,6 @@
 import pytest
 
+from meshlib.model.local_reply import BodyFormat, JsonObject
 from meshlib.model.match_tree import Field, MatchList, Single, ToRoutes
 from meshlib.model.matcher import (
     Fraction,
@@ -208,6 +209,26 @@ def test_direct_responses(decode_route):
     assert route_of(decode_route(direct_response={"status": 404})).action == DirectResponse(404)
 
 
+@pytest.mark.parametrize(
+    ("form", "expected"),
+    [
+        ({"text_format": "%PATH%"}, DirectResponse(200, b"", BodyFormat("%PATH%"))),
+        (
+            {"text_format_source": {"inline_string": "x"}, "content_type": "text/plain"},
+            DirectResponse(200, b"", BodyFormat("x"), "text/plain"),
+        ),
+        (
+            {"json_format": {"a": "%PATH%"}},
+            DirectResponse(
+                200, b"", BodyFormat(None, JsonObject((("a", "%PATH%"),)), "application/json"), "application/json"
+            ),
+        ),
+    ],
+)
+def test_bodies_of_direct_responses_that_are_made(decode_route, form, expected):
+    assert route_of(decode_route(direct_response={"status": 200, "body_format": form})).action == expected
+
+
 def test_the_body_of_a_direct_response_is_limited(decode_host):
     route = {"match": {"prefix": "/"}, "direct_response": {"status": 200, "body": {"inline_string": "x" * 4097}}}
     assert errors_of(decode_host(routes=[route])) == (
@@ -227,9 +248,10 @@ def test_the_body_of_a_direct_response_is_limited(decode_host):
         ({"direct_response": {"status": 600}}, "direct_response.status"),
         ({"direct_response": {"status": 200, "body": {"filename": "/etc/passwd"}}}, "direct_response.body.filename"),
         (
-            {"direct_response": {"status": 200, "body_format": {"text_format_source": {"inline_string": "x"}}}},
-            "direct_response.body_format",
+            {"direct_response": {"status": 200, "body_format": {"text_format": "%NOPE%"}}},
+            "direct_response.body_format.text_format",
         ),
+        ({"direct_response": {"status": 200, "body_format": {}}}, "direct_response.body_format.format"),
         (
             {"request_headers_to_add": [{"header": {"key": ":path", "value": "x"}}]},
             "request_headers_to_add[0].header.key",

@@ -16,6 +16,7 @@ from meshlib.model.cluster import (
 )
 from meshlib.model.discovery import FilterConfig, RuntimeLayer, RuntimeValue
 from meshlib.model.filters import AdaptiveConcurrency, AdmissionControl, ListedLimit, LocalRateLimit
+from meshlib.model.local_reply import AllOf, Comparison, ReplyMapper, ReplyRules, Sampled, StatusIs, TookMs
 from meshlib.model.matcher import Fraction, PathKind, PathMatcher
 from meshlib.model.retry import RetryPolicy
 from meshlib.model.route import (
@@ -197,6 +198,23 @@ def test_a_wait_before_retries_that_the_resource_does_not_say_is_a_runtime_value
     assert with_runtime(RetryPolicy(frozenset({"5xx"})), {key: 100.0}).base_interval_s == 0.1
     own = RetryPolicy(frozenset({"5xx"}), has_own_base=True)
     assert with_runtime(own, {key: 100.0}) is own
+
+
+def test_conditions_on_answers_have_keys() -> None:
+    keys = (("value", "k"),)
+    rules = ReplyRules(
+        (
+            ReplyMapper(AllOf((StatusIs(Comparison.GE, 500, keys), TookMs(Comparison.GE, 10, keys)))),
+            ReplyMapper(Sampled(Fraction(0, 100, "share"))),
+        )
+    )
+    expected = ReplyRules(
+        (
+            ReplyMapper(AllOf((StatusIs(Comparison.GE, 404, keys), TookMs(Comparison.GE, 404, keys)))),
+            ReplyMapper(Sampled(Fraction(7, 100, "share"))),
+        )
+    )
+    assert expected == with_runtime(rules, {"k": 404.0, "share": 7.0})
 
 
 def test_filters_that_limit_have_keys() -> None:
