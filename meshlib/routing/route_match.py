@@ -121,7 +121,7 @@ class RouteMatch:
             about: What else values may speak of; None: what the reply says.
             has_cluster: The route's cluster exists; else it has no name in `%UPSTREAM_CLUSTER%` either.
         """
-        responder = self._response if has_cluster else self._unnamed or self._response
+        responder = self._response if has_cluster or self._unnamed is None else self._unnamed
         return reply if responder is None else responder.local(reply, head, about)
 
     def cluster_not_found(self, head: RequestHead) -> LocalReply:

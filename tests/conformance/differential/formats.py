@@ -13,7 +13,7 @@ Json = dict[str, Any]
 TIME_PIECES = (
     *(f"%{letter}" for letter in "aAbBcCdDeFgGhHIjklmMprRsSTtuUVwWxXyYzZPQ+"), "%f", *(f"%{digits}f" for digits in "12369"),
     *("%%", "%", "%E3S", "%E*S", "%E*f", "%E6f", "%E0S", "%E4Y", "%Ez", "%E*z", "%ET", "%:z", "%::z", "%:::z"),
-    *("%EY", "%Ec", "%ES", "%Od", "%OY", "%Ot", "E3S", "s", "3f", "-", " ", "T", ":", ".", "x", "%n", "%%n"),
+    *("%EY", "%Ec", "%ES", "%Od", "%OY", "%Ot", "E3S", "s", "3f", "/", " ", "T", ":", ".", "x", "%n", "%%n"),
 )  # fmt: skip
 OPERATORS = (
     "ROUTE_NAME", "UPSTREAM_HOST", "UPSTREAM_CLUSTER", "RESPONSE_CODE_DETAILS", "RESPONSE_FLAGS", "NO_SUCH", 1,
@@ -27,7 +27,7 @@ OPERATORS = (
 TEXTS = (
     "%LOCAL_REPLY_BODY%", "%RESPONSE_CODE%", "%RESPONSE_FLAGS%", "%RESPONSE_CODE_DETAILS%", "%REQ(x-1)%", "%REQ(x-9)%",
     "%RESP(x-set)%", "%RESP(location)%", "%ROUTE_NAME%", "%METADATA(ROUTE:ns:k)%", "%METADATA(ROUTE:ns)%",
-    "%PATH(NQ)%", "%RESP(:status)%", "%RESP(content-type)%", "%UPSTREAM_HOST%", "%REQ(:authority):2%", "a%%b",
+    "%PATH(NQ)%", "%UPSTREAM_CLUSTER%", "%RESP(:status)%", "%RESP(content-type)%", "%UPSTREAM_HOST%", "%REQ(:authority):2%", "a%%b",
 )  # fmt: skip
 
 

@@ -23,7 +23,7 @@ from meshlib.model.local_reply import (
 from meshlib.model.matcher import Fraction, HeaderMatcher, PathKind, PathMatcher
 from meshlib.model.outcome import LocalReply
 from meshlib.model.request import Headers, Moment, RequestHead
-from meshlib.model.route import DirectResponse, Route, RouteMatcher
+from meshlib.model.route import DirectResponse, Route, RouteAction, RouteMatcher, SingleCluster
 from meshlib.routing.format import Facts, Scene
 from meshlib.routing.local_reply import ReplyRewriter
 from meshlib.routing.table import RouteTable
@@ -161,3 +161,11 @@ def test_answers_of_routes_and_of_no_route() -> None:
     grpc = routes.match(RequestHead("POST", "svc", "/b", Headers(), is_grpc=True), FixedRng(0.0))
     assert isinstance(grpc, LocalReply)
     assert (grpc.status, grpc.grpc_status) == (404, 14)
+
+
+def test_a_cluster_that_does_not_exist_has_no_name() -> None:
+    rules = ReplyRules((), BodyFormat("[%UPSTREAM_CLUSTER%] %RESPONSE_FLAGS%"))
+    routes = builders.target("svc", builders.any_path(RouteAction(SingleCluster("gone")))).routes
+    match = RouteTable(ClientListener("svc", routes, reply_rules=rules), routes).match(HEAD, FixedRng(0.0))
+    assert not isinstance(match, LocalReply)
+    assert b"[-] NC" == match.cluster_not_found(HEAD).body
