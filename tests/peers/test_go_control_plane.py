@@ -4,75 +4,15 @@ from collections.abc import Callable
 from contextlib import ExitStack
 from pathlib import Path
 
-import httpx
 import pytest
 from foreign import control_plane as xds
 from foreign.control_plane import ControlPlane
+from foreign.mesh import FORMS, Client
 from peers.processes import poll
-from peers.upstreams import GrpcUpstream, HttpUpstream
 
-from meshlib import Mesh
 from meshlib.errors import MeshError
 
-FORMS = {
-    "sotw": (),
-    "delta": ("meshlib.delta",),
-    "sotw separate": ("meshlib.separate_streams",),
-    "delta separate": ("meshlib.delta", "meshlib.separate_streams"),
-}
-Connect = Callable[..., "Client"]
-NODE = {"id": "meshlib-1", "cluster": "peers", "locality": {"region": "here"}}
-
-
-class Client:
-    """A mesh and what tests ask with it."""
-
-    def __init__(self, stack: ExitStack, server: ControlPlane, *features: str) -> None:
-        bootstrap = xds.bootstrap(server.listen, NODE, *features)
-        self.mesh = stack.enter_context(Mesh(bootstrap, state_dir="", first_use_timeout_s=10))
-        self.http = stack.enter_context(
-            httpx.Client(transport=self.mesh.httpx_transport(), trust_env=False, timeout=20)
-        )
-
-    def get(self, url: str) -> str:
-        """Return the version that answered a request."""
-        answer = self.http.get(url)
-        answer.raise_for_status()
-        return str(answer.json()["version"])
-
-    def call(self, service: str) -> str:
-        """Return the version that answered a gRPC call."""
-        channel = self.mesh.channel(f"xds:///{service}")
-        function = channel.unary_unary("/peers.Echo/Call")
-        return str(httpx.Response(200, content=function(b"", timeout=20)).json()["version"])
-
-    def refusal(self, url: str) -> str:
-        """Return why a request can't be sent; empty: it can."""
-        try:
-            self.get(url)
-        except httpx.TransportError as error:
-            return str(error)
-        return ""
-
-    def answers(self, url: str, count: int = 6) -> set[str]:
-        return {self.get(url) for _ in range(count)}
-
-
-@pytest.fixture(params=["snapshot", "linear"])
-def server(request: pytest.FixtureRequest, tmp_path: Path, stack: ExitStack) -> ControlPlane:
-    return stack.enter_context(ControlPlane(tmp_path, "-cache", request.param))
-
-
-@pytest.fixture(params=FORMS)
-def connect(request: pytest.FixtureRequest, stack: ExitStack) -> Connect:
-    return lambda server, *features: Client(stack, server, *FORMS[request.param], *features)
-
-
-@pytest.fixture
-def upstreams(stack: ExitStack) -> dict[str, int]:
-    """Ports of two HTTP servers and a gRPC server, by the version that they answer with."""
-    http = {version: stack.enter_context(HttpUpstream(version)).port for version in ("v1", "v2")}
-    return {**http, "grpc": stack.enter_context(GrpcUpstream("grpc")).port}
+Connect = Callable[..., Client]
 
 
 def test_services_are_found_and_called(server: ControlPlane, connect: Connect, upstreams: dict[str, int]) -> None:

@@ -2,6 +2,7 @@
 
 import json
 import subprocess
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -78,14 +79,15 @@ class ControlPlane(Child):
         self.stop()
         self._start()
 
-    def put(self, *resources: dict[str, Any], version: str = "") -> None:
+    def put(self, *resources: dict[str, Any], version: str = "", ttl_s: Mapping[str, float] | None = None) -> None:
         """Serve exactly these resources.
 
         Args:
             version: Of all of them; empty: the next number.
+            ttl_s: Times to live, by type URL; a snapshot cache knows them.
         """
         self._count += 1
-        body = {"version": version or str(self._count), "resources": resources}
+        body = {"version": version or str(self._count), "resources": resources, "ttl_s": ttl_s or {}}
         answer = self._http.put("/resources", json=body)
         assert 200 == answer.status_code, answer.text
 
@@ -112,13 +114,11 @@ class ControlPlane(Child):
         poll(lambda: not open_responses(), "every response to be answered", every_s=0.1)
 
 
-def listener(name: str, routes: str) -> dict[str, Any]:
-    manager = {
-        "@type": HCM,
-        "stat_prefix": name,
-        "rds": {"route_config_name": routes, "config_source": ADS},
-        "http_filters": [{"name": "router", "typed_config": {"@type": ROUTER}}],
-    }
+def listener(name: str, routes: str = "", *filters: dict[str, Any], **fields: Any) -> dict[str, Any]:
+    """Return a listener; without the name of routes, `fields` say where they are."""
+    rds = {"rds": {"route_config_name": routes, "config_source": ADS}} if routes else {}
+    router = {"name": "router", "typed_config": {"@type": ROUTER}}
+    manager = {"@type": HCM, "stat_prefix": name, "http_filters": [*filters, router], **rds, **fields}
     return {"@type": LDS, "name": name, "api_listener": {"api_listener": manager}}
 
 

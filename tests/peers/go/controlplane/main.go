@@ -3,7 +3,8 @@
 // Nothing of the protocol is decided here: requests are answered by the library's own caches and stream handlers. On
 // stdout one line of JSON has the addresses; the program ends when its stdin does.
 //
-//	PUT /resources  {"version": "1", "resources": [google.protobuf.Any in JSON, ...]}: the whole of what there is
+//	PUT /resources  {"version": "1", "resources": [google.protobuf.Any in JSON, ...], "ttl_s": {type URL: seconds}}: the
+//	                whole of what there is
 //	GET /log        what clients have said and were told, in order
 package main
 
@@ -17,6 +18,7 @@ import (
 	"net"
 	"net/http"
 	"os"
+	"time"
 
 	cluster "github.com/envoyproxy/go-control-plane/envoy/service/cluster/v3"
 	discovery "github.com/envoyproxy/go-control-plane/envoy/service/discovery/v3"
@@ -45,16 +47,17 @@ import (
 
 // told is the body of PUT /resources.
 type told struct {
-	Version   string            `json:"version"`
-	Resources []json.RawMessage `json:"resources"`
+	Version   string             `json:"version"`
+	Resources []json.RawMessage  `json:"resources"`
+	TTLS      map[string]float64 `json:"ttl_s"`
 }
 
-func read(body io.Reader) (string, map[string][]types.Resource, error) {
+func read(body io.Reader) (string, map[string][]types.ResourceWithTTL, error) {
 	var want told
 	if err := json.NewDecoder(body).Decode(&want); err != nil {
 		return "", nil, err
 	}
-	byType := map[string][]types.Resource{}
+	byType := map[string][]types.ResourceWithTTL{}
 	for _, raw := range want.Resources {
 		wrapped := &anypb.Any{}
 		if err := protojson.Unmarshal(raw, wrapped); err != nil {
@@ -64,7 +67,12 @@ func read(body io.Reader) (string, map[string][]types.Resource, error) {
 		if err != nil {
 			return "", nil, err
 		}
-		byType[wrapped.TypeUrl] = append(byType[wrapped.TypeUrl], message)
+		found := types.ResourceWithTTL{Resource: message}
+		if seconds, ok := want.TTLS[wrapped.TypeUrl]; ok {
+			ttl := time.Duration(seconds * float64(time.Second))
+			found.TTL = &ttl
+		}
+		byType[wrapped.TypeUrl] = append(byType[wrapped.TypeUrl], found)
 	}
 	return want.Version, byType, nil
 }
@@ -99,10 +107,11 @@ func listen(address string) net.Listener {
 func main() {
 	kind := flag.String("cache", "ads", "ads: a snapshot cache that keeps types consistent; snapshot: one that does not; linear: a cache for each type")
 	address := flag.String("listen", "127.0.0.1:0", "address of xDS")
+	heartbeat := flag.Duration("heartbeat", 0, "of resources with a time to live, in a snapshot cache; 0: none")
 	isOrdered := flag.Bool("ordered", false, "answers of an aggregated stream in the order of types")
 	flag.Parse()
 
-	world, err := newWorld(*kind)
+	world, err := newWorld(*kind, *heartbeat)
 	if err != nil {
 		log.Fatal(err)
 	}

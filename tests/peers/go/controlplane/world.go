@@ -4,6 +4,7 @@ import (
 	"context"
 	"fmt"
 	"log"
+	"time"
 
 	core "github.com/envoyproxy/go-control-plane/envoy/config/core/v3"
 	"github.com/envoyproxy/go-control-plane/pkg/cache/types"
@@ -15,12 +16,16 @@ import (
 // world is what there is to serve, in one of the library's caches.
 type world interface {
 	cache() cache.Cache
-	put(ctx context.Context, version string, byType map[string][]types.Resource) error
+	put(ctx context.Context, version string, byType map[string][]types.ResourceWithTTL) error
 }
 
-func newWorld(kind string) (world, error) {
+func newWorld(kind string, heartbeat time.Duration) (world, error) {
 	switch kind {
 	case "ads", "snapshot":
+		if heartbeat > 0 {
+			beating := cache.NewSnapshotCacheWithHeartbeating(context.Background(), kind == "ads", everybody{}, logger(), heartbeat)
+			return &snapshots{beating}, nil
+		}
 		return &snapshots{cache.NewSnapshotCache(kind == "ads", everybody{}, logger())}, nil
 	case "linear":
 		return newLinear(), nil
@@ -39,8 +44,8 @@ type snapshots struct{ found cache.SnapshotCache }
 
 func (s *snapshots) cache() cache.Cache { return s.found }
 
-func (s *snapshots) put(ctx context.Context, version string, byType map[string][]types.Resource) error {
-	snapshot, err := cache.NewSnapshot(version, byType)
+func (s *snapshots) put(ctx context.Context, version string, byType map[string][]types.ResourceWithTTL) error {
+	snapshot, err := cache.NewSnapshotWithTTLs(version, byType)
 	if err != nil {
 		return err
 	}
@@ -74,7 +79,7 @@ func newLinear() *linear {
 
 func (l *linear) cache() cache.Cache { return l.mux }
 
-func (l *linear) put(_ context.Context, _ string, byType map[string][]types.Resource) error {
+func (l *linear) put(_ context.Context, _ string, byType map[string][]types.ResourceWithTTL) error {
 	for kind := range byType {
 		if l.byType[kind] == nil {
 			return fmt.Errorf("no cache for %s", kind)
@@ -83,7 +88,7 @@ func (l *linear) put(_ context.Context, _ string, byType map[string][]types.Reso
 	for kind, found := range l.byType {
 		resources := map[string]types.Resource{}
 		for _, one := range byType[kind] {
-			resources[cache.GetResourceName(one)] = one
+			resources[cache.GetResourceName(one.Resource)] = one.Resource
 		}
 		found.SetResources(resources)
 	}
