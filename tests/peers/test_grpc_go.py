@@ -2,6 +2,8 @@
 
 import json
 import socket
+import subprocess
+import sys
 from contextlib import ExitStack
 from pathlib import Path
 
@@ -17,6 +19,7 @@ from meshlib import Mesh
 from xds_server.bootstrap import Bootstrap
 
 EXAMPLE = Path(__file__).resolve().parents[2] / "examples" / "canary"
+EVERY_FIELD = EXAMPLE.parents[1] / "tests" / "data" / "every-field.yaml"
 ROUTES = """\
 apiVersion: networking.istio.io/v1
 kind: DestinationRule
@@ -207,3 +210,40 @@ def test_mutual_tls_between_grpc_go_and_itself_as_xds_server_has_it(world: World
     poll(lambda: orders.call("echo")[0] == "Unavailable", "the server's own name to count")
     world.server.wait_settled("go-server-1", "go-orders", "go-stranger")
     assert 0 == world.server.rejection_count()
+
+
+def test_every_field_that_is_translated_is_accepted(tmp_path: Path, stack: ExitStack) -> None:
+    """Listeners, routes, clusters and endpoints of a file with every field of Istio's documents that xds-server knows."""
+    world = World(tmp_path, stack)
+    text = EVERY_FIELD.read_text()
+    world.server.write("every-field.yaml", text)
+    for index, (service, version) in enumerate([("rich", "v1"), ("rich", "v2"), ("hashed", "v1")]):
+        world.server.register(
+            f"{service}-{version}",
+            service=service,
+            namespace="shop",
+            port=9000 + index,
+            protocol="grpc",
+            labels={"version": version},
+        )
+    command = [sys.executable, "-m", "xds_server", "render", "--profile", "grpc", str(EVERY_FIELD)]
+    rendered = json.loads(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
+    names = sorted(rendered["type.googleapis.com/envoy.config.listener.v3.Listener"])
+    clusters = rendered["type.googleapis.com/envoy.config.cluster.v3.Cluster"]
+    assert {"rich.example.com", "api.example.net"} <= set(names)
+    authority = Authority()
+    (tmp_path / "root.pem").write_bytes(authority.pem)
+    client = world.client("go-1", authority.issue("spiffe://cluster.local/ns/shop/sa/orders"))
+    client.open([f"xds:///{name}" for name in names])
+    wanted = {"Listener", "RouteConfiguration", "Cluster"}
+
+    def all_accepted() -> bool:
+        """grpc-go has a stream for each target."""
+        streams = [one["types"] for one in world.server.status()["clients"]]
+        assert {} == world.server.rejections()
+        synced = [{kind for kind, state in types.items() if state["state"] == "SYNCED"} for types in streams]
+        return len(streams) == len(names) and all(wanted <= kinds for kinds in synced)
+
+    poll(all_accepted, "every stream to have accepted what it was sent")
+    assert 0 == world.server.rejection_count()
+    assert len(clusters) > 5

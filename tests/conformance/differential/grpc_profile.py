@@ -21,7 +21,7 @@ from meshlib import Mesh
 from meshlib.protos import message_class
 from meshlib.xds.bootstrap import GRPC_RULES_FEATURE
 
-__all__ = ["Disagreement", "compare"]
+__all__ = ["Disagreement", "Judge", "ask_mesh", "bootstrap_for", "compare", "verdicts_of"]
 
 SERVICE = "envoy.service.discovery.v3.AggregatedDiscoveryService"
 ANSWER_S = 30.0
@@ -100,7 +100,7 @@ class Judge:
                 yield response.SerializeToString()
 
 
-def _bootstrap(address: str, node_id: str, *features: str, folder: Path) -> dict[str, Any]:
+def bootstrap_for(address: str, node_id: str, *features: str, folder: Path) -> dict[str, Any]:
     """Return a bootstrap in gRPC's format, with a certificate provider whose files do not matter."""
     provider = {
         "plugin_name": "file_watcher",
@@ -126,29 +126,33 @@ def compare(cases: Sequence[Case], folder: Path) -> list[Disagreement]:
     """
     with Judge(cases) as judge:
         peer = _ask_grpc(judge, cases, folder)
-        ours = _ask_mesh(judge, cases, folder)
+        ours = ask_mesh(judge, cases, folder)
     pairs = ((case, peer[case.name], ours[case.name]) for case in cases)
     return [Disagreement(case.name, theirs, own) for case, theirs, own in pairs if bool(theirs) != bool(own)]
 
 
 def _ask_grpc(judge: Judge, cases: Sequence[Case], folder: Path) -> Mapping[str, str]:
     node = "grpcio"
-    with GrpcioClient(node, judge.address, folder, bootstrap=_bootstrap(judge.address, node, folder=folder)) as client:
+    with GrpcioClient(
+        node, judge.address, folder, bootstrap=bootstrap_for(judge.address, node, folder=folder)
+    ) as client:
         client.open([f"xds:///{case.name}" for case in cases])
-        return _verdicts(judge, node, cases)
+        return verdicts_of(judge, node, cases)
 
 
-def _ask_mesh(judge: Judge, cases: Sequence[Case], folder: Path) -> Mapping[str, str]:
+def ask_mesh(judge: Judge, cases: Sequence[Case], folder: Path) -> Mapping[str, str]:
+    """Return why meshlib refuses each case with gRPC's rules; empty: it is taken."""
     node = "meshlib"
     path = folder / "meshlib.json"
-    path.write_text(json.dumps(_bootstrap(judge.address, node, GRPC_RULES_FEATURE, folder=folder)))
+    path.write_text(json.dumps(bootstrap_for(judge.address, node, GRPC_RULES_FEATURE, folder=folder)))
     with Mesh(path, state_dir="") as mesh:
         # What `wait_ready` begins with, for all of them at once.
         mesh._running().watch(targets=frozenset(case.name for case in cases))
-        return _verdicts(judge, node, cases)
+        return verdicts_of(judge, node, cases)
 
 
-def _verdicts(judge: Judge, node: str, cases: Sequence[Case]) -> Mapping[str, str]:
+def verdicts_of(judge: Judge, node: str, cases: Sequence[Case]) -> Mapping[str, str]:
+    """Wait for a client's answers to all cases; each is the reason of a refusal, or empty."""
     keys = {case.name: (node, case.type_url, case.name) for case in cases}
     missing: list[str] = []
 

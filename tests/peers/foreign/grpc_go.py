@@ -42,6 +42,10 @@ class GoClient(Child):
         code, text = answer["code"], answer["text"]
         return code, json.loads(text)["version"] if code == "OK" else text
 
+    def open(self, targets: Sequence[str]) -> None:
+        """Begin to resolve targets and to connect, without waiting for any."""
+        assert "OK" == self._ask("open", targets=list(targets))["code"]
+
     def many(self, count: int, service: str, metadata: Sequence[tuple[str, str]] = ()) -> Mapping[str, int]:
         """Make calls in a row and return how many each version answered; none may fail."""
         tally = self._ask("many", count=count, target=f"xds:///{service}", method=ECHO, metadata=list(metadata))

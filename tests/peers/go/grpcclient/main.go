@@ -24,12 +24,13 @@ import (
 )
 
 type command struct {
-	Op       string      `json:"op"` // call, many
+	Op       string      `json:"op"` // call, many, open
 	Target   string      `json:"target"`
 	Method   string      `json:"method"`
 	Metadata [][2]string `json:"metadata"`
 	TimeoutS float64     `json:"timeout_s"`
 	Count    int         `json:"count"`
+	Targets  []string    `json:"targets"`
 }
 
 type answer struct {
@@ -97,6 +98,18 @@ func (p *program) many(want command) tally {
 	return found
 }
 
+// open begins to connect to targets, without waiting for any.
+func (p *program) open(want command) answer {
+	for _, target := range want.Targets {
+		channel, err := p.channel(target)
+		if err != nil {
+			return answer{"UNKNOWN", err.Error()}
+		}
+		channel.Connect()
+	}
+	return answer{Code: "OK"}
+}
+
 func main() {
 	found := &program{map[string]*grpc.ClientConn{}}
 	lines := bufio.NewScanner(os.Stdin)
@@ -111,6 +124,8 @@ func main() {
 			got = found.call(want)
 		case "many":
 			got = found.many(want)
+		case "open":
+			got = found.open(want)
 		default:
 			log.Fatalf("no command %q", want.Op)
 		}
