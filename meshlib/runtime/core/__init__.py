@@ -17,7 +17,8 @@ What could go wrong, and what is done about each:
 5. Core's default limit of 1,024 requests a cluster is lifted; the mesh's own breakers count.
 6. The reason of a refusal is lost: an attempt that core did not send goes over the relay, which knows the reason.
 7. Core knows no transport socket matches: each combination of TLS settings is a cluster of its own here.
-8. The channel argument with the bootstrap promises nothing: a self-test with a right and a wrong peer decides.
+8. The channel argument with the bootstrap promises nothing: a self-test with a right and a wrong peer decides,
+   in versions whose core survives it.
 9. A wrong peer with a chain of the right CA gets to see our certificate, as after any TLS 1.3 handshake.
 10. The environment's HTTP proxy is not for these channels.
 """
@@ -25,7 +26,7 @@ What could go wrong, and what is done about each:
 from meshlib.runtime.core.ads import LocalAds
 from meshlib.runtime.core.channel import is_unsent, new_node_id, open_aio, open_sync
 from meshlib.runtime.core.resources import CoreCluster, cookie, is_plain_trust, san_patterns
-from meshlib.runtime.core.selftest import STOPPED, self_test
+from meshlib.runtime.core.selftest import STOPPED, is_too_old, self_test
 from meshlib.runtime.core.slots import Slots
 
 __all__ = [
@@ -35,6 +36,7 @@ __all__ = [
     "Slots",
     "cookie",
     "is_plain_trust",
+    "is_too_old",
     "is_unsent",
     "new_node_id",
     "open_aio",

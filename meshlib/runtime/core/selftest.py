@@ -5,6 +5,7 @@ without the server seeing a call: an identity where the other is expected, and a
 whole takes about 0.1 s of CPU, once in a process.
 """
 
+import re
 from collections.abc import Callable
 from concurrent import futures
 from typing import Any, Final
@@ -18,12 +19,23 @@ from meshlib.runtime.core.resources import CoreCluster, cookie
 from meshlib.runtime.core.slots import Slots
 from meshlib.runtime.core.throwaway import ThrowawayCa
 
-__all__ = ["self_test"]
+__all__ = ["is_too_old", "self_test"]
 
 TIMEOUT_S: Final = 5.0
 _METHOD: Final = "/meshlib.SelfTest/Call"
 _RIGHT: Final = "spiffe://meshlib.invalid/right"
 _WRONG: Final = "spiffe://meshlib.invalid/wrong"
+
+
+SINCE: Final = (1, 80)
+"""First minor version of grpcio whose core is used. With 1.66 to 1.68 the self-test ended the process with a segmentation fault,
+and calls hung with 1.71; with 1.73 and 1.76 forks and many calls at a time did not go well."""
+
+
+def is_too_old(version: str) -> bool:
+    """Whether a version of grpcio has a core that is better left alone."""
+    found = re.match(r"(\d+)\.(\d+)", version)
+    return found is None or (int(found[1]), int(found[2])) < SINCE
 
 
 def self_test(is_stopping: Callable[[], bool]) -> str:
@@ -35,6 +47,8 @@ def self_test(is_stopping: Callable[[], bool]) -> str:
     Returns:
         Why the core path cannot be used; empty: it can.
     """
+    if is_too_old(grpc.__version__):
+        return f"grpcio {grpc.__version__} is older than {SINCE[0]}.{SINCE[1]}"
     try:
         peers = _Peers()
         try:
