@@ -250,6 +250,7 @@ class ControlPlane:
                 client that makes up host names must not grow without end.
         """
         if self._asked.watch(targets, inbound, keep=keep):
+            self._pace.hurry()
             self._scheduler.post(partial(self._on_change, None))
 
     def demand(self, target: str, demands: Iterable[Demand]) -> None:
@@ -258,6 +259,7 @@ class ControlPlane:
         The oldest ones are given up when there are too many, and those that do not exist after a minute.
         """
         if self._asked.demand(target, demands):
+            self._pace.hurry()
             self._scheduler.post(partial(self._on_change, None))
 
     @property
@@ -395,7 +397,7 @@ class ControlPlane:
         Args:
             done: A server's word, and what lets it say the next one; None: something else, which does not wait.
         """
-        wait_s = 0.0 if done is None or self.waiting else self._pace.wait_s(self._clock())
+        wait_s = 0.0 if done is None else self._pace.wait_s(self._clock())
         if done is not None and wait_s > 0.0:
             if self._turn is None:
                 self._turn = self._scheduler.later(wait_s, self._on_news)
@@ -467,6 +469,7 @@ class ControlPlane:
             if not self._links.adopt_spares(self._clock()) and not is_new:
                 break
         self.waiting = resolution.waiting
+        self._pace.is_awaited = bool(self.waiting)
         self._names.want(resolution.dns_names)
         previous, self.snapshot = self.snapshot, resolution.snapshot
         if resolution.snapshot is not previous:

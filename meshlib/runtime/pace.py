@@ -19,14 +19,16 @@ LONGEST_REST_S: Final = 0.1
 
 
 class Pace:
-    """When it is time again. Used on the control thread.
+    """When it is time again. Used on the control thread, but for `hurry`.
 
     Attributes:
         is_pressed: The update at hand follows another one closely, and nobody waits for it: it may take its time.
+        is_awaited: Somebody waits for something that an update may bring.
     """
 
     def __init__(self) -> None:
         self.is_pressed = False
+        self.is_awaited = False
         self._spent_s = 0.0
         self._rests_until = float("-inf")
 
@@ -34,6 +36,11 @@ class Pace:
         """An update has come; returns `is_pressed`."""
         self.is_pressed = self.wait_s(now) > 0.0
         return self.is_pressed
+
+    def hurry(self) -> None:
+        """Somebody begins to wait: what is under way gets done, and what comes is not put off. For any thread."""
+        self.is_awaited = True
+        self.is_pressed = False
 
     def spend(self, seconds: float) -> None:
         """Time went into an update."""
@@ -46,4 +53,4 @@ class Pace:
 
     def wait_s(self, now: float) -> float:
         """Return how long further updates wait; 0.0: not at all."""
-        return max(0.0, self._rests_until - now)
+        return 0.0 if self.is_awaited else max(0.0, self._rests_until - now)

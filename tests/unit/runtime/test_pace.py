@@ -23,3 +23,17 @@ def test_nothing_waits_for_long() -> None:
     pace.spend(5.0)
     pace.rest(10.0)
     assert pytest.approx(LONGEST_REST_S) == pace.wait_s(10.0)
+
+
+def test_nobody_who_waits_is_kept_waiting() -> None:
+    pace = Pace()
+    pace.spend(1.0)
+    pace.rest(10.0)
+    assert pace.arrive(10.0)
+    pace.hurry()
+    assert not pace.is_pressed  # what is under way gets done
+    assert 0.0 == pace.wait_s(10.0)
+    assert not pace.arrive(10.0)
+    pace.is_awaited = False
+    assert pytest.approx(LONGEST_REST_S) == pace.wait_s(10.0)
+    assert pace.arrive(10.0)
