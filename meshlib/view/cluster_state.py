@@ -23,6 +23,7 @@ from meshlib.resilience.circuit_breaker import CircuitBreaker
 from meshlib.resilience.health_check import CheckResult, CheckTurn
 from meshlib.resilience.interval_outlier import IntervalDetector
 from meshlib.resilience.outlier import Ejection, OutlierDetector, Trial, Unejection
+from meshlib.view.deferred import DeferredPicker, may_wait
 from meshlib.view.dials import with_dial_order
 from meshlib.view.endpoint_tls import EndpointTls
 from meshlib.view.health import HealthChecks
@@ -71,6 +72,7 @@ class ClusterState:
     """
 
     __slots__ = (
+        "_attempts_before",
         "_generation",
         "_given",
         "_kept",
@@ -121,6 +123,7 @@ class ClusterState:
         self.safety = safety
         self.account = None if safety.budget is None else RetryAccount(safety.budget, now)
         self.attempts = 0
+        self._attempts_before = -1  # when the picker was made; the first one is made at once
         # Guards the counts of both breakers and of the endpoints, the ejection flags, and which picker is the newest.
         self._lock = Lock()
         self._generation = 0
@@ -259,12 +262,28 @@ class ClusterState:
         """Make the picker anew, outside the lock; whoever sees the newest state last has its picker stay."""
         while True:
             generation = self._generation
-            picker = build_picker(self.config, self.states, memory=self.memory, pause=pause)
+            # Both are read once: a call that comes meanwhile only makes it less idle.
+            is_idle = self.attempts == self._attempts_before and self.memory.home is None
+            picker: Picker
+            if is_idle and may_wait(self.config, self.states):
+                picker = DeferredPicker(self._make_deferred)
+            else:
+                picker = build_picker(self.config, self.states, memory=self.memory, pause=pause)
             trials = make_trials(self.config, self.states, self.memory, self.trials, self._lock)
             with self._lock:
                 if generation == self._generation:
                     self.picker, self.trials = picker, trials
+                    self._attempts_before = self.attempts
                     return
+
+    def _make_deferred(self) -> Picker:
+        """Make the picker that was put off, for the call that asks for it."""
+        generation = self._generation
+        picker = build_picker(self.config, self.states, memory=self.memory)
+        with self._lock:
+            if generation == self._generation:
+                self.picker = picker
+        return picker
 
     def priorities_of(self, states: Sequence[EndpointState]) -> frozenset[int]:
         """Return the priorities which some endpoints are of."""

@@ -5,12 +5,13 @@ from collections.abc import Callable
 
 import pytest
 
-from meshlib.model.cluster import Cluster, EdsDiscovery, LeastRequest
+from meshlib.model.cluster import Cluster, EdsDiscovery, LeastRequest, OutlierDetection
 from meshlib.model.endpoint import ClusterLoadAssignment, Endpoint, Locality, LocalityEndpoints
 from meshlib.model.listener import ClientListener
 from meshlib.model.route import RouteAction, RouteConfiguration, SingleCluster, VirtualHost
 from meshlib.model.secret import ClientTls, Secret, SecretRef, TlsCertificate
 from meshlib.model.snapshot import Snapshot, TargetConfig
+from meshlib.resilience.outlier import OutlierDetector
 from meshlib.testing import builders
 from meshlib.view import ClusterState, View, build_view
 from meshlib.xds.cache import Entry, ResourceCache, ResourceState, ResourceValue
@@ -52,7 +53,7 @@ class CountingCache(ResourceCache):
 class Shop:
     """Many services, each a target of its own, or all of them behind one target's routes; what changed is counted."""
 
-    def __init__(self, count: int, *, is_one_target: bool) -> None:
+    def __init__(self, count: int, *, is_one_target: bool, outlier: OutlierDetection | None = None) -> None:
         self.names = [f"s{index}" for index in range(count)]
         self.cache = CountingCache()
         if is_one_target:
@@ -61,7 +62,7 @@ class Shop:
         for name in self.names:
             if not is_one_target:
                 self.put(LDS, name, ClientListener(name, routes(name)))
-            self.put(CDS, name, Cluster(name, EdsDiscovery(name), tls=TLS))
+            self.put(CDS, name, Cluster(name, EdsDiscovery(name), tls=TLS, outlier_detection=outlier))
             self.put(EDS, name, endpoints(name, 80, 81))
         self.put(SDS, "default", certificate(b"old"))
         self.closure = Closure()
@@ -111,6 +112,33 @@ def test_what_changes_within_a_cluster_costs_that_cluster_and_one_picker(is_one_
         assert shop.view.targets is view.targets
     assert wanted is shop.closure.resolve(shop.facts, shop.snapshot).wanted
     assert ([], 1) == shop.update()  # the secret
+
+
+def test_what_changes_within_a_cluster_touches_no_other_outlier_detector(monkeypatch: pytest.MonkeyPatch) -> None:
+    shop = Shop(1000, is_one_target=True, outlier=OutlierDetection())
+    detectors = {name: shop.state(name).outlier for name in shop.names}
+    touched: list[object] = []
+
+    def counting(method: Callable[..., object]) -> Callable[..., object]:
+        def counted(detector: OutlierDetector, *args: object, **kwargs: object) -> object:
+            touched.append(detector)
+            return method(detector, *args, **kwargs)
+
+        return counted
+
+    names = [name for name, value in vars(OutlierDetector).items() if callable(value)]
+    assert {"__init__", "update", "is_ejected"} <= set(names)
+    for name in names:
+        monkeypatch.setattr(OutlierDetector, name, counting(getattr(OutlierDetector, name)))
+    shop.put(EDS, "s7", endpoints("s7", 80, 82))
+    assert ["s7"] == shop.update()[0]
+    assert {detectors["s7"]} == set(touched)
+    assert len(touched) <= 6  # its own update, and two questions for each of the two endpoints
+    assert detectors == {name: shop.state(name).outlier for name in shop.names}
+    touched.clear()
+    shop.put(SDS, "default", certificate(b"new"))
+    shop.update()
+    assert [] == touched
 
 
 def test_other_routes_cost_no_picker() -> None:
