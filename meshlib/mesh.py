@@ -115,6 +115,8 @@ class Mesh(MeshEngine):
         self.default_inbound_address: str | None = None
         self.announced_addresses: dict[str, str] = {}
         self.leaving_addresses: dict[str, InboundConfig] = {}
+        # What counts for the filters of an address; of the servers that listen there.
+        self._inbound_limiters: dict[str, Any] = {}
         self.forwarded: dict[str, str] = {}
         self.add_hook(self.metrics)
         if self._bootstrap is not None:

@@ -305,20 +305,9 @@ class InboundTable:
         Raises:
             ValueError: As for `RouteTable`.
         """
-        for host in routes.virtual_hosts:
-            for route in host.routes:
-                if route.match.proxy:
-                    # Said of a client's requests; of a server's it would have to be worked out for each.
-                    texts = ", ".join(condition.text for condition in route.match.proxy)
-                    raise ValueError(f"{routes.name}: virtual host {host.name!r}: a server cannot tell: {texts}")
         self._table = RouteTable(ClientListener(routes.name, routes, limits=limits), routes)
         self._unrouted = limits_of(limits, (), Facts())
         self.limits = self._table.limits.union(self._unrouted)
-        for limit in self.limits:
-            if limit.unenforced is not None:
-                # The listener's own is refused when it is decoded; a route may be a client's as well.
-                reason = "a server cannot add to a request (request_headers_to_add_when_not_enforced)"
-                raise ValueError(f"{routes.name}: filter {limit.scope}: {reason}")
 
     def match(self, head: RequestHead, rng: Rng) -> InboundMatch:
         """Let the request in when it matches a `non_forwarding_action`, else say what refuses it.

@@ -21,13 +21,16 @@ from meshlib.routing.table import InboundMatch, InboundTable
 from meshlib.servers.peer import Peer
 from meshlib.servers.source import InboundHandle
 
-__all__ = ["ADMITTED", "Admission", "Guard", "unconfigured"]
+__all__ = ["ADMITTED", "Admission", "Guard", "Limiters", "unconfigured"]
 
 TEXT = (("content-type", "text/plain"),)
 
 
-class _Limiters:
-    """What counts for the filters of one address; it outlives configurations that leave a filter as it was."""
+class Limiters:
+    """What counts for the filters of one address, in all servers of a mesh that listen there.
+
+    It outlives configurations that leave a filter as it was.
+    """
 
     __slots__ = ("_known",)
 
@@ -67,7 +70,7 @@ class _Rules:
 
     __slots__ = ("_authorizers", "_demands_certificate", "_has_expected_name", "_limiters", "_routes", "config")
 
-    def __init__(self, config: InboundConfig, limiters: _Limiters) -> None:
+    def __init__(self, config: InboundConfig, limiters: Limiters) -> None:
         tls = config.listener.tls
         self.config = config
         self._demands_certificate = (
@@ -130,11 +133,13 @@ class Guard:
 
     __slots__ = ("_address", "_leaving", "_limiters", "_rules", "handle")
 
-    def __init__(self, address: str, handle: InboundHandle, leaving: Mapping[str, InboundConfig]) -> None:
+    def __init__(
+        self, address: str, handle: InboundHandle, leaving: Mapping[str, InboundConfig], limiters: Limiters
+    ) -> None:
         self.handle = handle
         self._address = address
         self._leaving = leaving
-        self._limiters = _Limiters()
+        self._limiters = limiters
         self._rules: _Rules | None = None
 
     def admit(self, request: AuthzRequest, peer: Peer, readings: tuple[str, ...], rng: Rng, now: float) -> Admission:

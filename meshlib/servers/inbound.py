@@ -32,7 +32,7 @@ from meshlib.runtime.context import (
 )
 from meshlib.runtime.tracing import report, trace_fields
 from meshlib.servers.addresses import ANY, join, plain_ip
-from meshlib.servers.guard import ADMITTED, Admission, Guard, unconfigured
+from meshlib.servers.guard import ADMITTED, Admission, Guard, Limiters, unconfigured
 from meshlib.servers.paths import other_readings
 from meshlib.servers.peer import Peer
 from meshlib.servers.source import ServerSource
@@ -172,6 +172,9 @@ class Inbound:
         self.service = service
         self._address = address
         self._guards: dict[str, Guard] = {}
+        # One bucket for one filter of one address, however many servers of the process listen there.
+        shared: dict[str, Limiters] | None = getattr(mesh, "_inbound_limiters", None)
+        self._limiters = {} if shared is None else shared
         self._local: dict[tuple[str, int], Guard] = {}
 
     def _guard(self, local: tuple[str, int]) -> Guard | None:
@@ -186,9 +189,9 @@ class Inbound:
         guard = self._guards.get(address)
         if guard is None:
             try:
-                guard = self._guards.setdefault(
-                    address, Guard(address, self.mesh.inbound(address), self.mesh.leaving_addresses)
-                )
+                limiters = self._limiters.setdefault(address, Limiters())
+                made = Guard(address, self.mesh.inbound(address), self.mesh.leaving_addresses, limiters)
+                guard = self._guards.setdefault(address, made)
             except ConfigError:  # not an address
                 return None
         # Only what was announced is remembered by the connection's address: that cannot grow with what callers say.

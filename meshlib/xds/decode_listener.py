@@ -14,6 +14,7 @@ from meshlib.xds.decode_route import decode_route_configuration
 from meshlib.xds.decode_scopes import scoped_routes
 from meshlib.xds.decode_tls import server_socket
 from meshlib.xds.problems import Problems
+from meshlib.xds.server_routes import unusable_in_server
 
 __all__ = ["decode_listener"]
 
@@ -198,6 +199,10 @@ def _chain(name: str, address: str, chain: Any, place: str, problems: Problems) 
         routes = ""
     elif isinstance(routes, RouteConfiguration) and routes.has_more_hosts:
         problems.error(join(place, "route_config.vhds"), "is not supported in a server")
+    # Their own configurations have been looked at.
+    limits = [replace(limit, config=None) for limit in filters.limits]
+    if isinstance(routes, RouteConfiguration) and (reason := unusable_in_server(routes, limits)):
+        problems.error(join(place, "route_config"), reason)
     return ServerListener(name, address, tls, filters.rbac, routes, filters.discovered, filters.limits)
 
 

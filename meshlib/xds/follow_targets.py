@@ -27,6 +27,7 @@ from meshlib.xds.follow import ClusterFollower, clusters_of
 from meshlib.xds.names import WILDCARD, virtual_host_name
 from meshlib.xds.resources import ECDS, LDS, RDS, SRDS, VHDS
 from meshlib.xds.runtime import with_runtime
+from meshlib.xds.server_routes import unusable_in_server
 
 __all__ = ["Follower", "clusters_of_target"]
 
@@ -266,5 +267,8 @@ class Follower(ClusterFollower):
         limits = with_runtime(found.limits, runtime)
         if limits is not found.limits:
             found = replace(found, limits=limits)
+        if reason := unusable_in_server(routes, found.limits):
+            # As a listener that has its routes inside is refused; these are a resource of their own, of use to others.
+            return self._fault(RDS if isinstance(listener.routes, str) else LDS, routes.name or name, reason), ()
         config = InboundConfig(found, with_runtime(routes, runtime))
         return (before if isinstance(before, InboundConfig) and before == config else config), ()

@@ -51,6 +51,7 @@ class FakeServerMesh:
         self.announced_addresses: dict[str, str] = {}
         self.leaving_addresses: dict[str, InboundConfig] = {}
         self.forwarded: dict[str, str] = {}
+        self._inbound_limiters: dict[str, object] = {}
         self.handles: dict[str, Handle] = {}
         self.events: list[Event] = []
 

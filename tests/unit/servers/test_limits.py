@@ -126,3 +126,16 @@ def test_a_failing_application_is_spared(server_mesh: Any) -> None:
         request = begin(healthy)
         assert request.reply is None
         request.finish(200)
+
+
+def test_servers_of_one_process_share_what_an_address_has(server_mesh: Any) -> None:
+    """As the workers of an Envoy do; another address has its own, and so has another mesh."""
+    limit = listed(LocalRateLimit(ONE, ALWAYS, ALWAYS))
+    first = inbound_with(server_mesh, limit)
+    second = Inbound(server_mesh, kind="grpc", address="127.0.0.1:80")
+    assert begin(first).reply is None
+    assert 429 == begin(second, is_grpc=True).reply.status
+
+    server_mesh.rules(limits=(limit,), address="127.0.0.1:81")
+    server_mesh.inbound("127.0.0.1:81").current = server_mesh.inbound("127.0.0.1:80").current
+    assert begin(Inbound(server_mesh, kind="http", address="127.0.0.1:81")).reply is None

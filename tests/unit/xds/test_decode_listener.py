@@ -285,6 +285,21 @@ def test_what_a_server_cannot_do_for_a_limit_is_refused(decode_server, http_filt
     assert paths_of(decode_server(limit)) == [f"{SERVER_MANAGER}.http_filters[0].typed_config.{field}"]
 
 
+def test_what_a_server_cannot_do_for_a_limit_of_a_route_is_refused(decode_server, http_filter, packed):
+    limit = http_filter("local_ratelimit.v3.LocalRateLimit", name="limit", stat_prefix="s")
+    override = packed(
+        "envoy.extensions.filters.http.local_ratelimit.v3.LocalRateLimit",
+        stat_prefix="s",
+        token_bucket={"max_tokens": 1, "fill_interval": "1s"},
+        request_headers_to_add_when_not_enforced=[{"header": {"key": "x", "value": "1"}}],
+    )
+    route = {"match": {"prefix": "/"}, "non_forwarding_action": {}, "typed_per_filter_config": {"limit": override}}
+    config = {"virtual_hosts": [{"name": "v", "domains": ["*"], "routes": [route]}]}
+    decoded = decode_server(limit, route_config=config)
+    assert [f"{SERVER_MANAGER}.route_config"] == paths_of(decoded)
+    assert "request_headers_to_add_when_not_enforced is not supported in a server" in str(decoded.errors)
+
+
 def test_a_server_listener_with_rds(decode_server):
     decoded = decode_server(rds={"route_config_name": "x", "config_source": {"self": {}}})
     assert value_of(decoded).routes == "x"
