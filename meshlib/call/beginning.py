@@ -7,6 +7,7 @@ from dataclasses import replace
 
 from meshlib.call.endings import DELAYED
 from meshlib.call.hedging import HedgedSteps
+from meshlib.call.limiting import Passage
 from meshlib.call.limits import asked_limits
 from meshlib.call.steps import Sleep, Step
 from meshlib.call.way import Way, is_the_same_for_all
@@ -16,6 +17,7 @@ from meshlib.model.request import Headers, HeadMemo
 from meshlib.model.route import FaultPolicy
 from meshlib.resilience.deadline import parse_ms
 from meshlib.routing.fault import NO_FAULT, decide_fault
+from meshlib.routing.limits import RouteLimit
 from meshlib.routing.route_match import FaultedReply
 from meshlib.routing.session import Session
 from meshlib.routing.table import RouteMatch
@@ -30,17 +32,41 @@ class Beginnings(HedgedSteps):
     __slots__ = ()
 
     def _answer(self, reply: LocalReply, now: float) -> Step:
-        """The mesh answers by itself; faults come before."""
-        fault = reply.fault if isinstance(reply, FaultedReply) else None
-        if reply.flag == "NR" and self.head.profile.answers_itself:
-            fault = self.target.config.listener.fault  # no route, so nobody has overridden it
+        """The mesh answers by itself; filters come before."""
+        fault, limits = self._before(reply)
+        if fault is None and not limits:
+            return self._finish(reply, reply.flag)
+        self._reply = reply
+        self._timeout_at = self.deadline
+        if limits:
+            self._passage = Passage(self.target.limiter, self.head)
+            refused = self._passage.enter(limits, now, self._rng, after_fault=False)
+            if refused is not None:
+                return self._local(refused)
         if fault is not None:
-            self._reply = reply
-            self._timeout_at = self.deadline
             step = self._inject(fault, "", now)
             if step is not None:
                 return step
+        return self._answer_after_fault(reply, now)
+
+    def _answer_after_fault(self, reply: LocalReply, now: float) -> Step:
+        """Go on with an answer of the mesh itself where the fault filter has let the call pass."""
+        if self._passage is not None:
+            refused = self._passage.enter(self._before(reply)[1], now, self._rng, after_fault=True)
+            if refused is not None:
+                return self._local(refused)
+            if self._passage.response_headers:
+                reply = replace(reply, headers=(*reply.headers, *self._passage.response_headers))
         return self._finish(reply, reply.flag)
+
+    def _before(self, reply: LocalReply) -> tuple[FaultPolicy | None, tuple[RouteLimit, ...]]:
+        """Return the fault and the limits that come before an answer of the mesh itself."""
+        if isinstance(reply, FaultedReply):
+            return reply.fault, reply.limits
+        if reply.flag == "NR" and self.head.profile.answers_itself:
+            # No route, so nobody has overridden them.
+            return self.target.config.listener.fault, self.target.routes.unrouted_limits
+        return None, ()
 
     def _inject(self, policy: FaultPolicy, cluster: str, now: float) -> Step | None:
         """Inject a fault, if this call is to have one; None: go on."""

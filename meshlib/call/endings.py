@@ -360,8 +360,8 @@ class CallEndings(CallFacts):
                 reply = match.local_reply(reply, self._out, about, has_cluster=match.cluster in self.target.clusters)
             if attempts and match.include_attempt_count_in_response:
                 reply = replace(reply, headers=counted(Headers(reply.headers), attempts).items)
-            if self._passage is not None and self._passage.response_headers:
-                reply = replace(reply, headers=(*reply.headers, *self._passage.response_headers))
+        if self._passage is not None and self._passage.response_headers:
+            reply = replace(reply, headers=(*reply.headers, *self._passage.response_headers))
         return self._finish(reply, reply.flag)
 
     def _unable(self, reply: LocalReply) -> Step:

@@ -104,7 +104,7 @@ class Call(Beginnings, HostChoice):
             if self._abort is not None:
                 return self._local(self._abort)
             if self._reply is not None:
-                return self._finish(self._reply, self._reply.flag)
+                return self._answer_after_fault(self._reply, now)
             assert self.match is not None
             return self._begin(self.match, now)
         if self._state != WAITING:

@@ -20,29 +20,32 @@ from meshlib.model.route import (
 )
 from meshlib.routing.changes import Changes, Responder
 from meshlib.routing.hash_policy import compile_hash
+from meshlib.routing.limits import RouteLimit
 from meshlib.routing.mirror import pick_mirrors
 from meshlib.routing.redirect import compile_direct_response, compile_redirect
 from meshlib.routing.replies import unusable_action
 from meshlib.routing.route_builder import RouteBuilder
 from meshlib.routing.route_match import FaultedReply, RouteMatch
 
-__all__ = ["Answer", "header_answer", "local_answer", "weighted_answer", "with_fault", "with_mirrors"]
+__all__ = ["Answer", "header_answer", "local_answer", "weighted_answer", "with_filters", "with_mirrors"]
 
 Answer = Callable[[RequestHead, int], "RouteMatch | LocalReply"]
 UINT64 = 2**64 - 1
 
 
-def with_fault(fault: FaultPolicy, responder: Responder, answer: Answer) -> Answer:
-    """Let a fault come before the answer; a gRPC call never gets as far as a filter there (A28)."""
+def with_filters(
+    fault: FaultPolicy | None, limits: tuple[RouteLimit, ...], responder: Responder, answer: Answer
+) -> Answer:
+    """Let filters come before the answer; a gRPC call never gets as far as one there (A28)."""
 
-    def faulted(head: RequestHead, stream_id: int) -> RouteMatch | LocalReply:
+    def filtered(head: RequestHead, stream_id: int) -> RouteMatch | LocalReply:
         found = answer(head, stream_id)
         if not (head.profile.answers_itself and isinstance(found, LocalReply)):
             return found
         known = {item.name: getattr(found, item.name) for item in fields(LocalReply)}
-        return FaultedReply(**known, fault=fault, responder=responder)
+        return FaultedReply(**known, fault=fault, limits=limits, responder=responder)
 
-    return faulted
+    return filtered
 
 
 def with_mirrors(action: RouteAction, answer: Answer) -> Answer:

@@ -17,7 +17,7 @@ from meshlib.model.route import (
     VirtualHost,
     WeightedClusters,
 )
-from meshlib.routing.answers import Answer, header_answer, local_answer, weighted_answer, with_fault, with_mirrors
+from meshlib.routing.answers import Answer, header_answer, local_answer, weighted_answer, with_filters, with_mirrors
 from meshlib.routing.limits import RouteLimit
 from meshlib.routing.matchers import (
     compile_path,
@@ -175,8 +175,9 @@ def compile_route(
     if not isinstance(action, RouteAction):
         answer = local_answer(build, action)
         passed = build.limited(None, build.facts())
-        if (fault := build.fault(None)) is not None:
-            answer = with_fault(fault, build.unmutated(), answer)
+        fault = build.fault(None)
+        if fault is not None or passed:
+            answer = with_filters(fault, passed, build.unmutated(), answer)
     else:
         target = action.cluster
         match target:

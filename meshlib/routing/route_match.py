@@ -141,17 +141,19 @@ class RouteMatch:
 
 @dataclass(frozen=True, slots=True)
 class FaultedReply(LocalReply):
-    """The answer of a route that answers by itself, which the fault filter comes before. The route's header mutations
-    do not concern the fault (as seen in Envoy 1.40), filters do.
+    """The answer of a route that answers by itself, which filters come before. The route's header mutations
+    do not concern what they answer (as seen in Envoy 1.40), header filters do.
 
     Attributes:
         fault: To be injected, or not.
-        responder: What becomes of the answer of a fault.
+        limits: Filters that limit, in their order.
+        responder: What becomes of the answer of a filter.
     """
 
     fault: FaultPolicy | None = None
+    limits: tuple[RouteLimit, ...] = field(default=(), compare=False, repr=False)
     responder: Responder | None = field(default=None, compare=False, repr=False)
 
     def aborted(self, reply: LocalReply, head: RequestHead) -> LocalReply:
-        """Return the answer of a fault as the caller gets it."""
+        """Return the answer of a filter as the caller gets it."""
         return reply if self.responder is None else self.responder.local(reply, head)

@@ -14,7 +14,7 @@ from meshlib.model.route import RouteConfiguration
 from meshlib.model.snapshot import ConfigFault, Demand, DemandKind, ScopeConfig
 from meshlib.ports import Rng
 from meshlib.routing.format import Facts
-from meshlib.routing.limits import RouteLimit
+from meshlib.routing.limits import RouteLimit, limits_of
 from meshlib.routing.prepare import compile_prepare
 from meshlib.routing.replies import no_route
 from meshlib.routing.route_match import RouteMatch
@@ -85,6 +85,7 @@ class ScopeTable:
         "needs_moment",
         "prepare",
         "tables",
+        "unrouted_limits",
     )
 
     def __init__(
@@ -109,6 +110,7 @@ class ScopeTable:
         self.prepare = compile_prepare(listener.head_rules)
         facts = Facts()
         self._unrouted = compile_unrouted(listener, facts)
+        self.unrouted_limits = limits_of(listener.limits, (), facts)
         self._fragments = tuple(_compile(fragment) for fragment in scoped.fragments)
         tables: dict[Key, RouteTable | ConfigFault | None] = {}
         names: dict[Key, str] = {}
@@ -144,7 +146,8 @@ class ScopeTable:
     @property
     def limits(self) -> frozenset[RouteLimit]:
         """What limits the requests of any route of any scope."""
-        return frozenset().union(*(table.limits for table in self.tables.values() if isinstance(table, RouteTable)))
+        tables = (table.limits for table in self.tables.values() if isinstance(table, RouteTable))
+        return frozenset(self.unrouted_limits).union(*tables)
 
     def match(self, head: RequestHead, rng: Rng, *, is_prepared: bool = False) -> RouteMatch | LocalReply:
         """As `RouteTable.match`, in the request's scope; a request that is in none has no route."""

@@ -71,7 +71,8 @@ class RouteTable:
         has_chance: Chance has a part in what some requests get.
         has_demands: `demands` may return something.
         needs_moment: Formats speak of the clock or of this machine: heads are to have their `moment`.
-        limits: What limits the requests of any route.
+        limits: What limits the requests of any route, or of none.
+        unrouted_limits: What limits those that no route takes.
         prepare: What the listener makes of a request first; None: nothing.
     """
 
@@ -89,6 +90,7 @@ class RouteTable:
         "name",
         "needs_moment",
         "prepare",
+        "unrouted_limits",
     )
 
     def __init__(self, listener: ClientListener, routes: RouteConfiguration) -> None:
@@ -117,7 +119,10 @@ class RouteTable:
             entry = _Host(host, tuple(compiled), is_random, host.requires_tls, finder, segments)
             hosts.append((host.domains, entry))
         self.has_chance = any(entry.needs_random for _, entry in hosts)
-        self.limits = frozenset(limit for _, entry in hosts for route in entry.routes for limit in route.limits)
+        self.unrouted_limits = limits_of(listener.limits, (), Facts())
+        self.limits = frozenset(limit for _, entry in hosts for route in entry.routes for limit in route.limits).union(
+            self.unrouted_limits
+        )
         self._index = DomainIndex(hosts, ignore_port=routes.ignore_port_in_host)
         self.prepare = compile_prepare(listener.head_rules)
         facts = Facts(met=met)
@@ -306,8 +311,8 @@ class InboundTable:
             ValueError: As for `RouteTable`.
         """
         self._table = RouteTable(ClientListener(routes.name, routes, limits=limits), routes)
-        self._unrouted = limits_of(limits, (), Facts())
-        self.limits = self._table.limits.union(self._unrouted)
+        self._unrouted = self._table.unrouted_limits
+        self.limits = self._table.limits
 
     def match(self, head: RequestHead, rng: Rng) -> InboundMatch:
         """Let the request in when it matches a `non_forwarding_action`, else say what refuses it.

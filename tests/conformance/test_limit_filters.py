@@ -127,9 +127,9 @@ Seen = tuple[int, str, dict[str, str], str]
 """Status, body, headers, and what the upstream got as `x-added`."""
 
 
-def by_meshlib(mesh: FakeMesh, status: int = 200) -> Seen:
+def by_meshlib(mesh: FakeMesh, status: int = 200, path: str = "/") -> Seen:
     target = mesh.wait_target("l")
-    head = RequestHead("GET", "l", "/", Headers())
+    head = RequestHead("GET", "l", path, Headers())
     call = Call(target, head, rng=mesh.rng, now=mesh.clock())
     step = call.start(mesh.clock())
     added = ""
@@ -196,9 +196,9 @@ def by_server(inbound: Inbound) -> Seen:
     return status, body, {name: value for name, value in headers if name in SHOWN}, ""
 
 
-def by_envoy(envoy: Envoy, upstream: HttpUpstream) -> Seen:
+def by_envoy(envoy: Envoy, upstream: HttpUpstream, path: str = "/") -> Seen:
     before = len(upstream.seen)
-    answer = httpx.get(f"http://{envoy.listen}/", trust_env=False)
+    answer = httpx.get(f"http://{envoy.listen}{path}", trust_env=False)
     is_local = len(upstream.seen) == before
     added = "" if is_local else dict(upstream.seen[-1].headers).get("x-added", "")
     names = SHOWN if is_local else SHOWN[:-1]
@@ -265,6 +265,51 @@ def test_rate_limits_answer_as_envoy(managers: Json, envoy: Callable[[Json], Env
     if "request_headers_to_add_when_not_enforced" not in managers["http_filters"][0]["typed_config"]:
         inbound = inbound_of(managers)
         assert_same(seen, [by_server(inbound) for _ in range(4)], took_s)
+
+
+ABORT = http_filter("fault.v3.HTTPFault", abort={"http_status": 418, "percentage": {"numerator": 100}})
+TOLD = rate_limit(
+    enable_x_ratelimit_headers="DRAFT_VERSION_03",
+    response_headers_to_add=[{"header": {"key": "x-mine", "value": "limited"}}],
+)
+
+
+@pytest.mark.parametrize(
+    "filters",
+    [
+        pytest.param([TOLD], id="limit"),
+        pytest.param([ABORT, TOLD], id="fault before"),
+        pytest.param([TOLD, ABORT], id="fault after"),
+        pytest.param([rate_limit(token_bucket={**BUCKET, "max_tokens": 1}), admission()], id="two"),
+    ],
+)
+def test_filters_come_before_routes_that_answer_as_in_envoy(
+    filters: list[Json], envoy: Callable[[Json], Envoy], upstream: HttpUpstream
+) -> None:
+    """A redirect, a direct response with a bucket of its own, one without the filter, and no route at all."""
+    config = manager(filters)
+    own = rate_limit(token_bucket={**BUCKET, "max_tokens": 1})["typed_config"]
+    off = {"@type": f"{TYPE}envoy.config.route.v3.FilterConfig", "disabled": True, "config": {}}
+    config["route_config"]["virtual_hosts"][0]["routes"] = [
+        {"match": {"path": "/away"}, "redirect": {"path_redirect": "/here"}},
+        {
+            "match": {"path": "/own"},
+            "direct_response": {"status": 200, "body": {"inline_string": "own"}},
+            "response_headers_to_add": [{"header": {"key": "x-mine", "value": "route"}}],
+            "typed_per_filter_config": {"local_ratelimit": own},
+        },
+        {
+            "match": {"path": "/off"},
+            "direct_response": {"status": 203},
+            "typed_per_filter_config": {"local_ratelimit": off},
+        },
+    ]
+    running, mesh = envoy(config), mesh_of(config)
+    paths = ["/own", "/own", "/off", "/away", "/nowhere", "/off", "/nowhere", "/away"]
+    began = time.monotonic()
+    seen = [by_envoy(running, upstream, path) for path in paths]
+    assert_same(seen, [by_meshlib(mesh, path=path) for path in paths], time.monotonic() - began)
+    assert [] == upstream.seen
 
 
 def assert_same(envoy: list[Seen], here: list[Seen], took_s: float) -> None:
