@@ -92,6 +92,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 class Echo(BaseHTTPRequestHandler):
     protocol_version = "HTTP/1.1"
+    disable_nagle_algorithm = True  # else headers and body, written apart, arrive 40 ms apart
     def do_GET(self):
         body = self.path.encode()
         self.send_response(200)

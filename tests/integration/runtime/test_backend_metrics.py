@@ -187,6 +187,7 @@ def sites(request: pytest.FixtureRequest) -> Iterator[list[int]]:
 
         class Handler(BaseHTTPRequestHandler):
             protocol_version = "HTTP/1.1"
+            disable_nagle_algorithm = True  # else headers and body, written apart, arrive 40 ms apart
             text = f"TEXT cpu_utilization:{used},rps_fractional:100"
 
             def do_POST(self) -> None:

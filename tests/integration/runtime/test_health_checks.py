@@ -59,6 +59,7 @@ class Service:
 
         class Handler(BaseHTTPRequestHandler):
             protocol_version = "HTTP/1.1"
+            disable_nagle_algorithm = True  # else headers and body, written apart, arrive 40 ms apart
             timeout = 20
 
             def do_GET(self) -> None:
