@@ -57,7 +57,10 @@ IN_PART: Mapping[tuple[str, str], str] = {
     ("RetryPolicy", "retry_priority"): "previous_priorities",
     ("RBAC", "rules"): "any, and, or, not, header, url_path, requested_server_name, ports, addresses, authenticated",
     ("Cluster", "type"): "EDS, STATIC, STRICT_DNS, LOGICAL_DNS",
-    ("Cluster", "cluster_type"): "aggregate and DNS clusters",
+    (
+        "Cluster",
+        "cluster_type",
+    ): "aggregate and DNS clusters; without a configuration the names `envoy.cluster.static`, `.strict_dns`, `.logical_dns`",
     ("Cluster", "load_assignment"): "with STATIC and DNS clusters",
     **{
         ("Cluster", name): "with STRICT_DNS and LOGICAL_DNS"

@@ -138,11 +138,25 @@ _THRESHOLDS_USED: Final = frozenset(
     {"priority", "max_connections", "max_pending_requests", "max_requests", "max_retries", "retry_budget"}
 )
 DEFAULT_MAX_EJECTION_S: Final = 300.0
+_BY_NAME: Final = {
+    "envoy.cluster.static": 0,
+    "envoy.cluster.strict_dns": STRICT_DNS,
+    "envoy.cluster.logical_dns": LOGICAL_DNS,
+}
+"""The last of Envoy's names, `envoy.cluster.eds`, leads nowhere there either: it takes no `eds_cluster_config`."""
+
+
+def _kind_of(message: Any) -> int:
+    """Return a number of `DiscoveryType`, or `CUSTOM`: a type without a configuration goes by its name, as in Envoy."""
+    if not message.HasField("cluster_type"):
+        return int(message.type)
+    custom = message.cluster_type
+    return CUSTOM if custom.HasField("typed_config") else _BY_NAME.get(custom.name, CUSTOM)
 
 
 def decode_cluster(message: Any, path: str, problems: Problems) -> Cluster:
     """Decode a Cluster."""
-    kind = CUSTOM if message.HasField("cluster_type") else message.type
+    kind = _kind_of(message)
     used = _USED
     if kind in (STRICT_DNS, LOGICAL_DNS):
         used |= CLUSTER_FIELDS

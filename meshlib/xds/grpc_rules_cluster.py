@@ -46,7 +46,7 @@ def check_cluster(message: Any, path: str, problems: Problems, providers: frozen
     if not message.HasField("cluster_type"):
         _check_discovery(message, path, problems)
     elif (kind := any_type(message.cluster_type.typed_config)) != AGGREGATE_TYPE:
-        reason = f"{kind} is not a type of gRPC (only EDS, LOGICAL_DNS and aggregates)"
+        reason = f"{kind or message.cluster_type.name} is not a type of gRPC (only EDS, LOGICAL_DNS and aggregates)"
         problems.error(join(path, "cluster_type"), reason)
     # That of an aggregate does not count (A75), but is read: CLUSTER_PROVIDED, which Envoy wants of it, is refused.
     if message.HasField("load_balancing_policy"):

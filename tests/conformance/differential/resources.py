@@ -101,7 +101,10 @@ class ResourceMaker:
             result["cluster_type"] = {"name": "envoy.clusters.aggregate", "typed_config": packed}
             result["lb_policy"] = "CLUSTER_PROVIDED"
         else:
-            result["type"] = kind
+            if kind != "EDS" and self._maybe(0.2):
+                result["cluster_type"] = {"name": f"envoy.cluster.{kind.lower()}"}
+            else:
+                result["type"] = kind
             result |= self._discovery(kind) | self._balancing(kind)
         result |= self._some(
             {

@@ -5,6 +5,7 @@ from meshlib.model.cluster import (
     AuthorityNames,
     CircuitBreakers,
     Cluster,
+    DnsDiscovery,
     EdsDiscovery,
     LeastRequest,
     LoadReports,
@@ -123,6 +124,30 @@ def test_aggregate_clusters(decode, packed):
 
     assert value_of(aggregate(clusters=["a", "b"])).discovery == AggregateDiscovery(("a", "b"))
     assert paths_of(aggregate()) == ["cluster_type.typed_config.clusters"]
+
+
+@pytest.mark.parametrize(
+    ("name", "host", "expected"),
+    [
+        ("envoy.cluster.static", "127.0.0.1", StaticDiscovery),
+        ("envoy.cluster.strict_dns", "a.example", DnsDiscovery),
+        ("envoy.cluster.logical_dns", "a.example", DnsDiscovery),
+    ],
+)
+def test_a_cluster_type_without_a_configuration_goes_by_its_name(decode, name, host, expected):
+    address = {"socket_address": {"address": host, "port_value": 80}}
+    assignment = {"cluster_name": "c", "endpoints": [{"lb_endpoints": [{"endpoint": {"address": address}}]}]}
+    found = decode("CDS", {"name": "c", "cluster_type": {"name": name}, "load_assignment": assignment})
+    assert () == found.errors
+    assert isinstance(found.value.discovery, expected)
+    assert getattr(found.value.discovery, "logical", False) is (name == "envoy.cluster.logical_dns")
+
+
+@pytest.mark.parametrize("name", ["envoy.cluster.eds", "envoy.clusters.dns", "nope"])
+def test_other_names_of_cluster_types_lead_nowhere(decode, name):
+    assert (f"cluster_type: {name} is not supported",) == decode(
+        "CDS", {"name": "c", "cluster_type": {"name": name}}
+    ).errors
 
 
 def test_other_cluster_types_are_refused(decode, packed):
