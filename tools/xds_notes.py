@@ -34,9 +34,15 @@ IN_PART: Mapping[tuple[str, str], str] = {
     ("LedsClusterLocalityConfig", "leds_config"): "ads or self",
     ("LedsClusterLocalityConfig", "leds_collection_name"): "an `xdstp:` name that ends with `/*`",
     ("ScopedRoutes", "scoped_rds"): "all scopes are subscribed to; `srds_resources_locator` is refused",
-    ("ExtensionConfigSource", "type_urls"): "fault and stateful_session in clients, RBAC in servers",
+    (
+        "ExtensionConfigSource",
+        "type_urls",
+    ): "local_ratelimit, admission_control and adaptive_concurrency; fault and stateful_session in clients, RBAC in servers",
     ("ExtensionConfigSource", "config_source"): "ads or self",
-    ("TypedExtensionConfig", "typed_config"): "fault, stateful_session, RBAC",
+    (
+        "TypedExtensionConfig",
+        "typed_config",
+    ): "fault, stateful_session, RBAC, local_ratelimit, admission_control, adaptive_concurrency",
     (
         "Runtime",
         "layer",

@@ -67,6 +67,7 @@ class LocalRateLimit:
     host_limits: Whether those of the virtual host count.
     always_takes: Requests with a descriptor take from `bucket` too.
     max_dynamic: Buckets of one entry of `descriptors` at most, those used last.
+    is_per_connection: Each connection of a caller has its own buckets; in a client the process is the caller.
     """
 
     bucket: TokenBucket | None
@@ -83,6 +84,7 @@ class LocalRateLimit:
     host_limits: HostLimits = HostLimits.OVERRIDDEN
     always_takes: bool = True
     max_dynamic: int = 20
+    is_per_connection: bool = False
 
 
 @dataclass(frozen=True, slots=True)

@@ -24,8 +24,7 @@ class DiscoveredFilter:
         default: Used when the resource cannot be had; None: there is none.
         skips_warming: `default` is used until the resource comes.
         is_disabled: Routes alone switch it on.
-        position: Number of its kind before it that the listener configures itself: filters for authorization in a server,
-            limits in a client.
+        position: Number of filters before it that the listener configures itself: limits, in a server for authorization too.
         is_after_fault: It stands behind the fault filter.
     """
 

@@ -77,7 +77,7 @@ def decode_filters(filters: Any, path: str, problems: Problems, *, is_server: bo
             problems.error(join(place, "name"), f"{item.name!r} is the name of an earlier filter")
         names.add(item.name)
         if item.HasField("config_discovery"):
-            position = len(rbac if is_server else limits)
+            position = len(limits) + len(rbac)
             found = _discovered(item, place, problems, is_server=is_server, position=position, is_after_fault=has_fault)
             if found is not None and FAULT_TYPE in found.type_names:
                 if has_fault:
@@ -160,7 +160,7 @@ def decode_filter_config(message: Any, path: str, problems: Problems) -> FilterC
     return _filter_config(message.name, message.typed_config, join(path, "typed_config"), problems)
 
 
-def _filter_config(name: str, packed: Any, path: str, problems: Problems) -> FilterConfig:
+def _filter_config(name: str, packed: Any, path: str, problems: Problems, *, is_server: bool = False) -> FilterConfig:
     kind = any_type(packed)
     message = None if kind in LIMIT_TYPES else unpack(packed, path, problems)
     config: FaultPolicy | SessionPolicy | Rbac | LimitFilter | None = None
@@ -171,7 +171,7 @@ def _filter_config(name: str, packed: Any, path: str, problems: Problems) -> Fil
     elif message is not None and kind == RBAC_TYPE:
         config = decode_rbac(message, name, path, problems)
     elif kind in LIMIT_TYPES:
-        config = limit_filter(kind, packed, path, problems)
+        config = limit_filter(kind, packed, path, problems, is_server=is_server)
     elif message is not None:
         problems.error(path, f"filter {kind} is not supported")
     return FilterConfig(name, kind, config)
@@ -184,7 +184,7 @@ def _discovered(
     place = join(path, "config_discovery")
     source = item.config_discovery
     kinds = frozenset(url.rpartition("/")[2] for url in source.type_urls)
-    unknown = sorted(kinds - ({RBAC_TYPE} if is_server else {FAULT_TYPE, SESSION_TYPE, *LIMIT_TYPES}))
+    unknown = sorted(kinds - LIMIT_TYPES - ({RBAC_TYPE} if is_server else {FAULT_TYPE, SESSION_TYPE}))
     if not kinds or unknown:
         reason = f"filter {unknown[0]} is not supported" if unknown else "at least one is required"
         if item.is_optional or item.disabled:
@@ -195,13 +195,14 @@ def _discovered(
     is_discovered_by_ads(source.config_source, join(place, "config_source"), problems)
     default = None
     if source.HasField("default_config"):
-        default = _filter_config(item.name, source.default_config, join(place, "default_config"), problems)
+        default_path = join(place, "default_config")
+        default = _filter_config(item.name, source.default_config, default_path, problems, is_server=is_server)
         if default.type_name not in kinds:
             problems.error(join(place, "default_config"), f"is a {default.type_name}, which is not among type_urls")
     elif source.apply_default_config_without_warming:
         problems.error(join(place, "apply_default_config_without_warming"), "needs a default_config")
-    if is_server and item.disabled:
-        problems.unused(path, "is disabled")
+    if is_server and item.disabled and RBAC_TYPE in kinds:
+        problems.unused(path, "is disabled")  # no route switches it on
         return None
     return DiscoveredFilter(
         item.name, kinds, default, source.apply_default_config_without_warming, item.disabled, position, is_after_fault

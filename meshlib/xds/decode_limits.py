@@ -103,6 +103,15 @@ def _check_server(message: Any, path: str, problems: Problems) -> None:
         problems.error(join(path, "local_rate_limit_per_downstream_connection"), "is not supported in a server")
 
 
+def server_fault(config: object) -> str:
+    """Return what a server cannot do of a discovered filter, which may be a client's as well; empty: nothing."""
+    if not isinstance(config, LocalRateLimit):
+        return ""
+    if config.unenforced_headers:
+        return "request_headers_to_add_when_not_enforced is not supported in a server"
+    return "local_rate_limit_per_downstream_connection is not supported in a server" if config.is_per_connection else ""
+
+
 def _rate_limit(message: Any, path: str, problems: Problems) -> LocalRateLimit:
     cover(message, path, problems, used=_RATE_LIMIT_USED, refused=_RATE_LIMIT_REFUSED)
     bucket = None
@@ -115,6 +124,7 @@ def _rate_limit(message: Any, path: str, problems: Problems) -> LocalRateLimit:
     unenforced = "request_headers_to_add_when_not_enforced"
     return LocalRateLimit(
         bucket=bucket,
+        is_per_connection=message.local_rate_limit_per_downstream_connection,
         enabled=_share(message, "filter_enabled", path, problems),
         enforced=_share(message, "filter_enforced", path, problems),
         status=status if status >= 400 else 429,

@@ -23,6 +23,7 @@ from meshlib.model.snapshot import (
     ScopeConfig,
     TargetConfig,
 )
+from meshlib.xds.decode_limits import server_fault
 from meshlib.xds.follow import ClusterFollower, clusters_of
 from meshlib.xds.names import WILDCARD, virtual_host_name
 from meshlib.xds.resources import ECDS, LDS, RDS, SRDS, VHDS
@@ -49,6 +50,15 @@ def _insert(filters: list[tuple[int, F]], position: int, found: F) -> None:
     """Put a discovered filter before the one that has this number by itself, after the discovered ones before it."""
     place = next((i for i, (number, _) in enumerate(filters) if number >= position), len(filters))
     filters.insert(place, (position - 1, found))
+
+
+def _in_order(listener: ServerListener) -> list[Rbac | ListedLimit]:
+    """Return the filters that a server's listener configures itself, as they stand in its chain."""
+    found: list[Rbac | ListedLimit] = []
+    for number, rbac in enumerate((*listener.rbac, None)):
+        found += [limit for limit in listener.limits if limit.position == number]
+        found += [] if rbac is None else [rbac]
+    return found
 
 
 class Follower(ClusterFollower):
@@ -211,19 +221,30 @@ class Follower(ClusterFollower):
         return listener
 
     def _server_filters(self, listener: ServerListener, missing: Missing) -> ServerListener | ConfigFault:
-        rbac: list[tuple[int, Rbac]] = list(enumerate(listener.rbac))
+        """As `_client_filters`; filters for authorization and those that limit keep their order among each other."""
+        chain: list[tuple[int, Rbac | ListedLimit]] = list(enumerate(_in_order(listener)))
         for filter_ in listener.discovered:
             found = self._filter(filter_, missing)
             if isinstance(found, ConfigFault):
                 return found
-            if found is not None and isinstance(found.config, Rbac):
-                _insert(rbac, filter_.position, found.config)
+            config = None if found is None else found.config
+            if isinstance(config, Rbac):
+                _insert(chain, filter_.position, config)
+            elif isinstance(config, LocalRateLimit | AdmissionControl | AdaptiveConcurrency):
+                if fault := server_fault(config):
+                    # It may be good for a client. As without it, a listener must not go on.
+                    return replace(self._fault(ECDS, filter_.name, fault), is_absent=False)
+                _insert(chain, filter_.position, ListedLimit(filter_.name, None if filter_.is_disabled else config))
         if not listener.discovered:
             return listener
-        limits = tuple(
-            replace(limit, position=sum(number < limit.position for number, _ in rbac)) for limit in listener.limits
-        )
-        return replace(listener, rbac=tuple(one for _, one in rbac), limits=limits)
+        rbac: list[Rbac] = []
+        limits: list[ListedLimit] = []
+        for _, item in chain:
+            if isinstance(item, Rbac):
+                rbac.append(item)
+            else:
+                limits.append(replace(item, position=len(rbac)))
+        return replace(listener, rbac=tuple(rbac), limits=tuple(limits))
 
     def _filter(self, filter_: DiscoveredFilter, missing: Missing) -> FilterConfig | ConfigFault | None:
         """Return the configuration of a filter; None: it is missing."""

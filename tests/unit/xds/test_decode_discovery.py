@@ -273,12 +273,32 @@ def test_filter_of_a_server_that_is_discovered_knows_its_place() -> None:
     assert [(filter_.name, filter_.position) for filter_ in found.discovered] == [("second", 1)]
 
 
+def test_limits_of_a_server_may_be_discovered_and_know_their_place() -> None:
+    guard = {"name": "guard", "typed_config": typed(RBAC, rules={})}
+    first = {"name": "first", "typed_config": typed(LIMIT, stat_prefix="x")}
+    off = discovered("off", LIMIT, disabled=True)
+    found = server(discovered("a", LIMIT), guard, first, discovered("b", LIMIT), off).value
+    assert isinstance(found, ServerListener)
+    expected = [("a", 0, False), ("b", 2, False), ("off", 2, True)]
+    assert expected == [(one.name, one.position, one.is_disabled) for one in found.discovered]
+
+
 @pytest.mark.parametrize(
     ("decoded", "error"),
     [
         (client(discovered(kind=RBAC)), f"type_urls: filter {RBAC} is not supported"),
         (server(discovered(kind=FAULT)), f"type_urls: filter {FAULT} is not supported"),
-        (server(discovered(kind=LIMIT)), f"type_urls: filter {LIMIT} is not supported"),
+        (
+            server(
+                discovered(
+                    kind=LIMIT,
+                    config_discovery={
+                        "default_config": typed(LIMIT, stat_prefix="x", local_rate_limit_per_downstream_connection=True)
+                    },
+                )
+            ),
+            "default_config.local_rate_limit_per_downstream_connection: is not supported in a server",
+        ),
         (client(discovered(config_discovery={"config_source": {"path": "/x"}})), "config_source: must be ads or self"),
         (
             client(discovered(config_discovery={"apply_default_config_without_warming": True})),

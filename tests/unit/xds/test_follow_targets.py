@@ -18,6 +18,7 @@ from meshlib.model.discovery import (
 )
 from meshlib.model.endpoint import ClusterLoadAssignment, Endpoint, Locality, LocalityEndpoints
 from meshlib.model.filters import AdaptiveConcurrency, AdmissionControl, ListedLimit, LocalRateLimit, TokenBucket
+from meshlib.model.headers import HeaderAdd
 from meshlib.model.listener import ClientListener, DiscoveredFilter, ServerListener
 from meshlib.model.matcher import Fraction, PathKind, PathMatcher
 from meshlib.model.route import (
@@ -457,6 +458,48 @@ def test_discovered_authorization_keeps_its_place() -> None:
     found = world.snapshot.inbound["in"]
     assert isinstance(found, InboundConfig)
     assert [rbac.name for rbac in found.listener.rbac] == ["first", "second", "third", "last"]
+
+
+def test_discovered_limits_of_a_server_keep_their_places_among_authorization() -> None:
+    """The chain: own limit, discovered authorization, discovered limit, own authorization, own limit, discovered limit."""
+    world = World(inbound=("in",))
+    own, last = ListedLimit("own", limit(1), position=0), ListedLimit("last", limit(5), position=1)
+    discovered = (
+        DiscoveredFilter("guard", frozenset({RBAC}), position=1),
+        DiscoveredFilter("second", frozenset({LIMIT_TYPE}), position=1),
+        DiscoveredFilter("off", frozenset({LIMIT_TYPE}), position=3, is_disabled=True),
+    )
+    rbac = (Rbac("mine", True, ()),)
+    routes_ = RouteConfiguration("r", ())
+    world.put(LDS, "in", ServerListener("in", "127.0.0.1:1", None, rbac, routes_, discovered, (own, last)))
+    world.put(ECDS, "guard", FilterConfig("guard", RBAC, Rbac("guard", True, ())))
+    world.put(ECDS, "second", FilterConfig("second", LIMIT_TYPE, limit(2)))
+    assert ("ECDS resource off",) == world.settle().waiting["in"]
+    world.put(ECDS, "off", FilterConfig("off", LIMIT_TYPE, limit(6)))
+    world.settle()
+    found = world.snapshot.inbound["in"]
+    assert isinstance(found, InboundConfig)
+    assert ["guard", "mine"] == [one.name for one in found.listener.rbac]
+    expected = [("own", limit(1), 0), ("second", limit(2), 1), ("last", limit(5), 2), ("off", None, 2)]
+    assert expected == [(one.name, one.config, one.position) for one in found.listener.limits]
+
+
+@pytest.mark.parametrize(
+    ("config", "field"),
+    [
+        (replace(limit(1), is_per_connection=True), "local_rate_limit_per_downstream_connection"),
+        (replace(limit(1), unenforced_headers=(HeaderAdd("x", "y"),)), "request_headers_to_add_when_not_enforced"),
+    ],
+)
+def test_a_discovered_limit_that_a_server_cannot_keep_is_a_fault(config: LocalRateLimit, field: str) -> None:
+    world = World(inbound=("in",))
+    discovered = (DiscoveredFilter("limit", frozenset({LIMIT_TYPE})),)
+    world.put(LDS, "in", ServerListener("in", "127.0.0.1:1", None, (), RouteConfiguration("r", ()), discovered))
+    world.put(ECDS, "limit", FilterConfig("limit", LIMIT_TYPE, config))
+    world.settle()
+    found = world.snapshot.inbound["in"]
+    assert isinstance(found, ConfigFault)
+    assert f"{field} is not supported in a server" in found.message
 
 
 def test_server_whose_authorization_is_gone_lets_nobody_in() -> None:
