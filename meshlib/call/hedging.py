@@ -2,7 +2,8 @@
 
 As in Envoy the attempts are a chain. Each is followed by at most one other: because its `per_try_timeout` is over, when
 it goes on beside the next one; or because it failed in a way that the policy repeats, when it is out. So there is one
-timer at a time, that of the newest attempt or of the wait before the next, and one retry permit per call. The first
+timer at a time, that of the newest attempt or of the wait before the next, and one retry permit per call, which is given
+back when there can be no further attempt; each attempt in flight is one of the cluster's requests. The first
 good response wins. A bad one, of an attempt that was followed or cannot be repeated, is dropped while others are in
 flight or about to be; what comes last is the result.
 
@@ -150,6 +151,7 @@ class HedgedSteps(RetryDecisions, ABC):
         try:
             step = self._again(now)
         except NoFurther:
+            self._drop_permit()
             return self._wait_on(now)
         assert not isinstance(step, Sleep)
         return step
@@ -202,6 +204,7 @@ class HedgedSteps(RetryDecisions, ABC):
         """The attempt got no connection by the cluster's limits: never repeated, and no fault of the endpoint."""
         if not flight.is_followed:
             self._wake_at = None
+            self._drop_permit()
         self._land(flight)
         self._tell(flight, outcome, now, None, will_retry=False)
         if self._flights or self._state == WAITING:
