@@ -8,7 +8,7 @@ the peer, is over. Until then it does not even read what gRPC has to say, so a w
 A route is one unix socket for one endpoint under one TLS context. A rotated certificate is another context, hence
 another route: new channels dial the new one, connections of the old one go on until their channel is closed.
 
-Memory per connection is bounded by the transports' write buffers: whoever cannot write stops the other side's reading.
+Memory per connection is bounded by one buffer in each direction: whoever cannot write stops the other side's reading.
 The thread starts with the first route and ends with the last one. A forked child forgets the parent's routes (and
 closes its copies of the sockets), and starts a thread of its own.
 """
@@ -27,7 +27,7 @@ import weakref
 from typing import Any, Final
 
 from meshlib.errors import IdentityError
-from meshlib.runtime.relay_link import LINGER_S, Link, RelayRoute, dial
+from meshlib.runtime.relay_link import BUFFER_BYTES, LINGER_S, Link, RelayRoute, dial
 
 __all__ = ["TlsRelay"]
 
@@ -56,6 +56,7 @@ class TlsRelay:
         self._routes: set[RelayRoute] = set()
         self._number = 0
         # Of the loop's thread:
+        self._buffer = bytearray(BUFFER_BYTES)
         self._links: set[Link] = set()
         self._dialling: set[asyncio.Task[None]] = set()
         _relays.add(self)
@@ -176,27 +177,19 @@ class TlsRelay:
         task.add_done_callback(self._dialling.discard)
 
     async def _connect(self, loop: asyncio.AbstractEventLoop, route: RelayRoute, client: socket.socket) -> None:
-        link = Link(loop, route, client, self._forget)
+        link = Link(loop, route, client, self._buffer, self._forget)
         self._links.add(link)
         try:
             try:
                 async with asyncio.timeout(route.connect_timeout_s):
                     link.upstream = await dial(loop, route.address, route.dials)
-                    transport, _ = await loop.create_connection(
-                        lambda: link.far,
-                        sock=link.upstream,
-                        ssl=route.context,
-                        server_hostname=route.server_name,
-                        ssl_shutdown_timeout=LINGER_S,
-                    )
+                    chosen = await link.shake_hands()
             except TimeoutError as error:
                 raise TimeoutError(
                     f"no TLS connection to {route.address} within {route.connect_timeout_s:g} s"
                 ) from error
-            chosen = transport.get_extra_info("ssl_object").selected_alpn_protocol()
             if chosen != "h2":
                 raise ssl.SSLError(f"{route.address} chose ALPN protocol {chosen!r}, gRPC needs 'h2'")
-            await loop.connect_accepted_socket(lambda: link.near, client)
             link.join()
         except asyncio.CancelledError:
             link.drop()

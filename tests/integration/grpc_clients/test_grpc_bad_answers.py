@@ -23,6 +23,7 @@ import pytest
 from meshlib.clients.grpc_aio import AioMeshChannel
 from meshlib.clients.grpc_sync import MeshChannel
 from meshlib.model.secret import TlsCertificate
+from meshlib.runtime.core import is_too_old
 
 UNARY = "/test.Service/Unary"
 CHECKOUT = "spiffe://cluster.local/ns/default/sa/checkout"
@@ -171,6 +172,8 @@ def test_an_answer_that_ends_at_any_byte_is_an_error(mesh: Any, peer: Peer, end:
                 answer = unary(b"x", timeout=10, wait_for_ready=True)
             except grpc.RpcError as error:
                 codes.add(error.code())
+                if end == "reset" and done[-1] < -20 and is_too_old(grpc.__version__):
+                    break  # such a core loses whatever comes right before a reset
                 continue
             # A whole answer may be lost too, with the connection that ends right after it.
             assert (b"ok", True) == (answer, done[-1] <= 0)
@@ -221,6 +224,10 @@ def http1(connection: Any, state: h2.connection.H2Connection, stream: int) -> No
     connection.sendall(b"HTTP/1.1 400 Bad Request\r\ncontent-length: 0\r\n\r\n" + b"x" * 20_000)
 
 
+# What cores say that come before those whose TLS is used, on plain channels too.
+OLD_CORES: dict[Script, Any] = {large_message: CODE.UNAVAILABLE, unknown_compression: b"ok"}
+
+
 @BOTH
 @pytest.mark.parametrize(
     ("script", "codes"),
@@ -239,7 +246,7 @@ def test_what_breaks_the_rules_is_an_error_and_the_next_call_works(
 ) -> None:
     peer.script = script
     (found,) = by(mesh, 10, 1)
-    assert found in codes
+    assert found in codes or (is_too_old(grpc.__version__) and script in OLD_CORES and found == OLD_CORES[script])
     peer.script = whole
     assert [b"ok"] == by(mesh, 10, 1)
     assert 0 == mesh.active

@@ -85,7 +85,12 @@ def seen_of(mesh: Any, ask: Callable[[], Any]) -> list[Any]:
     except grpc.RpcError as raised:
         error: Any = raised
         info = error.mesh
-        found += [type(error), error.code(), error.details().partition("remote:")[0], dict(error.trailing_metadata())]
+        found += [
+            type(error),
+            error.code(),
+            error.details().partition("remote:")[0],
+            dict([*error.trailing_metadata()]),
+        ]
         found += [info.cluster, info.attempts, info.flag, Counter(info.endpoints)]
     except Exception as error:
         found += [type(error), str(error)]
@@ -327,7 +332,7 @@ def test_aio_what_goes_well(one: Any, meshes: Any) -> None:
         call.add_done_callback(ended.append)
         assert not call.done() and 4 < call.time_remaining() <= 5 and isinstance(call, grpc.aio.UnaryUnaryCall)
         found += [await call, await call.code(), await call.details(), call.done(), call.cancelled(), call.cancel()]
-        found += [dict(await call.initial_metadata()), dict(await call.trailing_metadata()), call.mesh]
+        found += [dict([*await call.initial_metadata()]), dict([*await call.trailing_metadata()]), call.mesh]
         assert [call] == ended
         call.add_done_callback(ended.append)
         assert [call, call] == ended and 4 < call.time_remaining() <= 5
@@ -353,7 +358,7 @@ def test_aio_questions_while_a_call_runs(one: Any, meshes: Any) -> None:
         first = method(b"x", timeout=5.0)
         found = [await first.code(), await first]
         second = method(b"x")
-        found += [dict(await second.initial_metadata()), await second]
+        found += [dict([*await second.initial_metadata()]), await second]
         third = method(b"x")
         await third.wait_for_connection()
         return [*found, await third, first.mesh, third.mesh, await asyncio.gather(first, first, third)]

@@ -30,7 +30,7 @@ def servers(server: Any, mesh: Any) -> list[Any]:
 
 
 def cookie_of(metadata: Any) -> str:
-    return str(dict(metadata).get("set-cookie", "")).partition(";")[0]
+    return str(dict([*metadata]).get("set-cookie", "")).partition(";")[0]
 
 
 def counts(servers: list[Any]) -> list[int]:
