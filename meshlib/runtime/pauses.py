@@ -13,10 +13,11 @@ REST_S: Final = 0.00005
 """Long enough for a thread that waits to wake up and take its turn."""
 
 
-GENTLE_SLICE_S: Final = 0.0002
-GENTLE_REST_S: Final = 0.001
-"""Where one update follows the other: a sixth of the time. Shorter pieces are not gentler: each makes some request wait for its
-turn and wake up again, which takes as long as a short piece itself."""
+GENTLE_SLICE_S: Final = 0.0001
+GENTLE_REST_S: Final = 0.0004
+"""Where one update follows the other: a fifth of the time, in pieces that a request hardly notices. Each piece makes some
+request wait for its turn and wake up again, which takes as long as a short piece itself: with 0.03 ms the median and the
+99th percentile of calls were worse, with 0.2 ms and more rest the median was better and the 90th percentile worse."""
 
 
 class TurnTaking:
