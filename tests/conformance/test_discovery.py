@@ -19,6 +19,7 @@ from meshlib import Mesh
 ADS = {"ads": {}, "resource_api_version": "V3"}
 FILTERS = "envoy.extensions.filters.http."
 FAULT = f"{FILTERS}fault.v3.HTTPFault"
+RUNTIME = "envoy.service.runtime.v3.Runtime"
 HCM = "envoy.extensions.filters.network.http_connection_manager.v3.HttpConnectionManager"
 LAYERS = {
     "layers": [
@@ -93,6 +94,9 @@ class World:
         return found
 
     def serve(self, *resources: dict[str, Any]) -> None:
+        if not any(one["@type"] == TYPE + RUNTIME for one in resources):
+            # Of the bootstrap's layer: where nobody says that there is none, Envoy waits 15 s for it before it starts.
+            resources = (*resources, typed(RUNTIME, name="rollout"))
         text = json.dumps({"resources": list(resources)})
         if self.server is not None:
             self.server.write("resources.yaml", text)
@@ -208,7 +212,9 @@ def test_virtual_hosts_on_demand(world: World) -> None:
     on_demand = {"name": "on_demand", "typed_config": typed(f"{FILTERS}on_demand.v3.OnDemand")}
     base = [
         *world.listeners(on_demand, rds={"route_config_name": "r", "config_source": ADS}),
-        routes("r", host("base", {"cluster": "a"}, "shop"), vhds={"config_source": ADS}),
+        routes(
+            "r", host("base", {"cluster": "a"}, "shop"), vhds={"config_source": {**ADS, "initial_fetch_timeout": "1s"}}
+        ),
         *world.clusters("a", "b", "c"),
     ]
 
@@ -275,7 +281,7 @@ def test_runtime_values(world: World) -> None:
     base = [*world.listeners(faults, route_config=table), *world.clusters("a", "b", "c")]
 
     def runtime(**layer: Any) -> dict[str, Any]:
-        return typed("envoy.service.runtime.v3.Runtime", name="rollout", layer=layer)
+        return typed(RUNTIME, name="rollout", layer=layer)
 
     world.serve(*base, runtime())
     assert world.ask() == ["a", "a"]
