@@ -9,11 +9,8 @@ import time
 from collections.abc import Callable, Iterator
 
 import httpx
+import peers.authority
 import pytest
-import trustme
-from cryptography import x509
-from cryptography.hazmat.primitives import hashes, serialization
-from cryptography.hazmat.primitives.asymmetric import ec
 
 from meshlib.clients.httpx_async import AsyncMeshTransport
 from meshlib.clients.httpx_sync import MeshTransport
@@ -27,8 +24,6 @@ from meshlib.model.secret import (
     Secret,
     SecretRef,
     ServerTls,
-    TlsCertificate,
-    TrustedCa,
 )
 from meshlib.runtime.tls import PeerNames, client_context, peer_identity, server_context, server_material
 from meshlib.runtime.tls_rotation import rotating_server_context
@@ -37,40 +32,18 @@ CHECKOUT = "spiffe://cluster.local/ns/default/sa/checkout"
 ORDERS = "spiffe://cluster.local/ns/default/sa/orders"
 ROOT, MINE = SecretRef(sds_name="ROOTCA"), SecretRef(sds_name="default")
 RETRY = RetryPolicy(frozenset({"connect-failure"}), num_retries=2, base_interval_s=0.001)
-NOW = datetime.datetime.now(datetime.UTC)
 
 
 class Authority:
     """A CA that issues Istio-shaped certificates: no subject, one critical URI name."""
 
     def __init__(self) -> None:
-        self._ca = trustme.CA()
-        self.root = Secret("ROOTCA", TrustedCa(self._ca.cert_pem.bytes()))
-        self._key = serialization.load_pem_private_key(self._ca.private_key_pem.bytes(), None)
-        self._certificate = x509.load_pem_x509_certificate(self._ca.cert_pem.bytes())
+        self._ca = peers.authority.Authority()
+        self.root = self._ca.secret()
 
     def issue(self, *uris: str, minutes: float = 60, name: str = "default") -> Secret:
-        key = ec.generate_private_key(ec.SECP256R1())
-        names = x509.SubjectAlternativeName([x509.UniformResourceIdentifier(uri) for uri in uris])
-        leaf = (
-            x509.CertificateBuilder()
-            .subject_name(x509.Name([]))
-            .issuer_name(self._certificate.subject)
-            .public_key(key.public_key())
-            .serial_number(x509.random_serial_number())
-            .not_valid_before(NOW - datetime.timedelta(hours=2))
-            .not_valid_after(NOW + datetime.timedelta(minutes=minutes))
-            .add_extension(names, critical=True)
-            .add_extension(
-                x509.AuthorityKeyIdentifier.from_issuer_public_key(self._certificate.public_key()), critical=False
-            )
-            .sign(self._key, hashes.SHA256())
-        )
-        chain = leaf.public_bytes(serialization.Encoding.PEM)
-        secret = key.private_bytes(
-            serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption()
-        )
-        return Secret(name, TlsCertificate(chain, secret))
+        ends = datetime.timedelta(minutes=minutes)
+        return self._ca.issue(*uris, starts=datetime.timedelta(hours=-2), ends=ends).secret(name)
 
 
 @pytest.fixture(scope="module")

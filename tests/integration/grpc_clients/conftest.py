@@ -2,32 +2,34 @@
 
 import datetime
 import random
+import socket
+import ssl
+import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterator
 from concurrent import futures
+from contextlib import contextmanager
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import grpc
 import pytest
-from cryptography import x509
-from cryptography.hazmat.primitives import hashes, serialization
-from cryptography.hazmat.primitives.asymmetric import ec
+from peers import authority
 
 from meshlib.clients.grpc_channels import channels_of, close_channels
 from meshlib.model.cluster import Cluster, EdsDiscovery
 from meshlib.model.endpoint import Endpoint
 from meshlib.model.matcher import StringKind, StringMatcher
 from meshlib.model.retry import RetryPolicy
-from meshlib.model.secret import ClientTls, SanMatcher, SanType, Secret, SecretRef, TlsCertificate, TrustedCa
+from meshlib.model.secret import ClientTls, SanMatcher, SanType, Secret, SecretRef, TlsCertificate
 from meshlib.model.snapshot import Snapshot
 from meshlib.testing.builders import cluster, service
 from meshlib.testing.source import FakeMesh, mesh_source
 
 CHECKOUT = "spiffe://cluster.local/ns/default/sa/checkout"
 ORDERS = "spiffe://cluster.local/ns/default/sa/orders"
-PEM = serialization.Encoding.PEM
 
 
 class Server:
@@ -121,45 +123,48 @@ class Authority:
     """A CA that issues certificates as Istio does: no subject, one critical URI name."""
 
     def __init__(self) -> None:
-        self._key = ec.generate_private_key(ec.SECP256R1())
-        name = x509.Name([x509.NameAttribute(x509.NameOID.COMMON_NAME, "test root")])
-        certificate = _builder(name, name, self._key).add_extension(x509.BasicConstraints(True, None), True)
-        certificate = certificate.add_extension(
-            x509.SubjectKeyIdentifier.from_public_key(self._key.public_key()), False
-        )
-        self._certificate = certificate.sign(self._key, hashes.SHA256())
-        self.pem = self._certificate.public_bytes(PEM)
-        self.root = Secret("ROOTCA", TrustedCa(self.pem))
+        self._ca = authority.Authority("test root")
+        self.pem = self._ca.pem
+        self.root = self._ca.secret()
 
     def issue(self, uri: str, *, starts_s: float = -3600.0, ends_s: float = 3600.0) -> Secret:
         """Issue a certificate that is valid between two moments from now, in seconds."""
-        key = ec.generate_private_key(ec.SECP256R1())
-        names = x509.SubjectAlternativeName([x509.UniformResourceIdentifier(uri)])
-        issuer = x509.AuthorityKeyIdentifier.from_issuer_public_key(self._key.public_key())
-        builder = _builder(x509.Name([]), self._certificate.subject, key, starts_s, ends_s).add_extension(names, True)
-        certificate = builder.add_extension(issuer, False).sign(self._key, hashes.SHA256())
-        private = key.private_bytes(PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption())
-        return Secret("default", TlsCertificate(certificate.public_bytes(PEM), private))
+        starts, ends = datetime.timedelta(seconds=starts_s), datetime.timedelta(seconds=ends_s)
+        return self._ca.issue(uri, starts=starts, ends=ends).secret()
 
     def server_credentials(self, uri: str, **validity: float) -> grpc.ServerCredentials:
         value = self.issue(uri, **validity).value
         assert isinstance(value, TlsCertificate)
         return grpc.ssl_server_credentials([(value.key_pem, value.chain_pem)], self.pem, True)
 
+    @contextmanager
+    def recorder(self, uri: str) -> Iterator[tuple[str, list[bytes]]]:
+        """Serve one TLS connection with an identity; yields the address, and what comes over it after the handshake."""
+        value = self.issue(uri).value
+        assert isinstance(value, TlsCertificate)
+        context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+        with tempfile.TemporaryDirectory() as folder:
+            pem = Path(folder, "pem")
+            pem.write_bytes(value.chain_pem + value.key_pem)
+            context.load_cert_chain(pem)
+        context.set_alpn_protocols(["h2"])
+        received: list[bytes] = []
+        with socket.create_server(("127.0.0.1", 0)) as listener:
 
-def _builder(
-    subject: x509.Name, issuer: x509.Name, key: Any, starts_s: float = -3600.0, ends_s: float = 3600.0
-) -> x509.CertificateBuilder:
-    now = datetime.datetime.now(datetime.UTC)
-    return (
-        x509.CertificateBuilder()
-        .subject_name(subject)
-        .issuer_name(issuer)
-        .public_key(key.public_key())
-        .serial_number(x509.random_serial_number())
-        .not_valid_before(now + datetime.timedelta(seconds=starts_s))
-        .not_valid_after(now + datetime.timedelta(seconds=ends_s))
-    )
+            def serve() -> None:
+                plain, _ = listener.accept()
+                with plain:
+                    try:
+                        with context.wrap_socket(plain, server_side=True) as secure:
+                            received.append(secure.recv(65536))
+                    except OSError:
+                        # The other side left in the middle of the handshake.
+                        received.append(b"")
+
+            thread = threading.Thread(target=serve)
+            thread.start()
+            yield f"127.0.0.1:{listener.getsockname()[1]}", received
+            thread.join(10)
 
 
 class Mesh:
@@ -228,8 +233,8 @@ def mesh() -> Iterator[Mesh]:
     assert {"channels": 0, "active": 0} == left
 
 
-@pytest.fixture(scope="session")
-def authority() -> Authority:
+@pytest.fixture(scope="session", name="authority")
+def _authority() -> Authority:
     """A certificate authority."""
     return Authority()
 

@@ -6,14 +6,11 @@ The numbers of traps are those in `meshlib.runtime.core`.
 import asyncio
 import logging
 import os
-import socket
-import ssl
 import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterator
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 import grpc
@@ -24,7 +21,6 @@ from meshlib.clients.grpc_aio import AioMeshChannel
 from meshlib.clients.grpc_channels import channels_of
 from meshlib.clients.grpc_errors import MeshRpcError
 from meshlib.clients.grpc_sync import MeshChannel
-from meshlib.model.secret import TlsCertificate
 from meshlib.runtime import tls
 from meshlib.runtime.core import (
     CoreCluster,
@@ -426,32 +422,10 @@ def _call(core: Core, address: str, cluster: str = "c") -> bytes:
 
 def test_a_wrong_peer_gets_no_byte_from_core(core: Core, authority: Any) -> None:
     """A TLS server with another identity of the same CA records what it gets after the handshake."""
-    value = authority.issue(SOMEBODY).value
-    assert isinstance(value, TlsCertificate)
-    received: list[bytes] = []
-    with socket.create_server(("127.0.0.1", 0)) as listener, tempfile.TemporaryDirectory() as folder:
-        pem = Path(folder, "pem")
-        pem.write_bytes(value.chain_pem + value.key_pem)
-        context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-        context.load_cert_chain(pem)
-        context.set_alpn_protocols(["h2"])
-
-        def serve() -> None:
-            plain, _ = listener.accept()
-            with plain:
-                try:
-                    with context.wrap_socket(plain, server_side=True) as secure:
-                        received.append(secure.recv(65536))
-                except OSError:
-                    received.append(b"")
-
-        thread = threading.Thread(target=serve)
-        thread.start()
-        address = f"127.0.0.1:{listener.getsockname()[1]}"
+    with authority.recorder(SOMEBODY) as (address, received):
         core.expect(CHECKOUT, address)
         with pytest.raises(grpc.RpcError) as caught:
             _call(core, address)
-        thread.join(10)
     assert [b""] == received
     assert is_unsent(caught.value, core.node_id)
 

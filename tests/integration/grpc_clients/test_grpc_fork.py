@@ -29,9 +29,15 @@ def test_aio_client_and_server_in_a_child() -> None:
     assert 0 == done.returncode, done.stderr
 
 
+def find_helpers() -> None:
+    """Have what is beside this file, and what pytest's `pythonpath` has."""
+    here = Path(__file__).parent
+    sys.path[:0] = [str(here), str(here.parents[1] / "conformance")]
+
+
 def main() -> None:
     """What the test runs."""
-    sys.path.insert(0, str(Path(__file__).parent))
+    find_helpers()
     from conftest import Mesh  # type: ignore[import-not-found]  # beside this file
 
     server = subprocess.Popen(
@@ -60,7 +66,7 @@ def main() -> None:
 
 def serve() -> None:
     """The server, until nobody holds its input."""
-    sys.path.insert(0, str(Path(__file__).parent))
+    find_helpers()
     from conftest import Server
 
     one = Server()

@@ -2,13 +2,11 @@
 
 import asyncio
 import os
-import socket
 import ssl
 import tempfile
 import threading
 import time
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import grpc
@@ -18,7 +16,6 @@ from meshlib.clients.grpc_aio import AioMeshChannel
 from meshlib.clients.grpc_channels import channels_of
 from meshlib.clients.grpc_errors import MeshRpcError
 from meshlib.clients.grpc_sync import MeshChannel
-from meshlib.model.secret import TlsCertificate
 from meshlib.runtime.relay import THREAD_NAME
 
 CHECKOUT = "spiffe://cluster.local/ns/default/sa/checkout"
@@ -63,32 +60,10 @@ async def test_the_right_peer_is_talked_to_from_aio(server: Any, mesh: Any, auth
 def test_a_wrong_peer_is_named_and_gets_no_byte(mesh: Any, authority: Any) -> None:
     """A TLS server with another identity of the same CA records what it gets."""
     wrong = "spiffe://cluster.local/ns/default/sa/somebody"
-    value = authority.issue(wrong).value
-    assert isinstance(value, TlsCertificate)
-    received: list[bytes] = []
-    with socket.create_server(("127.0.0.1", 0)) as listener, tempfile.TemporaryDirectory() as folder:
-        pem = Path(folder, "pem")
-        pem.write_bytes(value.chain_pem + value.key_pem)
-        context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-        context.load_cert_chain(pem)
-        context.set_alpn_protocols(["h2"])
-
-        def serve() -> None:
-            plain, _ = listener.accept()
-            with plain:
-                try:
-                    with context.wrap_socket(plain, server_side=True) as secure:
-                        received.append(secure.recv(65536))
-                except OSError:
-                    # The other side left in the middle of the handshake.
-                    received.append(b"")
-
-        thread = threading.Thread(target=serve)
-        thread.start()
-        mesh.serve_tls(f"127.0.0.1:{listener.getsockname()[1]}", authority, authority.issue(ORDERS))
+    with authority.recorder(wrong) as (address, received):
+        mesh.serve_tls(address, authority, authority.issue(ORDERS))
         with MeshChannel(mesh.source, "xds:///checkout") as channel, pytest.raises(MeshRpcError) as caught:
             channel.unary_unary(UNARY)(b"x", timeout=10)
-        thread.join(10)
     assert [b""] == received
     assert grpc.StatusCode.UNAVAILABLE is caught.value.code()
     assert wrong in caught.value.details()
