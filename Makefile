@@ -93,6 +93,7 @@ soak: setup            ## ten minutes of calls while certificates and roots rota
 peers: setup           ## real control planes and clients in Go against meshlib and xds-server; needs Go and its module proxy, is no part of the gate
 	@command -v $(GO) >/dev/null || { echo 'make peers needs Go 1.26 or newer: there is no "$(GO)" (GO=/path/to/go names one)' >&2; exit 1; }
 	cd tests/peers/go && $(GO) build -o $(abspath $(PEERS))/ ./...
+	cd tests/peers/istiod && $(GO) build -ldflags '-s -w' -o $(abspath $(PEERS))/ istio.io/istio/pilot/cmd/pilot-discovery
 	MESHLIB_PEERS=$(abspath $(PEERS)) $(BIN)/python -m pytest tests/peers $(PYTEST_ARGS)
 
 bench: setup           ## what the mesh costs, on a machine that does nothing else; BENCH_ARGS=--smoke for a quick look
