@@ -1,7 +1,8 @@
 """The bootstrap: where the management servers are and who we are, as gRPC's JSON format says it (`decode_bootstrap.py`).
 
-One key of our own stands beside gRPC's: `meshlib`, with `registry_uri`, the HTTP address where instances register themselves, and two of
-Envoy's own names: `layered_runtime`, with the layers that make sense here, and `local_cluster` (its `local_cluster_name`).
+One key of our own stands beside gRPC's: `meshlib`, with `registry_uri`, the HTTP address where instances register themselves,
+`default_port`, for servers whose listeners are called `host:port`, and two of Envoy's own names: `layered_runtime`, with the
+layers that make sense here, and `local_cluster` (its `local_cluster_name`).
 
 Source: gRFCs A27, A30, A47, A65, A71, A97, A102.
 """
@@ -217,6 +218,8 @@ class Bootstrap:
     registry_uri: Where instances register, or None.
     runtime: Layers of runtime values, each over the ones before it: static ones, or names of RTDS resources.
     local_cluster: The cluster whose endpoints the instances of this service are; empty: it is not said.
+    default_port: What the name of a listener gets where the caller wrote no port; 0: nothing. HTTP clients leave a
+        port 80 out of what they write, and istiod's listeners all have theirs in their names.
     """
 
     servers: tuple[ServerConfig, ...]
@@ -233,6 +236,7 @@ class Bootstrap:
     registry_uri: str | None = None
     runtime: tuple[RuntimeLayer | str, ...] = ()
     local_cluster: str = ""
+    default_port: int = 0
 
     @property
     def home(self) -> HomePlace | None:

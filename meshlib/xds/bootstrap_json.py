@@ -51,6 +51,15 @@ class JsonPlace:
             self.fail(f"must be true or false, is {_kind(value)}", key)
         return value
 
+    def integer(self, key: str, default: int, *, least: int, most: int) -> int:
+        """Return the member, a whole number from `least` to `most`, or the default if it is absent."""
+        value = self.value.get(key, default)
+        if isinstance(value, bool) or not isinstance(value, int):
+            self.fail(f"must be a whole number, is {_kind(value)}", key)
+        if key in self.value and not least <= value <= most:
+            self.fail(f"must be from {least} to {most}, is {value}", key)
+        return value
+
     def duration(self, key: str, default: float) -> float:
         """Return the seconds of a proto JSON duration such as `"600s"`; greater than zero."""
         if key not in self.value:

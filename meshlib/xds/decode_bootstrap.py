@@ -87,6 +87,7 @@ def parse_bootstrap(text_or_dict: str | Mapping[str, Any], *, origin: str) -> Bo
         registry_uri=_registry(root.object("meshlib")),
         runtime=_runtime(root.object("meshlib").object("layered_runtime")),
         local_cluster=root.object("meshlib").string("local_cluster"),
+        default_port=root.object("meshlib").integer("default_port", 0, least=1, most=65535),
     )
 
 

@@ -3,6 +3,7 @@
 Source: gRFC A47 and xRFC TP1.
 """
 
+import re
 from dataclasses import dataclass
 from typing import Final
 from urllib.parse import quote, unquote
@@ -32,6 +33,9 @@ _PATH_CHARACTERS: Final = "/:@!$&'()*+,;="
 """RFC 3986 section 3.3: what a path may hold beside letters, digits and `-._~`."""
 
 VIRTUAL_HOST: Final = "envoy.config.route.v3.VirtualHost"
+
+_PORT_AT_END: Final = re.compile(r"(?:^[^:]*|\]):[0-9]+$")
+"""Of `host:port`; the addresses of IPv6 are in brackets."""
 
 _AUTHORITY_CHARACTERS: Final = ":@[]!$&'()*+,;="
 
@@ -168,13 +172,16 @@ def listener_name(bootstrap: Bootstrap, authority: str, *, xds_authority: str = 
 
     Args:
         bootstrap: Holds the templates.
-        authority: What the caller wrote: `checkout` or `checkout:8080` (the path of an `xds:///` target).
+        authority: What the caller wrote: `checkout` or `checkout:8080` (the path of an `xds:///` target). Without a port
+            it gets the bootstrap's `default_port`, if that is said.
         xds_authority: The authority of an `xds://authority/...` target; empty: the default template.
 
     Raises:
         ConfigError: The authority is not in the bootstrap, or the template makes a malformed xdstp name.
     """
     if not xds_authority:
+        if bootstrap.default_port and not _PORT_AT_END.search(authority):
+            authority = f"{authority}:{bootstrap.default_port}"
         return _expand(bootstrap.client_default_listener_resource_name_template, authority)
     if xds_authority not in bootstrap.authorities:
         raise ConfigError(f'authority "{xds_authority}" not present in bootstrap config', resource=authority)

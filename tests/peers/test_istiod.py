@@ -99,7 +99,7 @@ class Client:
             },
         }
         self.rejected: list[ResourceRejected] = []
-        document = bootstrap(istiod.listen, node, *features)
+        document = {**bootstrap(istiod.listen, node, *features), "meshlib": {"default_port": 80}}
         document["server_listener_resource_name_template"] = "xds.istio.io/grpc/lds/inbound/%s"
         self.mesh = Mesh(document, state_dir="", first_use_timeout_s=20)
         self.mesh.add_hook(self._note)
@@ -152,6 +152,18 @@ def test_a_service_entry_is_called_over_http_and_grpc(
     poll(lambda: client.ask(f"http://{checkout}.{DOMAIN}:8080/orders") == "v1", "the service")
     assert "v1" == client.call(f"{billing}.{DOMAIN}:7070")
     assert "v1" == client.get(f"http://{checkout}.default:8080/"), "short names are found as well"
+    client.check_accepted(istiod)
+
+
+def test_port_80_may_be_left_out(istiod: Istiod, connect: Connect, upstreams: dict[str, Any]) -> None:
+    """istiod's listeners have their ports in their names, and httpx takes a port 80 out of a URL."""
+    istiod.write("usual.yaml", service_entry("usual", "HTTP", 80, ("v1", upstreams["v1"].port)))
+    istiod.write("usual-grpc.yaml", service_entry("usual-grpc", "GRPC", 80, ("v1", upstreams["grpc-v1"].port)))
+    client = connect("orders-2")
+    poll(lambda: client.ask(f"http://usual.{DOMAIN}/") == "v1", "the service")
+    assert "v1" == client.get(f"http://usual.{DOMAIN}:80/")
+    assert "v1" == client.get("http://usual.default/")
+    assert "v1" == client.call(f"usual-grpc.{DOMAIN}")
     client.check_accepted(istiod)
 
 

@@ -218,6 +218,11 @@ TLS = [{"type": "tls"}]
             "at least one of",
         ),
         ({"meshlib": {"registry_uri": "127.0.0.1:1"}}, "/meshlib/registry_uri", "must be an http:// or https://"),
+        ({"meshlib": {"default_port": "80"}}, "/meshlib/default_port", "must be a whole number, is a string"),
+        ({"meshlib": {"default_port": True}}, "/meshlib/default_port", "must be a whole number, is a boolean"),
+        ({"meshlib": {"default_port": 80.5}}, "/meshlib/default_port", "must be a whole number, is a number"),
+        ({"meshlib": {"default_port": 0}}, "/meshlib/default_port", "must be from 1 to 65535, is 0"),
+        ({"meshlib": {"default_port": 65536}}, "/meshlib/default_port", "must be from 1 to 65535, is 65536"),
         ({"client_default_listener_resource_name_template": 1}, "/client_default_listener", "must be a string"),
     ],
 )

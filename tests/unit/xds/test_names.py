@@ -18,6 +18,29 @@ def test_by_default_a_listener_has_the_name_of_the_target(authority):
     assert authority == listener_name(bootstrap(), authority)
 
 
+@pytest.mark.parametrize(
+    ("authority", "name"),
+    [
+        ("checkout", "checkout:80"),
+        ("checkout:8080", "checkout:8080"),
+        ("checkout:80", "checkout:80"),
+        ("[::1]", "[::1]:80"),
+        ("[::1]:8080", "[::1]:8080"),
+        ("checkout:main", "checkout:main:80"),
+    ],
+)
+def test_a_target_without_a_port_gets_the_default_one_where_it_is_said(authority, name):
+    assert name == listener_name(bootstrap(meshlib={"default_port": 80}), authority)
+    config = bootstrap(meshlib={"default_port": 80}, client_default_listener_resource_name_template="x/%s")
+    assert f"x/{name}" == listener_name(config, authority)
+    assert authority == listener_name(bootstrap(), authority)
+
+
+def test_templates_of_authorities_know_no_default_port():
+    config = bootstrap(authorities={"a": {}}, meshlib={"default_port": 80})
+    assert "xdstp://a/envoy.config.listener.v3.Listener/svc" == listener_name(config, "svc", xds_authority="a")
+
+
 def test_every_placeholder_of_a_template_is_replaced():
     config = bootstrap(client_default_listener_resource_name_template="x/%s/y/%s")
     assert "x/checkout/y/checkout" == listener_name(config, "checkout")
