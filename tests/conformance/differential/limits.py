@@ -158,9 +158,28 @@ class LimitGenerator:
             result["max_dynamic_descriptors"] = 1
         return result
 
+    def certain(self) -> Json:
+        """Make a connection manager whose filter counts each request by a descriptor, whatever the seed."""
+        key = {"key": "generic_key", "value": "a"}
+        return self._manager(
+            {
+                "@type": LIMIT,
+                "stat_prefix": "limit",
+                "token_bucket": self._bucket(50),
+                "filter_enabled": ALWAYS,
+                "filter_enforced": ALWAYS,
+                "enable_x_ratelimit_headers": "DRAFT_VERSION_03",
+                "descriptors": [{"entries": [key], "token_bucket": self._bucket(2, 3, 8)}],
+                "rate_limits": [{"actions": [{"generic_key": {"descriptor_value": "a"}}]}],
+            }
+        )
+
     def manager(self) -> Json:
+        return self._manager(self.limit())
+
+    def _manager(self, limit: Json) -> Json:
         router = {"name": "router", "typed_config": {"@type": TYPE + "envoy.extensions.filters.http.router.v3.Router"}}
-        return {"http_filters": [{"name": FILTER, "typed_config": self.limit()}, router]}
+        return {"http_filters": [{"name": FILTER, "typed_config": limit}, router]}
 
     def routes(self) -> Json:
         routes = []
@@ -237,9 +256,9 @@ def agree(envoy: Answer, meshlib: Answer, took_s: float) -> bool:
 def run(seed: int, managers: int, requests: int, folder: Path) -> LimitReport:
     """Compare the two."""
     generator, report = LimitGenerator(seed), LimitReport(seed)
-    made = [generator.manager() for _ in range(managers)]
+    made = [generator.manager(), generator.certain(), *(generator.manager() for _ in range(managers - 2))]
     routes = generator.routes()
-    asked = [generator.request(number) for number in range(managers) for _ in range(requests)]
+    asked = [generator.request(number) for number in range(len(made)) for _ in range(requests)]
     with EnvoySide(folder, managers=made) as side:
         began = time.monotonic()
         envoy = ask_envoy(side, routes, asked)
