@@ -223,7 +223,8 @@ def test_grpc(seen: Seen, caplog: pytest.LogCaptureFixture) -> None:
         while context.is_active():
             yield b"x" * 10000
 
-    server = grpc.server(futures.ThreadPoolExecutor(2), interceptors=[grpc_server.interceptor(seen.mesh)])
+    pool = futures.ThreadPoolExecutor(2)
+    server = grpc.server(pool, interceptors=[grpc_server.interceptor(seen.mesh)])
     handlers = {"Stream": grpc.unary_stream_rpc_method_handler(stream)}
     server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler("test.Echo", handlers),))
     port = server.add_insecure_port("127.0.0.1:0")
@@ -233,5 +234,6 @@ def test_grpc(seen: Seen, caplog: pytest.LogCaptureFixture) -> None:
         next(call)
         call.cancel()
     server.stop(2).wait(5)
+    pool.shutdown()  # the server does not wait for the handler's thread, where the span ends
     seen.check("test.Echo/Stream")
     assert [] == [record for record in caplog.records if "context" in record.getMessage()]

@@ -74,6 +74,17 @@ spec:
 """
 
 
+START_S = 60.0
+"""How long a program may take to be ready: that is importing, for the most part, and on a busy machine several start at once."""
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Fixtures start several programs, which counts as time of the first test that has them."""
+    for item in items:
+        if Path(__file__).parent in item.path.parents and item.get_closest_marker("timeout") is None:
+            item.add_marker(pytest.mark.timeout(4 * START_S))
+
+
 def eventually(look: Callable[[], Any], what: str | Callable[[], str], timeout_s: float = 20.0) -> Any:
     """Wait until something holds, and return it."""
     deadline = time.monotonic() + timeout_s
@@ -175,7 +186,7 @@ class ManagementServer:
             assert process.is_running, process.output
             return [line for line in process.lines if line.startswith("xds-server ready")]
 
-        ready = eventually(look, lambda: f"xds-server is ready: {process.output}")
+        ready = eventually(look, lambda: f"xds-server is ready: {process.output}", START_S)
         found = dict(re.findall(r"(xds|secure|admin)=(\S+)", ready[0]))
         self._addresses = {name: address.removeprefix("http://") for name, address in found.items()}
 
@@ -315,7 +326,7 @@ class World:
             assert not dead or len(found) >= count, dead
             return found if len(found) == count else []
 
-        found: list[str] = eventually(look, f"{count} instances of {service}", 30.0)
+        found: list[str] = eventually(look, f"{count} instances of {service}", START_S)
         return found
 
     def mesh(self, account: str, *services: str, namespace: str = "default") -> Mesh:
@@ -324,7 +335,7 @@ class World:
         mesh = Mesh(self.server.bootstrap(f"client-{self._count}", account, namespace), state_dir="")
         self._meshes.append(mesh)
         if services:
-            mesh.wait_ready(*services, timeout_s=20.0)
+            mesh.wait_ready(*services, timeout_s=START_S)
         return mesh
 
     def client(self, account: str, *services: str, namespace: str = "default") -> httpx.Client:
