@@ -8,19 +8,22 @@ faults would notice to be gone:
 - a response that is there in full is given, though acknowledgements of ours do not get through any more;
 - what has come over an idle connection is read before it is used again: a server that has said goodbye meanwhile, or has
   gone, gets no request;
+- a stream that is given up is reset, and what was not read of it acknowledged;
 - trailers.
 """
 
-from collections.abc import Container, Iterator
+from collections.abc import Container, Iterable, Iterator
 from contextlib import contextmanager
 from typing import Any, Final
 
 import h2.config
+import h2.connection
+import h2.errors
 import h2.events
 import h2.exceptions
 import httpcore
 
-__all__ = ["GONE", "H2_CONFIG", "Trailers", "acknowledging", "body_length", "check_length"]
+__all__ = ["GONE", "H2_CONFIG", "LAST_WORDS", "Trailers", "acknowledging", "body_length", "check_length", "leave"]
 
 H2_CONFIG: Final = h2.config.H2Configuration(validate_inbound_headers=True)
 GONE: Final = (httpcore.NetworkError, httpcore.RemoteProtocolError, httpcore.TimeoutException)
@@ -64,3 +67,32 @@ def acknowledging() -> Iterator[None]:
         pass
     except httpcore.WriteTimeout as error:
         raise httpcore.ReadTimeout(error) from error
+
+
+def leave(state: h2.connection.H2Connection, stream_id: int, unread: Iterable[Any]) -> bool:
+    """Give up what is left of a stream that ends here, before the peer has ended it.
+
+    httpcore forgets such a stream, and the two ends go on counting it: after a hundred requests that were cancelled the
+    connection takes no more of them, and what came for them and was not read is missing in its window for good.
+
+    Args:
+        unread: Events of the stream that nobody has looked at.
+
+    Returns:
+        Whether there is something to tell the peer.
+    """
+    size = sum(event.flow_controlled_length or 0 for event in unread if isinstance(event, h2.events.DataReceived))
+    try:
+        stream = state.streams.get(stream_id)
+        is_open = stream is not None and stream.open
+        if is_open:
+            state.reset_stream(stream_id, h2.errors.ErrorCodes.CANCEL)
+        if size:
+            state.acknowledge_received_data(size, stream_id)
+    except h2.exceptions.ProtocolError:
+        return False  # the connection is over
+    return is_open or size > 0
+
+
+LAST_WORDS: Final = httpcore.Request("GET", "http://localhost/", extensions={"timeout": {"write": 1.0}})
+"""In whose name the peer is told that a stream is given up. Whoever gave it up must not wait for a peer that reads nothing."""

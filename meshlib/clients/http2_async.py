@@ -2,7 +2,7 @@
 
 import time
 from collections.abc import AsyncIterator
-from contextlib import nullcontext
+from contextlib import nullcontext, suppress
 from typing import Any
 
 import anyio
@@ -12,7 +12,7 @@ import h2.exceptions
 import httpcore
 import httpx
 
-from meshlib.clients.http2 import GONE, H2_CONFIG, Trailers, acknowledging, body_length, check_length
+from meshlib.clients.http2 import GONE, H2_CONFIG, LAST_WORDS, Trailers, acknowledging, body_length, check_length, leave
 from meshlib.clients.network import keepalive_s
 from meshlib.clients.network_async import AsyncDeadlineBackend
 from meshlib.clients.pools import PoolKey
@@ -33,6 +33,7 @@ class _AsyncHttp2(httpcore.AsyncHTTP2Connection):
         self._lengths: dict[int, int | None] = {}
         self._expire_at = None if keepalive_expiry is None else time.monotonic() + keepalive_expiry
         self._is_looking = False
+        self._writers = 0
 
     async def handle_async_request(self, request: httpcore.Request) -> httpcore.Response:
         await self._look(request)
@@ -86,9 +87,20 @@ class _AsyncHttp2(httpcore.AsyncHTTP2Connection):
         self._trailers.learn(events, self._events)
         return events
 
+    async def _write_outgoing_data(self, request: httpcore.Request) -> None:
+        self._writers += 1
+        try:
+            await super()._write_outgoing_data(request)
+        finally:
+            self._writers -= 1
+
     async def _response_closed(self, stream_id: int) -> None:
         self._trailers.pop(stream_id, None)
         self._lengths.pop(stream_id, None)
+        # Whoever is writing may wait for the peer; what is to be said goes out with what is written next.
+        if leave(self._h2_state, stream_id, self._events[stream_id]) and not self._writers:
+            with suppress(*GONE), anyio.CancelScope(shield=True):
+                await self._write_outgoing_data(LAST_WORDS)
         await super()._response_closed(stream_id)
         if self._connection_error and not self._events:
             await self.aclose()

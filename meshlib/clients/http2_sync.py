@@ -1,94 +1,13 @@
 """HTTP/2 to one endpoint from threads; what is added to httpcore is said in `http2.py`."""
 
-import threading
-import time
-from collections.abc import Iterator
-from contextlib import nullcontext
-from typing import Any
-
-import h2.config
-import h2.events
-import h2.exceptions
 import httpcore
 import httpx
 
-from meshlib.clients.http2 import GONE, H2_CONFIG, Trailers, acknowledging, body_length, check_length
+from meshlib.clients.http2_threads import Http2
 from meshlib.clients.network import backend_for, keepalive_s
 from meshlib.clients.pools import PoolKey
 
 __all__ = ["Http2Pool"]
-
-
-class _Http2(httpcore.HTTP2Connection):
-    """One connection, on its stream."""
-
-    CONFIG = H2_CONFIG
-
-    def __init__(self, origin: httpcore.Origin, stream: httpcore.NetworkStream, keepalive_expiry: float | None) -> None:
-        super().__init__(origin, stream, keepalive_expiry)
-        self._trailers = Trailers()
-        self._lengths: dict[int, int | None] = {}
-        self._expire_at = None if keepalive_expiry is None else time.monotonic() + keepalive_expiry
-        self._looking = threading.Lock()
-
-    def handle_request(self, request: httpcore.Request) -> httpcore.Response:
-        self._look(request)
-        response = super().handle_request(request)
-        stream_id = response.extensions["stream_id"]
-        response.extensions["trailers"] = self._trailers.setdefault(stream_id, [])
-        self._lengths[stream_id] = body_length(request, response)
-        return response
-
-    def _look(self, request: httpcore.Request) -> None:
-        """Read what has come while nobody waited for anything."""
-        if not self._sent_connection_init or not self._looking.acquire(blocking=False):
-            return
-        try:
-            if self._events or not self._network_stream.get_extra_info("is_readable"):
-                return
-            try:
-                self._receive_events(request)
-            except GONE:
-                self.close()
-            if self._connection_terminated is not None:
-                self.close()
-        finally:
-            self._looking.release()
-        if self.is_closed():
-            raise httpcore.ConnectionNotAvailable
-
-    def _receive_events(self, request: httpcore.Request, stream_id: int | None = None) -> None:
-        with nullcontext() if stream_id is None else acknowledging():
-            super()._receive_events(request, stream_id)
-
-    def _receive_response_body(self, request: httpcore.Request, stream_id: int) -> Iterator[bytes]:
-        received = 0
-        while not isinstance(event := self._receive_stream_event(request, stream_id), h2.events.StreamEnded):
-            if isinstance(event, h2.events.DataReceived):
-                received += len(event.data or b"")
-                with acknowledging():
-                    self._h2_state.acknowledge_received_data(event.flow_controlled_length or 0, stream_id)
-                    self._write_outgoing_data(request)
-                yield event.data or b""
-        check_length(self._lengths.get(stream_id), received)
-
-    def _read_incoming_data(self, request: httpcore.Request) -> list[Any]:
-        try:
-            events = super()._read_incoming_data(request)
-        except h2.exceptions.ProtocolError as error:
-            # For the other streams of the connection too.
-            self._read_exception = broken = httpcore.RemoteProtocolError(f"{type(error).__name__}: {error}")
-            self._connection_error = True
-            raise broken from error
-        self._trailers.learn(events, self._events)
-        return events
-
-    def _response_closed(self, stream_id: int) -> None:
-        self._trailers.pop(stream_id, None)
-        self._lengths.pop(stream_id, None)
-        super()._response_closed(stream_id)
-        if self._connection_error and not self._events:  # nobody will use it again, or wants anything of it
-            self.close()
 
 
 class _Connection(httpcore.HTTPConnection):
@@ -107,7 +26,7 @@ class _Connection(httpcore.HTTPConnection):
         with self._request_lock:
             if self._connection is None:
                 try:
-                    self._connection = _Http2(self._origin, self._connect(request), self._keepalive_expiry)
+                    self._connection = Http2(self._origin, self._connect(request), self._keepalive_expiry)
                 except BaseException:
                     self._connect_failed = True
                     raise

@@ -1,0 +1,353 @@
+"""One HTTP/2 connection that threads share.
+
+httpcore's (1.0.9) lets them change the protocol's state beside each other: two get the same stream, header blocks leave in
+another order than they were compressed in, windows are overdrawn; sixteen threads break a connection every few dozen
+requests. And whoever reads holds up all others for as long as its own answer takes, though theirs have come.
+
+Here the state has one lock, which is never held while the socket is waited for. One thread at a time reads, for all; the
+others wait for what it finds, each for its own time. A time-out is its request's alone: the connection takes no new
+requests then, and the others go on.
+"""
+
+import logging
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import suppress
+from typing import Any, Final
+
+import h2.events
+import h2.exceptions
+import httpcore
+from httpcore._sync.http2 import HTTP2ConnectionByteStream, HTTPConnectionState, has_body_headers
+from httpcore._trace import Trace
+
+from meshlib.clients.http2 import GONE, H2_CONFIG, LAST_WORDS, Trailers, acknowledging, body_length, check_length, leave
+from meshlib.clients.network import left_of
+
+__all__ = ["Http2"]
+
+_HTTP2: Final = logging.getLogger("httpcore.http2")
+WINDOW: Final = 2**24
+"""Bytes that a server may send ahead on a stream, as httpcore has it."""
+_OF_STREAMS: Final = (
+    h2.events.ResponseReceived,
+    h2.events.DataReceived,
+    h2.events.StreamEnded,
+    h2.events.StreamReset,
+)
+
+
+class Http2(httpcore.HTTP2Connection):
+    """A connection on its stream."""
+
+    CONFIG = H2_CONFIG
+
+    def __init__(self, origin: httpcore.Origin, stream: httpcore.NetworkStream, keepalive_expiry: float | None) -> None:
+        super().__init__(origin, stream, keepalive_expiry)
+        self._expire_at = None if keepalive_expiry is None else time.monotonic() + keepalive_expiry
+        self._writing = threading.Lock()  # taken before the next one
+        # Guards what follows, the protocol's state and the events of streams.
+        self._changed = threading.Condition(threading.Lock())
+        self._is_reading = False
+        self._running = 0
+        self._max_streams = 1  # until the server says
+        self._trailers = Trailers()
+        self._lengths: dict[int, int | None] = {}
+
+    def handle_request(self, request: httpcore.Request) -> httpcore.Response:
+        self._look(request)
+        stream_id = self._begin(request)
+        kwargs = {"request": request, "stream_id": stream_id}
+        try:
+            with Trace("send_request_headers", _HTTP2, request, kwargs):
+                self._write_outgoing_data(request)
+            with Trace("send_request_body", _HTTP2, request, kwargs):
+                self._send_request_body(request, stream_id)
+            with Trace("receive_response_headers", _HTTP2, request, kwargs) as trace:
+                trace.return_value = status, headers = self._receive_response(request, stream_id)
+        except BaseException as error:
+            with Trace("response_closed", _HTTP2, request, {"stream_id": stream_id}):
+                self._response_closed(stream_id)
+            if isinstance(error, h2.exceptions.ProtocolError):
+                raise self._translated(error) from error
+            raise
+        response = httpcore.Response(
+            status,
+            headers=headers,
+            content=HTTP2ConnectionByteStream(self, request, stream_id),
+            extensions={
+                "http_version": b"HTTP/2",
+                "network_stream": self._network_stream,
+                "stream_id": stream_id,
+                "trailers": self._trailers.setdefault(stream_id, []),
+            },
+        )
+        self._lengths[stream_id] = body_length(request, response)
+        return response
+
+    def close(self) -> None:
+        """Close it, whatever is under way."""
+        with self._changed:
+            with suppress(h2.exceptions.ProtocolError):
+                self._h2_state.close_connection()
+            self._state = HTTPConnectionState.CLOSED
+            self._changed.notify_all()
+        self._network_stream.close()
+
+    # The beginning and the end of a request.
+
+    def _look(self, request: httpcore.Request) -> None:
+        """Read what has come while nobody waited for anything."""
+        with self._changed:
+            if not self._sent_connection_init or self._is_reading or self._events:
+                return
+            if not self._network_stream.get_extra_info("is_readable"):
+                return
+            self._is_reading = True
+        try:
+            self._read(request)
+            self._write_outgoing_data(request)
+        except GONE:
+            self.close()
+        if self._connection_terminated is not None:
+            self.close()
+        if self.is_closed():
+            raise httpcore.ConnectionNotAvailable
+
+    def _begin(self, request: httpcore.Request) -> int:
+        """Open a stream; its headers are ready to be written."""
+        with self._changed:
+            if self._state == HTTPConnectionState.CLOSED:
+                raise httpcore.ConnectionNotAvailable
+            self._state = HTTPConnectionState.ACTIVE
+            self._expire_at = None
+            self._request_count += 1
+            self._running += 1
+        try:
+            with self._init_lock:
+                if not self._sent_connection_init:
+                    with Trace("send_connection_init", _HTTP2, request, {"request": request}):
+                        self._send_connection_init(request)
+                    self._sent_connection_init = True
+            with self._changed:
+                self._wait_for_place(request)
+                return self._open(request)
+        except BaseException:
+            if not self._sent_connection_init:
+                self.close()
+            self._left()
+            raise
+
+    def _wait_for_place(self, request: httpcore.Request) -> None:
+        """Wait until the server takes one more stream. The lock is held."""
+        timeout = request.extensions.get("timeout", {}).get("pool")
+        while len(self._events) >= self._max_streams:
+            if not self.is_available():
+                raise httpcore.ConnectionNotAvailable
+            if not self._changed.wait(left_of(timeout, httpcore.PoolTimeout)):
+                raise httpcore.PoolTimeout("the server takes no more requests on this connection")
+
+    def _open(self, request: httpcore.Request) -> int:
+        """Take a stream and say the headers, in one: streams have to begin in their order. The lock is held."""
+        authority = next(value for name, value in request.headers if name.lower() == b"host")
+        headers = [
+            (b":method", request.method),
+            (b":authority", authority),
+            (b":scheme", request.url.scheme),
+            (b":path", request.url.target),
+            *((name.lower(), value) for name, value in request.headers if name.lower() not in _NOT_SENT),
+        ]
+        try:
+            stream_id: int = self._h2_state.get_next_available_stream_id()
+            self._h2_state.send_headers(stream_id, headers, end_stream=not has_body_headers(request))
+            self._h2_state.increment_flow_control_window(WINDOW, stream_id=stream_id)
+        except h2.exceptions.NoAvailableStreamIDError:
+            self._used_all_stream_ids = True
+            raise httpcore.ConnectionNotAvailable from None
+        except h2.exceptions.ProtocolError as error:
+            raise self._translated(error) from error
+        self._events[stream_id] = []
+        return stream_id
+
+    def _translated(self, error: h2.exceptions.ProtocolError) -> Exception:
+        """A goodbye of the server makes what we say afterwards wrong; else it is our own fault."""
+        if self._connection_terminated is not None:
+            return httpcore.RemoteProtocolError(self._connection_terminated)
+        return httpcore.LocalProtocolError(error)
+
+    def _response_closed(self, stream_id: int) -> None:
+        with self._changed:
+            unread = self._events.pop(stream_id)
+            self._trailers.pop(stream_id, None)
+            self._lengths.pop(stream_id, None)
+            has_words = leave(self._h2_state, stream_id, unread)
+            self._changed.notify_all()
+        # Whoever is writing goes on until everything is written.
+        if has_words and self._writing.acquire(blocking=False):
+            try:
+                with suppress(*GONE):
+                    self._write_all(LAST_WORDS)
+            finally:
+                self._writing.release()
+        self._left()
+
+    def _left(self) -> None:
+        with self._changed:
+            self._running -= 1
+            if self._running or self._state != HTTPConnectionState.ACTIVE:
+                return
+            is_over = self._connection_terminated is not None or self._connection_error or self._used_all_stream_ids
+            if not is_over:
+                self._state = HTTPConnectionState.IDLE
+                if self._keepalive_expiry is not None:
+                    self._expire_at = time.monotonic() + self._keepalive_expiry
+        if is_over:  # nobody will use it again, or wants anything of it
+            self.close()
+
+    # Sending.
+
+    def _send_stream_data(self, request: httpcore.Request, stream_id: int, data: bytes) -> None:
+        while data:
+            self._read_until(request, stream_id, lambda: self._room(stream_id) > 0)
+            with self._changed:
+                room = self._room(stream_id)
+                if room > 0:  # another one may have taken it
+                    self._h2_state.send_data(stream_id, data[:room])
+                    data = data[room:]
+            self._write_outgoing_data(request)
+
+    def _room(self, stream_id: int) -> int:
+        return min(self._h2_state.local_flow_control_window(stream_id), self._h2_state.max_outbound_frame_size)
+
+    def _send_end_stream(self, request: httpcore.Request, stream_id: int) -> None:
+        with self._changed:
+            self._h2_state.end_stream(stream_id)
+        self._write_outgoing_data(request)
+
+    def _write_outgoing_data(self, request: httpcore.Request) -> None:
+        with self._writing:
+            self._write_all(request)
+
+    def _write_all(self, request: httpcore.Request) -> None:
+        timeout = request.extensions.get("timeout", {}).get("write")
+        while True:
+            if self._write_exception is not None:
+                raise self._write_exception
+            with self._changed:
+                data = self._h2_state.data_to_send()
+            if not data:
+                return
+            try:
+                self._network_stream.write(data, timeout)
+            except Exception as error:
+                # Nobody knows how much of it has got through.
+                self._write_exception = error
+                self._connection_error = True
+                raise
+
+    # Receiving.
+
+    def _receive_response_body(self, request: httpcore.Request, stream_id: int) -> Iterator[bytes]:
+        received = 0
+        while not isinstance(event := self._receive_stream_event(request, stream_id), h2.events.StreamEnded):
+            if isinstance(event, h2.events.DataReceived):
+                received += len(event.data or b"")
+                with acknowledging():
+                    with self._changed:
+                        self._h2_state.acknowledge_received_data(event.flow_controlled_length or 0, stream_id)
+                    self._write_outgoing_data(request)
+                yield event.data or b""
+        check_length(self._lengths.get(stream_id), received)
+
+    def _receive_stream_event(self, request: httpcore.Request, stream_id: int) -> Any:
+        events = self._events[stream_id]
+        if not events:
+            self._read_until(request, stream_id, lambda: bool(events))
+        event = events.pop(0)
+        if isinstance(event, h2.events.StreamReset):
+            raise httpcore.RemoteProtocolError(event)
+        return event
+
+    def _read_until(self, request: httpcore.Request, stream_id: int, holds: Callable[[], bool]) -> None:
+        """Wait until something holds, reading if nobody else does.
+
+        Args:
+            holds: Called with the lock held.
+        """
+        timeout = request.extensions.get("timeout", {}).get("read")
+        while True:
+            with self._changed:
+                while not holds():
+                    self._check_alive(stream_id)
+                    if not self._is_reading:
+                        self._is_reading = True
+                        break
+                    if not self._changed.wait(left_of(timeout, httpcore.ReadTimeout)):
+                        self._connection_error = True
+                        raise httpcore.ReadTimeout("timed out")
+                else:
+                    return
+            self._read(request)
+            with acknowledging():
+                self._write_outgoing_data(request)
+
+    def _check_alive(self, stream_id: int) -> None:
+        """Raise why nothing more will come. The lock is held."""
+        if self._connection_terminated is not None:
+            last = self._connection_terminated.last_stream_id
+            if last and stream_id > last:
+                raise httpcore.ConnectionNotAvailable  # the server has not looked at the request
+            raise httpcore.RemoteProtocolError(self._connection_terminated)
+        if self._read_exception is not None:
+            raise self._read_exception
+        if self._state == HTTPConnectionState.CLOSED:
+            raise httpcore.ReadError("the connection was closed")
+
+    def _read(self, request: httpcore.Request) -> None:
+        """Read once and hand out what came. `_is_reading` has been set by the caller, and is not any more afterwards."""
+        failure: Exception | None = None
+        data = b""
+        try:
+            data = self._network_stream.read(self.READ_NUM_BYTES, request.extensions.get("timeout", {}).get("read"))
+            if not data:
+                failure = httpcore.RemoteProtocolError("Server disconnected")
+        except Exception as error:
+            failure = error
+        finally:
+            with self._changed:
+                self._is_reading = False
+                if data:
+                    failure = self._take(data)
+                if failure is not None:
+                    self._connection_error = True
+                    if not isinstance(failure, httpcore.TimeoutException):  # that is this request's alone
+                        self._read_exception = failure
+                self._changed.notify_all()
+        if failure is not None:
+            raise failure
+
+    def _take(self, data: bytes) -> Exception | None:
+        """Hand out what came; returns what is wrong with it. The lock is held."""
+        try:
+            events = self._h2_state.receive_data(data)
+        except h2.exceptions.ProtocolError as error:
+            # For the other streams of the connection too.
+            broken = httpcore.RemoteProtocolError(f"{type(error).__name__}: {error}")
+            broken.__cause__ = error
+            return broken
+        self._trailers.learn(events, self._events)
+        for event in events:
+            if isinstance(event, _OF_STREAMS):
+                if event.stream_id in self._events:
+                    self._events[event.stream_id].append(event)
+            elif isinstance(event, h2.events.RemoteSettingsChanged):
+                # A server that says nothing of it sets no limit.
+                ours, theirs = self._h2_state.local_settings, self._h2_state.remote_settings
+                self._max_streams = min(ours.max_concurrent_streams, theirs.max_concurrent_streams)
+            elif isinstance(event, h2.events.ConnectionTerminated):
+                self._connection_terminated = event
+        return None
+
+
+_NOT_SENT: Final = frozenset({b"host", b"transfer-encoding"})
