@@ -5,6 +5,9 @@ faults would notice to be gone:
 
 - what a server says is checked by h2, and breaking the protocol is the server's fault: httpcore takes a response without a
   status for a 200, and blames the caller for the rest, or lets h2's own exceptions through;
+- a time-out is its request's alone: the connection takes no new requests then, and the others go on. Each has its own time,
+  also while another one reads for all;
+- a server that does not say how many requests it takes at once sets no limit: httpcore makes one after the other;
 - a response that is there in full is given, though acknowledgements of ours do not get through any more;
 - what has come over an idle connection is read before it is used again: a server that has said goodbye meanwhile, or has
   gone, gets no request;
@@ -23,11 +26,28 @@ import h2.events
 import h2.exceptions
 import httpcore
 
-__all__ = ["GONE", "H2_CONFIG", "LAST_WORDS", "Trailers", "acknowledging", "body_length", "check_length", "leave"]
+__all__ = [
+    "GONE",
+    "H2_CONFIG",
+    "LAST_WORDS",
+    "OF_STREAMS",
+    "Trailers",
+    "acknowledging",
+    "body_length",
+    "check_length",
+    "leave",
+]
 
 H2_CONFIG: Final = h2.config.H2Configuration(validate_inbound_headers=True)
 GONE: Final = (httpcore.NetworkError, httpcore.RemoteProtocolError, httpcore.TimeoutException)
 """What the last words of a connection may end in."""
+
+OF_STREAMS: Final = (
+    h2.events.ResponseReceived,
+    h2.events.DataReceived,
+    h2.events.StreamEnded,
+    h2.events.StreamReset,
+)
 
 Field = tuple[bytes, bytes]
 

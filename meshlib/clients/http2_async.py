@@ -1,9 +1,11 @@
 """HTTP/2 to one endpoint from event loops; what is added to httpcore is said in `http2.py`."""
 
+import logging
 import time
+from collections import deque
 from collections.abc import AsyncIterator
 from contextlib import nullcontext, suppress
-from typing import Any
+from typing import Any, Final
 
 import anyio
 import h2.config
@@ -11,13 +13,66 @@ import h2.events
 import h2.exceptions
 import httpcore
 import httpx
+from httpcore._trace import Trace
 
-from meshlib.clients.http2 import GONE, H2_CONFIG, LAST_WORDS, Trailers, acknowledging, body_length, check_length, leave
-from meshlib.clients.network import keepalive_s
-from meshlib.clients.network_async import AsyncDeadlineBackend
+from meshlib.clients.http2 import (
+    GONE,
+    H2_CONFIG,
+    LAST_WORDS,
+    OF_STREAMS,
+    Trailers,
+    acknowledging,
+    body_length,
+    check_length,
+    leave,
+)
+from meshlib.clients.network import keepalive_s, left_of
+from meshlib.clients.network_async import AsyncDeadlineBackend, TrioStream
 from meshlib.clients.pools import PoolKey
 
 __all__ = ["AsyncHttp2Pool"]
+
+_HTTP2: Final = logging.getLogger("httpcore.http2")
+
+
+class _Places:
+    """The streams that a server lets be open at once; one until it says how many.
+
+    Attributes:
+        limit: At least 1, or nobody ever gets a place.
+    """
+
+    def __init__(self) -> None:
+        self.limit = 1
+        self._taken = 0
+        self._waiting: deque[anyio.Event] = deque()
+
+    async def acquire(self) -> None:
+        while self._taken >= self.limit:
+            turn = anyio.Event()
+            self._waiting.append(turn)
+            try:
+                await turn.wait()
+            except BaseException:
+                if turn.is_set():
+                    self._wake()
+                else:
+                    self._waiting.remove(turn)
+                raise
+        self._taken += 1
+
+    async def release(self) -> None:
+        self._taken -= 1
+        self._wake()
+
+    def set_limit(self, limit: int) -> None:
+        self.limit = max(limit, 1)
+        for _ in range(len(self._waiting)):
+            self._wake()
+
+    def _wake(self) -> None:
+        if self._waiting:
+            self._waiting.popleft().set()
 
 
 class _AsyncHttp2(httpcore.AsyncHTTP2Connection):
@@ -34,14 +89,34 @@ class _AsyncHttp2(httpcore.AsyncHTTP2Connection):
         self._expire_at = None if keepalive_expiry is None else time.monotonic() + keepalive_expiry
         self._is_looking = False
         self._writers = 0
+        self._reading = anyio.Lock()
+        self._places = _Places()
+        # httpcore's own is miscounted when a request is cancelled.
+        self._max_streams_semaphore = self._places  # type: ignore[assignment]  # httpcore calls these two methods
 
     async def handle_async_request(self, request: httpcore.Request) -> httpcore.Response:
         await self._look(request)
+        if not self._sent_connection_init:
+            await self._introduce(request)
         response = await super().handle_async_request(request)
         stream_id = response.extensions["stream_id"]
         response.extensions["trailers"] = self._trailers.setdefault(stream_id, [])
         self._lengths[stream_id] = body_length(request, response)
         return response
+
+    async def _introduce(self, request: httpcore.Request) -> None:
+        """Say what has to be said first."""
+        async with self._init_lock:
+            if self._sent_connection_init:
+                return
+            try:
+                async with Trace("send_connection_init", _HTTP2, request, {"request": request}):
+                    await self._send_connection_init(request)
+            except BaseException:
+                with anyio.CancelScope(shield=True):
+                    await self.aclose()
+                raise
+            self._sent_connection_init = True
 
     async def _look(self, request: httpcore.Request) -> None:
         """Read what has come while nobody waited for anything."""
@@ -63,8 +138,70 @@ class _AsyncHttp2(httpcore.AsyncHTTP2Connection):
             raise httpcore.ConnectionNotAvailable
 
     async def _receive_events(self, request: httpcore.Request, stream_id: int | None = None) -> None:
+        """Read once, when it is this request's turn, unless somebody else has read what it waits for.
+
+        Args:
+            stream_id: None: what is waited for is room to send, or anything at all.
+        """
         with nullcontext() if stream_id is None else acknowledging():
-            await super()._receive_events(request, stream_id)
+            await self._take_turn(request)
+            try:
+                if stream_id is None or not self._events.get(stream_id):
+                    self._check_alive(stream_id)
+                    await self._take(request)
+            finally:
+                self._reading.release()
+            await self._write_outgoing_data(request)
+
+    async def _take_turn(self, request: httpcore.Request) -> None:
+        try:
+            self._reading.acquire_nowait()
+            return
+        except anyio.WouldBlock:
+            pass
+        # Whoever reads may have more time than this one.
+        left = left_of(request.extensions.get("timeout", {}).get("read"), httpcore.ReadTimeout)
+        try:
+            with anyio.fail_after(left):
+                await self._reading.acquire()
+        except TimeoutError as error:
+            self._connection_error = True
+            raise httpcore.ReadTimeout("timed out") from error
+
+    def _check_alive(self, stream_id: int | None) -> None:
+        if self._connection_terminated is not None:
+            last = self._connection_terminated.last_stream_id
+            if stream_id and last and stream_id > last:
+                self._request_count -= 1
+                raise httpcore.ConnectionNotAvailable  # the server has not looked at the request
+            raise httpcore.RemoteProtocolError(self._connection_terminated)
+
+    async def _take(self, request: httpcore.Request) -> None:
+        for event in await self._read_incoming_data(request):
+            if isinstance(event, h2.events.RemoteSettingsChanged):
+                # A server that says nothing of it sets no limit.
+                ours, theirs = self._h2_state.local_settings, self._h2_state.remote_settings
+                self._places.set_limit(min(ours.max_concurrent_streams, theirs.max_concurrent_streams))
+            elif isinstance(event, OF_STREAMS):
+                if event.stream_id in self._events:
+                    self._events[event.stream_id].append(event)
+            elif isinstance(event, h2.events.ConnectionTerminated):
+                self._connection_terminated = event
+
+    async def _wait_for_outgoing_flow(self, request: httpcore.Request, stream_id: int) -> int:
+        while not (room := self._room(stream_id)):
+            await self._take_turn(request)
+            try:
+                if not self._room(stream_id):
+                    self._check_alive(stream_id)
+                    await self._take(request)
+            finally:
+                self._reading.release()
+            await self._write_outgoing_data(request)
+        return room
+
+    def _room(self, stream_id: int) -> int:
+        return min(self._h2_state.local_flow_control_window(stream_id), self._h2_state.max_outbound_frame_size)
 
     async def _receive_response_body(self, request: httpcore.Request, stream_id: int) -> AsyncIterator[bytes]:
         received = 0
@@ -78,8 +215,22 @@ class _AsyncHttp2(httpcore.AsyncHTTP2Connection):
         check_length(self._lengths.get(stream_id), received)
 
     async def _read_incoming_data(self, request: httpcore.Request) -> list[Any]:
+        if self._read_exception is not None:
+            raise self._read_exception
         try:
-            events = await super()._read_incoming_data(request)
+            timeout = request.extensions.get("timeout", {}).get("read")
+            data = await self._network_stream.read(self.READ_NUM_BYTES, timeout)
+            if not data:
+                raise httpcore.RemoteProtocolError("Server disconnected")
+        except httpcore.TimeoutException:
+            self._connection_error = True  # no new requests; those beside this one go on
+            raise
+        except Exception as error:
+            self._read_exception = error
+            self._connection_error = True
+            raise
+        try:
+            events: list[Any] = self._h2_state.receive_data(data)
         except h2.exceptions.ProtocolError as error:
             self._read_exception = broken = httpcore.RemoteProtocolError(f"{type(error).__name__}: {error}")
             self._connection_error = True
@@ -90,7 +241,22 @@ class _AsyncHttp2(httpcore.AsyncHTTP2Connection):
     async def _write_outgoing_data(self, request: httpcore.Request) -> None:
         self._writers += 1
         try:
-            await super()._write_outgoing_data(request)
+            async with self._write_lock:
+                if self._write_exception is not None:
+                    raise self._write_exception
+                data = self._h2_state.data_to_send()
+                if not data:
+                    return
+                timeout = request.extensions.get("timeout", {}).get("write")
+                try:
+                    # Frames of others are among it. asyncio's transports have all of it before anything is waited for; a
+                    # cancelled write of trio's would leave the peer with a part.
+                    with anyio.CancelScope(shield=isinstance(self._network_stream, TrioStream)):
+                        await self._network_stream.write(data, timeout)
+                except Exception as error:
+                    self._write_exception = error
+                    self._connection_error = True
+                    raise
         finally:
             self._writers -= 1
 

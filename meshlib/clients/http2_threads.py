@@ -22,7 +22,17 @@ import httpcore
 from httpcore._sync.http2 import HTTP2ConnectionByteStream, HTTPConnectionState, has_body_headers
 from httpcore._trace import Trace
 
-from meshlib.clients.http2 import GONE, H2_CONFIG, LAST_WORDS, Trailers, acknowledging, body_length, check_length, leave
+from meshlib.clients.http2 import (
+    GONE,
+    H2_CONFIG,
+    LAST_WORDS,
+    OF_STREAMS,
+    Trailers,
+    acknowledging,
+    body_length,
+    check_length,
+    leave,
+)
 from meshlib.clients.network import left_of
 
 __all__ = ["Http2"]
@@ -30,12 +40,6 @@ __all__ = ["Http2"]
 _HTTP2: Final = logging.getLogger("httpcore.http2")
 WINDOW: Final = 2**24
 """Bytes that a server may send ahead on a stream, as httpcore has it."""
-_OF_STREAMS: Final = (
-    h2.events.ResponseReceived,
-    h2.events.DataReceived,
-    h2.events.StreamEnded,
-    h2.events.StreamReset,
-)
 
 
 class Http2(httpcore.HTTP2Connection):
@@ -338,13 +342,13 @@ class Http2(httpcore.HTTP2Connection):
             return broken
         self._trailers.learn(events, self._events)
         for event in events:
-            if isinstance(event, _OF_STREAMS):
+            if isinstance(event, OF_STREAMS):
                 if event.stream_id in self._events:
                     self._events[event.stream_id].append(event)
             elif isinstance(event, h2.events.RemoteSettingsChanged):
                 # A server that says nothing of it sets no limit.
                 ours, theirs = self._h2_state.local_settings, self._h2_state.remote_settings
-                self._max_streams = min(ours.max_concurrent_streams, theirs.max_concurrent_streams)
+                self._max_streams = max(1, min(ours.max_concurrent_streams, theirs.max_concurrent_streams))
             elif isinstance(event, h2.events.ConnectionTerminated):
                 self._connection_terminated = event
         return None

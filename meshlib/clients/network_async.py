@@ -243,7 +243,10 @@ class TrioStream(httpcore.AsyncNetworkStream):
     @property
     def is_readable(self) -> bool:
         """As `AsyncioStream.is_readable`."""
-        return bool(self._inner.get_extra_info("is_readable"))
+        try:
+            return bool(self._inner.get_extra_info("is_readable"))
+        except ValueError:  # it was closed meanwhile
+            return True
 
     async def start_tls(
         self, ssl_context: ssl.SSLContext, server_hostname: str | None = None, timeout: float | None = None
