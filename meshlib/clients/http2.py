@@ -16,7 +16,7 @@ faults would notice to be gone:
 """
 
 from collections.abc import Container, Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import Any, Final
 
 import h2.config
@@ -25,17 +25,18 @@ import h2.errors
 import h2.events
 import h2.exceptions
 import httpcore
+from h2.stream import StreamState
 
 __all__ = [
     "GONE",
     "H2_CONFIG",
     "LAST_WORDS",
     "OF_STREAMS",
+    "GivenUp",
     "Trailers",
     "acknowledging",
     "body_length",
     "check_length",
-    "leave",
 ]
 
 H2_CONFIG: Final = h2.config.H2Configuration(validate_inbound_headers=True)
@@ -89,30 +90,61 @@ def acknowledging() -> Iterator[None]:
         raise httpcore.ReadTimeout(error) from error
 
 
-def leave(state: h2.connection.H2Connection, stream_id: int, unread: Iterable[Any]) -> bool:
-    """Give up what is left of a stream that ends here, before the peer has ended it.
+class GivenUp(dict[int, float]):
+    """Streams that nobody wants any more, by when they were given up; the peer has the whole request and may be about to answer.
 
-    httpcore forgets such a stream, and the two ends go on counting it: after a hundred requests that were cancelled the
-    connection takes no more of them, and what came for them and was not read is missing in its window for good.
-
-    Args:
-        unread: Events of the stream that nobody has looked at.
-
-    Returns:
-        Whether there is something to tell the peer.
+    httpcore forgets such streams, and the two ends go on counting them: after a hundred requests that were cancelled the
+    connection takes no more of them, and what came for them and was not read is missing in its window for good. Others are
+    reset at once. These wait until the answer begins or a moment has passed: servers have been seen to fall over a request
+    that ends and is reset in the same breath.
     """
-    size = sum(event.flow_controlled_length or 0 for event in unread if isinstance(event, h2.events.DataReceived))
-    try:
+
+    def leave(
+        self, state: h2.connection.H2Connection, stream_id: int, unread: Iterable[Any], now: float, *, is_answered: bool
+    ) -> bool:
+        """Give up what is left of a stream; returns whether there is something to tell the peer.
+
+        Args:
+            unread: Events of the stream that nobody has looked at.
+            is_answered: There was a response.
+        """
+        size = sum(event.flow_controlled_length or 0 for event in unread if isinstance(event, h2.events.DataReceived))
         stream = state.streams.get(stream_id)
         is_open = stream is not None and stream.open
-        if is_open:
+        if stream is not None and is_open and not is_answered:
+            is_said = stream.state_machine.state is StreamState.HALF_CLOSED_LOCAL
+            if is_said:
+                self[stream_id] = now
+                is_open = False
+        with suppress(h2.exceptions.ProtocolError):  # the connection is over
+            if is_open:
+                state.reset_stream(stream_id, h2.errors.ErrorCodes.CANCEL)
+            if size:
+                state.acknowledge_received_data(size, stream_id)
+        return is_open or size > 0
+
+    def sweep(self, state: h2.connection.H2Connection, now: float, most: int) -> None:
+        """Reset what has waited for long enough, and what is more than `most`."""
+        for stream_id, at in tuple(self.items()):
+            if now - at < GIVE_UP_S and len(self) <= most:
+                return
+            self._reset(state, stream_id)
+
+    def heard(self, state: h2.connection.H2Connection, event: Any) -> None:
+        """Something came for a stream that may be one of these."""
+        if event.stream_id in self and not isinstance(event, h2.events.StreamEnded):
+            self._reset(state, event.stream_id)
+        self.pop(event.stream_id, None)
+        if isinstance(event, h2.events.DataReceived) and event.flow_controlled_length:
+            with suppress(h2.exceptions.ProtocolError):
+                state.acknowledge_received_data(event.flow_controlled_length, event.stream_id)
+
+    def _reset(self, state: h2.connection.H2Connection, stream_id: int) -> None:
+        del self[stream_id]
+        with suppress(h2.exceptions.ProtocolError):  # it has ended
             state.reset_stream(stream_id, h2.errors.ErrorCodes.CANCEL)
-        if size:
-            state.acknowledge_received_data(size, stream_id)
-    except h2.exceptions.ProtocolError:
-        return False  # the connection is over
-    return is_open or size > 0
 
 
+GIVE_UP_S: Final = 1.0
 LAST_WORDS: Final = httpcore.Request("GET", "http://localhost/", extensions={"timeout": {"write": 1.0}})
 """In whose name the peer is told that a stream is given up. Whoever gave it up must not wait for a peer that reads nothing."""

@@ -20,11 +20,11 @@ from meshlib.clients.http2 import (
     H2_CONFIG,
     LAST_WORDS,
     OF_STREAMS,
+    GivenUp,
     Trailers,
     acknowledging,
     body_length,
     check_length,
-    leave,
 )
 from meshlib.clients.network import keepalive_s, left_of
 from meshlib.clients.network_async import AsyncDeadlineBackend, TrioStream
@@ -89,6 +89,7 @@ class _AsyncHttp2(httpcore.AsyncHTTP2Connection):
         self._expire_at = None if keepalive_expiry is None else time.monotonic() + keepalive_expiry
         self._is_looking = False
         self._writers = 0
+        self._given_up = GivenUp()
         self._reading = anyio.Lock()
         self._places = _Places()
         # httpcore's own is miscounted when a request is cancelled.
@@ -98,6 +99,8 @@ class _AsyncHttp2(httpcore.AsyncHTTP2Connection):
         await self._look(request)
         if not self._sent_connection_init:
             await self._introduce(request)
+        if self._given_up:
+            self._given_up.sweep(self._h2_state, time.monotonic(), self._places.limit // 2)
         response = await super().handle_async_request(request)
         stream_id = response.extensions["stream_id"]
         response.extensions["trailers"] = self._trailers.setdefault(stream_id, [])
@@ -185,6 +188,8 @@ class _AsyncHttp2(httpcore.AsyncHTTP2Connection):
             elif isinstance(event, OF_STREAMS):
                 if event.stream_id in self._events:
                     self._events[event.stream_id].append(event)
+                else:
+                    self._given_up.heard(self._h2_state, event)
             elif isinstance(event, h2.events.ConnectionTerminated):
                 self._connection_terminated = event
 
@@ -262,9 +267,12 @@ class _AsyncHttp2(httpcore.AsyncHTTP2Connection):
 
     async def _response_closed(self, stream_id: int) -> None:
         self._trailers.pop(stream_id, None)
+        is_answered = stream_id in self._lengths
         self._lengths.pop(stream_id, None)
+        unread = self._events[stream_id]
+        is_urgent = self._given_up.leave(self._h2_state, stream_id, unread, time.monotonic(), is_answered=is_answered)
         # Whoever is writing may wait for the peer; what is to be said goes out with what is written next.
-        if leave(self._h2_state, stream_id, self._events[stream_id]) and not self._writers:
+        if is_urgent and not self._writers:
             with suppress(*GONE), anyio.CancelScope(shield=True):
                 await self._write_outgoing_data(LAST_WORDS)
         await super()._response_closed(stream_id)

@@ -27,11 +27,11 @@ from meshlib.clients.http2 import (
     H2_CONFIG,
     LAST_WORDS,
     OF_STREAMS,
+    GivenUp,
     Trailers,
     acknowledging,
     body_length,
     check_length,
-    leave,
 )
 from meshlib.clients.network import left_of
 
@@ -56,6 +56,7 @@ class Http2(httpcore.HTTP2Connection):
         self._is_reading = False
         self._running = 0
         self._max_streams = 1  # until the server says
+        self._given_up = GivenUp()
         self._trailers = Trailers()
         self._lengths: dict[int, int | None] = {}
 
@@ -162,6 +163,8 @@ class Http2(httpcore.HTTP2Connection):
             (b":path", request.url.target),
             *((name.lower(), value) for name, value in request.headers if name.lower() not in _NOT_SENT),
         ]
+        if self._given_up:
+            self._given_up.sweep(self._h2_state, time.monotonic(), self._max_streams // 2)
         try:
             stream_id: int = self._h2_state.get_next_available_stream_id()
             self._h2_state.send_headers(stream_id, headers, end_stream=not has_body_headers(request))
@@ -184,11 +187,13 @@ class Http2(httpcore.HTTP2Connection):
         with self._changed:
             unread = self._events.pop(stream_id)
             self._trailers.pop(stream_id, None)
+            is_answered = stream_id in self._lengths
             self._lengths.pop(stream_id, None)
-            has_words = leave(self._h2_state, stream_id, unread)
+            now = time.monotonic()
+            is_urgent = self._given_up.leave(self._h2_state, stream_id, unread, now, is_answered=is_answered)
             self._changed.notify_all()
         # Whoever is writing goes on until everything is written.
-        if has_words and self._writing.acquire(blocking=False):
+        if is_urgent and self._writing.acquire(blocking=False):
             try:
                 with suppress(*GONE):
                     self._write_all(LAST_WORDS)
@@ -345,6 +350,8 @@ class Http2(httpcore.HTTP2Connection):
             if isinstance(event, OF_STREAMS):
                 if event.stream_id in self._events:
                     self._events[event.stream_id].append(event)
+                else:
+                    self._given_up.heard(self._h2_state, event)
             elif isinstance(event, h2.events.RemoteSettingsChanged):
                 # A server that says nothing of it sets no limit.
                 ours, theirs = self._h2_state.local_settings, self._h2_state.remote_settings

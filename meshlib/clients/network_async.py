@@ -259,7 +259,7 @@ class TrioStream(httpcore.AsyncNetworkStream):
         return TrioStream(await self._inner.start_tls(ssl_context, server_hostname, left))
 
     def get_extra_info(self, info: str) -> Any:
-        return self._inner.get_extra_info(info)
+        return self.is_readable if info == "is_readable" else self._inner.get_extra_info(info)
 
 
 AsyncSocketStream = AsyncioStream | TrioStream

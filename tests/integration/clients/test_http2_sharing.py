@@ -50,8 +50,9 @@ class Echo:
         sizes: dict[int, int] = {}
         left: dict[int, bytes] = {}
         late: list[tuple[float, int]] = []
-        connection.settimeout(0.02)
+        wait_s = 0.02
         while True:
+            connection.settimeout(wait_s)
             try:
                 data = connection.recv(65536)
             except TimeoutError:
@@ -98,8 +99,9 @@ class Echo:
                     if room == len(body):
                         del left[stream]
                         del paths[stream]
-            connection.settimeout(0.001 if left else 0.02)
+            connection.settimeout(20)
             connection.sendall(state.data_to_send())
+            wait_s = 0.001 if left else 0.02
 
 
 @contextmanager
