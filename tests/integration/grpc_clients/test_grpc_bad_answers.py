@@ -152,6 +152,8 @@ CODE = grpc.StatusCode
 @pytest.mark.parametrize("end", ["reset", "close"])
 def test_an_answer_that_ends_at_any_byte_is_an_error(mesh: Any, peer: Peer, end: str) -> None:
     """On one channel, whose connections end one after the other."""
+    if end == "reset" and is_too_old(grpc.__version__):
+        pytest.skip("such a core loses whatever comes right before a reset, and waits before it connects again")
     sizes = iter(range(10_000))
     done: list[int] = []
     codes: set[Any] = set()
@@ -172,8 +174,6 @@ def test_an_answer_that_ends_at_any_byte_is_an_error(mesh: Any, peer: Peer, end:
                 answer = unary(b"x", timeout=10, wait_for_ready=True)
             except grpc.RpcError as error:
                 codes.add(error.code())
-                if end == "reset" and done[-1] < -20 and is_too_old(grpc.__version__):
-                    break  # such a core loses whatever comes right before a reset
                 continue
             # A whole answer may be lost too, with the connection that ends right after it.
             assert (b"ok", True) == (answer, done[-1] <= 0)
