@@ -317,6 +317,15 @@ class World:
         self._processes.append(process)
         return process
 
+    def other_server(self, *command: str, service: str, namespace: str, port: int) -> Process:
+        """Start a server of the `web` application that is none of the mesh's; it registers itself. Returns at once."""
+        variables = self.environment(service, namespace, None, "")
+        options = {"service": service, "namespace": namespace, "service_account": service}
+        variables |= {"RUN": "bare", "PORT": str(port), "OPTIONS": json.dumps(options), "PYTHONPATH": str(PROGRAMS)}
+        process = Process(["-m", *command], variables, self.folder)
+        self._processes.append(process)
+        return process
+
     def wait_serving(self, service: str, count: int = 1) -> list[str]:
         """Wait until so many instances are registered and connections are taken; returns their addresses."""
 
