@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 
 from meshlib.model.request import Headers, RequestHead
+from meshlib.model.route import RouteAction
 from meshlib.resilience.deadline import (
     TIMEOUT_HEADERS,
     format_grpc_timeout,
@@ -103,11 +104,18 @@ def without_retry_headers(head: RequestHead, *, counts_attempts: bool) -> Reques
     return _without(head, _REPLACED_WITH_COUNT if counts_attempts else _REPLACED)
 
 
-def with_grpc_timeout(head: RequestHead, stream_s: float) -> RequestHead:
-    """Return the head with another `grpc-timeout`, if it has one: what holds of it here."""
+def with_grpc_timeout(head: RequestHead, action: RouteAction, stream_s: float) -> RequestHead:
+    """Return the head of an HTTP request of gRPC's content type with what its route allows as `grpc-timeout`.
+
+    As seen in Envoy: where the route limits the exchange, whether the request brings the header or not.
+
+    Args:
+        stream_s: How long the whole exchange may take.
+    """
     items = head.headers.items
     kept = tuple(item for item in items if item[0] != "grpc-timeout")
-    if len(kept) == len(items):
+    is_asked = len(kept) < len(items) and action.grpc_timeout_header_max_s is not None
+    if action.max_stream_duration_s is None and not is_asked:
         return head
     return with_headers(head, Headers((*kept, ("grpc-timeout", format_grpc_timeout(stream_s)))))
 

@@ -71,11 +71,11 @@ class Call(Beginnings, HostChoice):
         self._is_asking = has_control_headers(head.headers)
         if self._is_asking or found.hedge is not None:
             stream_s = self._take_limits(found, plan)
-            if stream_s is not None and head.is_grpc and not head.profile.grpc_times:
-                self.head = with_grpc_timeout(self.head, stream_s)
         else:
             self._timeout_s, self._per_try_s, stream_s = plan.grpc if head.profile.grpc_times else plan.http
             self._idle_try_s = plan.idle_try_s
+        if head.is_grpc and stream_s is not None and not head.profile.grpc_times:
+            self.head = with_grpc_timeout(self.head, found.action, stream_s)
         self._timeout_at = self.deadline
         if stream_s is not None and (self.deadline is None or self._began_at + stream_s < self.deadline):
             self.deadline = self._began_at + stream_s

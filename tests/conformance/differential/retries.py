@@ -51,7 +51,7 @@ HOSTS = {
     "told": {"include_request_attempt_count": True, "include_is_timeout_retry_header": True},
     "counted": {"include_attempt_count_in_response": True},
 }
-COMPARED = ("x-envoy-attempt-count", "x-envoy-is-timeout-retry", "x-envoy-original-url", "x-copied")
+COMPARED = ("x-envoy-attempt-count", "x-envoy-is-timeout-retry", "x-envoy-original-url", "x-copied", "grpc-timeout")
 LOCATIONS = (
     "http://{here}",
     "http://{here}",
@@ -76,6 +76,11 @@ class Case:
     @property
     def path(self) -> str:
         return f"/case/{self.number}/"
+
+    def status(self, status: int, flags: frozenset[str]) -> int:
+        """Return what is compared of a status: a failure of a request with gRPC's content type is a 200 in Envoy."""
+        is_grpc = any(name == "content-type" for name, _ in self.headers)
+        return 0 if is_grpc and flags - {"URX"} else status
 
     def to_json(self) -> Json:
         steps = ["reset" if step.is_reset else [step.status, step.delay_s, dict(step.headers)] for step in self.script]
@@ -117,14 +122,23 @@ class Report:
 class Cases:
     """Makes cases out of a seed."""
 
-    def __init__(self, seed: str) -> None:
+    def __init__(self, seed: str, *, has_grpc: bool) -> None:
+        """Make it.
+
+        Args:
+            has_grpc: Requests of gRPC's content type are among them, and limits of the whole exchange.
+        """
         self._random = random.Random(seed)
+        self._has_grpc = has_grpc
 
     def _maybe(self, chance: float) -> bool:
         return self._random.random() < chance
 
     def _pick(self, *items: Any) -> Any:
         return self._random.choice(items)
+
+    def _some(self, **fields: Any) -> Json:
+        return {name: value for name, value in fields.items() if self._maybe(0.6)}
 
     def make(self, number: int) -> Case:
         action: Json = {"cluster": self._pick("up", "up", "up", "up", "up", "dead", "tight")}
@@ -135,6 +149,11 @@ class Cases:
             action["retry_policy"] = self._policy()
         if self._maybe(0.35):
             action["hedge_policy"] = {"hedge_on_per_try_timeout": self._maybe(0.8)}
+        if self._has_grpc and self._maybe(0.15):
+            # Far from every other time: what is compared is what attempts are told.
+            action["max_stream_duration"] = self._some(
+                max_stream_duration="50s", grpc_timeout_header_max="40s", grpc_timeout_header_offset="1s"
+            )
         if is_redirected := self._maybe(0.25):
             action["internal_redirect_policy"] = self._redirects()
         script = tuple(self._step(is_redirected) for _ in range(self._pick(0, 1, 2, 3, 4, 5)))
@@ -175,6 +194,9 @@ class Cases:
             "x-envoy-upstream-rq-timeout-alt-response": (0.1, ("1", "")),
             "x-envoy-hedge-on-per-try-timeout": (0.15, ("true", "false", "True", "x")),
         }
+        if self._has_grpc:
+            chances["content-type"] = (0.2, ("application/grpc", "application/grpc+proto"))
+            chances["grpc-timeout"] = (0.2, ("60S", "45000m", "30S", "x"))
         for name, (chance, values) in chances.items():
             if self._maybe(chance):
                 yield name, self._pick(*values)
@@ -250,7 +272,8 @@ class EnvoySide:
         entry = poll(lambda: self._logged(mark), "a line of the access log", every_s=0.04)
         flags = frozenset((entry["flags"] or "-").split(",")) - {"-"}
         told = _told(self._up.take(path), mark, leaves_old=True)
-        return End(answer.status_code, int(entry["attempts"]), flags, told, answer.headers.get(COMPARED[0]))
+        status = case.status(answer.status_code, flags)
+        return End(status, int(entry["attempts"]), flags, told, answer.headers.get(COMPARED[0]))
 
     def _logged(self, mark: str) -> Json | None:
         for line in self._log.read_text().splitlines(keepends=True):
@@ -366,7 +389,8 @@ class MeshlibSide:
             status, count = answer.status_code, answer.headers.get(COMPARED[0])
             record = answer.extensions["mesh"]
             attempts, flag = record.attempts, record.flag
-        return End(status, attempts, frozenset(flag.split(",")) - {"-", ""}, _told(self._up.take(path), mark), count)
+        flags = frozenset(flag.split(",")) - {"-", ""}
+        return End(case.status(status, flags), attempts, flags, _told(self._up.take(path), mark), count)
 
 
 def _told(seen: list[dict[str, str]], mark: str, *, leaves_old: bool = False) -> tuple[tuple[str, ...], ...]:
@@ -396,11 +420,15 @@ def is_same(envoy: End, meshlib: End) -> bool:
     return envoy.count == meshlib.count or meshlib.count is None
 
 
-def run(seed: int, count: int, folder: Path) -> Report:
-    """Compare random cases."""
+def run(seed: int, count: int, folder: Path, *, has_grpc: bool = True) -> Report:
+    """Compare random cases.
+
+    Args:
+        has_grpc: As for `Cases`.
+    """
     report = Report(seed)
     for start in range(0, count, BATCH):
-        makers = Cases(f"{seed}/{start}")
+        makers = Cases(f"{seed}/{start}", has_grpc=has_grpc)
         cases = [makers.make(number) for number in range(start, min(start + BATCH, count))]
         place = folder / str(start)
         place.mkdir()

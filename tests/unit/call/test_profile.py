@@ -109,9 +109,12 @@ def test_outliers_are_counted_by_the_status_in_the_headers(driver):
 
 def test_a_deadline_that_the_route_cuts_is_told(driver):
     d = driver(service("a", "h:1", action=RouteAction(SingleCluster("a"), max_stream_duration_s=7.0)))
-    step = typed_call(d, ("grpc-timeout", "10S")).start(d.clock())
-    assert isinstance(step, Attempt)
-    assert "7000m" == step.head.headers.get("grpc-timeout")
+    for asked in ((("grpc-timeout", "10S"),), ()):
+        step = typed_call(d, *asked).start(d.clock())
+        assert isinstance(step, Attempt)
+        assert ("7000m",) == step.head.headers.all("grpc-timeout")
+    untyped = d.call(headers={"grpc-timeout": "10S"}).start(d.clock())
+    assert "10S" == untyped.head.headers.get("grpc-timeout")
 
 
 def test_rules_are_asked_for_by_name():
