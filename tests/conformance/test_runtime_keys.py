@@ -78,7 +78,8 @@ def by_envoy(filters: list[Json], cluster: Json, layer: Json, folder: Path, coun
         with Envoy("envoy", bootstrap, folder) as envoy:
             envoy.listen = address
             envoy.wait_ready()
-            return [httpx.get(f"http://{address}/", trust_env=False, timeout=10).status_code for _ in range(count)]
+            with httpx.Client(trust_env=False, timeout=10) as client:
+                return [client.get(f"http://{address}/").status_code for _ in range(count)]
 
 
 def by_meshlib(filters: list[Json], cluster: Json, layer: Json, count: int) -> list[int]:
