@@ -24,10 +24,12 @@ _ORIGINAL = "x-envoy-original-url"
 class InternalRedirects:
     """The redirects of one request so far."""
 
-    __slots__ = ("_count", "_seen")
+    __slots__ = ("_count", "_scheme", "_seen")
 
     def __init__(self) -> None:
         self._count = 0
+        # Of the request as the caller made it: in Envoy the connection's, which redirects leave as it is.
+        self._scheme = ""
         # By the route that redirects, those that it has led to.
         self._seen: dict[str, set[str]] = {}
 
@@ -54,14 +56,18 @@ class InternalRedirects:
         if target is None:
             return None
         scheme, authority, path = target
-        if scheme != head.scheme and not policy.allows_cross_scheme:
+        self._scheme = self._scheme or head.scheme
+        is_plain = "http" in (head.scheme, self._scheme)
+        if (scheme == "http") is not is_plain and not policy.allows_cross_scheme:
+            return None
+        if policy.is_safe_cross_scheme and is_plain and scheme == "https":
             return None
         method, items = head.method, _copied(head.headers, response.headers, policy.copied_headers)
         if response.status == 303 and method not in ("GET", "HEAD"):
             method = "GET"
             items = [item for item in items if item[0] != "content-length"]
         items = [item for item in items if item[0] != _ORIGINAL]
-        items.append((_ORIGINAL, f"{head.scheme}://{head.authority}{head.path}"))
+        items.append((_ORIGINAL, f"{self._scheme}://{head.authority}{head.path}"))
         found = RequestHead(
             method,
             authority,
@@ -72,7 +78,7 @@ class InternalRedirects:
             profile=head.profile,
             moment=head.moment,
         )
-        if not self._is_accepted(policy, match.route_name, head, found, routes, rng):
+        if not self._is_accepted(policy, match.route_name, found, routes, rng):
             return None
         self._count += 1
         return found
@@ -81,7 +87,6 @@ class InternalRedirects:
         self,
         policy: InternalRedirectPolicy,
         source: str,
-        head: RequestHead,
         found: RequestHead,
         routes: RouteTable | ScopeTable,
         rng: Rng,
@@ -89,8 +94,6 @@ class InternalRedirects:
         """Whether there is a route for the new request, and the predicates accept it."""
         answer = routes.match(found, rng)
         if isinstance(answer, LocalReply) and answer.flag == "NR":
-            return False
-        if policy.is_safe_cross_scheme and found.scheme == "https" and head.scheme != "https":
             return False
         if policy.avoids_previous_routes or policy.allowed_routes is not None:
             chosen = answer.route_name if isinstance(answer, RouteMatch) else _route_name(found, routes)

@@ -128,3 +128,16 @@ def test_no_route_is_led_to_twice() -> None:
     targets = ("new", "other", "new")
     found = [follow(f"http://shop/{name}", policy=policy, redirects=redirects) is not None for name in targets]
     assert found == [True, True, False]
+
+
+def test_scheme_of_the_caller_counts_after_a_redirect_to_another() -> None:
+    """As in Envoy, whose connection from the caller stays what it is."""
+    redirects = InternalRedirects()
+    policy = InternalRedirectPolicy(max_redirects=9, allows_cross_scheme=True)
+    first = follow("https://shop/new", policy=policy, redirects=redirects)
+    assert first is not None and first.scheme == "https"
+    second = follow("http://shop/other", policy=policy, redirects=redirects, request=first)
+    assert second is not None
+    assert ("http://shop/new",) == second.headers.all("x-envoy-original-url")
+    safe = InternalRedirectPolicy(max_redirects=9, allows_cross_scheme=True, is_safe_cross_scheme=True)
+    assert follow("https://shop/other", policy=safe, redirects=redirects, request=first) is None
