@@ -93,6 +93,7 @@ class Beginnings(HedgedSteps):
             is_the_same_for_all(match)
             and self.head.profile is GRPC
             and not (target.routes.has_chance or self._is_asking or cluster.drops)
+            and not cluster.config.cluster.maintenance_percent
             and self._out is self.head
             and self._rules is plan.rules
             and plan.grpc[0] is None

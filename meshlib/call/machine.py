@@ -16,7 +16,7 @@ from meshlib.call.limits import (
     written_head,
 )
 from meshlib.call.repeat import capped_retries
-from meshlib.call.replies import NO_HOST, OVERFLOW, drop_reply, no_cluster_reply
+from meshlib.call.replies import MAINTENANCE, NO_HOST, OVERFLOW, drop_reply, no_cluster_reply
 from meshlib.call.report import attempt_finished
 from meshlib.call.steps import Attempt, Done, Sleep, Step
 from meshlib.call.way import Way
@@ -227,10 +227,13 @@ class Call(Beginnings, HostChoice):
             if cluster is None:
                 return self._finish(match.cluster_not_found(head), "NC")
             return self._local(no_cluster_reply(head, match.cluster, action.cluster_not_found_status, cluster))
+        options = cluster.config.cluster
+        if options.maintenance_percent and self._rng.getrandbits(64) % 100 < options.maintenance_percent:
+            return self._local(MAINTENANCE)
         if cluster.is_aggregate:
             cluster = cluster.choose(self._rng)
+            options = cluster.config.cluster
         self.cluster = cluster
-        options = cluster.config.cluster
         if options.retry is not None and options.retry is not self._plan.retry:
             self._plan = self.target.plan(action, options.retry)
             self._take_limits(match, self._plan)

@@ -7,7 +7,7 @@ from meshlib.model.request import RequestHead
 from meshlib.model.snapshot import ConfigFault
 from meshlib.routing.replies import cluster_not_found
 
-__all__ = ["NO_CONTENT", "NO_HOST", "OVERFLOW", "drop_reply", "no_cluster_reply"]
+__all__ = ["MAINTENANCE", "NO_CONTENT", "NO_HOST", "OVERFLOW", "drop_reply", "no_cluster_reply"]
 
 _UNAVAILABLE = 14
 _TEXT = (("content-type", "text/plain"),)
@@ -27,6 +27,12 @@ OVERFLOW = LocalReply(
     _UNAVAILABLE,
 )
 """The circuit breaker's limit of requests is reached."""
+
+
+MAINTENANCE = LocalReply(
+    503, "UO", "maintenance_mode", b"maintenance mode", (*_TEXT, ("x-envoy-overloaded", "true")), _UNAVAILABLE
+)
+"""A runtime value has the cluster's requests answered so."""
 
 
 def drop_reply(head: RequestHead, share: float, category: str) -> LocalReply:

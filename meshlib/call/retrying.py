@@ -66,6 +66,10 @@ class RetryDecisions(CallEndings):
             self._add_flag("UO")
             return None
         self._has_retry = True
+        percent = self.target.config.listener.retry_percent
+        if percent < 100 and self._rng.getrandbits(64) % 100 >= percent:
+            self._drop_permit()
+            return None
         if not self._take_budget(now):
             self._drop_permit()
             self._add_flag("UO")

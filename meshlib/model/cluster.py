@@ -219,6 +219,7 @@ class Cluster:
         max_stream_duration_s: How long one attempt may take, response body included; None: no limit. Not for gRPC.
         retry: Takes the place of the policies of routes and virtual hosts; None: those count.
         load_reports: None: nobody wants to know.
+        maintenance_percent: Requests in a hundred that are answered with 503 instead, by a runtime value.
         override_statuses: Endpoints of stateful sessions are used while they are one of these; None: the resource does
             not say.
         named_by: Headers, in lower case, by which a request names the endpoints of its attempts before the policy is
@@ -250,6 +251,7 @@ class Cluster:
     max_stream_duration_s: float | None = None
     retry: RetryPolicy | None = None
     load_reports: LoadReports | None = None
+    maintenance_percent: int = 0
     subsets: SubsetConfig | None = None
     authority_names: AuthorityNames | None = None
     override_statuses: frozenset[HealthStatus] | None = None

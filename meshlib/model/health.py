@@ -101,6 +101,9 @@ class HealthCheck:
         alt_port: 0: the endpoint's.
         always_log_failures: Each failure is an event, not only the first and those that change something.
         alpn: Offered by TLS; empty: as the probe needs.
+        min_wait_s: Between two checks at least, whatever the intervals say, and
+        max_wait_s: at most; None: no limit. A runtime value, as
+        verify_percent: checks in a hundred that look at the service's name.
         socket_match: Chooses among the cluster's `transport_socket_matches` instead of the endpoint's metadata; None:
             that counts.
     """
@@ -123,3 +126,6 @@ class HealthCheck:
     always_log_success: bool = False
     alpn: tuple[str, ...] = ()
     socket_match: tuple[tuple[str, object], ...] | None = None
+    min_wait_s: float = 0.0
+    max_wait_s: float | None = None
+    verify_percent: int = 100

@@ -92,6 +92,7 @@ class ClientListener:
         on_demand_timeout_s: Clusters are subscribed to when a request first needs them, which waits no longer than this;
             None: those that routes name are all subscribed to.
         limits: Filters that limit what goes out, in their order.
+        retry_percent: Retries in a hundred that are made after all, by a runtime value.
         reply_rules: What becomes of answers of the mesh itself; None: they stay as they are.
     """
 
@@ -108,6 +109,7 @@ class ClientListener:
     max_stream_duration_s: float | None = None
     discovered: tuple[DiscoveredFilter, ...] = ()
     on_demand_timeout_s: float | None = None
+    retry_percent: int = 100
 
 
 @dataclass(frozen=True, slots=True)

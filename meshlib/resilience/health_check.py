@@ -11,15 +11,24 @@ Source: Envoy, "Health checking" and `HealthCheckerImplBase`.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import Enum
 
 from meshlib.matching import compile_string
-from meshlib.model.health import HealthCheck, HttpProbe
+from meshlib.model.health import HealthCheck, HttpProbe, Probe
 from meshlib.model.request import Headers
 from meshlib.ports import Rng
 
-__all__ = ["IMMEDIATE_FAILURE", "CheckFailure", "CheckResult", "CheckTurn", "EndpointCheck", "has_parts", "judge_http"]
+__all__ = [
+    "IMMEDIATE_FAILURE",
+    "CheckFailure",
+    "CheckResult",
+    "CheckTurn",
+    "EndpointCheck",
+    "has_parts",
+    "judge_http",
+    "probe_of",
+]
 
 IMMEDIATE_FAILURE = "x-envoy-immediate-health-check-fail"
 
@@ -171,7 +180,17 @@ class EndpointCheck:
             wait_s += rng.random() * jitter_s
         if config.interval_jitter_s:
             wait_s += rng.random() * config.interval_jitter_s
-        return max(wait_s, 0.001)
+        if config.max_wait_s is not None:
+            wait_s = min(wait_s, config.max_wait_s)
+        return max(wait_s, config.min_wait_s, 0.001)
+
+
+def probe_of(config: HealthCheck, rng: Rng) -> Probe:
+    """Return what one check asks: some may do without the name of the service."""
+    probe = config.probe
+    if config.verify_percent >= 100 or not isinstance(probe, HttpProbe) or probe.service_name is None:
+        return probe
+    return probe if rng.getrandbits(64) % 100 < config.verify_percent else replace(probe, service_name=None)
 
 
 def judge_http(probe: HttpProbe, status: int, headers: Headers, body: bytes) -> CheckResult:

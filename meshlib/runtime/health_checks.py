@@ -19,7 +19,7 @@ from meshlib.events import HealthChecked, Hook
 from meshlib.model.endpoint import Endpoint
 from meshlib.model.health import GrpcProbe, HealthCheck, HttpProbe
 from meshlib.ports import Clock, Rng
-from meshlib.resilience.health_check import CheckFailure, CheckResult
+from meshlib.resilience.health_check import CheckFailure, CheckResult, probe_of
 from meshlib.runtime.tls import client_context
 from meshlib.view import ClusterState, View
 
@@ -174,7 +174,7 @@ class HealthCheckRunner:
         # Loads HTTP/2, which a process without checks has no use for.
         from meshlib.runtime.health_probes import ProbeTarget, needed_alpn, run_probe
 
-        probe = config.probe
+        probe = probe_of(config, self._rng)
         try:
             tls = cluster.tls_for_check(endpoint, config)
             context = None

@@ -21,13 +21,10 @@ MAX_VALUES: Final = 10_000
 WITHOUT_EFFECT: Final = (
     "envoy.reloadable_features.",
     "envoy.restart_features.",
-    "health_check.",
     "overload.",
     "re2.",
     "ssl.",
     "tracing.",
-    "upstream.maintenance_mode.",
-    "upstream.use_retry",
     "upstream.weight_enabled",
 )
 """How keys begin that Envoy looks at and meshlib does not."""

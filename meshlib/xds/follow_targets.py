@@ -27,7 +27,7 @@ from meshlib.xds.decode_limits import server_fault
 from meshlib.xds.follow import ClusterFollower, clusters_of
 from meshlib.xds.names import WILDCARD, virtual_host_name
 from meshlib.xds.resources import ECDS, LDS, RDS, SRDS, VHDS
-from meshlib.xds.runtime import with_runtime
+from meshlib.xds.runtime import RETRY_SHARE_KEY, number, with_runtime
 from meshlib.xds.server_routes import unusable_in_server
 
 __all__ = ["Follower", "clusters_of_target"]
@@ -55,8 +55,8 @@ def _insert(filters: list[tuple[int, F]], position: int, found: F) -> None:
 def _in_order(listener: ServerListener) -> list[Rbac | ListedLimit]:
     """Return the filters that a server's listener configures itself, as they stand in its chain."""
     found: list[Rbac | ListedLimit] = []
-    for number, rbac in enumerate((*listener.rbac, None)):
-        found += [limit for limit in listener.limits if limit.position == number]
+    for position, rbac in enumerate((*listener.rbac, None)):
+        found += [limit for limit in listener.limits if limit.position == position]
         found += [] if rbac is None else [rbac]
     return found
 
@@ -116,6 +116,9 @@ class Follower(ClusterFollower):
         replies = with_runtime(listener.reply_rules, runtime)
         if fault is not listener.fault or limits is not listener.limits or replies is not listener.reply_rules:
             listener = replace(listener, fault=fault, limits=limits, reply_rules=replies)
+        retried = number(runtime, RETRY_SHARE_KEY)
+        if retried is not None and retried < 100:
+            listener = replace(listener, retry_percent=int(retried))
         if not isinstance(listener.routes, ScopedRoutes):
             routes = self._routes(listener.routes)
             if routes is None:

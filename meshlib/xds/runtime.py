@@ -25,7 +25,7 @@ from meshlib.model.route import (
     WeightedClusters,
 )
 
-__all__ = ["merge_layers", "number", "with_runtime"]
+__all__ = ["RETRY_SHARE_KEY", "merge_layers", "number", "with_runtime"]
 
 T = TypeVar("T")
 
@@ -37,6 +37,7 @@ MAX_GRPC_STATUS: Final = 16
 
 
 RETRY_KEY: Final = "upstream.base_retry_backoff_ms"
+RETRY_SHARE_KEY: Final = "upstream.use_retry"
 _OWN_KEYS: Final[Mapping[type, RuntimeKeys]] = MappingProxyType(
     {
         FaultDelay: (("fixed_s", "fault.http.delay.fixed_duration_ms"),),

@@ -1,4 +1,5 @@
-"""What runtime values make of clusters: circuit breakers, outlier detection, panic, zones, options of policies.
+"""What runtime values make of clusters: circuit breakers, outlier detection, panic, zones, options of policies, health
+checks, maintenance.
 
 Source: Envoy `ResourceManagerImpl`, `DetectorImpl`, `LoadBalancerBase`.
 """
@@ -10,14 +11,17 @@ from typing import Final, TypeVar
 
 from meshlib.model.cluster import CircuitBreakers, Cluster, OutlierDetection, ZoneAware
 from meshlib.model.discovery import RuntimeValue
+from meshlib.model.health import HealthCheck
 from meshlib.xds.runtime import number, with_runtime
 
 __all__ = ["cluster_with_runtime"]
 
-V = TypeVar("V", CircuitBreakers, OutlierDetection, ZoneAware)
+V = TypeVar("V", CircuitBreakers, OutlierDetection, ZoneAware, HealthCheck)
 
 PANIC_KEY: Final = "upstream.healthy_panic_threshold"
 _ZONES: Final = "upstream.zone_routing."
+_MAINTENANCE: Final = "upstream.maintenance_mode."
+_CHECKS: Final = "health_check."
 _OUTLIERS: Final = "outlier_detection."
 _BREAKERS: Final = "circuit_breakers."
 _BREAKER_KEYS: Final[Mapping[str, str]] = MappingProxyType(
@@ -63,6 +67,13 @@ def cluster_with_runtime(cluster: Cluster, runtime: Mapping[str, RuntimeValue]) 
     panic = number(runtime, PANIC_KEY)
     if panic is not None and min(100, int(panic)) != changed.panic_threshold_percent:
         changed = replace(changed, panic_threshold_percent=float(min(100, int(panic))))
+    maintained = number(runtime, _MAINTENANCE + cluster.name)
+    if maintained is not None and min(100, int(maintained)) != changed.maintenance_percent:
+        changed = replace(changed, maintenance_percent=min(100, int(maintained)))
+    if changed.health_check is not None:
+        check = _checks(changed.health_check, runtime)
+        if check is not changed.health_check:
+            changed = replace(changed, health_check=check)
     zones = _zones(changed.zone_aware, runtime)
     if zones is not changed.zone_aware:
         changed = replace(changed, zone_aware=zones)
@@ -82,6 +93,18 @@ def _zones(value: ZoneAware, runtime: Mapping[str, RuntimeValue]) -> ZoneAware:
     changes = {} if share is None else {"enabled_percent": min(100, int(share))}
     if least is not None:
         changes["min_cluster_size"] = int(least)
+    return _replaced(value, changes)
+
+
+def _checks(value: HealthCheck, runtime: Mapping[str, RuntimeValue]) -> HealthCheck:
+    changes: dict[str, float] = {}
+    for key, field in (("min_interval", "min_wait_s"), ("max_interval", "max_wait_s")):
+        found = number(runtime, _CHECKS + key)
+        if found is not None:
+            changes[field] = int(found) / 1000
+    verified = number(runtime, f"{_CHECKS}verify_cluster")
+    if verified is not None:
+        changes["verify_percent"] = min(100, int(verified))
     return _replaced(value, changes)
 
 

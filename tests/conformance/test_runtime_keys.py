@@ -9,7 +9,7 @@ from typing import Any
 import httpx
 import pytest
 from peers.envoy import TYPE, Envoy, reserve_port, socket_address, static_cluster
-from peers.upstreams import LOOPBACK, HttpUpstream
+from peers.upstreams import LOOPBACK, HttpUpstream, Step
 
 from meshlib.clients.httpx_sync import MeshTransport
 from meshlib.model.discovery import RuntimeLayer
@@ -51,7 +51,8 @@ def limit(**fields: Any) -> Json:
 
 
 def manager(*filters: Json) -> Json:
-    route = {"match": {"prefix": "/"}, "route": {"cluster": "up"}}
+    retry = {"retry_on": "retriable-4xx", "retry_back_off": {"base_interval": "0.01s"}}
+    route = {"match": {"prefix": "/"}, "route": {"cluster": "up", "retry_policy": retry}}
     return {
         "@type": HCM,
         "stat_prefix": "runtime",
@@ -127,6 +128,12 @@ CASES: dict[str, tuple[list[Json], Json, Json, list[int]]] = {
     "breakers of another cluster": ([], {}, {"circuit_breakers": {"down": {"default": {"max_requests": 0}}}}, [200]),
     "panic": ([], UNHEALTHY, {"other": 1}, [200]),
     "no panic": ([], UNHEALTHY, {"upstream": {"healthy_panic_threshold": 0}}, [503]),
+    "maintenance": ([], {}, {"upstream": {"maintenance_mode": {"up": 100}}}, [503]),
+    "maintenance of another cluster": ([], {}, {"upstream": {"maintenance_mode": {"down": 100}}}, [200]),
+    "no maintenance": ([], {}, {"upstream": {"maintenance_mode": {"up": 0}}}, [200]),
+    "retries": ([], {}, {"other": 1}, [200]),
+    "no retries": ([], {}, {"upstream": {"use_retry": 0}}, [409]),
+    "all retries": ([], {}, {"upstream": {"use_retry": 100}}, [200]),
     "more requests than the resource allows": (
         [],
         {"circuit_breakers": {"thresholds": [{"max_pending_requests": 0}]}},
@@ -144,6 +151,8 @@ def test_runtime_values_have_the_same_effect(name: str, upstream: HttpUpstream, 
         cluster["load_assignment"]["endpoints"][0]["lb_endpoints"][0].update(fields)
     else:
         cluster.update(fields)
+    if "retries" in name:
+        upstream.script.extend([Step(409), *[Step(200)] * (expected != [409])] * 2)  # for Envoy, then for meshlib
     start = time.monotonic()
     assert expected == by_envoy(filters, cluster, layer, tmp_path, len(expected))
     assert expected == by_meshlib(filters, cluster, layer, len(expected))

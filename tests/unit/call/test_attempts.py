@@ -15,7 +15,7 @@ from meshlib.model.outcome import Failure, FailureKind, LocalReply, Response
 from meshlib.model.request import Headers
 from meshlib.model.retry import RetryPolicy
 from meshlib.model.route import HeaderAdd, HeaderMutation, RouteAction, SingleCluster
-from meshlib.model.snapshot import ConfigFault, Snapshot
+from meshlib.model.snapshot import ConfigFault, Snapshot, TargetConfig
 from meshlib.testing import FixedRng, any_path, merge, service, target
 
 MakeDriver = Callable[..., Any]
@@ -202,6 +202,37 @@ def test_eds_drops_are_answered_before_any_pick(driver: MakeDriver, numerator: i
 
     assert (reply(d.call().start(1000.0)).flag, counts(d)) == (flag, (0, 0, 0))
     assert reply(d.call(grpc=True).start(1000.0)).body == b"EDS-configured drop: lb"
+
+
+@pytest.mark.parametrize(("percent", "is_answered"), [(9, True), (8, False), (0, False)])
+def test_maintenance_is_answered_before_any_pick(driver: MakeDriver, percent: int, is_answered: bool) -> None:
+    snapshot = service("a", "h:1", template=Cluster("a", EdsDiscovery("a"), maintenance_percent=percent))
+    d = driver(snapshot, HALF)  # whose 64 bits leave 8 of a hundred
+    step = d.call().start(1000.0)
+    assert isinstance(step, Done) is is_answered
+    if is_answered:
+        found = reply(step)
+        assert (503, "UO", "maintenance_mode", b"maintenance mode") == (
+            found.status,
+            found.flag,
+            found.details,
+            found.body,
+        )
+        assert ("x-envoy-overloaded", "true") in found.headers
+
+
+@pytest.mark.parametrize(("percent", "is_repeated"), [(9, True), (8, False), (0, False)])
+def test_a_share_of_retries_is_made(driver: MakeDriver, percent: int, is_repeated: bool) -> None:
+    snapshot = service("a", "h:1", retry=retry("connect-failure"))
+    config = snapshot.targets["a"]
+    assert isinstance(config, TargetConfig)
+    fewer = replace(config, listener=replace(config.listener, retry_percent=percent))
+    d = driver(replace(snapshot, targets={"a": fewer}), HALF)
+    call = d.call()
+    attempt(call.start(1000.0))
+    assert isinstance(call.finished(REFUSED, 1000.0), Sleep) is is_repeated
+    assert (0, 0, int(is_repeated)) == counts(d)
+    call.close(1000.0)
 
 
 def test_retry_waits_and_tries_again(driver: MakeDriver) -> None:

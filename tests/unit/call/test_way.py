@@ -14,8 +14,8 @@ from meshlib.model.outcome import GRPC_OK, Failure, FailureKind, Response
 from meshlib.model.request import Headers, HeadMemo, RequestHead
 from meshlib.model.retry import RetryPolicy
 from meshlib.model.route import FaultAbort, FaultPolicy, HeaderAdd, HeaderMutation, RouteAction, SingleCluster
-from meshlib.model.snapshot import Snapshot
-from meshlib.testing import service
+from meshlib.model.snapshot import ClusterConfig, Snapshot
+from meshlib.testing import FixedRng, service
 
 MakeDriver = Callable[..., Any]
 RETRY = RetryPolicy(frozenset({"unavailable"}), num_retries=2, base_interval_s=0.01)
@@ -134,6 +134,17 @@ def test_drops_are_looked_at_by_every_call(driver: MakeDriver) -> None:
     one.mesh.cluster("checkout").drops = ((1.0, "all"),)
     (result, *_), *_ = run(one, head, (), None)
     assert result.details.endswith("drop_overload")
+
+
+def test_maintenance_is_drawn_by_every_call(driver: MakeDriver) -> None:
+    snapshot = service("checkout", *ADDRESSES)
+    config = snapshot.clusters["checkout"]
+    assert isinstance(config, ClusterConfig)
+    kept = replace(config, cluster=replace(config.cluster, maintenance_percent=1))
+    one = driver(replace(snapshot, clusters={"checkout": kept}), FixedRng(0.999))
+    head = head_of(HeadMemo())
+    run(one, head, (), None)
+    assert head.memo is not None and head.memo.way is None
 
 
 def test_a_meter_counts_what_events_would_say(driver: MakeDriver) -> None:

@@ -5,7 +5,7 @@ import pytest
 from meshlib.model.health import HealthCheck, HttpProbe
 from meshlib.model.matcher import StringKind, StringMatcher
 from meshlib.model.request import Headers
-from meshlib.resilience.health_check import CheckFailure, CheckResult, EndpointCheck, has_parts, judge_http
+from meshlib.resilience.health_check import CheckFailure, CheckResult, EndpointCheck, has_parts, judge_http, probe_of
 from meshlib.testing import FixedRng
 
 RNG = FixedRng(0.0)
@@ -82,6 +82,26 @@ def test_times_between_checks() -> None:
 
 def test_a_cluster_without_requests_is_checked_leisurely() -> None:
     assert [90.0, 60.0, 60.0, 90.0] == waits(GOOD, BAD, GOOD, GOOD, has_traffic=False)
+
+
+@pytest.mark.parametrize(
+    ("least_s", "most_s", "expected"),
+    [(0.0, None, 10.0), (12.0, None, 12.0), (0.0, 7.0, 7.0), (9.0, 7.0, 9.0), (0.0, 0.0, 0.001)],
+)
+def test_waits_have_bounds_of_which_the_lower_one_wins(least_s: float, most_s: float | None, expected: float) -> None:
+    config = replace(CONFIG, min_wait_s=least_s, max_wait_s=most_s)
+    assert [expected] == waits(GOOD, config=config)
+
+
+@pytest.mark.parametrize(("percent", "is_verified"), [(100, True), (31, True), (30, False), (0, False)])
+def test_some_checks_do_without_the_name_of_the_service(percent: int, is_verified: bool) -> None:
+    class Thirty(FixedRng):
+        def getrandbits(self, k: int, /) -> int:
+            return 130
+
+    named = replace(PROBE, service_name=StringMatcher(StringKind.EXACT, "local"))
+    found = probe_of(replace(CONFIG, probe=named, verify_percent=percent), Thirty(0.0))
+    assert (named if is_verified else PROBE) == found
 
 
 def test_jitter_is_added() -> None:

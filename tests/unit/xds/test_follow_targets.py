@@ -13,6 +13,7 @@ from meshlib.model.discovery import (
     FilterConfig,
     KeyFragment,
     RuntimeLayer,
+    RuntimeValue,
     ScopedRoute,
     ScopedRoutes,
 )
@@ -20,6 +21,7 @@ from meshlib.model.endpoint import ClusterLoadAssignment, Endpoint, Locality, Lo
 from meshlib.model.filters import AdaptiveConcurrency, AdmissionControl, ListedLimit, LocalRateLimit, TokenBucket
 from meshlib.model.headers import HeaderAdd
 from meshlib.model.listener import ClientListener, DiscoveredFilter, ServerListener
+from meshlib.model.local_reply import Comparison, ReplyMapper, ReplyRules, StatusIs
 from meshlib.model.matcher import Fraction, PathKind, PathMatcher
 from meshlib.model.route import (
     ClusterHeader,
@@ -543,6 +545,18 @@ def test_faults_of_the_listener_have_runtime_values_too() -> None:
     world.put(LDS, "shop", ClientListener("shop", config, has_fault_filter=True, fault=fault))
     world.settle()
     assert world.shop.listener.fault == ABORT
+    before = world.shop
+    assert not world.settle().waiting
+    assert world.shop is before
+
+
+@pytest.mark.parametrize(("value", "percent"), [(30.0, 30), (0.0, 0), (100.0, 100), (250.0, 100), (True, 100)])
+def test_a_share_of_retries_is_a_runtime_value(value: RuntimeValue, percent: int) -> None:
+    world = World(runtime=(RuntimeLayer("static", {"upstream.use_retry": value}),))
+    rules = ReplyRules((ReplyMapper(StatusIs(Comparison.GE, 500, (("value", "upstream.use_retry"),))),))
+    world.put(LDS, "shop", ClientListener("shop", RouteConfiguration("r", ()), reply_rules=rules))
+    world.settle()
+    assert percent == world.shop.listener.retry_percent
     before = world.shop
     assert not world.settle().waiting
     assert world.shop is before

@@ -1,5 +1,6 @@
 """Runtime values: how they are read, which layer counts, and what they change."""
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -16,6 +17,7 @@ from meshlib.model.cluster import (
 )
 from meshlib.model.discovery import FilterConfig, RuntimeLayer, RuntimeValue
 from meshlib.model.filters import AdaptiveConcurrency, AdmissionControl, ListedLimit, LocalRateLimit
+from meshlib.model.health import HealthCheck, HttpProbe
 from meshlib.model.local_reply import AllOf, Comparison, ReplyMapper, ReplyRules, Sampled, StatusIs, TookMs
 from meshlib.model.matcher import Fraction, PathKind, PathMatcher
 from meshlib.model.retry import RetryPolicy
@@ -237,6 +239,9 @@ def test_filters_that_limit_have_keys() -> None:
     assert (changed.enabled.numerator, changed.enforced.numerator) == (100, 10)
 
 
+CHECK = HealthCheck(HttpProbe("/"), 1.0, 5.0, 2, 2)
+
+
 def cluster(**fields: Any) -> Cluster:
     return Cluster("a.b", EdsDiscovery("a.b"), **fields)
 
@@ -291,6 +296,16 @@ def cluster(**fields: Any) -> Cluster:
                 )
             ),
         ),
+        (cluster(), {"upstream.maintenance_mode.a.b": 250.0}, cluster(maintenance_percent=100)),
+        (
+            cluster(health_check=CHECK),
+            {
+                "health_check.min_interval": 1500.0,
+                "health_check.max_interval": 3000.0,
+                "health_check.verify_cluster": 40.0,
+            },
+            cluster(health_check=replace(CHECK, min_wait_s=1.5, max_wait_s=3.0, verify_percent=40)),
+        ),
         (cluster(), {"upstream.healthy_panic_threshold": 0.0}, cluster(panic_threshold_percent=0.0)),
         (
             cluster(),
@@ -323,6 +338,7 @@ def test_clusters_have_envoys_keys(before: Cluster, runtime: dict[str, RuntimeVa
     "runtime",
     [
         {},
+        {"upstream.maintenance_mode.a": 5.0, "upstream.maintenance_mode.a.b": 0.0, "health_check.min_interval": 5.0},
         {"circuit_breakers.b.default.max_requests": 5.0, "outlier_detection.consecutive_5xx": 1.0},
         {"circuit_breakers.a.b.default.max_requests": 1024.0, "upstream.healthy_panic_threshold": 50.0},
         {"upstream.healthy_panic_threshold": True, "circuit_breakers.a.b.default.max_requests": -1.0},
@@ -357,13 +373,13 @@ def test_keys_of_policies_and_limits_are_read() -> None:
 
 def test_envoys_keys_without_an_effect_here_say_so() -> None:
     found = layer(
-        upstream={"use_retry": 50, "healthy_panic_threshold": 10}, re2={"max_program_size": {"error_level": 5}}
+        upstream={"weight_enabled": 50, "healthy_panic_threshold": 10}, re2={"max_program_size": {"error_level": 5}}
     )
     assert (found.errors, sorted(found.unused)) == (
         (),
         [
             "layer.re2.max_program_size.error_level: has no effect here",
-            "layer.upstream.use_retry: has no effect here",
+            "layer.upstream.weight_enabled: has no effect here",
         ],
     )
 
