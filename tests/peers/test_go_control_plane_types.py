@@ -1,6 +1,5 @@
 """The other types of resource from the real go-control-plane: scopes, filters, runtime values, secrets, times to live."""
 
-import ssl
 from collections.abc import Callable
 from contextlib import ExitStack
 from pathlib import Path
@@ -10,9 +9,9 @@ import pytest
 from foreign import control_plane as xds
 from foreign.control_plane import ADS, EDS, KINDS, ControlPlane
 from foreign.mesh import FORMS, Client
-from peers.authority import Authority, Leaf
+from foreign.tls import TlsUpstream
+from peers.authority import Authority
 from peers.processes import poll
-from peers.upstreams import HttpUpstream
 
 Connect = Callable[..., Client]
 TLS = f"{KINDS}envoy.extensions.transport_sockets.tls.v3."
@@ -79,20 +78,6 @@ def test_filters_and_runtime_values(server: ControlPlane, connect: Connect, upst
     server.put(*base, extension(419), values(0))
     poll(lambda: client.http.get("http://shop/").status_code == 200, "the value again")
     assert [] == server.refusals()
-
-
-class TlsUpstream(HttpUpstream):
-    """An HTTP server that shows a certificate and demands one of the root's."""
-
-    def __init__(self, version: str, folder: Path, leaf: Leaf, root: Authority) -> None:
-        super().__init__(version)
-        context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-        (folder / "chain.pem").write_bytes(leaf.chain_pem)
-        (folder / "key.pem").write_bytes(leaf.key_pem)
-        context.load_cert_chain(folder / "chain.pem", folder / "key.pem")
-        context.load_verify_locations(cadata=root.pem.decode())
-        context.verify_mode = ssl.CERT_REQUIRED
-        self._server.socket = context.wrap_socket(self._server.socket, server_side=True)
 
 
 def test_certificates_and_roots(server: ControlPlane, connect: Connect, tmp_path: Path, stack: ExitStack) -> None:

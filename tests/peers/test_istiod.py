@@ -5,6 +5,7 @@ import socket
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
+from pathlib import Path
 from typing import Any
 
 import grpc
@@ -13,6 +14,8 @@ import pytest
 import yaml
 from foreign.control_plane import bootstrap
 from foreign.istiod import Istiod
+from foreign.tls import TlsUpstream
+from peers.authority import Authority, Leaf
 from peers.processes import poll
 from peers.upstreams import GrpcUpstream, HttpUpstream, Step
 
@@ -30,10 +33,17 @@ def document(kind: str, name: str, group: str = "networking.istio.io/v1", /, **s
     return yaml.safe_dump({"apiVersion": group, "kind": kind, "metadata": metadata, "spec": spec})
 
 
-def service_entry(name: str, protocol: str, port: int, *instances: tuple[str, int], address: str = "127.0.0.1") -> str:
+def service_entry(
+    name: str, protocol: str, port: int, *instances: tuple[str, int], address: str = "127.0.0.1", account: str = ""
+) -> str:
     """A service of Istio's registry: instances are (version, port)."""
     endpoints = [
-        {"address": address, "ports": {"main": at}, "labels": {"app": name, "version": version}}
+        {
+            "address": address,
+            "ports": {"main": at},
+            "labels": {"app": name, "version": version},
+            "serviceAccount": account,
+        }
         for version, at in instances
     ]
     ports = [{"number": port, "name": "main", "protocol": protocol}]
@@ -81,10 +91,18 @@ class Client:
     """A mesh that says it is a proxyless gRPC client of Istio."""
 
     def __init__(
-        self, stack: ExitStack, istiod: Istiod, name: str, *features: str, ip: str = "127.0.0.200", **metadata: Any
+        self,
+        stack: ExitStack,
+        istiod: Istiod,
+        name: str,
+        *features: str,
+        ip: str = "127.0.0.200",
+        providers: dict[str, Any] | None = None,
+        **metadata: Any,
     ) -> None:
         """
         Args:
+            providers: The bootstrap's certificate providers.
             ip: Of the workload; istiod knows by it which endpoint this is, and what labels it has.
         """
         node = {
@@ -100,6 +118,7 @@ class Client:
         }
         self.rejected: list[ResourceRejected] = []
         document = {**bootstrap(istiod.listen, node, *features), "meshlib": {"default_port": 80}}
+        document["certificate_providers"] = providers or {}
         document["server_listener_resource_name_template"] = "xds.istio.io/grpc/lds/inbound/%s"
         self.mesh = Mesh(document, state_dir="", first_use_timeout_s=20)
         self.mesh.add_hook(self._note)
@@ -294,6 +313,33 @@ def test_a_server_takes_its_rules_from_an_authorization_policy(
     poll(lambda: ask("nobody") == "guarded", "the rule to be gone")
     client.check_accepted(istiod)
     caller.check_accepted(istiod)
+
+
+def test_istio_mutual_takes_certificates_from_the_bootstraps_provider(
+    istiod: Istiod, connect: Connect, stack: ExitStack, tmp_path: Path
+) -> None:
+    """Steps: 1. a DestinationRule turns mutual TLS on; 2. the endpoint has another service account than its certificate."""
+    root = Authority()
+
+    def leaf(account: str) -> Leaf:
+        return root.issue(f"spiffe://cluster.local/ns/default/sa/{account}")
+
+    (tmp_path / "upstream").mkdir()
+    upstream = stack.enter_context(TlsUpstream("tls", tmp_path / "upstream", leaf("secure"), root))
+    istiod.write("secure.yaml", service_entry("secure", "HTTP", 8080, ("v1", upstream.port), account="secure"))
+    istiod.write("secure-rule.yaml", subsets("secure", tls={"mode": "ISTIO_MUTUAL"}))
+    mine = leaf("orders")
+    files = {"ca_certificate_file": root.pem, "certificate_file": mine.chain_pem, "private_key_file": mine.key_pem}
+    for name, content in files.items():
+        (tmp_path / name).write_bytes(content)
+    config = {name: str(tmp_path / name) for name in files}
+    providers = {"default": {"plugin_name": "file_watcher", "config": config}}
+    client = connect("orders-12", providers=providers)
+    url = f"http://secure.{DOMAIN}:8080/"
+    poll(lambda: client.ask(url) == "tls", "the service", timeout_s=40)
+    istiod.write("secure.yaml", service_entry("secure", "HTTP", 8080, ("v1", upstream.port), account="another"))
+    poll(lambda: "spiffe://cluster.local/ns/default/sa/secure" in client.ask(url), "the name to be refused")
+    client.check_accepted(istiod)
 
 
 def test_incrementally_istiod_forgets_names_that_clients_asked_for_earlier(
