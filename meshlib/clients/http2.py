@@ -146,5 +146,5 @@ class GivenUp(dict[int, float]):
 
 
 GIVE_UP_S: Final = 1.0
-LAST_WORDS: Final = httpcore.Request("GET", "http://localhost/", extensions={"timeout": {"write": 1.0}})
+LAST_WORDS: Final = httpcore.Request("GET", "http://localhost/", extensions={"timeout": {"write": 5.0}})
 """In whose name the peer is told that a stream is given up. Whoever gave it up must not wait for a peer that reads nothing."""
