@@ -156,7 +156,9 @@ LOAD_BALANCER = Obj(
         ),
         "consistentHash": CONSISTENT_HASH,
         "localityLbSetting": LOCALITY_SETTING,
-        "zoneAwareLbSetting": Unsupported(),
+        "zoneAwareLbSetting": Unsupported(
+            "is not supported yet; localityLbSetting keeps requests near, failover with outlierDetection"
+        ),
         "warmup": Obj(
             {"duration": Duration(), "aggression": Number(1.0, MAX_AGGRESSION), "minimumPercent": Number(0, 100)},
             required=("duration",),

@@ -80,6 +80,10 @@ CASES = {
     "not supported": (VS + TO + "    corsPolicy: {allowOrigins: []}\n", "error MESH0012 8:5"),
     "gateways only": (VS.replace("  hosts", "  gateways: [g]\n  hosts") + TO, "info MESH0020 5:3"),
     "rule elsewhere": (DR.replace("name: a", "name: a, namespace: b").replace("host: a", "host: a.c.svc.cluster.local"), "warning MESH0023 5:3"),
+    "shares between zones": (
+        DR + "  trafficPolicy:\n    loadBalancer:\n      zoneAwareLbSetting: {enabled: true}\n",
+        "error MESH0012 8:7",
+    ),
     "failover without outliers": (
         DR + "  trafficPolicy:\n    loadBalancer:\n      localityLbSetting: {failover: [{from: a, to: b}]}\n",
         "warning MESH0029 8:7",
