@@ -68,6 +68,7 @@ def decode_protocol(message: Any, path: str, problems: Problems, *, has_tls: boo
         names = _authority_names(message, path, problems, has_tls)
         protocol = _common(message, path, problems)
         limit = protocol.max_requests_per_connection or legacy_limit
+        _check_limits(message, message, path, problems)
         return replace(
             protocol,
             http2=message.HasField("http2_protocol_options"),
@@ -92,6 +93,7 @@ def decode_protocol(message: Any, path: str, problems: Problems, *, has_tls: boo
             problems.error(f"{place}.http_filters[{index}]", f"filter {item.name!r} is not supported")
     protocol = _common(options, place, problems)
     limit = protocol.max_requests_per_connection or legacy_limit
+    _check_limits(message, options, path, problems)
     kind = options.WhichOneof("upstream_protocol_options")
     if kind == "auto_config":
         _check_auto(options.auto_config, join(place, kind), problems, is_all_tls=is_all_tls)
@@ -107,6 +109,13 @@ def decode_protocol(message: Any, path: str, problems: Problems, *, has_tls: boo
         authority_names=names,
         retry=retry,
     )
+
+
+def _check_limits(message: Any, owner: Any, path: str, problems: Problems) -> None:
+    """Envoy: "Only one of max_requests_per_connection from Cluster or HttpProtocolOptions can be specified"."""
+    name = "max_requests_per_connection"
+    if message.HasField(name) and owner.common_http_protocol_options.HasField(name):
+        problems.error(join(path, name), "cannot be given together with that of the HTTP protocol options")
 
 
 def _check_auto(message: Any, path: str, problems: Problems, *, is_all_tls: bool) -> None:

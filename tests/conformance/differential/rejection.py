@@ -32,7 +32,7 @@ _CERTIFICATE = re.compile(
     r"tls_certificates\[\d+\]\.\w+: is |trusted_ca: is not a PEM|cipher_suites\[\d+\]: .* is not a cipher|has no effect with safe_regex"
 )
 LISTED = (
-    re.compile(r"is not supported|only (one|`self`) is supported|must be exactly one HttpConnectionManager"),
+    re.compile(r"(is|are) not supported|only (one|`self`) is supported|must be exactly one HttpConnectionManager"),
     re.compile(
         r"transport_protocol: must be tls or raw_buffer|exactly one filter chain is supported|config(_source)?: must be ads or self"
     ),

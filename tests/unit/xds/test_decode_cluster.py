@@ -370,6 +370,19 @@ def test_protocol_options(decode_cluster, packed, options, expected):
     assert (found.http2, found.max_requests_per_connection, found.idle_timeout_s) == expected
 
 
+@pytest.mark.parametrize("limit", [0, 3])
+def test_a_limit_of_requests_stands_in_one_place(decode_cluster, packed, limit):
+    """As in Envoy, even where one of the two says that there is no limit."""
+    common = {"common_http_protocol_options": {"max_requests_per_connection": 3 - limit}}
+    options = {HTTP_OPTIONS: packed(HTTP_OPTIONS, explicit_http_config={"http_protocol_options": {}}, **common)}
+    refused = ("max_requests_per_connection: cannot be given together with that of the HTTP protocol options",)
+    assert refused == decode_cluster(max_requests_per_connection=limit, typed_extension_protocol_options=options).errors
+    assert refused == decode_cluster(max_requests_per_connection=limit, **common).errors
+    silent = {HTTP_OPTIONS: packed(HTTP_OPTIONS, explicit_http_config={"http_protocol_options": {}})}
+    found = decode_cluster(max_requests_per_connection=3, typed_extension_protocol_options=silent, **common)
+    assert 3 == value_of(found).max_requests_per_connection
+
+
 def test_deprecated_protocol_options(decode_cluster):
     found = value_of(
         decode_cluster(
