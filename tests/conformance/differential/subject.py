@@ -140,7 +140,7 @@ def _forwarded(match: RouteMatch, head: RequestHead) -> Decision:
         route=match.route_name,
         cluster=match.cluster,
         path=sent.path,
-        authority=sent.authority,
+        authority=sent.authority.strip(" \t"),  # blanks at its ends do not survive a connection
         request_headers=comparable(sent.headers.items),
         headers=comparable(answered.items),
     )
