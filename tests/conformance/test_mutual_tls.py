@@ -91,12 +91,13 @@ def world(tmp_path_factory):
         command = [sys.executable, "-m", "gunicorn", *worker, "--chdir", str(EXAMPLE), "user_service:application"]
         with checkout, Child("user-service", command, folder, environment=environment) as users:
 
-            def both_registered() -> bool:
+            def both_ready() -> bool:
+                """Uvicorn is announced before it is ready, and nobody is sent there until it is."""
                 checkout.check_alive()
                 users.check_alive()
-                return {"checkout", "user-service"} == {one["service"] for one in world.registrations()}
+                return {"checkout", "user-service"} == {one["service"] for one in world.registrations() if one["ready"]}
 
-            poll(both_registered, "both services to register", timeout_s=SERVICES_START_S)
+            poll(both_ready, "both services to be registered as ready", timeout_s=SERVICES_START_S)
             yield world
 
 
