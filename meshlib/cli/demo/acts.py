@@ -11,7 +11,7 @@ from meshlib.cli.demo.statistics import binomial_interval
 
 __all__ = ["ACTS"]
 
-OUTAGE_S = 11
+OUTAGE_S = 19
 """What the longest outage may take, with the time that clients need to come back."""
 VISIBLE_S = 1.0
 """How soon an edit must be in force (what the demo promises)."""

@@ -31,7 +31,7 @@ DOCUMENTS = (
 )
 ACCOUNTS = ("checkout", "my-service", "user-service", "gateway", "auth-service", "stranger")
 START_TIMEOUT_S = 45.0
-CERT_TTL_S = 24
+CERT_TTL_S = 40
 """Seconds: long enough to live through the outage of act 7, short enough to be renewed in act 5."""
 LOOPBACK = "127.0.0.1"
 
