@@ -395,7 +395,8 @@ class GrpcCaseMaker:
         groups = []
         for priority in range(self._pick(1, 2, 3)):
             fields = {"health_status": "UNHEALTHY"} if self._maybe(0.3) else {}
-            host = DEAD if self._maybe(0.3) else first + priority
+            # gRPC refuses a list of endpoints that has an address twice.
+            host = f"{LOOPBACK}:{priority + 1}" if self._maybe(0.3) else first + priority
             groups.append(self._group(host, priority=priority, zone=f"z{priority}", **fields))
         return groups
 
