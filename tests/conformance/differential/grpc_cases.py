@@ -347,7 +347,7 @@ class GrpcCaseMaker:
         if self._maybe(0.8):
             how = self._pick(
                 {"grpc_status": self._random.randrange(17)},
-                {"http_status": self._pick(200, 400, 401, 403, 404, 429, 500, 502, 503, 504)},
+                {"http_status": self._pick(400, 401, 403, 404, 429, 500, 502, 503, 504)},
                 {"header_abort": {}},
             )
             result["abort"] = {**how, "percentage": full(share())}
