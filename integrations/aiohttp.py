@@ -38,6 +38,7 @@ from meshlib.runtime.tls import client_context
 __all__ = ["MeshMiddleware", "MeshUnavailable"]
 
 Handler = Callable[[aiohttp.ClientRequest], Awaitable[aiohttp.ClientResponse]]
+_NO_HEDGES = "requests of aiohttp are not hedged"
 _IDEMPOTENT_BODIES = (aiohttp.payload.BytesPayload,)
 
 
@@ -223,11 +224,11 @@ class _Shell(AsyncShell):
 
     def fork(self) -> AsyncShell:
         """Hedging is not asked for: a request of aiohttp cannot be sent by two at once."""
-        raise NotImplementedError
+        raise NotImplementedError(_NO_HEDGES)
 
     def adopt(self, winner: AsyncShell) -> None:
         """As `fork`."""
-        raise NotImplementedError
+        raise NotImplementedError(_NO_HEDGES)
 
     def answer(self, done: Done) -> aiohttp.ClientResponse:
         """Return the response; what the call holds is given back when its connection is."""

@@ -1,5 +1,6 @@
 """What a call of grpc.aio can be asked, for call objects of ours that learn only at some time who knows the answers."""
 
+from abc import ABC, abstractmethod
 from collections.abc import Coroutine
 from typing import Any, Final
 
@@ -11,12 +12,12 @@ __all__ = ["CANCELLED", "Asked", "Known", "is_from_core", "metadata_of", "now_of
 CANCELLED: Final = "Locally cancelled by application!"
 
 
-class Asked:
+class Asked(ABC):
     """The questions of a `grpc.aio.Call` that wait for an answer."""
 
+    @abstractmethod
     async def _final(self) -> Any:
         """Return what knows the status: the call or attempt, or an error; None: it was cancelled before there was any."""
-        raise NotImplementedError
 
     async def initial_metadata(self) -> grpc.aio.Metadata:
         final = await self._final()

@@ -3,7 +3,6 @@
 import asyncio
 import contextlib
 import weakref
-from abc import ABC
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -22,7 +21,7 @@ from meshlib.clients.grpc_replay import AioReplay
 __all__ = ["AioHeld", "Running"]
 
 
-class AioHeld(Asked, ABC):
+class AioHeld(Asked):
     """The state of a call object, and its end; `AioRpc` adds the way there."""
 
     # What few calls set, or not at once.
