@@ -260,6 +260,7 @@ class Mesh(MeshEngine):
         ttl_s: float = 5.0,
         lease_id: str | None = None,
         ready: bool = True,
+        when_listening: bool = False,
     ) -> "Registration":
         """Announce an instance of a service, and keep on announcing it until `close` on what is returned.
 
@@ -278,9 +279,13 @@ class Mesh(MeshEngine):
             lease_id: Name of the lease; None: a new one. Processes that share an address share its lease.
             ready: Clients may choose it; else not before `set_ready` on what is returned. What applies to its address is
                 known either way.
+            when_listening: Clients may choose it as soon as `address` takes connections from this process, which is tried
+                in the background ten times a second: for servers that call the application before they listen. Not
+                for an address that cannot be reached from here.
 
         Raises:
-            ConfigError: The bootstrap has no `meshlib.registry_uri`, or the server refuses the announcement.
+            ConfigError: The bootstrap has no `meshlib.registry_uri`, the server refuses the announcement, or
+                `when_listening` comes with `ready=False`.
         """
         from meshlib.runtime.registration import Instance, Registration
 
@@ -295,6 +300,7 @@ class Mesh(MeshEngine):
             weight=weight,
             ttl_s=ttl_s,
             ready=ready,
+            when_listening=when_listening,
         )
         bootstrap = self.bootstrap
         self.metrics.identify(app=service, version=instance.labels.get("version", ""), namespace=namespace)

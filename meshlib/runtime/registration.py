@@ -3,10 +3,14 @@
 A thread per instance puts the announcement to the management server's HTTP address, again every third of its time to
 live, and deletes it at the end. The server being away is normal: the instance goes on and announces itself when it is
 back. A refusal of the first announcement is an error of the caller's; later ones are logged and tried again.
+
+An instance that is not listening yet may be announced all the same: clients learn of it, and choose it not before its
+address takes connections, which a second thread tries out.
 """
 
 import logging
 import os
+import socket
 import threading
 import uuid
 from collections.abc import Mapping
@@ -32,6 +36,11 @@ FIRST_WAIT_S: Final = 5.0
 REQUEST_TIMEOUT_S: Final = 2.0
 MAX_RETRY_WAIT_S: Final = 2.0
 """While the server is away. Short: the instance gets no traffic until it is announced again."""
+PROBE_EVERY_S: Final = 0.1
+"""How often to try whether the instance listens; a refused connection on the same machine costs next to nothing."""
+PROBE_TIMEOUT_S: Final = 1.0
+PROBE_WARNING_S: Final = 15.0
+"""After so long without a connection it is logged that nobody calls the instance."""
 
 
 class _Refused(Exception):
@@ -52,16 +61,19 @@ class Instance:
     weight: int = 1
     ttl_s: float = 5.0
     ready: bool = True
+    when_listening: bool = False
 
     def body(self, locality: Mapping[str, str]) -> dict[str, Any]:
         """Return the announcement.
 
         Raises:
-            ConfigError: The address is not `host:port`.
+            ConfigError: The address is not `host:port`, or two options contradict each other.
         """
         host, _, port = self.address.rpartition(":")
         if not host or not port.isdecimal():
             raise ConfigError(f"register: address must be IP:port, not {self.address!r}")
+        if self.when_listening and not self.ready:
+            raise ConfigError("register: ready=False leaves it to set_ready, when_listening to the port; choose one")
         return {
             "service": self.service,
             "namespace": self.namespace,
@@ -74,7 +86,7 @@ class Instance:
             "weight": self.weight,
             "locality": dict(locality),
             "ttl_s": self.ttl_s,
-            **({} if self.ready else {"ready": False}),
+            **({} if self.ready and not self.when_listening else {"ready": False}),
         }
 
 
@@ -150,6 +162,8 @@ class Registration:
             raise self._refusal
         if not self.is_registered:
             _LOG.warning("%s is not announced yet: %s", self.instance.address, self.error or "no answer")
+        if self.instance.when_listening:
+            threading.Thread(target=self._wait_listening, name="meshlib-listening", daemon=True).start()
 
     def close(self) -> None:
         """Take the instance out. Safe to call twice; never raises for a server that is away.
@@ -190,6 +204,19 @@ class Registration:
         """After `release`: renew the lease once more, for whoever follows. Never raises for a server that is away."""
         with suppress(httpx.HTTPError, ConfigError), self._new_client() as client:
             client.put(self._uri, json=self._body | {"ttl_s": ttl_s}, headers=self._headers())
+
+    def _wait_listening(self) -> None:
+        """Try connections until one is taken, and have clients choose the instance from then on."""
+        host, port = self._body["address"], self._body["port"]
+        since = clocks.monotonic()
+        has_warned = False
+        while not is_listening(host, port):
+            if not has_warned and clocks.monotonic() - since > PROBE_WARNING_S:
+                has_warned = True
+                _LOG.warning("%s takes no connections yet, so nobody calls it", self.instance.address)
+            if self._stop.wait(PROBE_EVERY_S):
+                return
+        self.set_ready()
 
     def _run(self) -> None:
         first = True
@@ -265,6 +292,16 @@ class Registration:
         """0.1 s, doubling up to 2 s, with full jitter above half."""
         limit = min(0.1 * 2.0 ** min(state.attempt_number - 1, 10), MAX_RETRY_WAIT_S)
         return limit * (0.5 + 0.5 * self._rng.random())
+
+
+def is_listening(host: str, port: int) -> bool:
+    """Return whether connections to an address are taken; connects once."""
+    try:
+        with socket.create_connection((host, port), PROBE_TIMEOUT_S) as made:
+            # Where nobody listens, a port that the system gives out may meet itself.
+            return bool(made.getsockname() != made.getpeername())
+    except OSError:
+        return False
 
 
 def _reason(response: httpx.Response) -> str:

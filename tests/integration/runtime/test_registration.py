@@ -2,9 +2,10 @@
 
 import base64
 import json
+import socket
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
@@ -72,8 +73,14 @@ class Registry:
         self._server.server_close()
 
     def wait_for(self, count: int) -> None:
+        self.wait_until(lambda: len(self.calls) >= count)
+
+    def wait_until(self, look: Callable[[], bool]) -> None:
+        end = time.monotonic() + 30
         with self._changed:
-            assert self._changed.wait_for(lambda: len(self.calls) >= count, 10.0), self.calls
+            while not look():
+                assert time.monotonic() < end, self.calls
+                self._changed.wait(0.02)  # not everything that is looked for is a call
 
 
 @pytest.fixture
@@ -122,6 +129,42 @@ def test_an_instance_is_ready_when_it_says_so(registry: Registry) -> None:
     registry.wait_for(2)
     assert "ready" not in registry.calls[1][2]
     registration.close()
+
+
+def test_an_instance_that_is_not_listening_yet_is_ready_when_it_is(registry: Registry) -> None:
+    with socket.socket() as held:
+        held.bind(("127.0.0.1", 0))
+        address = f"127.0.0.1:{held.getsockname()[1]}"
+        registration = mesh_for(registry).register(service="checkout", address=address, when_listening=True, ttl_s=0.06)
+        registry.wait_for(5)
+        assert {False} == {body["ready"] for _, _, body, _ in registry.calls}
+        held.listen()
+        registry.wait_until(lambda: "ready" not in registry.calls[-1][2])
+        registration.close()
+
+
+def test_an_instance_that_never_listens_can_be_closed(registry: Registry, caplog: pytest.LogCaptureFixture) -> None:
+    from meshlib.runtime import registration as module
+
+    with socket.socket() as held, pytest.MonkeyPatch.context() as patch:
+        held.bind(("127.0.0.1", 0))
+        address = f"127.0.0.1:{held.getsockname()[1]}"
+        patch.setattr(module, "PROBE_WARNING_S", 0.0)
+        registration = mesh_for(registry).register(service="checkout", address=address, when_listening=True, ttl_s=60.0)
+        warning = f"{address} takes no connections yet, so nobody calls it"
+        registry.wait_until(lambda: warning in caplog.messages)
+        registration.close()
+        registry.wait_until(lambda: registry.calls[-1][0] == "DELETE")
+        registry.wait_until(lambda: all(thread.name != "meshlib-listening" for thread in threading.enumerate()))
+    assert [("PUT", False), ("DELETE", None)] == [
+        (method, body and body["ready"]) for method, _, body, _ in registry.calls
+    ]
+    assert 1 == caplog.messages.count(warning)
+
+
+def test_who_decides_when_an_instance_is_ready_is_one_of_two(registry: Registry) -> None:
+    with pytest.raises(ConfigError, match="ready=False leaves it to set_ready, when_listening to the port; choose one"):
+        mesh_for(registry).register(service="checkout", address="127.0.0.1:1", ready=False, when_listening=True)
 
 
 def test_a_lease_that_others_share_is_left_to_them(registry: Registry) -> None:

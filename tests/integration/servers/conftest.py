@@ -2,7 +2,6 @@
 
 import json
 import os
-import re
 import signal
 import socket
 import ssl
@@ -17,6 +16,7 @@ from typing import Any
 
 import httpx
 import pytest
+from peers.ports import free_port
 
 from meshlib import Mesh
 from xds_server.ca import CertificateAuthority
@@ -157,9 +157,11 @@ class Process:
         self._process.stdout.close()
 
 
-def free_port() -> int:
-    with socket.create_server(("127.0.0.1", 0)) as held:
-        return int(held.getsockname()[1])
+def is_listening(address: str) -> bool:
+    host, _, port = address.rpartition(":")
+    with socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET) as probe:
+        probe.settimeout(5)
+        return probe.connect_ex((host.strip("[]"), int(port))) == 0
 
 
 class ManagementServer:
@@ -169,7 +171,7 @@ class ManagementServer:
         self.folder = folder
         self.state = folder / "state"
         self._cert_ttl = cert_ttl
-        self._addresses = {"xds": "127.0.0.1:0", "secure": "127.0.0.1:0", "admin": "127.0.0.1:0"}
+        self._addresses = {name: f"127.0.0.1:{free_port()}" for name in ("xds", "secure", "admin")}
         self._process: Process | None = None
         (folder / "config").mkdir()
         (folder / "config" / "policy.yaml").write_text(POLICY)
@@ -186,9 +188,7 @@ class ManagementServer:
             assert process.is_running, process.output
             return [line for line in process.lines if line.startswith("xds-server ready")]
 
-        ready = eventually(look, lambda: f"xds-server is ready: {process.output}", START_S)
-        found = dict(re.findall(r"(xds|secure|admin)=(\S+)", ready[0]))
-        self._addresses = {name: address.removeprefix("http://") for name, address in found.items()}
+        eventually(look, lambda: f"xds-server is ready: {process.output}", START_S)
 
     def stop(self) -> None:
         if self._process is not None:
@@ -333,7 +333,7 @@ class World:
             found = self.server.instances(service)
             dead = [process.output for process in self._processes if not process.is_running]
             assert not dead or len(found) >= count, dead
-            return found if len(found) == count else []
+            return found if len(found) == count and all(map(is_listening, found)) else []
 
         found: list[str] = eventually(look, f"{count} instances of {service}", START_S)
         return found

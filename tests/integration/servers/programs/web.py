@@ -1,6 +1,6 @@
 """A FastAPI service; the environment says how it is run.
 
-RUN: `mesh` (through meshlib's `run`) or `bare` (plain uvicorn with the middleware and a registration, no TLS).
+RUN: `mesh` (through meshlib's `run`) or `bare` (a plain server with the middleware and a registration, no TLS).
 """
 
 import asyncio
@@ -25,10 +25,18 @@ PORT = int(os.environ.get("PORT", "0"))
 
 @asynccontextmanager
 async def lifespan(app: FastAPI) -> AsyncIterator[None]:
-    if os.environ["RUN"] == "bare":
-        mesh.register(service=OPTIONS["service"], namespace=OPTIONS["namespace"], address=f"127.0.0.1:{PORT}",
-                      service_account=OPTIONS["service_account"])  # fmt: skip
+    if os.environ["RUN"] != "bare":
+        yield
+        return
+    registration = mesh.register(
+        service=OPTIONS["service"],
+        namespace=OPTIONS["namespace"],
+        address=f"127.0.0.1:{PORT}",
+        service_account=OPTIONS["service_account"],
+        when_listening=True,
+    )
     yield
+    registration.close()
 
 
 app = FastAPI(lifespan=lifespan)
