@@ -154,4 +154,7 @@ def test_forked_workers_that_come_and_go_call_and_so_does_their_parent(xds: str,
     assert found is not None, done.stdout
     # Of each round: those that begin with it; some were replaced in most rounds.
     assert int(found[1]) > ROUNDS * 2
-    assert "fork" not in done.stderr.lower(), done.stderr[-6000:]
+    # What meshlib and grpcio warn of. gRPC's own "skipping fork() handlers" is none of it: it says that the parent was in the
+    # middle of a call, which is chance.
+    for warning in ("before a fork", "prior to fork", "after fork"):
+        assert warning not in done.stderr, done.stderr[-6000:]
