@@ -24,12 +24,12 @@ from yarl import URL
 from meshlib.call import Attempt, Call, Done
 from meshlib.clients.drive import AsyncShell, arun
 from meshlib.clients.filters import AsyncFilter, AsyncFilterChain, Filter, FilterHeaders, FilterRequest, FilterResponse
-from meshlib.clients.httpx_common import MeshRecord, Passthrough, record_of
+from meshlib.clients.httpx_common import MeshRecord, Passthrough, address_text, record_of
 from meshlib.clients.source import MeshSource
 from meshlib.clients.tracing import begin_call
 from meshlib.errors import DeadlineExceeded, IdentityError, MeshError, RoutingError, UnavailableError
 from meshlib.events import CallFinished
-from meshlib.model.outcome import Failure, FailureKind, LocalReply, Outcome, Response
+from meshlib.model.outcome import Connected, Failure, FailureKind, LocalReply, Outcome, Response
 from meshlib.model.profile import HTTP
 from meshlib.model.request import Headers, RequestHead, is_grpc_type
 from meshlib.runtime.context import remaining_s
@@ -239,10 +239,16 @@ class _Shell(AsyncShell):
             call.close(mesh.clock(), status=status)
         else:
             response.connection.add_callback(lambda: call.close(mesh.clock(), status=status))
-        changed = call.response_headers(Headers(_fields(response)))
+        changed = call.response_headers(Headers(_fields(response)), lambda: _connected(response))
         if changed.items != _fields(response):
             _set_headers(response, changed.items)
         return _with_record(response, record_of(call, done))
+
+
+def _connected(response: aiohttp.ClientResponse) -> Connected:
+    """Return what formats may say of the connection; of one that was given back only how it was spoken."""
+    transport = None if response.connection is None else response.connection.transport
+    return Connected("HTTP/1.1", "" if transport is None else address_text(transport.get_extra_info("sockname")))
 
 
 def _fields(response: aiohttp.ClientResponse) -> tuple[tuple[str, str], ...]:

@@ -2,7 +2,8 @@
 
 Decoders ask whether a format is one, routing renders it; both read it here. Supported are the commands that mean
 something in a client. A command that Envoy does not know is refused as Envoy refuses it; one that Envoy knows and a
-client has no answer to (durations, its caller's connection, the environment) is refused by name.
+client has no answer to (bytes on the wire, its caller's connection) is refused by name, and so is `ENVIRONMENT`: in a
+process that is the application's, whose secrets are not the management server's to send anywhere.
 
 Source: Envoy `SubstitutionFormatParser`; which commands take an argument or a length was asked of Envoy 1.40.
 """
@@ -29,12 +30,17 @@ _NOTHING: Final = "nothing"
 
 COMMANDS: Final = {
     "ACCESS_LOG_TYPE": _NOTHING,
+    "CLUSTER_METADATA": _NEEDED,
     "COALESCE": _NEEDED,
+    "DURATION": _NOTHING,
     "DYNAMIC_METADATA": _NEEDED,
     "EMIT_TIME": _OPTIONAL,
     "EMIT_TIME_LOCAL": _OPTIONAL,
     "FILTER_STATE": _NEEDED,
+    "GRPC_STATUS": _OPTIONAL,
+    "GRPC_STATUS_NUMBER": _NOTHING,
     "HOSTNAME": _NOTHING,
+    "LISTENER_NAME": _NOTHING,
     "LOCAL_REPLY_BODY": _NOTHING,
     "METADATA": _NEEDED,
     "PATH": _OPTIONAL,
@@ -46,6 +52,7 @@ COMMANDS: Final = {
     "RESP": _HEADER,
     "RESPONSE_CODE": _NOTHING,
     "RESPONSE_CODE_DETAILS": _OPTIONAL,
+    "RESPONSE_DURATION": _NOTHING,
     "RESPONSE_FLAGS": _NOTHING,
     "RESPONSE_FLAGS_LONG": _NOTHING,
     "RESPONSE_HEADER": _HEADER,
@@ -53,13 +60,23 @@ COMMANDS: Final = {
     "ROUTE_NAME": _NOTHING,
     "START_TIME": _OPTIONAL,
     "START_TIME_LOCAL": _OPTIONAL,
+    "STREAM_ID": _NOTHING,
     "TRAILER": _HEADER,
+    "UNIQUE_ID": _NOTHING,
     "UPSTREAM_CLUSTER": _NOTHING,
     "UPSTREAM_CLUSTER_RAW": _NOTHING,
     "UPSTREAM_HOST": _NOTHING,
+    "UPSTREAM_HOSTS_ATTEMPTED": _NOTHING,
+    "UPSTREAM_HOSTS_ATTEMPTED_WITHOUT_PORT": _NOTHING,
+    "UPSTREAM_HOST_NAMES_ATTEMPTED": _NOTHING,
+    "UPSTREAM_HOST_NAMES_ATTEMPTED_WITHOUT_PORT": _NOTHING,
     "UPSTREAM_HOST_NAME": _NOTHING,
     "UPSTREAM_HOST_NAME_WITHOUT_PORT": _NOTHING,
+    "UPSTREAM_LOCAL_ADDRESS": _NOTHING,
+    "UPSTREAM_LOCAL_ADDRESS_WITHOUT_PORT": _OPTIONAL,
+    "UPSTREAM_LOCAL_PORT": _NOTHING,
     "UPSTREAM_METADATA": _NEEDED,
+    "UPSTREAM_PROTOCOL": _NOTHING,
     "UPSTREAM_REMOTE_ADDRESS": _NOTHING,
     "UPSTREAM_REMOTE_ADDRESS_WITHOUT_PORT": _NOTHING,
     "UPSTREAM_REMOTE_PORT": _NOTHING,
@@ -68,16 +85,40 @@ COMMANDS: Final = {
 """What is rendered, and what each says of its argument."""
 
 _TIMES: Final = frozenset({"EMIT_TIME", "EMIT_TIME_LOCAL", "START_TIME", "START_TIME_LOCAL"})
-OF_THE_MOMENT: Final = _TIMES | {"HOSTNAME", "DURATION", "CHANCE"}
-"""What speaks of the clock, of this machine or of chance. The last two are no commands here, but conditions are of them."""
+OF_THE_MOMENT: Final = _TIMES | {
+    "CHANCE",
+    "CLUSTER_METADATA",
+    "DURATION",
+    "HOSTNAME",
+    "RESPONSE_DURATION",
+    "STREAM_ID",
+    "UNIQUE_ID",
+}
+"""What speaks of the clock, of this machine, of chance, or of clusters as they are now. `CHANCE` is no command, but
+conditions are of it; `METADATA(CLUSTER:...)` counts as `CLUSTER_METADATA`."""
 
 _COMMAND: Final = re.compile(r"%(?P<name>[A-Z0-9_]+)(?:\((?P<argument>[^)]*)\))?(?::(?P<length>[0-9]+))?%")
 _HEADER_NAME: Final = re.compile(r":?[A-Za-z0-9!#$%&'*+.^_`|~-]*")
 _PATH_QUERY: Final = frozenset({"", "WQ", "NQ"})
 _PATH_WHICH: Final = frozenset({"", "ORIG", "PATH", "ORIG_OR_PATH"})
 _QUERY_FORMS: Final = frozenset({"", "ORIG", "DECODED"})
-_METADATA_OF: Final = ("DYNAMIC", "ROUTE", "UPSTREAM_HOST", "VIRTUAL_HOST")
-_WITHOUT_LENGTH: Final = frozenset({"RESPONSE_CODE_DETAILS", "UPSTREAM_METADATA"}) | _TIMES
+_METADATA_OF: Final = (
+    "CLUSTER",
+    "DYNAMIC",
+    "LISTENER",
+    "LISTENER_FILTER_CHAIN",
+    "ROUTE",
+    "UPSTREAM_HOST",
+    "VIRTUAL_HOST",
+)
+_STATUS_FORMS: Final = frozenset({"", "CAMEL_STRING", "SNAKE_STRING", "NUMBER"})
+_WITHOUT_LENGTH: Final = _TIMES | {
+    "CLUSTER_METADATA",
+    "GRPC_STATUS",
+    "RESPONSE_CODE_DETAILS",
+    "UPSTREAM_LOCAL_ADDRESS_WITHOUT_PORT",
+    "UPSTREAM_METADATA",
+}
 # Flags and widths of glibc, which Envoy hands on to it.
 _FLAGS: Final = re.compile(r"%(?:[1-9]?f|s|%|(?P<flag>[-_0^#1-9]))")
 # As Envoy looks for them, which is not quite as it reads formats of times.
@@ -216,6 +257,8 @@ def _check_options(name: str, argument: str, options: list[str]) -> None:
             raise ValueError("%PATH% takes WQ or NQ, then ORIG, PATH or ORIG_OR_PATH")
         case "QUERY_PARAMS" if argument not in _QUERY_FORMS:
             raise ValueError("%QUERY_PARAMS% takes ORIG or DECODED")
+        case "GRPC_STATUS" if argument not in _STATUS_FORMS:
+            raise ValueError("%GRPC_STATUS% takes CAMEL_STRING, SNAKE_STRING or NUMBER")
         case "METADATA" if options[0] not in _METADATA_OF:
             raise ValueError(f"%METADATA% of {options[0]} is not supported (supported: {', '.join(_METADATA_OF)})")
         case _ if name in _TIMES:

@@ -198,7 +198,7 @@ def explain(
             policies.append(_policy(step, route, action, host, target, head))
     now = mesh.clock()
     if target.routes.needs_moment:
-        head = head.but(moment=Moment(target.hostname, now + target.wall_offset_s))
+        head = head.but(moment=Moment(target.hostname, now + target.wall_offset_s, None, target.metadata_of))
     prepare = target.routes.prepare
     prepared = head if prepare is None else prepare(head)
     if isinstance(prepared, RequestHead):

@@ -356,7 +356,16 @@ class CallEndings(CallFacts):
         else:
             if match.changes_replies:
                 flag = ",".join(part for part in (self.flag, reply.flag) if part)
-                about = Scene(self._out, None, 0, flag, reply.details, self.endpoint, attempts or self.attempts)
+                about = Scene(
+                    self._out,
+                    None,
+                    0,
+                    flag,
+                    reply.details,
+                    self.endpoint,
+                    attempts or self.attempts,
+                    reached=self._reached(),
+                )
                 reply = match.local_reply(reply, self._out, about, has_cluster=match.cluster in self.target.clusters)
             if attempts and match.include_attempt_count_in_response:
                 reply = replace(reply, headers=counted(Headers(reply.headers), attempts).items)

@@ -1,16 +1,16 @@
 """What there is to know of a call, while it runs and after."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 from meshlib.balancing.endpoint_state import EndpointState
 from meshlib.call.limiting import Passage
 from meshlib.call.report import call_error
 from meshlib.errors import MeshError
 from meshlib.model.endpoint import Endpoint
-from meshlib.model.outcome import Failure, LocalReply, Response
+from meshlib.model.outcome import Connected, Failure, LocalReply, Response
 from meshlib.model.request import Headers, RequestHead
 from meshlib.model.secret import ClientTls
-from meshlib.routing.format import Scene
+from meshlib.routing.format import VIA_UPSTREAM, Scene
 from meshlib.routing.session import SessionMark
 from meshlib.routing.table import RouteMatch
 from meshlib.view import ClusterState, TargetView
@@ -52,6 +52,8 @@ class CallFacts:
     _cookies: Sequence[str] = ()
     # What the request brought of a stateful session that it takes part in.
     _answered_at = 0.0
+    # Of the endpoints tried, those to which there was no connection; once for each time.
+    _missed: tuple[EndpointState, ...] = ()
     _has_session = False
     _mark = SessionMark()
 
@@ -84,6 +86,14 @@ class CallFacts:
         """Addresses of the endpoints tried, in order."""
         tried = self._tried
         return (tried[0].address,) if len(tried) == 1 else tuple(state.address for state in tried)
+
+    def _reached(self) -> tuple[Endpoint, ...]:
+        """Return the endpoints to which there was a connection, in order."""
+        found = list(self._tried)
+        for state in self._missed:
+            if state in found:  # where attempts race, one that got nowhere may not be among them
+                found.remove(state)
+        return tuple(state.endpoint for state in found)
 
     @property
     def cluster_name(self) -> str:
@@ -118,12 +128,15 @@ class CallFacts:
         """The last attempt was to be made over TLS."""
         return self._tls is not None
 
-    def response_headers(self, headers: Headers) -> Headers:
+    def response_headers(self, headers: Headers, connected: Callable[[], Connected] | None = None) -> Headers:
         """Return a response's headers after the route's mutations; of a `LocalReply` they are applied already.
 
         Cookies that were made for the hash are among them: the caller sends them back to stay with its endpoint. As in
         Envoy they come before the mutations, which can take them away again, and not with a `LocalReply`. The mark of a
         stateful session comes after them.
+
+        Args:
+            connected: Returns the connection over which they came; asked only if there are mutations.
         """
         if self.match is None:
             return headers
@@ -131,7 +144,17 @@ class CallFacts:
             headers = Headers((*headers.items, *(("set-cookie", cookie) for cookie in self._cookies)))
         if self.match.changes_responses:
             status = self.result.status if isinstance(self.result, Response) else 0
-            about = Scene(self._out, None, status, self.flag, "via_upstream", self.endpoint, self.attempts)
+            about = Scene(
+                self._out,
+                None,
+                status,
+                self.flag,
+                VIA_UPSTREAM,
+                self.endpoint,
+                self.attempts,
+                reached=self._reached(),
+                connected=None if connected is None else connected(),
+            )
             headers = self.match.response_headers(headers, self._out, about)
         if self.match.include_attempt_count_in_response:
             headers = counted(headers, len(self._tried))

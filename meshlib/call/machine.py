@@ -52,7 +52,8 @@ class Call(Beginnings, HostChoice):
         if head.memo is not None and (way := head.memo.way) is not None and way.holds(self.target):
             return self._along(way, now)
         if routes.needs_moment and head.moment is None:
-            moment = Moment(self.target.hostname, now + self.target.wall_offset_s, self._rng)
+            wall_now = now + self.target.wall_offset_s
+            moment = Moment(self.target.hostname, wall_now, self._rng, self.target.metadata_of)
             head = self.head = self._out = head.but(moment=moment)
         if routes.prepare is not None:
             prepared = routes.prepare(head)
@@ -132,8 +133,10 @@ class Call(Beginnings, HostChoice):
             failure, is_good = outcome, False
             if failure.kind is FailureKind.OVERFLOW:
                 return self._overflowed(state.endpoint, failure, now)
-            if profile.connects_first and failure.kind in NOT_REACHED:
-                cluster.has_lost = True
+            if failure.kind in NOT_REACHED:
+                self._missed = (*self._missed, state)
+                if profile.connects_first:
+                    cluster.has_lost = True
             is_recorded = not self._is_idle_timeout(failure)
         if self._has_session:
             self._answered_at = now

@@ -20,7 +20,7 @@ from meshlib.clients.timeouts import AttemptTimeouts, Hold
 from meshlib.clients.tracing import begin_call
 from meshlib.errors import ConfigError, UnavailableError
 from meshlib.events import CallFinished
-from meshlib.model.outcome import LocalReply, Response
+from meshlib.model.outcome import Connected, LocalReply, Response
 from meshlib.model.profile import HTTP
 from meshlib.model.request import Headers, RequestHead, is_grpc_type
 from meshlib.ports import Clock
@@ -36,6 +36,7 @@ __all__ = [
     "KnownAddresses",
     "MeshRecord",
     "Passthrough",
+    "address_text",
     "authority_of",
     "call_for",
     "head_of",
@@ -262,10 +263,27 @@ def response_headers(
     raw: RawResponse | httpcore.Response, outcome: Response, call: Call
 ) -> Sequence[tuple[bytes, bytes]]:
     """Return the headers for the caller: as received, unless the route changes them."""
-    headers = call.response_headers(outcome.headers)
+    headers = call.response_headers(outcome.headers, lambda: _connected(raw))
     if headers is outcome.headers:
         return raw.headers
     return [(name.encode("latin-1"), encoded(value)) for name, value in headers.items]
+
+
+def _connected(raw: RawResponse | httpcore.Response) -> Connected:
+    """Return what formats may say of the connection over which a response came."""
+    protocol = "HTTP/2" if raw.extensions["http_version"] == b"HTTP/2" else "HTTP/1.1"
+    try:
+        return Connected(protocol, address_text(raw.extensions["network_stream"].get_extra_info("client_addr")))
+    except OSError:  # it is closed already
+        return Connected(protocol)
+
+
+def address_text(name: object) -> str:
+    """Return the address of a socket as formats write it; empty: it has none (a Unix socket that was not bound)."""
+    if not isinstance(name, tuple):
+        return str(name or "")
+    host, port = name[0], name[1]
+    return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
 
 
 def is_small(raw: RawResponse | httpcore.Response) -> bool:

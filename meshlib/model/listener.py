@@ -1,10 +1,12 @@
 """Listeners (LDS): what a client's target resolves to, and what a server applies to requests that come in."""
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from enum import Enum
 
 from meshlib.model.authorization import Rbac
 from meshlib.model.discovery import FilterConfig, ScopedRoutes
+from meshlib.model.endpoint import NO_METADATA
 from meshlib.model.filters import ListedHeaderFilter, ListedLimit
 from meshlib.model.local_reply import ReplyRules
 from meshlib.model.route import FaultPolicy, RouteConfiguration
@@ -94,6 +96,7 @@ class ClientListener:
         limits: Filters that limit what goes out, in their order.
         retry_percent: Retries in a hundred that are made after all, by a runtime value.
         reply_rules: What becomes of answers of the mesh itself; None: they stay as they are.
+        metadata: Its filter_metadata.
     """
 
     name: str
@@ -110,6 +113,7 @@ class ClientListener:
     discovered: tuple[DiscoveredFilter, ...] = ()
     on_demand_timeout_s: float | None = None
     retry_percent: int = 100
+    metadata: Mapping[str, Mapping[str, object]] = field(default_factory=lambda: NO_METADATA, hash=False, repr=False)
 
 
 @dataclass(frozen=True, slots=True)

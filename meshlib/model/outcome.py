@@ -6,7 +6,17 @@ from typing import Final
 
 from meshlib.model.request import Headers
 
-__all__ = ["GRPC_OK", "NOT_REACHED", "Failure", "FailureKind", "LocalReply", "Outcome", "Response", "grpc_status_of"]
+__all__ = [
+    "GRPC_OK",
+    "NOT_REACHED",
+    "Connected",
+    "Failure",
+    "FailureKind",
+    "LocalReply",
+    "Outcome",
+    "Response",
+    "grpc_status_of",
+]
 
 NO_HEADERS = Headers()
 
@@ -26,6 +36,19 @@ class FailureKind(Enum):
     """The time that `Attempt.timeout_s` gave is over."""
     OVERFLOW = "overflow"
     """Too many requests wait for a connection (the cluster's `max_pending_requests`). Nothing was sent."""
+
+
+@dataclass(frozen=True, slots=True)
+class Connected:
+    """The connection over which a response came.
+
+    Attributes:
+        protocol: `HTTP/1.1` or `HTTP/2`.
+        local_address: `host:port` of our end; empty: it has none, or it is not known.
+    """
+
+    protocol: str
+    local_address: str = ""
 
 
 @dataclass(frozen=True, slots=True)

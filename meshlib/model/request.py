@@ -1,6 +1,6 @@
 """What a decision may know of a request."""
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 from meshlib.model.profile import GRPC, HTTP, Profile
@@ -82,8 +82,13 @@ class HeadMemo:
         self.way: Any = None
 
 
+def _no_metadata(cluster: str) -> Mapping[str, Mapping[str, object]]:
+    return {}
+
+
 class Moment:
-    """What a call knows of the clock, of chance and of this machine, for formats and conditions that speak of them.
+    """What a call knows of the clock, of chance, of this machine and of clusters, for formats and conditions that speak
+    of them.
 
     Its call writes `now_us`.
 
@@ -92,17 +97,27 @@ class Moment:
         started_us: When the call began, in microseconds since the epoch.
         now_us: When it last went on.
         stream_id: 64 random bits, for shares of requests.
+        metadata_of: Returns the filter_metadata of a cluster; empty: there is none, or no such cluster.
     """
 
-    __slots__ = ("_rng", "hostname", "now_us", "started_us", "stream_id")
+    __slots__ = ("_call_id", "_rng", "hostname", "metadata_of", "now_us", "started_us", "stream_id")
 
-    def __init__(self, hostname: str, wall_now: float, rng: Rng | None = None) -> None:
+    def __init__(
+        self,
+        hostname: str,
+        wall_now: float,
+        rng: Rng | None = None,
+        metadata_of: Callable[[str], Mapping[str, Mapping[str, object]]] = _no_metadata,
+    ) -> None:
         """Begin.
 
         Args:
             wall_now: Seconds since the epoch.
             rng: None: all random bits are 0.
+            metadata_of: As the attribute.
         """
+        self.metadata_of = metadata_of
+        self._call_id = ""
         self.hostname = hostname
         self.started_us = self.now_us = round(wall_now * 1e6)
         self._rng = rng
@@ -111,6 +126,19 @@ class Moment:
     def draw(self) -> int:
         """Return 64 random bits of their own."""
         return 0 if self._rng is None else self._rng.getrandbits(64)
+
+    def new_id(self) -> str:
+        """Return a random UUID (version 4) of its own."""
+        bits = self.draw() << 64 | self.draw()
+        bits = bits & ~(0xF << 76 | 0x3 << 62) | 0x4 << 76 | 0x2 << 62
+        text = f"{bits:032x}"
+        return f"{text[:8]}-{text[8:12]}-{text[12:16]}-{text[16:20]}-{text[20:]}"
+
+    @property
+    def call_id(self) -> str:
+        """A random UUID that stays with the call, whoever asks first."""
+        self._call_id = self._call_id or self.new_id()
+        return self._call_id
 
     def goes_on(self, wall_now: float) -> None:
         """Take note of the time; `wall_now` as for a new one."""

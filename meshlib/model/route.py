@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from types import MappingProxyType
 
 from meshlib.model.descriptors import LimitRule
 from meshlib.model.endpoint import NO_METADATA
@@ -48,12 +49,16 @@ class FaultDelay:
     """Attributes:
     fixed_s: The delay.
     by_header: The request says how long instead (`x-envoy-fault-delay-request`), and how often, up to the share.
+    instead_s: What a runtime value makes of any delay that the request wants; None: it stays.
+    is_share_fixed: A runtime value says how often, whatever the request wants; so in what follows.
     runtime_keys: Other than Envoy's own (`fault.http...`); so in what follows.
     """
 
     fixed_s: float
     share: Fraction
     by_header: bool = False
+    instead_s: float | None = None
+    is_share_fixed: bool = False
     runtime_keys: RuntimeKeys = field(default=(), compare=False)
 
 
@@ -62,13 +67,15 @@ class FaultAbort:
     """Attributes:
     http_status: 200-599, or 0 when `grpc_status` is given.
     by_header: The request says with what instead (`x-envoy-fault-abort-request`, `x-envoy-fault-abort-grpc-request`),
-        and how often, up to the share.
+        and how often, up to the share. A status that stands here beside it is a runtime value's, in place of any
+        other of its kind.
     """
 
     share: Fraction
     http_status: int = 0
     grpc_status: int | None = None
     by_header: bool = False
+    is_share_fixed: bool = False
     runtime_keys: RuntimeKeys = field(default=(), compare=False)
 
 
@@ -82,6 +89,11 @@ class FaultRateLimit:
     kib_per_s: int
     share: Fraction
     by_header: bool = False
+    is_share_fixed: bool = False
+
+
+def _no_callers() -> "Mapping[str, FaultPolicy]":
+    return MappingProxyType({})
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,6 +106,8 @@ class FaultPolicy:
         upstream_cluster: The fault only concerns requests that go there; empty: any.
         downstream_nodes: And those whose `x-envoy-downstream-service-node` is one of these; empty: any.
         rate_limit: Of the body of the response. Not for gRPC.
+        by_caller: By `x-envoy-downstream-service-cluster`: what holds instead, where runtime values name that cluster.
+        for_callers: What holds instead for all others that have this header; None: the policy itself.
     """
 
     delay: FaultDelay | None = None
@@ -104,6 +118,8 @@ class FaultPolicy:
     downstream_nodes: tuple[str, ...] = ()
     rate_limit: FaultRateLimit | None = None
     runtime_keys: RuntimeKeys = field(default=(), compare=False)
+    by_caller: "Mapping[str, FaultPolicy]" = field(default_factory=_no_callers, hash=False)
+    for_callers: "FaultPolicy | None" = None
 
     def __bool__(self) -> bool:
         return self.delay is not None or self.abort is not None or self.rate_limit is not None

@@ -9,22 +9,33 @@ Source: Envoy `SubstitutionFormatParser` and its formatters.
 import json
 import re
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field, replace
 from typing import Final
 from urllib.parse import unquote
 
-from meshlib.model.endpoint import NO_METADATA, Endpoint
 from meshlib.model.profile import GRPC
-from meshlib.model.request import Headers, Moment, RequestHead
+from meshlib.model.request import Moment
+from meshlib.routing.format_upstream import of_connection, of_endpoint, of_reached, of_status
+from meshlib.routing.scene import Facts, Scene
 from meshlib.routing.time_format import compile_time
-from meshlib.substitution import OF_THE_MOMENT, Command, header_names, parse_format, path_options
+from meshlib.substitution import Command, header_names, parse_format, path_options
 
-__all__ = ["Facts", "Formatter", "Scene", "compile_format", "compile_value"]
+__all__ = ["VIA_UPSTREAM", "Facts", "Formatter", "Scene", "compile_format", "compile_value"]
 
 _CONTROL: Final = re.compile(r"[\x00-\x08\x0a-\x1f\x7f]")
 _VISIBLE: Final = re.compile(r"%(2[1-9A-Fa-f]|[3-6][0-9A-Fa-f]|7[0-9A-Ea-e])")
 """What `%QUERY_PARAMS(DECODED)%` decodes: neither blanks nor control characters."""
-_NUMBERS: Final = frozenset({"RESPONSE_CODE", "UPSTREAM_REMOTE_PORT", "UPSTREAM_REQUEST_ATTEMPT_COUNT"})
+_NUMBERS: Final = frozenset(
+    {
+        "DURATION",
+        "GRPC_STATUS_NUMBER",
+        "RESPONSE_CODE",
+        "RESPONSE_DURATION",
+        "UPSTREAM_LOCAL_PORT",
+        "UPSTREAM_REMOTE_PORT",
+        "UPSTREAM_REQUEST_ATTEMPT_COUNT",
+    }
+)
+_METADATA_COMMANDS: Final = {"CLUSTER_METADATA": "CLUSTER", "UPSTREAM_METADATA": "UPSTREAM_HOST"}
 _LONG_FLAGS: Final = {
     "DC": "DownstreamConnectionTermination", "DI": "DelayInjected", "DO": "DropOverLoad", "FI": "FaultInjected",
     "NC": "NoClusterFound", "NR": "NoRouteFound", "RL": "RateLimited", "SI": "StreamIdleTimeout",
@@ -35,64 +46,11 @@ _LONG_FLAGS: Final = {
 }  # fmt: skip
 
 
-@dataclass(slots=True)
-class Scene:
-    """What a value may speak of: a request, and what is known of its answer so far. Treat it as frozen.
-
-    Attributes:
-        head: None: its headers render as nothing.
-        response: None: there is none yet.
-        status: As `%RESPONSE_CODE%` has it: 0 for answers of the mesh itself.
-        flag: Response flags, or empty.
-        endpoint: Of the attempt that was answered.
-        attempts: 0 before the first.
-        line: Status that the response has, where `status` does not say it; 0: `status` does.
-        body: Of an answer of the mesh itself, while it is being formatted.
-    """
-
-    head: RequestHead | None
-    response: Headers | None = None
-    status: int = 0
-    flag: str = ""
-    details: str = ""
-    endpoint: Endpoint | None = None
-    attempts: int = 0
-    line: int = 0
-    body: bytes = b""
-
-    def with_response(self, head: RequestHead | None, response: Headers) -> "Scene":
-        """Return the same with another head and other response headers."""
-        return replace(self, head=head, response=response)
-
-
 Formatter = Callable[[Scene], str]
 _Reader = Callable[[Scene], str | None]
 """None: what it reads is absent."""
-
-
-@dataclass(frozen=True, slots=True)
-class Facts:
-    """What is known when a route is compiled.
-
-    Attributes:
-        cluster: None: the request names it (`cluster_header`).
-        cluster_header: That header.
-        metadata: filter_metadata of the route.
-        host_metadata: Of the virtual host.
-        met: Takes the commands that formats speak of, so that whoever compiled them knows what calls need.
-    """
-
-    route_name: str = ""
-    cluster: str | None = ""
-    cluster_header: str = ""
-    metadata: Mapping[str, Mapping[str, object]] = field(default_factory=lambda: NO_METADATA, hash=False)
-    host_metadata: Mapping[str, Mapping[str, object]] = field(default_factory=lambda: NO_METADATA, hash=False)
-    met: set[str] = field(default_factory=set, compare=False, repr=False)
-
-    @property
-    def needs_moment(self) -> bool:
-        """A format speaks of the clock or of this machine."""
-        return not OF_THE_MOMENT.isdisjoint(self.met)
+VIA_UPSTREAM: Final = "via_upstream"
+"""Details of a response that a service gave."""
 
 
 def _header_of_request(main: str, alternative: str = "") -> _Reader:
@@ -195,33 +153,31 @@ def _find(metadata: Mapping[str, Mapping[str, object]], keys: list[str]) -> obje
 def _metadata_reader(command: Command, facts: Facts) -> Callable[[Scene], object]:
     """Compile what reads a value of metadata, not yet rendered."""
     source, _, path = command.argument.partition(":")
-    if command.name == "UPSTREAM_METADATA":
-        source, path = "UPSTREAM_HOST", command.argument
+    if command.name in _METADATA_COMMANDS:
+        source, path = _METADATA_COMMANDS[command.name], command.argument
     keys = path.split(":")
     if source == "UPSTREAM_HOST":
         return lambda scene: None if scene.endpoint is None else _find(scene.endpoint.metadata, keys)
-    sources = {"ROUTE": facts.metadata, "VIRTUAL_HOST": facts.host_metadata}
+    if source == "CLUSTER":
+        return _cluster_metadata(keys, facts)
+    sources = {"LISTENER": facts.listener_metadata, "ROUTE": facts.metadata, "VIRTUAL_HOST": facts.host_metadata}
     found = _find(sources[source], keys) if source in sources else None
     return lambda scene: found
 
 
-def _of_endpoint(name: str) -> _Reader:
-    def read(scene: Scene) -> str | None:
-        endpoint = scene.endpoint
-        if endpoint is None:
-            return None
-        host, _, port = endpoint.address.rpartition(":")
-        match name:
-            case "UPSTREAM_REMOTE_ADDRESS_WITHOUT_PORT":
-                return host.strip("[]")
-            case "UPSTREAM_REMOTE_PORT":
-                return port
-            case "UPSTREAM_HOST_NAME":
-                return endpoint.hostname or endpoint.address
-            case "UPSTREAM_HOST_NAME_WITHOUT_PORT":
-                return endpoint.hostname.partition(":")[0] or host
-            case _:
-                return endpoint.address
+def _cluster_name(facts: Facts) -> str | _Reader | None:
+    return (facts.cluster or None) if facts.cluster is not None else _header_of_request(facts.cluster_header)
+
+
+def _cluster_metadata(keys: list[str], facts: Facts) -> Callable[[Scene], object]:
+    """Compile what reads metadata of the route's cluster: clusters change without their routes."""
+    facts.met.add("CLUSTER_METADATA")
+    named = _cluster_name(facts)
+
+    def read(scene: Scene) -> object:
+        moment = None if scene.head is None else scene.head.moment
+        name = named(scene) if callable(named) else named
+        return None if moment is None or not name else _find(moment.metadata_of(name), keys)
 
     return read
 
@@ -241,6 +197,21 @@ def _of_the_moment(read: Callable[[Moment], str]) -> _Reader:
         return None if moment is None else read(moment) or None
 
     return of_scene
+
+
+def _response_duration(scene: Scene) -> str | None:
+    # What a service answered is written as soon as it has come.
+    return None if scene.details != VIA_UPSTREAM else _duration(scene)
+
+
+_duration: Final = _of_the_moment(lambda moment: str(max(0, moment.now_us - moment.started_us) // 1000))
+
+
+def _stream_id(scene: Scene) -> str | None:
+    head = scene.head
+    if head is None:
+        return None
+    return head.headers.get("x-request-id") or (None if head.moment is None else head.moment.call_id)
 
 
 def _time(command: Command) -> _Reader:
@@ -283,7 +254,19 @@ def _compile_command(command: Command, facts: Facts) -> str | _Reader | None:
         case "ROUTE_NAME":
             return facts.route_name or None
         case "UPSTREAM_CLUSTER" | "UPSTREAM_CLUSTER_RAW":
-            return (facts.cluster or None) if facts.cluster is not None else _header_of_request(facts.cluster_header)
+            return _cluster_name(facts)
+        case "LISTENER_NAME":
+            return facts.listener or None
+        case "DURATION":
+            return _duration
+        case "RESPONSE_DURATION":
+            return _response_duration
+        case "STREAM_ID":
+            return _stream_id
+        case "UNIQUE_ID":
+            return _of_the_moment(Moment.new_id)
+        case "GRPC_STATUS" | "GRPC_STATUS_NUMBER":
+            return of_status(argument if command.name == "GRPC_STATUS" else "NUMBER")
         case "PROTOCOL":
             return _protocol
         case "QUERY_PARAM":
@@ -292,7 +275,7 @@ def _compile_command(command: Command, facts: Facts) -> str | _Reader | None:
             return _query(argument)
         case "PATH":
             return _path(argument)
-        case "METADATA" | "UPSTREAM_METADATA":
+        case "METADATA" | "CLUSTER_METADATA" | "UPSTREAM_METADATA":
             read = _metadata_reader(command, facts)
             return lambda scene: _render_value(read(scene))
         case "LOCAL_REPLY_BODY":
@@ -309,8 +292,12 @@ def _compile_command(command: Command, facts: Facts) -> str | _Reader | None:
             return lambda scene: str(scene.attempts)
         case "DYNAMIC_METADATA" | "FILTER_STATE" | "TRAILER" | "RESPONSE_TRAILER":
             return None
+        case name if "ATTEMPTED" in name:
+            return of_reached(name.removeprefix("UPSTREAM_"))
+        case name if name == "UPSTREAM_PROTOCOL" or name.startswith("UPSTREAM_LOCAL_"):
+            return of_connection(name.removeprefix("UPSTREAM_"))
         case name:
-            return _of_endpoint(name)
+            return of_endpoint(name.removeprefix("UPSTREAM_"))
 
 
 def compile_format(text: str, facts: Facts, *, absent: str = "") -> str | Formatter:
@@ -363,7 +350,7 @@ def _compile_typed(command: Command, facts: Facts) -> Callable[[Scene], object]:
     if command.name == "COALESCE":
         readers = tuple(_compile_typed(choice, facts) for choice in command.choices)
         return lambda scene: _cut(next((value for read in readers if (value := read(scene)) is not None), None), length)
-    if command.name in ("METADATA", "UPSTREAM_METADATA") and length is None:
+    if command.name in ("METADATA", *_METADATA_COMMANDS) and length is None:
         find = _metadata_reader(command, facts)
         return lambda scene: _plain(find(scene))
     read = _read_cut(command, facts)

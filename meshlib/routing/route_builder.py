@@ -80,7 +80,17 @@ class RouteBuilder:
         Args:
             cluster: None: `header` names it.
         """
-        return Facts(self.route.name, cluster, header, self.route.metadata, self.host.metadata, self._met)
+        listener = self.listener
+        return Facts(
+            self.route.name,
+            cluster,
+            header,
+            self.route.metadata,
+            self.host.metadata,
+            self._met,
+            listener.name,
+            listener.metadata,
+        )
 
     def limited(self, weight: ClusterWeight | None, facts: Facts) -> tuple[RouteLimit, ...]:
         """Return the limiting filters that hold."""

@@ -108,7 +108,7 @@ class ScopeTable:
         """
         self.name = scoped.name
         self.prepare = compile_prepare(listener.head_rules)
-        facts = Facts()
+        facts = Facts(listener=listener.name, listener_metadata=listener.metadata)
         self._unrouted = compile_unrouted(listener, facts)
         self.unrouted_limits = limits_of(listener.limits, (), facts)
         self._fragments = tuple(_compile(fragment) for fragment in scoped.fragments)

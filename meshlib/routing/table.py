@@ -119,13 +119,13 @@ class RouteTable:
             entry = _Host(host, tuple(compiled), is_random, host.requires_tls, finder, segments)
             hosts.append((host.domains, entry))
         self.has_chance = any(entry.needs_random for _, entry in hosts)
-        self.unrouted_limits = limits_of(listener.limits, (), Facts())
+        facts = Facts(met=met, listener=listener.name, listener_metadata=listener.metadata)
+        self.unrouted_limits = limits_of(listener.limits, (), facts)
         self.limits = frozenset(limit for _, entry in hosts for route in entry.routes for limit in route.limits).union(
             self.unrouted_limits
         )
         self._index = DomainIndex(hosts, ignore_port=routes.ignore_port_in_host)
         self.prepare = compile_prepare(listener.head_rules)
-        facts = Facts(met=met)
         self._unrouted = compile_unrouted(listener, facts)
         self.needs_moment = facts.needs_moment
         self._host_header = routes.host_header

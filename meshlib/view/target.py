@@ -4,6 +4,7 @@ from collections.abc import Mapping
 from typing import Final
 
 from meshlib.model.discovery import ScopedRoutes
+from meshlib.model.endpoint import NO_METADATA
 from meshlib.model.filters import LimitFilter
 from meshlib.model.request import RequestHead
 from meshlib.model.retry import RetryPolicy
@@ -176,6 +177,11 @@ class TargetView:
     def wished(self, head: RequestHead) -> frozenset[Demand]:
         """Return what copies of a request need likewise, which nobody waits for."""
         return frozenset(self.routes.wishes(head)) - self.config.answered
+
+    def metadata_of(self, cluster: str) -> Mapping[str, Mapping[str, object]]:
+        """Return the filter_metadata of a cluster; empty: there is none, or no such cluster."""
+        found = self.clusters.get(cluster)
+        return found.config.cluster.metadata if isinstance(found, ClusterState) else NO_METADATA
 
     def limiter(self, limit: RouteLimit, now: float) -> Limiter:
         """Return what counts for a limiting filter."""

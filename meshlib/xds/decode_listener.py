@@ -6,7 +6,16 @@ from typing import Any, Final
 from meshlib.model.discovery import ScopedRoutes
 from meshlib.model.listener import ClientListener, EscapedSlashes, HeadRules, Listener, ServerListener
 from meshlib.model.route import RouteConfiguration
-from meshlib.xds.decode_common import any_type, check_durations, cover, duration, is_discovered_by_ads, join, unpack
+from meshlib.xds.decode_common import (
+    any_type,
+    check_durations,
+    cover,
+    duration,
+    is_discovered_by_ads,
+    join,
+    metadata,
+    unpack,
+)
 from meshlib.xds.decode_endpoint import socket_address
 from meshlib.xds.decode_filters import decode_filters
 from meshlib.xds.decode_local_reply import reply_rules
@@ -59,7 +68,7 @@ _IPV4_COMPATIBLE: Final = ("[::]:", "[::ffff:")
 _OFF: Final = frozenset({"normalize_path"})
 """Wrapped booleans that may be given with the value false."""
 
-# Metadata describes; it decides nothing.
+# Metadata describes; it decides nothing, but formats may speak of it.
 _CLIENT_USED: Final = frozenset({"name", "address", "api_listener", "metadata"})
 _SERVER_USED: Final = frozenset(
     {"name", "address", "filter_chains", "default_filter_chain", "listener_filters", "metadata"}
@@ -125,6 +134,7 @@ def _client_listener(message: Any, path: str, problems: Problems) -> ClientListe
         ),
         discovered=filters.discovered,
         on_demand_timeout_s=filters.on_demand_timeout_s,
+        metadata=metadata(message.metadata),
     )
 
 

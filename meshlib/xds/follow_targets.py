@@ -27,7 +27,8 @@ from meshlib.xds.decode_limits import server_fault
 from meshlib.xds.follow import ClusterFollower, clusters_of
 from meshlib.xds.names import WILDCARD, virtual_host_name
 from meshlib.xds.resources import ECDS, LDS, RDS, SRDS, VHDS
-from meshlib.xds.runtime import RETRY_SHARE_KEY, number, with_runtime
+from meshlib.xds.runtime import RETRY_SHARE_KEY, with_runtime
+from meshlib.xds.runtime_numbers import number
 from meshlib.xds.server_routes import unusable_in_server
 
 __all__ = ["Follower", "clusters_of_target"]

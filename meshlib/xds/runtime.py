@@ -16,51 +16,23 @@ from meshlib.model.lb_policy import LeastRequest, SlowStart
 from meshlib.model.local_reply import StatusIs, TookMs
 from meshlib.model.matcher import Fraction, RuntimeKeys
 from meshlib.model.retry import RetryPolicy
-from meshlib.model.route import (
-    ClusterWeight,
-    FaultAbort,
-    FaultDelay,
-    FaultPolicy,
-    FaultRateLimit,
-    WeightedClusters,
-)
+from meshlib.model.route import ClusterWeight, FaultPolicy, WeightedClusters
+from meshlib.xds.runtime_fault import fault_with_runtime
+from meshlib.xds.runtime_numbers import number, share_of
 
-__all__ = ["RETRY_SHARE_KEY", "merge_layers", "number", "with_runtime"]
+__all__ = ["RETRY_SHARE_KEY", "merge_layers", "with_runtime"]
 
 T = TypeVar("T")
-
-ABORT_KEY: Final = "fault.http.abort.abort_percent"
-DELAY_KEY: Final = "fault.http.delay.fixed_delay_percent"
-RATE_LIMIT_KEY: Final = "fault.http.rate_limit.response_percent"
-"""What Envoy looks at when a fault names no keys."""
-MAX_GRPC_STATUS: Final = 16
-
 
 RETRY_KEY: Final = "upstream.base_retry_backoff_ms"
 RETRY_SHARE_KEY: Final = "upstream.use_retry"
 _OWN_KEYS: Final[Mapping[type, RuntimeKeys]] = MappingProxyType(
     {
-        FaultDelay: (("fixed_s", "fault.http.delay.fixed_duration_ms"),),
-        FaultAbort: (
-            ("http_status", "fault.http.abort.http_status"),
-            ("grpc_status", "fault.http.abort.grpc_status"),
-        ),
-        FaultPolicy: (("max_active", "fault.http.max_active_faults"),),
         RetryPolicy: (("base_interval_s", RETRY_KEY),),
     }
 )
 """Keys of fields for which the resource names none."""
-_Keyed = (
-    FaultDelay
-    | FaultAbort
-    | FaultPolicy
-    | AdmissionControl
-    | AdaptiveConcurrency
-    | LeastRequest
-    | SlowStart
-    | StatusIs
-    | TookMs
-)
+_Keyed = AdmissionControl | AdaptiveConcurrency | LeastRequest | SlowStart | StatusIs | TookMs
 
 
 def merge_layers(layers: Iterable[Mapping[str, RuntimeValue]]) -> Mapping[str, RuntimeValue]:
@@ -85,16 +57,9 @@ def _changed(value: object, runtime: Mapping[str, RuntimeValue]) -> object:
             items = tuple([_changed(item, runtime) for item in value])
             return value if all(new is old for new, old in zip(items, value, strict=True)) else items
         case Fraction(runtime_key=key):
-            return _share(value, key, runtime)
-        case FaultAbort(share=share) if not share.runtime_key:
-            found = _share(share, ABORT_KEY, runtime)
-            value = value if found is share else replace(value, share=found)
-        case FaultDelay(share=share) if not share.runtime_key:
-            found = _share(share, DELAY_KEY, runtime)
-            value = value if found is share else replace(value, share=found)
-        case FaultRateLimit(share=share) if not share.runtime_key:
-            found = _share(share, RATE_LIMIT_KEY, runtime)
-            value = value if found is share else replace(value, share=found)
+            return share_of(value, key, runtime)
+        case FaultPolicy():
+            return fault_with_runtime(value, runtime)
         case WeightedClusters(runtime_key_prefix=prefix) if prefix:
             value = _weights(value, prefix, runtime)
     keys = _OWN_KEYS.get(type(value), ())
@@ -112,12 +77,6 @@ def _changed(value: object, runtime: Mapping[str, RuntimeValue]) -> object:
             if new is not old:
                 changes[field.name] = new
     return replace(value, **changes) if changes else value
-
-
-def number(runtime: Mapping[str, RuntimeValue], key: str) -> float | None:
-    """Return a value that is a number from 0 on; None: there is none such."""
-    found = runtime.get(key)
-    return None if found is None or isinstance(found, bool | Fraction) or found < 0 else found
 
 
 def _with_fields(value: object, keys: Mapping[str, str], runtime: Mapping[str, RuntimeValue]) -> object:
@@ -139,14 +98,6 @@ def _field(value: object, field: str, runtime: Mapping[str, RuntimeValue], key: 
     if given is None:
         return None
     match value, field:
-        case FaultDelay(by_header=False), "fixed_s":
-            return int(given) / 1000
-        case FaultAbort(by_header=False, http_status=status), "http_status" if status:
-            return int(given) if 200 <= given < 600 else None
-        case FaultAbort(by_header=False, grpc_status=int()), "grpc_status":
-            return int(given) if given <= MAX_GRPC_STATUS else None
-        case FaultPolicy(), "max_active":
-            return int(given)
         case RetryPolicy(has_own_base=False), "base_interval_s":
             return max(1, int(given)) / 1000
         case AdmissionControl(), "aggression":
@@ -162,19 +113,6 @@ def _field(value: object, field: str, runtime: Mapping[str, RuntimeValue], key: 
         case SlowStart(), "aggression":
             return given or None
     return None
-
-
-def _share(share: Fraction, key: str, runtime: Mapping[str, RuntimeValue]) -> Fraction:
-    found = runtime.get(key) if key else None
-    if found is None or isinstance(found, bool):
-        return share
-    if not isinstance(found, Fraction):
-        if found < 0:
-            return share
-        # "The runtime value is assumed to be specified as an integer": a number of requests out of a hundred.
-        found = Fraction(min(100, int(found)))
-    found = replace(found, runtime_key=share.runtime_key)
-    return share if found == share else found
 
 
 def _weights(value: WeightedClusters, prefix: str, runtime: Mapping[str, RuntimeValue]) -> WeightedClusters:

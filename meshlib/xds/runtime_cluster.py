@@ -12,7 +12,8 @@ from typing import Final, TypeVar
 from meshlib.model.cluster import CircuitBreakers, Cluster, OutlierDetection, ZoneAware
 from meshlib.model.discovery import RuntimeValue
 from meshlib.model.health import HealthCheck
-from meshlib.xds.runtime import number, with_runtime
+from meshlib.xds.runtime import with_runtime
+from meshlib.xds.runtime_numbers import number
 
 __all__ = ["cluster_with_runtime"]
 

@@ -56,6 +56,9 @@ def manager(*filters: Json) -> Json:
     return {
         "@type": HCM,
         "stat_prefix": "runtime",
+        # The caller is trusted, as one in the same process is.
+        "use_remote_address": True,
+        "internal_address_config": {"cidr_ranges": [{"address_prefix": LOOPBACK, "prefix_len": 8}]},
         "route_config": {"name": "r", "virtual_hosts": [{"name": "v", "domains": ["*"], "routes": [route]}]},
         "http_filters": [*filters, {"name": "router", "typed_config": {"@type": f"{HTTP}router.v3.Router"}}],
     }
@@ -68,7 +71,9 @@ def upstream() -> Iterator[HttpUpstream]:
     found.close()
 
 
-def by_envoy(filters: list[Json], cluster: Json, layer: Json, folder: Path, count: int) -> list[int]:
+def by_envoy(
+    filters: list[Json], cluster: Json, layer: Json, folder: Path, count: int, headers: dict[str, str]
+) -> list[int]:
     with reserve_port() as held:
         address = f"{LOOPBACK}:{held.getsockname()[1]}"
         chain = {"filters": [{"name": "manager", "typed_config": manager(*filters)}]}
@@ -79,11 +84,11 @@ def by_envoy(filters: list[Json], cluster: Json, layer: Json, folder: Path, coun
         with Envoy("envoy", bootstrap, folder) as envoy:
             envoy.listen = address
             envoy.wait_ready()
-            with httpx.Client(trust_env=False, timeout=10) as client:
+            with httpx.Client(trust_env=False, timeout=10, headers=headers) as client:
                 return [client.get(f"http://{address}/").status_code for _ in range(count)]
 
 
-def by_meshlib(filters: list[Json], cluster: Json, layer: Json, count: int) -> list[int]:
+def by_meshlib(filters: list[Json], cluster: Json, layer: Json, count: int, headers: dict[str, str]) -> list[int]:
     cache = ResourceCache()
     listener = {"name": "l", "api_listener": {"api_listener": manager(*filters)}}
     for kind, name, data in ((LDS, "l", listener), (CDS, "up", cluster)):
@@ -95,7 +100,7 @@ def by_meshlib(filters: list[Json], cluster: Json, layer: Json, count: int) -> l
     facts = Facts(cache, frozenset({"l"}), runtime=(RuntimeLayer("static", values),))
     mesh = mesh_source(resolve(facts, Snapshot()).snapshot, clock=monotonic, rng=Random(1))
     found = []
-    with httpx.Client(transport=MeshTransport(mesh), timeout=10) as client:
+    with httpx.Client(transport=MeshTransport(mesh), timeout=10, headers=headers) as client:
         for _ in range(count):
             try:
                 found.append(client.get("http://l/").status_code)
@@ -103,6 +108,33 @@ def by_meshlib(filters: list[Json], cluster: Json, layer: Json, count: int) -> l
                 found.append(503)
     return found
 
+
+BY_HEADER: Json = {"abort": {"header_abort": {}, "percentage": ALWAYS}}
+WANTS = {"x-envoy-fault-abort-request": "405", "x-envoy-fault-abort-request-percentage": "0"}
+WEB = {"x-envoy-downstream-service-cluster": "web"}
+
+
+def faults(**values: Any) -> Json:
+    return {"fault": {"http": values}}
+
+
+OF_CALLERS: dict[str, tuple[dict[str, str], Json, Json, int]] = {
+    "none": ({}, ABORT, faults(web={"abort": {"http_status": 418}}), 503),
+    "named": (WEB, ABORT, faults(abort={"http_status": 429}, web={"abort": {"http_status": 418}}), 418),
+    "named, without a value": (WEB, ABORT, faults(abort={"http_status": 429, "abort_percent": 0}), 503),
+    "named, but another": (WEB, ABORT, faults(api={"abort": {"abort_percent": 0}}), 503),
+    "named, never": (WEB, ABORT, faults(web={"abort": {"abort_percent": {"numerator": 0}}}), 200),
+    "with a dot": ({**WEB, "x-envoy-downstream-service-cluster": "a.b"}, ABORT, {"fault.http.a.b.abort.abort_percent": 0}, 200),
+    "empty": ({"x-envoy-downstream-service-cluster": ""}, ABORT, {"fault.http..abort.http_status": 418}, 418),
+    "delay": (WEB, DELAY, faults(web={"delay": {"fixed_duration_ms": 10}}), 200),
+    "delay by the general key": (WEB, DELAY, faults(delay={"fixed_duration_ms": 10}), 200),
+    "no delay": (WEB, DELAY, faults(web={"delay": {"fixed_delay_percent": 0}}), 200),
+    "asked for": (WANTS, BY_HEADER, {"other": 1}, 200),
+    "asked for, with a share": (WANTS, BY_HEADER, faults(abort={"abort_percent": 100}), 405),
+    "asked for, with a share and a status": (WANTS, BY_HEADER, faults(abort={"abort_percent": 100, "http_status": 418}), 418),
+    "asked for by a named one": ({**WANTS, **WEB}, BY_HEADER, faults(web={"abort": {"abort_percent": 100}}), 405),
+}  # fmt: skip
+"""Headers, the fault, runtime values, and what comes of it."""
 
 CASES: dict[str, tuple[list[Json], Json, Json, list[int]]] = {
     "status of aborts": ([fault(**ABORT)], {}, {"fault": {"http": {"abort": {"http_status": 418}}}}, [418]),
@@ -154,6 +186,18 @@ def test_runtime_values_have_the_same_effect(name: str, upstream: HttpUpstream, 
     if "retries" in name:
         upstream.script.extend([Step(409), *[Step(200)] * (expected != [409])] * 2)  # for Envoy, then for meshlib
     start = time.monotonic()
-    assert expected == by_envoy(filters, cluster, layer, tmp_path, len(expected))
-    assert expected == by_meshlib(filters, cluster, layer, len(expected))
+    assert expected == by_envoy(filters, cluster, layer, tmp_path, len(expected), {})
+    assert expected == by_meshlib(filters, cluster, layer, len(expected), {})
+    assert time.monotonic() - start < 19.0, "a delay of the resource was waited for"
+
+
+@pytest.mark.parametrize("name", OF_CALLERS)
+def test_faults_are_those_of_the_cluster_that_a_request_comes_from(
+    name: str, upstream: HttpUpstream, tmp_path: Path
+) -> None:
+    headers, config, layer, expected = OF_CALLERS[name]
+    cluster = static_cluster("up", f"{LOOPBACK}:{upstream.port}")
+    start = time.monotonic()
+    assert [expected] == by_envoy([fault(**config)], cluster, layer, tmp_path, 1, headers)
+    assert [expected] == by_meshlib([fault(**config)], cluster, layer, 1, headers)
     assert time.monotonic() - start < 19.0, "a delay of the resource was waited for"

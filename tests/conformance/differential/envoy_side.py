@@ -16,6 +16,8 @@ from differential.generate import HEADER_FILTER, LISTENER_PORT, TYPE, Json, Requ
 UPSTREAM_HEADERS = (("x-up", "1"), ("x-set", "up"), ("content-type", "application/json"))
 ENDPOINT_HOSTNAME = "endpoint.host"
 ENDPOINT_ADDRESS = "127.0.0.1:1"
+CLUSTER_METADATA: Json = {"a": {"ns": {"k": "of a", "o": {"n": 1.0}}}, "b": {}}
+"""What formats may say of clusters."""
 _MANAGER = "envoy.extensions.filters.network.http_connection_manager.v3.HttpConnectionManager"
 _FIELDS = {
     "case": "%REQ(X-CASE)%",
@@ -189,6 +191,8 @@ class EnvoySide:
             for number, (port, extra) in enumerate(zip(self._ports, self.managers, strict=True))
         ]
         clusters = [static_cluster(name, f"{LOOPBACK}:{up.port}") for name, up in self._upstreams.items()]
+        for cluster in clusters:
+            cluster["metadata"] = {"filter_metadata": CLUSTER_METADATA[cluster["name"]]}
         endpoint = clusters[0]["load_assignment"]["endpoints"][0]["lb_endpoints"][0]["endpoint"]
         endpoint["hostname"] = ENDPOINT_HOSTNAME
         return {

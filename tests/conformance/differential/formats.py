@@ -28,6 +28,7 @@ TEXTS = (
     "%LOCAL_REPLY_BODY%", "%RESPONSE_CODE%", "%RESPONSE_FLAGS%", "%RESPONSE_CODE_DETAILS%", "%REQ(x-1)%", "%REQ(x-9)%",
     "%RESP(x-set)%", "%RESP(location)%", "%ROUTE_NAME%", "%METADATA(ROUTE:ns:k)%", "%METADATA(ROUTE:ns)%",
     "%PATH(NQ)%", "%UPSTREAM_CLUSTER%", "%RESP(:status)%", "%RESP(content-type)%", "%UPSTREAM_HOST%", "%REQ(:authority):2%", "a%%b",
+    "%METADATA(CLUSTER:ns:k)%", "%UPSTREAM_HOSTS_ATTEMPTED%", "%GRPC_STATUS%", "%GRPC_STATUS_NUMBER%", "%UPSTREAM_PROTOCOL%",
 )  # fmt: skip
 
 

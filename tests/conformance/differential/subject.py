@@ -8,13 +8,13 @@ from dataclasses import replace
 from google.protobuf.json_format import ParseError
 
 from differential.decision import Decision, Outcome, Refusal, comparable
-from differential.envoy_side import ENDPOINT_ADDRESS, ENDPOINT_HOSTNAME, UPSTREAM_HEADERS
+from differential.envoy_side import CLUSTER_METADATA, ENDPOINT_ADDRESS, ENDPOINT_HOSTNAME, UPSTREAM_HEADERS
 from differential.generate import CLUSTERS, LISTENER_PORT, TYPE, Json, Request
 from meshlib.matching import INLINE_REQUEST_HEADERS
 from meshlib.model.endpoint import Endpoint
 from meshlib.model.filters import HeaderFilter, ListedHeaderFilter
 from meshlib.model.listener import ClientListener
-from meshlib.model.outcome import LocalReply
+from meshlib.model.outcome import Connected, LocalReply
 from meshlib.model.profile import HTTP
 from meshlib.model.request import Headers, Moment, RequestHead
 from meshlib.model.route import RouteConfiguration
@@ -102,7 +102,7 @@ def _table(configuration: Json, manager: Json | None = None) -> RouteTable | Ref
 
 def _decide(table: RouteTable, request: Request, started_us: int) -> Decision:
     headers = Headers(_folded(request.headers))
-    moment = Moment(socket.gethostname(), started_us / 1e6)
+    moment = Moment(socket.gethostname(), started_us / 1e6, metadata_of=CLUSTER_METADATA.get)
     head = RequestHead(
         request.method, request.authority, request.path, headers, is_grpc=request.is_grpc, profile=HTTP, moment=moment
     )
@@ -133,7 +133,15 @@ def _decide(table: RouteTable, request: Request, started_us: int) -> Decision:
 def _forwarded(match: RouteMatch, head: RequestHead) -> Decision:
     endpoint = Endpoint(ENDPOINT_ADDRESS, hostname=ENDPOINT_HOSTNAME if match.cluster == "a" else "")
     sent = match.rewrite_for(match.rewrite(head), endpoint)
-    about = Scene(sent, status=200, details="via_upstream", endpoint=endpoint, attempts=1)
+    about = Scene(
+        sent,
+        status=200,
+        details="via_upstream",
+        endpoint=endpoint,
+        attempts=1,
+        reached=(endpoint,),
+        connected=Connected("HTTP/1.1", "127.0.0.1:2"),
+    )
     answered = match.response_headers(Headers(UPSTREAM_HEADERS), sent, about)
     return Decision(
         status=200,

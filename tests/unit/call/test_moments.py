@@ -105,3 +105,19 @@ def test_listeners_formats_count(driver: MakeDriver) -> None:
     step = prepared(driver, snapshot).call().start(1000.0)
     assert isinstance(step.result, LocalReply)
     assert b"1700000000" == step.result.body
+
+
+def test_endpoints_without_a_connection_are_not_among_those_attempted(driver: MakeDriver) -> None:
+    retry = RetryPolicy(frozenset({"5xx"}), num_retries=3)
+    formats = HeaderMutation(response_add=(add("x-hosts", "%UPSTREAM_HOSTS_ATTEMPTED%"), add("x-id", "%STREAM_ID%")))
+    call = driver(with_route(service("a", "h:1", retry=retry), mutation=formats)).call()
+    step = call.start(1000.0)
+    for outcome in (Response(503), CONNECT, Response(503), Response(200)):
+        while isinstance(step, Sleep):
+            step = call.slept(1001.0)
+        assert isinstance(step, Attempt)
+        step = call.finished(outcome, 1001.0)
+    assert isinstance(step, Done)
+    headers = call.response_headers(Headers())
+    assert headers.get("x-hosts") == "h:1,h:1,h:1"
+    assert headers.get("x-id") == call.response_headers(Headers()).get("x-id") != ""

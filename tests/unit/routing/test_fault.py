@@ -136,6 +136,30 @@ def test_request_asks_for_its_abort(http: str | None, grpc: str | None, for_http
     assert [None if reply is None else (reply.status, reply.grpc_status) for reply in found] == [for_http, for_grpc]
 
 
+def test_runtime_values_count_whatever_the_request_asks_for() -> None:
+    delay = FaultDelay(0.0, ALWAYS, by_header=True, instead_s=0.5, is_share_fixed=True)
+    fixed = FaultPolicy(delay, FaultAbort(ALWAYS, 429, 8, by_header=True))
+    never = {"x_envoy_fault_delay_request_percentage": "0"}
+    assert asked(fixed, x_envoy_fault_delay_request="250", **never).delay_s == 0.5
+    assert asked(fixed, **never) is NO_FAULT
+    for name, grpc_status in (("x_envoy_fault_abort_request", None), ("x_envoy_fault_abort_grpc_request", 8)):
+        found = asked(fixed, **{name: "405" if grpc_status is None else "5"}).abort
+        assert found is not None
+        assert (found.status, found.grpc_status) == (429 if grpc_status is None else 200, grpc_status)
+
+
+def test_faults_of_a_downstream_cluster() -> None:
+    web, others = FaultPolicy(abort=FaultAbort(ALWAYS, 418)), FaultPolicy(abort=FaultAbort(ALWAYS, 503))
+    policy = FaultPolicy(abort=FaultAbort(NEVER, 429), by_caller={"web": web, "a,b": web}, for_callers=others)
+
+    def status(*names: str) -> int | None:
+        items = Headers(("x-envoy-downstream-service-cluster", name) for name in names)
+        reply = decide_fault(policy, RequestHead("GET", "svc", "/", items), random.Random(1)).abort
+        return None if reply is None else reply.status
+
+    assert (status(), status("web"), status("other"), status(""), status("a", "b")) == (None, 418, 503, 503, 418)
+
+
 @pytest.mark.parametrize(("text", "expected"), [("0", False), ("100", True), ("999", True), ("x", True)])
 def test_request_asks_how_often(text: str, expected: bool) -> None:
     found = asked(BY_HEADER, x_envoy_fault_abort_request="500", x_envoy_fault_abort_request_percentage=text)

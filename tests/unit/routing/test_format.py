@@ -3,6 +3,7 @@ import json
 import pytest
 
 from meshlib.model.endpoint import Endpoint
+from meshlib.model.outcome import Connected
 from meshlib.model.request import Headers, Moment, RequestHead
 from meshlib.routing.format import Facts, Scene, compile_format, compile_value
 from meshlib.routing.headers import with_headers
@@ -13,11 +14,24 @@ FACTS = Facts(
     cluster="c",
     metadata={"ns": {"k": "v", "o": {"q": 1.5, "p": 3.0}, "l": (1.0, "a"), "n": None}},
     host_metadata={"ns": {"k": "host"}},
+    listener="shop",
+    listener_metadata={"ns": {"k": "listener"}},
 )
 HEAD = RequestHead("GET", "svc", "/a?q=1&%72=b%20c", Headers((("x-a", "abc"), ("x-a", "second"))))
 RESPONSE = Headers((("x-up", "1"),))
 ENDPOINT = Endpoint("127.0.0.1:80", hostname="a.example", metadata={"ns": {"zone": "z1"}})
-SCENE = Scene(HEAD, RESPONSE, 200, "URX,UF", "via_upstream", ENDPOINT, 2)
+REACHED = (Endpoint("[::1]:81"), ENDPOINT)
+SCENE = Scene(
+    HEAD,
+    RESPONSE,
+    200,
+    "URX,UF",
+    "via_upstream",
+    ENDPOINT,
+    2,
+    reached=REACHED,
+    connected=Connected("HTTP/2", "[::1]:9"),
+)
 
 
 def render(text: str, facts: Facts = FACTS) -> str:
@@ -57,6 +71,13 @@ def render(text: str, facts: Facts = FACTS) -> str:
         ("%UPSTREAM_REQUEST_ATTEMPT_COUNT%", "2"),
         ("%DYNAMIC_METADATA(a:b)%%FILTER_STATE(a)%%TRAILER(x)%", ""),
         ("%REQ(?x-a)%", "abc"),
+        ("%METADATA(LISTENER:ns:k)% %LISTENER_NAME%%METADATA(LISTENER_FILTER_CHAIN:ns:k)%", "listener shop"),
+        ("%UPSTREAM_HOSTS_ATTEMPTED% %UPSTREAM_HOSTS_ATTEMPTED_WITHOUT_PORT%", "[::1]:81,127.0.0.1:80 ::1,127.0.0.1"),
+        ("%UPSTREAM_HOST_NAMES_ATTEMPTED%", "[::1]:81,a.example"),
+        ("%UPSTREAM_HOST_NAMES_ATTEMPTED_WITHOUT_PORT%", "[::1],a.example"),
+        ("%UPSTREAM_PROTOCOL% %UPSTREAM_LOCAL_ADDRESS% %UPSTREAM_LOCAL_PORT%", "HTTP/2 [::1]:9 9"),
+        ("%UPSTREAM_LOCAL_ADDRESS_WITHOUT_PORT%", "::1"),
+        ("%GRPC_STATUS%%GRPC_STATUS_NUMBER%%DURATION%%UNIQUE_ID%%STREAM_ID%%CLUSTER_METADATA(ns:k)%", ""),
     ],
 )
 def test_format(text: str, expected: str) -> None:
@@ -92,7 +113,14 @@ def test_values_that_are_not_there_render_as_nothing() -> None:
         "%REQ%",
         "%REQ()%",
         "%NO_SUCH%",
-        "%DURATION%",
+        "%BYTES_SENT%",
+        "%DURATION:3%",
+        "%UNIQUE_ID(x)%",
+        "%GRPC_STATUS(x)%",
+        "%GRPC_STATUS:3%",
+        "%CLUSTER_METADATA(a:b):3%",
+        "%UPSTREAM_HOSTS_ATTEMPTED:3%",
+        "%UPSTREAM_LOCAL_ADDRESS_WITHOUT_PORT:3%",
         "%START_TIME:3%",
         "%START_TIME(%n)%",
         "%START_TIME(%-d)%",
@@ -107,7 +135,7 @@ def test_values_that_are_not_there_render_as_nothing() -> None:
         '%COALESCE({"operators": [1]})%',
         '%COALESCE({"operators": ["REQ"]})%',
         '%COALESCE({"operators": ["NO_SUCH"]})%',
-        '%COALESCE({"operators": ["DURATION"]})%',
+        '%COALESCE({"operators": ["BYTES_SENT"]})%',
         '%COALESCE({"operators": [{"param": "x"}]})%',
         '%COALESCE({"operators": [{"command": "REQ", "param": 1}]})%',
         '%COALESCE({"operators": [{"command": "REQ", "param": "x", "max_length": 0}]})%',
@@ -122,7 +150,7 @@ def test_values_that_are_not_there_render_as_nothing() -> None:
         "%REQ(a b)%",
         "%REQ(a?b?c)%",
         "%PATH(X)%",
-        "%METADATA(CLUSTER:a:b)%",
+        "%METADATA(FILTER:a:b)%",
         "%FILTER_STATE(a:FIELD)%",
         "%UPSTREAM_METADATA(a:b):2%",
         "%QUERY_PARAMS(RAW)%",
@@ -139,7 +167,84 @@ def test_good_format_has_no_complaint() -> None:
 
 
 def test_complaint_names_the_command() -> None:
-    assert "%DURATION% is not supported" in check_format("a %DURATION%")
+    assert "%BYTES_SENT% is not supported" in check_format("a %BYTES_SENT%")
+
+
+class Counter:
+    """Random bits that are not random."""
+
+    def __init__(self) -> None:
+        self.bits = 0
+
+    def random(self) -> float:
+        raise AssertionError("ids are made of bits")
+
+    def getrandbits(self, k: int, /) -> int:
+        self.bits += 1
+        return self.bits
+
+
+def metadata_of(cluster: str) -> dict[str, dict[str, object]]:
+    return {"c": {"ns": {"k": "cluster", "n": 2.0}}, "abc": {"ns": {"k": "named"}}}[cluster]
+
+
+def moment_head(*headers: tuple[str, str]) -> RequestHead:
+    moment = Moment("here", 100.0, Counter(), metadata_of)
+    moment.goes_on(100.0129)
+    return RequestHead("GET", "svc", "/", Headers((("x-a", "abc"), *headers)), moment=moment)
+
+
+def rendered(text: str, scene: Scene, facts: Facts = FACTS) -> str:
+    compiled = compile_format(text, facts)
+    return compiled if isinstance(compiled, str) else compiled(scene)
+
+
+def test_ids_are_of_the_call_and_of_each_time() -> None:
+    text = "%UNIQUE_ID% %UNIQUE_ID% %STREAM_ID%"
+    one, other, call = rendered(text, scene := Scene(moment_head())).split(" ")
+    # 64 bits were drawn for shares of requests already.
+    assert (one, other) == ("00000000-0000-4002-8000-000000000003", "00000000-0000-4004-8000-000000000005")
+    assert call == "00000000-0000-4006-8000-000000000007" == rendered("%STREAM_ID%", scene)
+    assert rendered("%STREAM_ID%", Scene(moment_head(("x-request-id", "mine")))) == "mine"
+
+
+def test_metadata_of_the_cluster_is_as_it_is_when_the_call_is_made() -> None:
+    scene = Scene(moment_head())
+    text = "%METADATA(CLUSTER:ns:k)% %CLUSTER_METADATA(ns)% %METADATA(CLUSTER:ns:k):2%"
+    assert rendered(text, scene) == 'cluster {"k":"cluster","n":2} cl'
+    assert rendered("%METADATA(CLUSTER:ns:k)%", scene, Facts("r", None, "x-a")) == "named"
+    assert rendered("%METADATA(CLUSTER:ns:k)%", scene, Facts()) == ""
+    facts = Facts(cluster="c")
+    compile_format("%METADATA(CLUSTER:ns:k)%", facts)
+    assert facts.needs_moment
+
+
+def test_durations_are_whole_milliseconds() -> None:
+    answered = Scene(moment_head(), RESPONSE, details="via_upstream")
+    assert rendered("%DURATION% %RESPONSE_DURATION%", answered) == "12 12"
+    assert rendered("%DURATION% %RESPONSE_DURATION%", Scene(moment_head(), RESPONSE, details="x")) == "12 "
+
+
+@pytest.mark.parametrize(
+    ("status", "text", "expected"),
+    [
+        (200, "0", "OK OK 0"),
+        (200, "1", "Canceled CANCELLED 1"),
+        (503, "8", "ResourceExhausted RESOURCE_EXHAUSTED 8"),
+        (200, " +3", "InvalidArgument INVALID_ARGUMENT 3"),
+        (200, "17", "17 17 17"),
+        (200, "-1", "-1 -1 -1"),
+        (200, "abc", "-1 -1 -1"),
+        (200, "", "Unknown UNKNOWN 2"),
+        (503, None, "Unavailable UNAVAILABLE 14"),
+        (0, None, "  "),
+    ],
+)
+def test_grpc_status(status: int, text: str | None, expected: str) -> None:
+    head = RequestHead("POST", "svc", "/", Headers(), is_grpc=True)
+    response = Headers(() if text is None else (("grpc-status", text),))
+    formats = "%GRPC_STATUS% %GRPC_STATUS(SNAKE_STRING)% %GRPC_STATUS_NUMBER%"
+    assert rendered(formats, Scene(head, response, status)) == expected
 
 
 @pytest.mark.parametrize(

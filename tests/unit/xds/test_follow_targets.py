@@ -544,7 +544,8 @@ def test_faults_of_the_listener_have_runtime_values_too() -> None:
     config = RouteConfiguration("r", ())
     world.put(LDS, "shop", ClientListener("shop", config, has_fault_filter=True, fault=fault))
     world.settle()
-    assert world.shop.listener.fault == ABORT
+    found = world.shop.listener.fault
+    assert found is not None and found.abort == ABORT.abort
     before = world.shop
     assert not world.settle().waiting
     assert world.shop is before

@@ -141,7 +141,7 @@ def test_faults_have_envoys_keys_unless_they_name_their_own() -> None:
     fault = FaultPolicy(FaultDelay(1.0, Fraction(0)), FaultAbort(Fraction(0, 100, "mine"), 503))
     runtime = {"fault.http.delay.fixed_delay_percent": 30.0, "fault.http.abort.abort_percent": 40.0, "mine": 50.0}
     found = with_runtime(routes(fault=fault), runtime).virtual_hosts[0].routes[0].fault
-    assert found == FaultPolicy(FaultDelay(1.0, Fraction(30)), FaultAbort(Fraction(50, 100, "mine"), 503))
+    assert (found.delay, found.abort) == (FaultDelay(1.0, Fraction(30)), FaultAbort(Fraction(50, 100, "mine"), 503))
 
 
 def test_weights_of_clusters_have_a_prefix() -> None:
@@ -165,13 +165,51 @@ def test_faults_have_times_and_statuses_of_their_own() -> None:
         "fault.http.max_active_faults": 3.0,
     }
     found = with_runtime(fault, runtime)
-    assert found == FaultPolicy(FaultDelay(0.25, Fraction(100)), FaultAbort(Fraction(100), 429), max_active=3)
+    assert (found.delay, found.abort) == (FaultDelay(0.25, Fraction(100)), FaultAbort(Fraction(100), 429))
+    assert found.max_active == 3
     assert with_runtime(fault, {"mine": 42.0}) is fault
-    rpc = FaultAbort(Fraction(100), grpc_status=14)
-    assert with_runtime(rpc, {"fault.http.abort.grpc_status": 8.0}).grpc_status == 8
+    rpc = FaultPolicy(abort=FaultAbort(Fraction(100), grpc_status=14))
+    changed = with_runtime(rpc, {"fault.http.abort.grpc_status": 8.0}).abort
+    assert changed is not None and changed.grpc_status == 8
     assert with_runtime(rpc, {"fault.http.abort.grpc_status": 17.0, "fault.http.abort.http_status": 500.0}) is rpc
-    header = FaultDelay(0.0, Fraction(100), by_header=True)
-    assert with_runtime(header, runtime) is header
+
+
+def test_faults_that_requests_ask_for_are_by_runtime_values_too() -> None:
+    by_header = FaultPolicy(FaultDelay(0.0, Fraction(100), by_header=True), FaultAbort(Fraction(100), by_header=True))
+    values: dict[str, float | bool | Fraction] = {
+        "fault.http.delay.fixed_duration_ms": 250.0,
+        "fault.http.delay.fixed_delay_percent": 100.0,
+        "fault.http.abort.http_status": 429.0,
+        "fault.http.abort.grpc_status": 8.0,
+    }
+    found = with_runtime(by_header, values)
+    assert found.delay == FaultDelay(0.0, Fraction(100), by_header=True, instead_s=0.25, is_share_fixed=True)
+    assert found.abort == FaultAbort(Fraction(100), 429, 8, by_header=True)
+
+
+def test_requests_of_a_named_cluster_have_faults_of_their_own() -> None:
+    fault = FaultPolicy(FaultDelay(1.0, Fraction(50)), FaultAbort(Fraction(50), 503))
+    runtime: dict[str, float | bool | Fraction] = {
+        "fault.http.delay.fixed_delay_percent": 10.0,
+        "fault.http.delay.fixed_duration_ms": 100.0,
+        "fault.http.abort.http_status": 429.0,
+        "fault.http.web.abort.abort_percent": 20.0,
+        "fault.http.web.abort.http_status": 418.0,
+        "fault.http.a.b.delay.fixed_delay_percent": 30.0,
+        "fault.http.a.b.delay.fixed_duration_ms": 7.0,
+        "fault.http..abort.abort_percent": 0.0,
+        "fault.http.web.rate_limit.response_percent": 1.0,
+    }
+    found = with_runtime(fault, runtime)
+    assert (found.delay, found.abort) == (FaultDelay(0.1, Fraction(10)), FaultAbort(Fraction(50), 429))
+    assert found.by_caller.keys() == {"web", "a.b", ""}
+    # The general keys do not concern them, but for the length of a delay.
+    web, dotted, nameless, others = *(found.by_caller[name] for name in ("web", "a.b", "")), found.for_callers
+    assert others is not None
+    assert (web.delay, web.abort) == (FaultDelay(0.1, Fraction(50)), FaultAbort(Fraction(20), 418))
+    assert (dotted.delay, dotted.abort) == (FaultDelay(0.007, Fraction(30)), FaultAbort(Fraction(50), 503))
+    assert (nameless.delay, nameless.abort) == (FaultDelay(0.1, Fraction(50)), FaultAbort(Fraction(0), 503))
+    assert (others.delay, others.abort) == (FaultDelay(0.1, Fraction(50)), FaultAbort(Fraction(50), 503))
 
 
 FAULT_KEYS = {
@@ -192,7 +230,9 @@ def test_keys_of_faults_are_read() -> None:
     assert (decoded.errors, decoded.unused) == ((), ())
     assert isinstance(decoded.value, FilterConfig)
     found = with_runtime(decoded.value.config, {"d": 5.0, "h": 500.0, "m": 1.0})
-    assert found == FaultPolicy(FaultDelay(0.005, Fraction(100)), FaultAbort(Fraction(100), 500), max_active=1)
+    assert isinstance(found, FaultPolicy)
+    assert (found.delay, found.abort) == (FaultDelay(0.005, Fraction(100)), FaultAbort(Fraction(100), 500))
+    assert found.max_active == 1
 
 
 def test_a_wait_before_retries_that_the_resource_does_not_say_is_a_runtime_value() -> None:
