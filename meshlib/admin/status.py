@@ -171,6 +171,7 @@ class MeshStatus:
     connection_text: The same as a sentence, with the reason.
     view: Number of the view in use; grows with each change.
     problems: What does not work though the mesh does, by place.
+    unused: Fields that meshlib does not use, by resource (`CDS checkout`); only resources that have some.
     """
 
     node_id: str
@@ -183,6 +184,7 @@ class MeshStatus:
     certificates: tuple[CertificateStatus, ...] = ()
     problems: Mapping[str, str] | None = None
     grpc_tls: GrpcTls | None = None
+    unused: Mapping[str, tuple[str, ...]] | None = None
 
     def to_dict(self) -> dict[str, Any]:
         """Return plain data, for JSON."""
@@ -197,6 +199,7 @@ class MeshStatus:
             "certificates": [asdict(certificate) for certificate in self.certificates],
             "problems": dict(self.problems or {}),
             "grpc_tls": None if self.grpc_tls is None else asdict(self.grpc_tls),
+            "unused": {resource: list(fields) for resource, fields in (self.unused or {}).items()},
         }
 
     def __str__(self) -> str:
@@ -221,6 +224,8 @@ class MeshStatus:
                 )
         for certificate in self.certificates:
             lines.append(str(certificate))
+        for resource, fields in (self.unused or {}).items():
+            lines.append(f"unused in {resource}: {', '.join(fields)}")
         return "\n".join(lines)
 
 
@@ -243,7 +248,7 @@ def mesh_status(mesh: Source, control: ControlPlane | None, grpc_tls: GrpcTls | 
     if control is None:
         state = "disabled" if mesh.is_disabled else "idle"
         text = "the mesh is disabled (MESHLIB_DISABLE=1)" if mesh.is_disabled else "not started"
-        return MeshStatus("", "", state, text, view.number, problems={}, grpc_tls=grpc_tls)
+        return MeshStatus("", "", state, text, view.number, problems={}, grpc_tls=grpc_tls, unused={})
     connection = control.connection
     return MeshStatus(
         control.node_id,
@@ -256,7 +261,13 @@ def mesh_status(mesh: Source, control: ControlPlane | None, grpc_tls: GrpcTls | 
         certificate_statuses(mesh, control),
         control.problems,
         grpc_tls,
+        _unused(control),
     )
+
+
+def _unused(control: ControlPlane) -> Mapping[str, tuple[str, ...]]:
+    found = {f"{short_name(entry.type_url)} {entry.name}": entry.unused for entry in control.entries() if entry.unused}
+    return dict(sorted(found.items()))
 
 
 def resource_statuses(mesh: Source, control: ControlPlane | None) -> tuple[ResourceStatus, ...]:

@@ -69,6 +69,8 @@ class Target:
 def parse_target(target: str) -> Target:
     """Parse `xds:///name`, `xds:name` or `xds://authority/name` (gRFC A27, A47).
 
+    It is a URI: the name is its path without one leading slash, decoded; a query or a fragment does not count.
+
     Raises:
         ConfigError: Another scheme, or no name.
     """
@@ -80,7 +82,9 @@ def parse_target(target: str) -> Target:
         authority, slash, rest = rest[2:].partition("/")
         if not slash:
             raise ConfigError(f"target {target!r}: xds://{authority} has no service name; xds:///{authority} is meant?")
-    name = unquote(rest.lstrip("/"))
+    else:
+        rest = rest.removeprefix("/")
+    name = unquote(re.split(r"[?#]", rest, maxsplit=1)[0])
     if not name:
         raise ConfigError(f"target {target!r}: no service name")
     return Target(f"xds://{authority}/{name}" if authority else name, name)

@@ -16,6 +16,8 @@ __all__ = ["CertificateSources"]
 
 RETRY_S: Final = 5.0
 """After files that could not be used: most often they were caught while they are being replaced."""
+LEAST_REFRESH_S: Final = 0.1
+"""Files are not read more often than this, whatever the bootstrap says: it may say zero."""
 PATIENCE_S: Final = 5.0
 """How long clusters wait for the first word of a provider; after that their calls fail and say why."""
 
@@ -83,7 +85,7 @@ class CertificateSources:
             stream.connect()
 
     def _read(self, instance: str, config: FileWatcherConfig) -> None:
-        delay_s = config.refresh_interval_s
+        delay_s = max(LEAST_REFRESH_S, config.refresh_interval_s)
         try:
             found = read_provider(instance, config, self.secrets)
         except ConfigError as error:

@@ -126,9 +126,7 @@ def _credentials(place: JsonPlace) -> tuple[ChannelCreds, tuple[JwtTokenFile, ..
 
 def _channel_creds(place: JsonPlace) -> ChannelCreds | None:
     config = place.object("config")
-    match place.string("type"):
-        case "":
-            place.fail("is required", "type")
+    match _kind(place):
         case "insecure":
             return InsecureCreds()
         case "google_default":
@@ -141,16 +139,19 @@ def _channel_creds(place: JsonPlace) -> ChannelCreds | None:
 
 
 def _call_creds(place: JsonPlace) -> JwtTokenFile | None:
-    kind = place.string("type")
-    if not kind:
-        place.fail("is required", "type")
     config = place.object("config")
-    if kind != "jwt_token_file":
+    if _kind(place) != "jwt_token_file":
         return None
     path = config.string("jwt_token_file")
     if not path:
         config.fail("is required", "jwt_token_file")
     return JwtTokenFile(path)
+
+
+def _kind(credentials: JsonPlace) -> str:
+    if not credentials.has("type"):
+        credentials.fail("is required", "type")
+    return credentials.string("type")
 
 
 def _key_pair(config: JsonPlace) -> tuple[str, str]:

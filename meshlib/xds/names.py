@@ -211,4 +211,4 @@ def _expand(template: str, value: str) -> str:
 
 
 def _encode(text: str) -> str:
-    return quote(text, safe="/:@!$'()*+,;")
+    return quote(text, safe="/:?@!$'()*+,;")

@@ -164,7 +164,8 @@ class SotwMachine(StreamMachine):
         seen: set[str] = set()
         has_valid = has_nameless = False
         for index, resource in enumerate(response.resources):
-            taken = self._take(type_url, resource, response.version, seen, now, commands)
+            named = (resource.name, *resource.aliases) if resource.name else ()
+            taken = self._take(type_url, resource, response.version, seen, now, commands, named)
             if taken.errors:
                 problems.append(problem("resource", index, taken.name, taken.errors))
                 has_nameless = has_nameless or not taken.name
@@ -180,8 +181,7 @@ class SotwMachine(StreamMachine):
                 has_nameless = has_nameless or not error.name
             else:
                 seen.add(normal(error.name))
-                deletes = is_full_state(type_url)
-                self._take_error(type_url, error, response.version, now, commands, deletes=deletes)
+                self._take_error(type_url, error, response.version, now, commands)
         if is_full_state(type_url) and not has_nameless and not _has_only_heartbeats(response):
             self._delete_missing(response, seen, now, commands)
         if self._asked(type_url) and self._collections.of(type_url):
@@ -236,7 +236,8 @@ class SotwMachine(StreamMachine):
             for type_url, state in self._types.items():
                 sent = frozenset() if state.sent is None else state.sent
                 has_change = state.wanted is not sent and state.wanted != sent
-                is_due = has_change or (state.owes_answer and not self.is_patient)
+                # A refusal does not wait: the answer to a later response would take its place, and nobody hear of it.
+                is_due = has_change or (state.owes_answer and (not self.is_patient or bool(state.error)))
                 if not is_due or type_url in DELTA_ONLY:
                     continue
                 wanted, names = state.wanted, state.listed

@@ -337,12 +337,20 @@ class StreamMachine(ABC):
         entry.is_absent = entry.is_spare = False
 
     def _take_error(
-        self, type_url: str, error: ResourceError, version: str, now: float, commands: list[Command], *, deletes: bool
+        self,
+        type_url: str,
+        error: ResourceError,
+        version: str,
+        now: float,
+        commands: list[Command],
+        *,
+        deletes: bool = False,
     ) -> None:
         """Apply one entry of `resource_errors`.
 
         Args:
-            deletes: NOT_FOUND means that a resource in use was removed.
+            deletes: NOT_FOUND means that a resource in use was removed. Else it is an error beside the value (A88), and
+                the resource is not deleted for being left out either.
         """
         for name in self._matching(type_url, (error.name,)):
             entry = self._cache.get(type_url, name)
@@ -355,10 +363,9 @@ class StreamMachine(ABC):
             text = error.message or ("does not exist" if error.code == NOT_FOUND else f"error code {error.code}")
             final = error.code in (NOT_FOUND, PERMISSION_DENIED)
             self._refuse(entry, ResourceState.RECEIVED_ERROR, text, version, now, drops=final)
-            entry.is_absent = error.code == NOT_FOUND
-            if entry.is_absent and deletes and not self._ignores_deletion:
-                # The same as leaving it out, said aloud.
+            if error.code == NOT_FOUND and deletes and not self._ignores_deletion:
                 entry.drop_value()
+            entry.is_absent = error.code == NOT_FOUND and entry.value is None
             commands.append(Report(ResourceRejected(type_url, name, version, text)))
 
     def _remove(self, entry: Entry, version: str, now: float, commands: list[Command]) -> None:

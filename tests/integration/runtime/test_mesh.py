@@ -51,6 +51,18 @@ def test_an_update_reaches_the_view(ads: Any, tools: Any) -> None:
         eventually(lambda: ports(mesh) == [2, 3])
 
 
+def test_the_status_lists_fields_that_have_no_effect(ads: Any, tools: Any) -> None:
+    ads.put(CDS, {**tools.eds_cluster("checkout"), "alt_stat_name": "x", "preconnect_policy": {}})
+    with connect(ads) as mesh:
+        mesh.wait_ready("checkout", timeout_s=5.0)
+        status = mesh.status()
+        assert {"CDS checkout": ("alt_stat_name", "preconnect_policy")} == status.unused
+        assert {"CDS checkout": ["alt_stat_name", "preconnect_policy"]} == status.to_dict()["unused"]
+        assert "unused in CDS checkout: alt_stat_name, preconnect_policy" in str(status)
+        ads.put(CDS, tools.eds_cluster("checkout"))
+        eventually(lambda: mesh.status().unused == {})
+
+
 def test_every_response_is_acknowledged_with_its_nonce(ads: Any) -> None:
     with connect(ads) as mesh:
         mesh.wait_ready("checkout", timeout_s=5.0)

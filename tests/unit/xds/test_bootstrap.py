@@ -99,6 +99,28 @@ def test_the_first_known_channel_credentials_are_used():
     assert parse(**server(channel_creds=creds)).servers[0].channel_creds == GoogleDefaultCreds()
 
 
+def test_null_counts_as_absent():
+    locality = {"region": None, "zone": "z", "sub_zone": None}
+    found = parse(
+        **server(call_creds=None, server_features=None),
+        node={"id": None, "locality": locality, "metadata": {"kept": None}},
+        authorities=None,
+        certificate_providers=None,
+        client_default_listener_resource_name_template=None,
+        meshlib={"registry_uri": None, "default_port": None},
+    )
+    assert found == parse(node={"locality": {"zone": "z"}, "metadata": {"kept": None}})
+
+
+def test_a_type_of_credentials_without_letters_is_an_unknown_one():
+    assert parse(**server(channel_creds=[{"type": ""}, {"type": "insecure"}], call_creds=[{"type": ""}])) == parse()
+
+
+def test_an_interval_of_zero_is_one():
+    creds = parse(**server(channel_creds=[{"type": "tls", "config": {"refresh_interval": "0s"}}])).servers[0]
+    assert creds.channel_creds == TlsCreds(refresh_interval_s=0.0)
+
+
 def test_all_known_call_credentials_are_used():
     secure = [{"type": "tls"}]
     calls = [
@@ -177,7 +199,7 @@ TLS = [{"type": "tls"}]
             "must be a duration",
         ),
         (
-            server(channel_creds=[{"type": "tls", "config": {"refresh_interval": "0s"}}]),
+            server(channel_creds=[{"type": "tls", "config": {"refresh_interval": "-1s"}}]),
             "/xds_servers/0/channel_creds/0/config/refresh_interval",
             "must be a duration",
         ),
@@ -193,7 +215,10 @@ TLS = [{"type": "tls"}]
         ),
         (server(server_features="xds_v3"), "/xds_servers/0/server_features", "must be an array, is a string"),
         ({"node": []}, "/node", "must be an object, is an array"),
-        ({"node": {"locality": {"zone": None}}}, "/node/locality/zone", "must be a string, is null"),
+        ({"node": {"locality": {"zone": 5}}}, "/node/locality/zone", "must be a string, is a number"),
+        ({"xds_servers": [None]}, "/xds_servers/0", "must be an object, is null"),
+        (server(server_uri=None), "/xds_servers/0/server_uri", "is required"),
+        (server(channel_creds=[{"type": None}]), "/xds_servers/0/channel_creds/0/type", "is required"),
         ({"node": {"metadata": 1}}, "/node/metadata", "must be an object, is a number"),
         ({"authorities": {"a/b~": 1}}, "/authorities/a~1b~0", "must be an object, is a number"),
         (
@@ -237,6 +262,12 @@ def test_errors_name_origin_pointer_and_reason(changes, pointer, reason):
 @pytest.mark.parametrize("text", ["", "{", "[]", "nul", '{"node": {"metadata": {"x": NaN}}}', "[" * 100_000])
 def test_text_that_is_no_json_object_is_refused(text):
     with pytest.raises(BootstrapError, match=r"bootstrap test: (not valid JSON|at /: must be an object)"):
+        parse_bootstrap(text, origin="test")
+
+
+def test_a_key_that_is_there_twice_is_refused():
+    text = '{"xds_servers": [], "node": {}, "xds_servers": [{}]}'
+    with pytest.raises(BootstrapError, match=r'^bootstrap test: not valid JSON: duplicate key "xds_servers"$'):
         parse_bootstrap(text, origin="test")
 
 

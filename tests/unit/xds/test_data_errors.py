@@ -1,6 +1,7 @@
 """What becomes of a resource when something goes wrong with it, by the features of its server (gRFCs A53, A57, A88).
 
 Each row is a row of A88's table; the default is that of gRPC before A88, where deletions of listeners and clusters count.
+Errors that the server sends for a resource are A88's alone: they count as it says, and are no deletion.
 """
 
 import pytest
@@ -52,7 +53,9 @@ def response(type_url: str, *bodies: bytes, code: int = 0) -> DiscoveryResponse:
         ("deletion", EDS, (FAILS,), ResourceState.ACKED, True),
         ("not found", EDS, (), RECEIVED, True),
         ("not found", EDS, (FAILS,), RECEIVED, False),
-        ("not found", CDS, (), RECEIVED, False),
+        ("not found", CDS, (), RECEIVED, True),
+        ("not found", CDS, (FAILS,), RECEIVED, False),
+        ("not found", CDS, (IGNORES, FAILS), RECEIVED, False),
         ("not found", CDS, (IGNORES,), RECEIVED, True),
         ("forbidden", CDS, (), RECEIVED, True),
         ("forbidden", CDS, (FAILS,), RECEIVED, False),

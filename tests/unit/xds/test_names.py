@@ -77,6 +77,12 @@ def test_without_a_template_there_is_no_inbound_name():
         inbound_name(bootstrap(), "0.0.0.0:8080")
 
 
+def test_context_parameters_keep_what_a_query_may_hold():
+    """RFC 3986 section 3.4; C-core writes them so."""
+    name = "xdstp://a/t/id?k=a/b?c:d@e!f$g'h(i)*j+,;&l=%26%3D%23%25"
+    assert name == canonical(name)
+
+
 def test_context_parameters_are_sorted_and_the_first_of_a_key_counts():
     assert "xdstp://a/t/id?a=1&b=2" == canonical("xdstp://a/t/id?b=2&a=1&b=3")
 

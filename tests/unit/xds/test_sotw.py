@@ -330,6 +330,33 @@ def test_a_wrapper_without_a_resource_is_refused() -> None:
     assert "resource index 0: a: resource missing" in requests(client.received(odd, 1.0))[0].error
 
 
+def test_a_wrapped_resource_is_called_as_its_wrapper_says() -> None:
+    client, cache = subscribed("a", "b")
+    wrapped = (AnyBytes(CDS, body("a", "1"), "a"), AnyBytes(CDS, body("a", "2"), "b"))
+    (refusal,) = requests(client.received(DiscoveryResponse(CDS, "1", "n1", wrapped), 1.0))
+    assert "[resource index 1: b: is called 'a' inside]" in refusal.error
+    assert ("a=1", None) == (value(cache, "a"), value(cache, "b"))
+
+
+def test_a_wrapped_resource_that_cannot_be_read_is_called_as_its_wrapper_says() -> None:
+    client, cache = subscribed("a")
+    odd = DiscoveryResponse(CDS, "1", "n1", (AnyBytes(CDS, body("?", "nameless"), "a"),))
+    assert "resource index 0: a: cannot be parsed" in requests(client.received(odd, 1.0))[0].error
+    entry = cache.get(CDS, "a")
+    assert entry is not None
+    assert ResourceState.NACKED is entry.state
+
+
+def test_a_refusal_goes_out_before_the_next_response_is_answered() -> None:
+    client, _ = subscribed("a")
+    client.is_patient = True
+    (refusal,) = requests(client.received(response(CDS, "1", body("a", "bad")), 1.0))
+    assert ("n1", True) == (refusal.nonce, bool(refusal.error))
+    client.sent()
+    assert [] == requests(client.received(response(CDS, "2", body("a")), 2.0))
+    assert [SendRequest(CDS, ("a",), "2", "n2")] == requests(client.answer())
+
+
 def test_an_error_inside_a_decoder_costs_one_resource() -> None:
     client, cache = subscribed("a", "b")
     request = requests(client.received(response(CDS, "1", body("a"), body("b", "bug")), 1.0))[0]
@@ -384,12 +411,21 @@ def test_resource_errors_are_kept_beside_the_value() -> None:
     assert (unknown.state, unknown.error, unknown.is_absent) == (ResourceState.RECEIVED_ERROR, "does not exist", True)
 
 
-def test_a_listener_said_not_to_exist_is_deleted_and_endpoints_are_kept() -> None:
-    for type_url, expected in ((LDS, None), (EDS, "a=1")):
-        client, cache = subscribed("a", type_url=type_url)
+def test_what_is_said_not_to_exist_is_kept_until_it_is_left_out() -> None:
+    """A88: a resource that an error names is not deleted, unless the server has `fail_on_data_errors`."""
+    for type_url, features, kept, left_out in (
+        (LDS, (), "a=1", None),
+        (LDS, ("fail_on_data_errors",), None, None),
+        (EDS, (), "a=1", "a=1"),
+    ):
+        client, cache = subscribed("a", type_url=type_url, features=features)
         client.received(response(type_url, "1", body("a")), 1.0)
         client.received(response(type_url, "2", errors=(ResourceError("a", 5, ""),)), 2.0)
-        assert value(cache, "a", type_url) == expected
+        entry = cache.get(type_url, "a")
+        assert entry is not None
+        assert (kept, kept is None) == (value(cache, "a", type_url), entry.is_absent)
+        client.received(response(type_url, "3"), 3.0)
+        assert left_out == value(cache, "a", type_url)
 
 
 def test_resource_errors_without_a_name_or_a_code_are_refused() -> None:
