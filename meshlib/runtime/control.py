@@ -93,14 +93,14 @@ class ControlPlane:
         loads: Callable[[], Iterable[ClusterLoad]] = tuple,
         open_load_stream: OpenLoadStream | None = None,
         view: Callable[[], View] = _no_view,
-        pace: Pace | None = None,
+        pause: TurnTaking | None = None,
     ) -> None:
         """Make a control plane that is not running. No I/O.
 
         Args:
             loads: Returns what is counted for load reports now. Called on the control thread.
             view: Returns the view in use. Called on the control thread.
-            pace: Is told how much there is to do; None: nobody else wants to know.
+            pause: What the owner rests with too, so that both know how much there is to do; None: nobody else does.
         """
         # Fixed at creation.
         self._bootstrap = bootstrap
@@ -113,8 +113,8 @@ class ControlPlane:
         self._lookup = lookup
         self._loads = loads
         self._view = view
-        self._pace = Pace() if pace is None else pace
-        self._pause = TurnTaking(self._pace)
+        self._pause = TurnTaking(Pace()) if pause is None else pause
+        self._pace = self._pause.pace
         self._files = TlsFiles()
         self._open_load_stream: OpenLoadStream = open_load_stream or self._open_beside
         # Guarded by the lock.
@@ -403,10 +403,11 @@ class ControlPlane:
                 self._turn = self._scheduler.later(wait_s, self._on_news)
             done()
         else:
-            self._pace.is_pressed = False
             self._is_dirty = True
             if done is not None:
                 self._done.append(done)
+            else:
+                self._pace.is_pressed = False
         # At once, so that nothing of a server that is given up is taken after this.
         self._links.step()
 

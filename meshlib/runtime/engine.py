@@ -66,8 +66,7 @@ class MeshEngine(TargetDesk, EventHooks):
         self.is_disabled = os.environ.get("MESHLIB_DISABLE", "") == "1"
         self.tracing = Tracing(tracer_provider)
         self._safety = Safety(retry_budget, one_retry_layer)
-        self._pace = Pace()
-        self._pause = TurnTaking(self._pace)
+        self._pause = TurnTaking(Pace())
         self._state_dir = _state_directory(state_dir)
         self._open_stream = open_stream
         # Guarded by the lock.
@@ -254,7 +253,7 @@ class MeshEngine(TargetDesk, EventHooks):
             open_stream=self._open_stream,
             loads=lambda: self._view.loads,
             view=lambda: self._view,
-            pace=self._pace,
+            pause=self._pause,
         )
 
 

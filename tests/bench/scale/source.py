@@ -1,7 +1,7 @@
 """A management server for the scale rows, in a process of its own: `python source.py GRPC_PORT HTTP_PORT [CLUSTERS]`.
 
-It knows its resources as bytes and sends what it is asked for, so that what is measured is the client; both variants of
-the protocol. `/bench.Source/Do` takes orders as JSON. It prints its port and ends with its standard input.
+It knows its resources as bytes, those of a storm too, and sends what it is asked for, so that what is measured is the client;
+both variants of the protocol. `/bench.Source/Do` takes orders as JSON. It prints its port and ends with its standard input.
 """
 
 import json
@@ -22,6 +22,11 @@ from meshlib.protos import message_class
 from scale.resources import CDS, EDS, LDS, RDS, big, small, world
 
 SERVICE = "envoy.service.discovery.v3"
+FORMS = 7
+"""Of each service's endpoints, which differ in a weight."""
+TICK_S = 0.01
+"""Changes of a storm are made so many at a time as belong to a tick. Clients cannot tell: what changes while a response is under
+way goes into the next one. A thousand times a second this process would take a core away from who is measured."""
 TYPES = (LDS, CDS, RDS, EDS)
 
 
@@ -109,13 +114,16 @@ class Source:
     """All resources, and who listens."""
 
     def __init__(self, grpc_port: int, http_port: int, clusters: int) -> None:
-        self._grpc_port, self._http_port = grpc_port, http_port
+        self._http_port = http_port
         self.resources = world(grpc_port, http_port, clusters)
         self.lock = threading.Lock()
         self.version = 1
         self._streams: list[Stream] = []
         self._generation = 1
-        self._clusters = clusters
+        self._forms = [
+            (name, [small(name, grpc_port, 1 + form) for form in range(FORMS)])
+            for name in (f"s{number}" for number in range(clusters))
+        ]
 
     def stream(self, requests: Iterator[bytes], *, is_delta: bool) -> Iterator[bytes]:
         made = Stream(self, is_delta=is_delta)
@@ -144,10 +152,6 @@ class Source:
             case "big":
                 self._generation += 1
                 self._put(EDS, "big", big(order["count"], self._http_port, self._generation))
-            case "touch":
-                self._generation += 1
-                body = small(order["name"], self._grpc_port, 1 + self._generation % 7)
-                self._put(EDS, order["name"], body, order.get("node", ""))
             case "storm":
                 threading.Thread(target=self._storm, kwargs=order, daemon=True).start()
         with self.lock:
@@ -162,12 +166,15 @@ class Source:
             ]
 
     def _storm(self, rate: float, seconds: float, node: str) -> None:
-        start = time.monotonic()
-        for number in range(int(rate * seconds)):
-            wait_s = start + number / rate - time.monotonic()
-            if wait_s > 0:
-                time.sleep(wait_s)
-            self.do({"do": "touch", "name": f"s{number % self._clusters}", "node": node})
+        start, done = time.monotonic(), 0
+        while done < int(rate * seconds):
+            time.sleep(TICK_S)
+            due = min(int(rate * seconds), int((time.monotonic() - start) * rate))
+            for number in range(done, due):
+                self._generation += 1
+                name, forms = self._forms[number % len(self._forms)]
+                self._put(EDS, name, forms[self._generation % FORMS], node)
+            done = due
 
 
 def main() -> None:

@@ -11,6 +11,8 @@ from meshlib.protos import from_dict, message_class
 from meshlib.runtime.ads import StreamEvents
 from meshlib.runtime.control import ControlPlane
 from meshlib.runtime.dns import Answered
+from meshlib.runtime.pace import LONGEST_REST_S, Pace
+from meshlib.runtime.pauses import TurnTaking
 from meshlib.runtime.wanted import MAX_DEMANDS
 from meshlib.testing import FakeClock, FixedRng
 from meshlib.xds.decode_bootstrap import parse_bootstrap
@@ -34,7 +36,7 @@ class World:
     addresses: What each host name resolves to.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, pause: TurnTaking | None = None) -> None:
         self.clock = FakeClock()
         self.snapshots: list[Snapshot] = []
         self.events: list[Event] = []
@@ -51,6 +53,7 @@ class World:
             rng=FixedRng(0.5),
             emit=self.events.append,
             open_stream=self.open,
+            pause=pause,
         )
         # Look-ups answer at once, on the thread of the test.
         self.control._lookups.start = self.look_up  # type: ignore[method-assign]
@@ -258,3 +261,40 @@ def test_name_whose_authority_nobody_knows_is_refused_at_once() -> None:
     (cluster,) = world.control.snapshot.clusters.values()
     assert isinstance(cluster, ConfigFault)
     assert 'authority "nowhere" not present in bootstrap config' in cluster.message
+
+
+class SlowMachine(TurnTaking):
+    """Everything that is computed takes long. Notes whether it may take its time."""
+
+    def __init__(self) -> None:
+        super().__init__(Pace())
+        self.clock: FakeClock | None = None
+        self.pressed: list[bool] = []
+
+    def __call__(self) -> None:
+        if self.clock is not None:
+            self.clock.advance(LONGEST_REST_S)
+        self.pressed.append(self.pace.is_pressed)
+
+
+def test_an_update_that_follows_closely_takes_its_time_until_it_is_in_use() -> None:
+    machine = SlowMachine()
+    world = World(machine)
+    world.control.watch(targets=frozenset(("t",)), keep=True)
+    world.spin()
+    machine.clock = world.clock
+    world.answer(LDS, listener("t", "a"))
+    assert not any(machine.pressed)
+    world.answer(CDS, dns_cluster("a", "gone.example"))
+    assert {} == world.control.waiting
+    views = len(world.snapshots)
+    machine.pressed.clear()
+    # It comes at once after the one before, and to read it takes longer than it would have had to wait.
+    world.answer(CDS, dns_cluster("a", "other.example"))
+    assert len(world.snapshots) > views
+    assert all(machine.pressed)
+    machine.pressed.clear()
+    world.control.watch(targets=frozenset(("new",)))
+    world.spin()
+    assert machine.pressed
+    assert not any(machine.pressed)
