@@ -8,12 +8,12 @@ from dataclasses import replace
 from meshlib.call.endings import DELAYED
 from meshlib.call.hedging import HedgedSteps
 from meshlib.call.limiting import Passage
-from meshlib.call.limits import asked_limits
+from meshlib.call.limits import asked_limits, is_control_name
 from meshlib.call.steps import Sleep, Step
 from meshlib.call.way import Way, is_the_same_for_all
 from meshlib.model.outcome import LocalReply
 from meshlib.model.profile import GRPC
-from meshlib.model.request import Headers, HeadMemo
+from meshlib.model.request import Headers, HeadMemo, RequestHead
 from meshlib.model.route import FaultPolicy
 from meshlib.resilience.deadline import parse_ms
 from meshlib.routing.fault import NO_FAULT, decide_fault
@@ -21,7 +21,7 @@ from meshlib.routing.limits import RouteLimit
 from meshlib.routing.route_match import FaultedReply
 from meshlib.routing.session import Session
 from meshlib.routing.table import RouteMatch
-from meshlib.view import ClusterState, RoutePlan
+from meshlib.view import ClusterState, RoutePlan, TargetView
 
 __all__ = ["Beginnings"]
 
@@ -86,21 +86,34 @@ class Beginnings(HedgedSteps):
         wait_s = decision.delay_s
         return Sleep(wait_s if self.deadline is None else max(0.0, min(wait_s, self.deadline - now)))
 
-    def _keep_way(self, match: RouteMatch, cluster: ClusterState, memo: HeadMemo) -> None:
-        """Let calls with the same head begin as this one did, if that is the same for all."""
-        target, plan = self.target, self._plan
+    def _keep_way(self, match: RouteMatch, cluster: ClusterState, head: RequestHead) -> None:
+        """Let other calls of the same method begin as this one did, if that is the same for all."""
+        target, plan, memo, own = self.target, self._plan, head.memo, head.headers.items[:0]
+        if memo is None:
+            memo, own = head.kin, head.headers.items[1:]  # after the content type, which all have
+            assert memo is not None
+            if (memo.way is not None and memo.way.holds(target)) or _has_say(own, memo, target):
+                return
         if (
             is_the_same_for_all(match)
-            and self.head.profile is GRPC
+            and head.profile is GRPC
             and not (target.routes.has_chance or self._is_asking or cluster.drops)
             and not cluster.config.cluster.maintenance_percent
-            and self._out is self.head
+            and self._out is head
             and self._rules is plan.rules
             and plan.grpc[0] is None
             and self.match is match
             and target.clusters.get(match.cluster) is cluster
         ):
-            memo.way = Way(target, match, plan, cluster, self._breaker, self._rules, self._retries_left)
+            way = Way(target, match, plan, cluster, self._breaker, self._rules, self._retries_left, head)
+            if not own or way.spares(own, self._rng):
+                memo.way = way
+            else:
+                known, before = memo.reads
+                reads = way.reads(self._rng)
+                if known is target and before is not None and reads is not None:
+                    reads |= before
+                memo.reads = (target, reads)
 
     def _begin_session(self, match: RouteMatch, session: Session, now: float) -> RouteMatch:
         """Read the mark of a request; of a gRPC call it also chooses among the clusters of its route (A55)."""
@@ -142,3 +155,9 @@ class Beginnings(HedgedSteps):
         if asked.asked_s is not None and (self.deadline is None or self._began_at + asked.asked_s < self.deadline):
             self.deadline = self._began_at + asked.asked_s
         return asked.timeout_s, asked.per_try_s, asked.stream_s
+
+
+def _has_say(own: tuple[tuple[str, str], ...], memo: HeadMemo, target: TargetView) -> bool:
+    """Whether headers are known to have a say in where a call goes, by what calls before have found out."""
+    known, reads = memo.reads
+    return known is target and (reads is None or any(name in reads or is_control_name(name) for name, _ in own))

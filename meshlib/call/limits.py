@@ -20,6 +20,7 @@ __all__ = [
     "AskedLimits",
     "asked_limits",
     "has_control_headers",
+    "is_control_name",
     "is_longer",
     "with_grpc_timeout",
     "without_retry_headers",
@@ -32,6 +33,7 @@ _COUNT = "x-envoy-attempt-count"
 _TIMEOUT_RETRY = "x-envoy-is-timeout-retry"
 _REPLACED = RETRY_HEADERS | {_EXPECTED, ATTEMPT_HEADER}
 _REPLACED_WITH_COUNT = _REPLACED | {_COUNT}
+_OF_TRANSPORT = frozenset({"content-length", "content-type", "host", "te", "user-agent", ATTEMPT_HEADER})
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,6 +51,11 @@ class AskedLimits:
     per_try_s: float | None
     stream_s: float | None
     asked_s: float | None
+
+
+def is_control_name(name: str) -> bool:
+    """Whether a header may be the mesh's or the transport's business, so that a request with it is to be looked at."""
+    return name in _OF_TRANSPORT or name[:1] == ":" or name[:5] == "grpc-" or name[:8] == "x-envoy-"
 
 
 def has_control_headers(headers: Headers) -> bool:

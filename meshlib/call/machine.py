@@ -278,8 +278,8 @@ class Call(Beginnings, HostChoice):
             idle_at = now + action.idle_timeout_s
             if self.deadline is None or idle_at < self.deadline:
                 self._ends_at = idle_at
-        if head.memo is not None:
-            self._keep_way(match, cluster, head.memo)
+        if head.memo is not None or head.kin is not None:
+            self._keep_way(match, cluster, head)
         return self._attempt(match, cluster, now)
 
     def join(self, way: Way, begun: EndpointState | LocalReply, now: float) -> Step:

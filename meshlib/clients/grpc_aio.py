@@ -233,10 +233,9 @@ class _UnaryUnary(_Multicallable, UnaryUnaryBase):
         compression: grpc.Compression | None = None,
     ) -> UnaryUnary:
         method = self._method
-        if metadata is None and not wait_for_ready and method.heads.memo.way is not None:
-            started = start_express(
-                self._invoker, method, self._channel._running, request, timeout, credentials, compression
-            )
+        if method.heads.memo.way is not None:
+            asked = (timeout, metadata, credentials, wait_for_ready, compression)
+            started = start_express(self._invoker, method, self._channel._running, request, asked)
             if started is not None:
                 return started
         rpc = Rpc(timeout, metadata, credentials, wait_for_ready, compression)

@@ -11,6 +11,7 @@ from meshlib.call import Attempt
 from meshlib.clients.grpc_aio_calls import UnaryUnary
 from meshlib.clients.grpc_aio_held import AioHeld, Running
 from meshlib.clients.grpc_aio_rpc import Over
+from meshlib.clients.grpc_common import Metadata
 from meshlib.clients.grpc_direct_aio import AioDirectCall
 from meshlib.clients.grpc_errors import CallInfo
 from meshlib.clients.grpc_express import Begun, Berth, begin, joined, note_berth, succeeded
@@ -19,31 +20,35 @@ from meshlib.clients.grpc_invoke import AioInvoker, Method, Rpc
 
 __all__ = ["ExpressUnary", "start_express"]
 
+Asked = tuple[float | None, Metadata | None, grpc.CallCredentials | None, bool | None, grpc.Compression | None]
+"""What a caller says about an RPC: the fields of `Rpc`."""
+
 
 def start_express(
     invoker: AioInvoker,
     method: Method,
     running: Running,
     request: Any,
-    timeout_s: float | None,
-    credentials: grpc.CallCredentials | None,
-    compression: grpc.Compression | None,
+    asked: Asked,
 ) -> UnaryUnary | None:
     """Start an RPC that goes the way of those before it.
+
+    Args:
+        asked: What its caller said about it.
 
     Returns:
         None: it does not, and nothing was done.
     """
     channels, way = invoker.channels, method.heads.memo.way
-    begun = begin(invoker, channels, way, timeout_s)
+    begun = begin(invoker, channels, method, way, asked[0], asked[1])
     if begun is None:
         return None
     berth = begun[4]
     if berth is not None:
-        return ExpressUnary(invoker, method, running, begun, berth, request, timeout_s, credentials, compression)
-    flow, step = joined(invoker, method, begun, timeout_s)
+        return ExpressUnary(invoker, method, running, begun, berth, request, asked)
+    rpc = Rpc(*asked)
+    flow, step = joined(invoker, method, begun, rpc)
     note_berth(invoker, channels, method, begun, flow, step)
-    rpc = Rpc(timeout_s, None, credentials, None, compression)
     call = UnaryUnary(invoker, method, rpc, request, None)
     call.go_on(running, flow, step)
     return call
@@ -65,9 +70,7 @@ class ExpressUnary(UnaryUnary):
         begun: Begun,
         berth: Berth,
         request: Any,
-        timeout_s: float | None,
-        credentials: grpc.CallCredentials | None,
-        compression: grpc.Compression | None,
+        asked: Asked,
     ) -> None:
         # Not the base's: what that makes is for others.
         self._invoker = invoker
@@ -76,16 +79,20 @@ class ExpressUnary(UnaryUnary):
         self._channels = berth.channels
         self._channel = berth.channel
         self._began_at = begun[2]
-        self._options = (timeout_s, credentials, compression)
+        self._asked = asked
         self._running = running
         ref: weakref.ref[AioHeld] = weakref.ref(self)
         self._ref = ref
         self._begun = begun
         running.add(ref)
+        timeout_s, sent, brought = asked[0], berth.metadata, begun[5]
+        if brought is not None:
+            timeout_s, sent = brought.timeout_s, brought.metadata
+        self._timeout_s = timeout_s
         limit_s = begun[0].limit_s
         left_s = timeout_s if limit_s is None or (timeout_s is not None and timeout_s < limit_s) else limit_s
         try:
-            native = self._native = berth.unary(request, left_s, berth.metadata, credentials, compression)
+            native = self._native = berth.unary(request, left_s, sent, asked[2], asked[4])
         except BaseException:
             self.cancel()
             raise
@@ -100,13 +107,12 @@ class ExpressUnary(UnaryUnary):
         flow, begun = self._flow, self._begun
         if flow is None:
             assert begun is not None
-            timeout_s, credentials, compression = self._options
             native = self._native
             direct = type(native) is AioDirectCall
             self._loop = native.future.get_loop() if direct else asyncio.get_running_loop()
-            self._rpc = Rpc(timeout_s, None, credentials, None, compression)
+            rpc = self._rpc = Rpc(*self._asked)
             self._attempt_began_at = self._began_at
-            flow, step = joined(self._invoker, self._method, begun, timeout_s)
+            flow, step = joined(self._invoker, self._method, begun, rpc)
             assert isinstance(step, Attempt)
             self._flow, self._attempt = flow, step
         return flow
@@ -167,7 +173,7 @@ class ExpressUnary(UnaryUnary):
         begun = self._begun
         if self._flow is not None or begun is None:
             return UnaryUnary.time_remaining(self)
-        limits = [limit_s for limit_s in (self._options[0], begun[0].stream_s) if limit_s is not None]
+        limits = [limit_s for limit_s in (self._timeout_s, begun[0].stream_s) if limit_s is not None]
         return max(self._began_at + min(limits) - self._invoker.clock(), 0.0) if limits else None
 
     @property

@@ -132,7 +132,9 @@ class HeadMaker:
         items = [(key, value) for key, value in metadata if type(value) is str and not key.endswith("-bin")]
         if not items:
             return self.plain
-        return RequestHead("POST", self._authority, self._path, Headers((_CONTENT_TYPE, *items)), is_grpc=True)
+        head = RequestHead("POST", self._authority, self._path, Headers((_CONTENT_TYPE, *items)), is_grpc=True)
+        head.kin = self.memo
+        return head
 
 
 def attempt_metadata(

@@ -12,12 +12,14 @@ from typing import Any
 from meshlib.balancing.endpoint_state import EndpointState
 from meshlib.call import Attempt, Call, Done, Sleep, Step
 from meshlib.call.way import Way
+from meshlib.clients.call_trace import Trace
 from meshlib.clients.grpc_errors import CallInfo, Refusal, refusal_of_failure, refusal_of_reply
 from meshlib.clients.source import MeshSource
-from meshlib.clients.tracing import begin_call
+from meshlib.clients.tracing import begin_call, join_call
 from meshlib.errors import MeshError
 from meshlib.model.outcome import NO_HEADERS, Failure, FailureKind, LocalReply, Outcome, Response
 from meshlib.model.request import RequestHead
+from meshlib.runtime.context import InboundContext
 from meshlib.view import TargetView
 
 __all__ = ["Flow", "pause_s"]
@@ -87,27 +89,27 @@ class Flow:
         head: RequestHead,
         now: float,
         timeout_s: float | None,
+        wait_for_ready: bool,
+        inbound: InboundContext | None,
+        trace: Trace | None,
+        is_sent: bool,
     ) -> tuple["Flow", Step]:
         """Make the flow of an RPC that was begun along a way without one.
 
         Args:
             begun: As `Way.begin` returned it at `now`.
+            inbound: The request that was being served then.
+            trace: Of its attempt; None: there is none.
+            is_sent: The attempt was made.
 
         Returns:
             The flow, and what `start` would have answered.
         """
-        call = Call(
-            way.target,
-            head,
-            rng=mesh.rng,
-            now=now,
-            timeout_s=timeout_s,
-            guard_unsafe=mesh.guard_unsafe,
-            can_hedge=True,
-            hook=mesh.emit,
-            meter=getattr(mesh, "_meter", None),
+        call, step = join_call(
+            mesh, way, begun, head, now=now, timeout_s=timeout_s, inbound=inbound, trace=trace, is_sent=is_sent
         )
-        return cls(mesh, authority, way.target, head, now, timeout_s, False, True, call), call.join(way, begun, now)
+        flow = cls(mesh, authority, way.target, head, now, timeout_s, wait_for_ready, True, call)
+        return flow, step if flow._pauses < 0 else flow._or_pause(step, now)
 
     def start(self, now: float) -> Step:
         """Begin."""

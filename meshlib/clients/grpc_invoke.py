@@ -29,7 +29,7 @@ __all__ = ["AioInvoker", "Invoker", "Method", "Rpc", "SyncInvoker", "left_s", "r
 
 C = TypeVar("C")
 E = TypeVar("E", MeshRpcError, AioMeshRpcError)
-Quiet = Callable[[TargetView], tuple[View, Meter] | None]
+Express = Callable[[TargetView], tuple[View, Meter | None] | None]
 
 
 @dataclass(slots=True, eq=False)
@@ -74,7 +74,7 @@ class Invoker(Generic[C]):
 
     Attributes:
         channels: Those to use here and now.
-        quiet: Says whether calls to a target need be told of to a meter only; None: nobody says so.
+        express: Says whether calls to a target need a `Call`, and who counts those that do not; None: all do.
 
     Args:
         authority: What the mesh is asked for.
@@ -92,7 +92,7 @@ class Invoker(Generic[C]):
         self.mesh = mesh
         self.authority = authority
         self.clock = mesh.clock
-        self.quiet: Quiet | None = getattr(mesh, "_quiet", None)
+        self.express: Express | None = getattr(mesh, "_express", None)
         self.is_closed = False
         self._options = options
         self._compression = compression

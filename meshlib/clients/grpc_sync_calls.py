@@ -156,8 +156,8 @@ class UnaryUnary(_Multicallable, UnaryUnaryBase):
         wait_for_ready: bool | None = None,
         compression: grpc.Compression | None = None,
     ) -> Any:
-        if metadata is None and not wait_for_ready and self._memo.way is not None:
-            found = self._express(request, timeout, credentials, compression)
+        if self._memo.way is not None:
+            found = self._express(request, timeout, metadata, credentials, wait_for_ready, compression)
             if found is not None:
                 return found[0]
         return self._blocking(request, None, Rpc(timeout, metadata, credentials, wait_for_ready, compression))[0]
@@ -171,8 +171,8 @@ class UnaryUnary(_Multicallable, UnaryUnaryBase):
         wait_for_ready: bool | None = None,
         compression: grpc.Compression | None = None,
     ) -> tuple[Any, grpc.Call]:
-        if metadata is None and not wait_for_ready and self._memo.way is not None:
-            found = self._express(request, timeout, credentials, compression)
+        if self._memo.way is not None:
+            found = self._express(request, timeout, metadata, credentials, wait_for_ready, compression)
             if found is not None:
                 return found[0], as_call(found[1])
         rpc = Rpc(timeout, metadata, credentials, wait_for_ready, compression)
@@ -183,7 +183,9 @@ class UnaryUnary(_Multicallable, UnaryUnaryBase):
         self,
         request: Any,
         timeout_s: float | None,
+        metadata: MetadataType | None,
         credentials: grpc.CallCredentials | None,
+        wait_for_ready: bool | None,
         compression: grpc.Compression | None,
     ) -> tuple[Any, ...] | None:
         """As `_blocking` for an RPC that goes the way of those before it; see `grpc_express`.
@@ -192,23 +194,27 @@ class UnaryUnary(_Multicallable, UnaryUnaryBase):
             None: it does not, and nothing was done.
         """
         invoker, way = self._invoker, self._memo.way
-        begun = begin(invoker, invoker.channels, way, timeout_s)
+        begun = begin(invoker, invoker.channels, self._method, way, timeout_s, metadata)
         if begun is None:
             return None
         answer: tuple[Any, Any] | None = None
-        failure, berth = None, begun[4]
+        failure, berth, brought = None, begun[4], begun[5]
         if berth is not None:
+            sent: Any = berth.metadata
+            if brought is not None:
+                timeout_s, sent = brought.timeout_s, brought.metadata
             limit_s = way.limit_s
             left_s = timeout_s if limit_s is None or (timeout_s is not None and timeout_s < limit_s) else limit_s
             try:
-                answer = berth.unary(request, left_s, berth.metadata, credentials, compression)
+                answer = berth.unary(request, left_s, sent, credentials, compression)
             except BaseException as error:
                 failure = error
             else:
                 if way.cluster.learner is None:
                     succeeded(invoker, begun)
                     return answer
-        return self._join(begun, request, Rpc(timeout_s, None, credentials, None, compression), failure, answer)
+        rpc = Rpc(timeout_s, metadata, credentials, wait_for_ready, compression)
+        return self._join(begun, request, rpc, failure, answer)
 
     def _join(
         self, begun: Begun, request: Any, rpc: Rpc, error: BaseException | None, answer: tuple[Any, Any] | None
@@ -220,7 +226,7 @@ class UnaryUnary(_Multicallable, UnaryUnaryBase):
             answer: What it brought.
         """
         invoker, method, began_at, berth = self._invoker, self._method, begun[2], begun[4]
-        flow, step = joined(invoker, method, begun, rpc.timeout_s)
+        flow, step = joined(invoker, method, begun, rpc)
         try:
             if berth is None:
                 note_berth(invoker, invoker.channels, method, begun, flow, step)

@@ -20,8 +20,8 @@ class MeshSource(Protocol):
         is_disabled: `MESHLIB_DISABLE=1`: everything goes out directly.
         tracing: Makes spans.
 
-    A source may have a `_meter` besides, an `events.Meter` or None: it counts calls instead of `emit`; and a `_quiet`, which
-    says whether that is all that a call to a target is told to, so that RPCs may do without a `Call` (see `grpc_express`).
+    A source may have a `_meter` besides, an `events.Meter` or None: it counts calls instead of `emit`; and an `_express`, which
+    says to which targets RPCs may do without a `Call` (see `grpc_express`).
     """
 
     clock: Clock

@@ -73,13 +73,15 @@ class HeadMemo:
     Attributes:
         counted: The head as a first attempt with its number has it; None: not made yet.
         way: A `meshlib.call.way.Way`, or None.
+        reads: A target, and which headers have been seen to have a say in where its calls go; those of None: any.
     """
 
-    __slots__ = ("counted", "way")
+    __slots__ = ("counted", "reads", "way")
 
     def __init__(self) -> None:
         self.counted: RequestHead | None = None
         self.way: Any = None
+        self.reads: tuple[object, frozenset[str] | None] = (None, frozenset())
 
 
 def _no_metadata(cluster: str) -> Mapping[str, Mapping[str, object]]:
@@ -156,10 +158,11 @@ class RequestHead:
         is_grpc: Its content type is `application/grpc...`, whoever sends it.
         profile: Whose rules hold; of the client that makes the call.
         memo: Of a head that many calls share.
+        kin: The memo of the shared head from which this one differs in its headers only.
         moment: Of the call, where formats speak of it; None: it is not known.
     """
 
-    __slots__ = ("authority", "headers", "is_grpc", "memo", "method", "moment", "path", "profile", "scheme")
+    __slots__ = ("authority", "headers", "is_grpc", "kin", "memo", "method", "moment", "path", "profile", "scheme")
 
     def __init__(
         self,
@@ -186,6 +189,7 @@ class RequestHead:
         self.is_grpc = is_grpc
         self.profile = (GRPC if is_grpc else HTTP) if profile is None else profile
         self.memo: HeadMemo | None = None
+        self.kin: HeadMemo | None = None
         self.moment = moment
 
     def but(

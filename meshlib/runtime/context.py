@@ -19,6 +19,7 @@ from meshlib.model.request import Headers, RequestHead
 __all__ = [
     "ContextExecutor",
     "InboundContext",
+    "added_to",
     "carry",
     "current_request",
     "enter",
@@ -108,15 +109,23 @@ def handed_on(
 def with_handed_on(head: RequestHead, handed: tuple[tuple[str, str], ...]) -> RequestHead:
     """Return the head of a call with what is handed on to it. What the application wrote itself has the last word."""
     items = head.headers.items
-    names = {name for name, _ in handed}
-    own = {name for name, _ in items if name in names or name in B3}
-    if not own.isdisjoint(B3):
-        own |= B3  # all or nothing: a span id that stays behind would belong to another trace
-    added = tuple(item for item in handed if item[0] not in own)
+    added = added_to(items, handed)
     if not added:
         return head
-    headers = Headers((*items, *added))
-    return head.but(headers=headers)
+    made = head.but(headers=Headers((*items, *added)))
+    made.kin = head.memo or head.kin
+    return made
+
+
+def added_to(items: Iterable[tuple[str, object]], handed: tuple[tuple[str, str], ...]) -> tuple[tuple[str, str], ...]:
+    """Return what of the headers that are handed on a call gets, by those that it has itself."""
+    names = {name for name, _ in handed}
+    own = {name for name, _ in items if name in names or name in B3}
+    if not own:
+        return handed
+    if not own.isdisjoint(B3):
+        own |= B3  # all or nothing: a span id that stays behind would belong to another trace
+    return tuple(item for item in handed if item[0] not in own)
 
 
 def urgency_of(priority: str | None) -> int:

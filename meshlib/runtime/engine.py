@@ -152,22 +152,16 @@ class MeshEngine(TargetDesk, EventHooks):
             self._wake()
         return self._view
 
-    def _quiet(self, target: TargetView) -> tuple[View, Meter] | None:
-        """Return the view and the meter for a call to a target of which only a meter is to be told.
+    def _express(self, target: TargetView) -> tuple[View, Meter | None] | None:
+        """Return the view for a call to a target that needs no `Call`, and who counts it; None: events are to be made.
 
         Returns:
-            None: the target is none of the current view, somebody takes spans or events, or the mesh is closed.
+            None: the target is none of the current view, or the mesh is closed.
         """
-        view, meter = self._view, self._known_meter[1]
-        if (
-            meter is None
-            or self._known_meter[0] is not self._hooks
-            or self._is_dormant
-            or view.targets.get(target.name) is not target
-            or not self.tracing.is_idle()
-        ):
+        view, known = self._view, self._known_meter
+        if self._is_dormant or view.targets.get(target.name) is not target:
             return None
-        return view, meter
+        return view, known[1] if known[0] is self._hooks else self._meter
 
     # For the control thread.
 

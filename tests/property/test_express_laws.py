@@ -10,15 +10,18 @@ from meshlib.admin.metrics import StandardMetrics
 from meshlib.balancing.endpoint_state import EndpointState
 from meshlib.call import Attempt, Call, Done, Sleep, Step
 from meshlib.call.way import Way
+from meshlib.clients.grpc_common import HeadMaker
 from meshlib.events import Event
 from meshlib.model.cluster import CircuitBreakers, Cluster, EdsDiscovery, LeastRequest, LoadReports, OutlierDetection
 from meshlib.model.endpoint import DropOverload
 from meshlib.model.lb_policy import PeakEwma, PickFirst, Random, RingHash, RoundRobin
+from meshlib.model.matcher import HeaderMatcher, PathKind, PathMatcher, StringKind, StringMatcher
 from meshlib.model.outcome import GRPC_OK, Failure, FailureKind, Outcome, Response
-from meshlib.model.request import Headers, HeadMemo, RequestHead
+from meshlib.model.request import Headers, RequestHead
 from meshlib.model.retry import RetryPolicy
-from meshlib.model.route import RouteAction, SingleCluster
-from meshlib.model.snapshot import ClusterConfig, Snapshot
+from meshlib.model.route import Route, RouteAction, RouteMatcher, SingleCluster
+from meshlib.model.snapshot import ClusterConfig, ConfigFault, Snapshot, TargetConfig
+from meshlib.runtime.context import InboundContext, added_to, with_handed_on
 from meshlib.testing import FakeClock, SeededRng, mesh_source, service
 
 HEADERS = Headers([("content-type", "application/grpc")])
@@ -59,6 +62,31 @@ actions = st.builds(
 )
 
 
+names = st.sampled_from(["a", "b", "c", "x-request-id", "x-envoy-max-retries", "cookie"])
+values = st.sampled_from(["1", "2"])
+metadata = st.lists(st.tuples(names, values), max_size=3).map(tuple)
+# Routes that come first, with a cluster that does not exist: which calls meet them is easy to tell.
+conditions = st.sampled_from([()] * 2 + [("a",), ("a", "b"), ("b",), ("content-type",)])
+inbounds = st.none() | st.builds(
+    InboundContext,
+    deadline=st.sampled_from([None, 5.0, 1000.0]),
+    attempt=st.integers(1, 2),
+    handed_on=metadata.map(lambda pairs: tuple(dict(pairs).items())),
+)
+
+
+def with_conditions(target: TargetConfig | ConfigFault, headers: tuple[str, ...]) -> TargetConfig:
+    """Put a route before the others that takes calls with all of some headers."""
+    assert isinstance(target, TargetConfig)
+    if not headers:
+        return target
+    wanted = tuple(HeaderMatcher(name, StringMatcher(StringKind.EXACT, "1")) for name in headers)
+    route = Route(RouteMatcher(PathMatcher(PathKind.PREFIX, "/"), headers=wanted), RouteAction(SingleCluster("gone")))
+    host = target.routes.virtual_hosts[0]
+    routes = replace(target.routes, virtual_hosts=(replace(host, routes=(route, *host.routes)),))
+    return replace(target, routes=routes, listener=replace(target.listener, routes=routes))
+
+
 @st.composite
 def snapshots(draw: st.DrawFn) -> Snapshot:
     """A service with up to four endpoints, some of whose calls may be dropped."""
@@ -71,6 +99,7 @@ def snapshots(draw: st.DrawFn) -> Snapshot:
         template=draw(clusters),
         include_attempt_count=draw(st.booleans()),
     )
+    found = replace(found, targets={"a": with_conditions(found.targets["a"], draw(conditions))})
     config = found.clusters["a"]
     assert isinstance(config, ClusterConfig)
     drops = draw(st.sampled_from([()] * 5 + [(DropOverload("lb", 20, 100),)]))
@@ -85,8 +114,9 @@ outcomes = st.one_of(
     st.none(),  # given up by the caller
 )
 actions_on_calls = st.one_of(
-    st.tuples(st.just("begin"), st.sampled_from([None, 0.25, 10.0])),
-    st.tuples(st.just("begin"), st.sampled_from([None, 0.25, 10.0])),
+    st.tuples(st.just("begin"), st.sampled_from([None, 0.25, 10.0]), st.just(()), st.none()),
+    st.tuples(st.just("begin"), st.sampled_from([None, 0.25, 10.0]), metadata, inbounds),
+    st.tuples(st.just("begin"), st.sampled_from([None, 0.25, 10.0]), metadata, inbounds),
     st.tuples(st.just("end"), st.integers(0, 5), outcomes),
     st.tuples(st.just("end"), st.integers(0, 5), outcomes),
     st.tuples(st.just("wait"), st.sampled_from([0.01, 0.3, 2.0])),
@@ -97,8 +127,11 @@ actions_on_calls = st.one_of(
 class Open:
     """A call under way: a `Call`, or what an express one has begun."""
 
-    def __init__(self, began_at: float, timeout_s: float | None) -> None:
-        self.began_at, self.timeout_s = began_at, timeout_s
+    def __init__(
+        self, began_at: float, timeout_s: float | None, head: RequestHead, inbound: InboundContext | None
+    ) -> None:
+        self.began_at, self.timeout_s, self.head = began_at, timeout_s, head
+        self.is_repeated = inbound is not None and inbound.attempt > 1
         self.call: Call | None = None
         self.step: Step | None = None
         self.way: Way | None = None
@@ -113,8 +146,7 @@ class World:
         self.clock = FakeClock()
         self.mesh = mesh_source(snapshot, clock=self.clock, rng=SeededRng(3))
         self.metrics = StandardMetrics()
-        self.head = RequestHead("POST", "a", "/pkg.Service/Method", HEADERS, is_grpc=True)
-        self.head.memo = self.memo = HeadMemo()
+        self.heads = HeadMaker("a", "/pkg.Service/Method")
         self.open: list[Open] = []
         self.seen: list[Any] = []
         self.taken = 0
@@ -128,18 +160,35 @@ class World:
         assert target is not None
         return Call(
             target,
-            self.head,
+            one.head,
             rng=self.mesh.rng,
             now=one.began_at,
             timeout_s=one.timeout_s,
+            is_repeated=one.is_repeated,
             hook=self.hook,
             meter=self.metrics,
         )
 
-    def begin(self, timeout_s: float | None) -> None:
-        one, now, way = Open(self.clock(), timeout_s), self.clock(), self.memo.way
+    def begin(self, timeout_s: float | None, own: tuple[tuple[str, str], ...], inbound: InboundContext | None) -> None:
+        now, way, head, handed = self.clock(), self.heads.memo.way, self.heads(own), ()
+        if inbound is not None:
+            if inbound.deadline is not None:
+                left_s = max(inbound.deadline - now, 0.0)
+                timeout_s = left_s if timeout_s is None else min(left_s, timeout_s)
+            handed = inbound.handed_on
+            if handed:
+                head = with_handed_on(head, handed)
+        one = Open(now, timeout_s, head, inbound)
         self.open.append(one)
-        if self.is_express and way is not None and way.is_express and way.target is self.mesh.target("a"):
+        if (
+            self.is_express
+            and way is not None
+            and way.is_express
+            and way.target is self.mesh.target("a")
+            and way.spares(own, self.mesh.rng)
+            and way.spares(handed, self.mesh.rng)
+            and (timeout_s is None or timeout_s > 0)
+        ):
             begun = way.begin(now, self.mesh.rng)
             if begun is not None:
                 self.taken += 1
@@ -151,7 +200,7 @@ class World:
                 one.state = begun
                 left_s = min((limit for limit in (timeout_s, way.limit_s) if limit is not None), default=None)
                 counted = (("x-envoy-attempt-count", "1"),) if way.match.include_attempt_count else ()
-                self.note(1, begun.address, left_s, (*HEADERS.items, *counted))
+                self.note(1, begun.address, left_s, (*HEADERS.items, *own, *added_to(own, handed), *counted))
                 return
         one.call = self._call(one)
         self.follow(one, one.call.start(now))
@@ -236,9 +285,10 @@ def vars_of(load: Any) -> dict[str, Any]:
 def test_express_calls_come_to_the_same(data: st.DataObject) -> None:
     # Drawn here, as the text of a snapshot is long.
     snapshot = data.draw(snapshots())
-    actions = data.draw(st.lists(actions_on_calls, min_size=3, max_size=30))
+    first = [("begin", None, data.draw(metadata), None), ("end", 0, GRPC_OK)]
+    actions = [*first, *data.draw(st.lists(actions_on_calls, min_size=3, max_size=30))]
     long, short = World(snapshot, is_express=False), World(snapshot, is_express=True)
-    for action in [("begin", None), ("end", 0, GRPC_OK), *actions]:
+    for action in actions:
         for world in (long, short):
             world.act(*action)
         assert long.seen == short.seen

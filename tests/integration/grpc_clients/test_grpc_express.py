@@ -1,4 +1,7 @@
-"""RPCs that go well without a `Call`, and those that begin so and go on with one, end as all others do."""
+"""RPCs that go well without a `Call`, and those that begin so and go on with one, end as all others do.
+
+See `test_grpc_express_brought` for those that bring metadata and the like.
+"""
 
 import asyncio
 import gc
@@ -23,7 +26,6 @@ from meshlib.events import Event
 from meshlib.model.cluster import CircuitBreakers, Cluster, EdsDiscovery
 from meshlib.model.lb_policy import PeakEwma
 from meshlib.model.snapshot import ClusterConfig, Snapshot
-from meshlib.runtime.context import InboundContext, entered
 from meshlib.testing import SeededRng
 from meshlib.testing.source import FakeMesh
 from meshlib.view import TargetView, View
@@ -55,7 +57,7 @@ class QuietMesh(FakeMesh):
     def metrics(self) -> Counting:
         return self._meter
 
-    def _quiet(self, target: TargetView) -> tuple[View, Counting] | None:
+    def _express(self, target: TargetView) -> tuple[View, Counting] | None:
         is_same = self.view.targets.get(target.name) is target
         return (self.view, self._meter) if self.is_quiet and is_same else None
 
@@ -217,20 +219,6 @@ def test_updates_are_followed(server: Any, meshes: Any) -> None:
         mesh.serve(first.address)
     # The first call after each update finds the way anew, the next one the channel.
     both(meshes, act, taken=3)
-
-
-def test_what_brings_something_of_its_own_goes_the_long_way(server: Any, meshes: Any) -> None:
-    one = server()
-    for mesh in meshes:
-        mesh.serve(one.address)
-
-    def act(mesh: Any, method: Any) -> Any:
-        with entered(InboundContext(deadline=time.monotonic() + 0.2)):
-            late = seen_of(mesh, lambda: method(b"wait", timeout=5.0))
-        return late, method(b"x", metadata=(("key", "value"),)), method(b"x", wait_for_ready=True)
-
-    both(meshes, act, taken=0)
-    assert ["value", "value"] == [seen["key"] for seen in one.seen if "key" in seen]
 
 
 def test_closed_channels(server: Any, meshes: Any) -> None:

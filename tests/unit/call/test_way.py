@@ -9,12 +9,21 @@ import pytest
 from meshlib.admin.metrics import StandardMetrics
 from meshlib.call import Attempt, Call, Done, Sleep
 from meshlib.events import AttemptFinished, CallFinished, Event
-from meshlib.model.matcher import Fraction
+from meshlib.model.matcher import Fraction, HeaderMatcher, PathKind, PathMatcher, StringKind, StringMatcher
 from meshlib.model.outcome import GRPC_OK, Failure, FailureKind, Response
 from meshlib.model.request import Headers, HeadMemo, RequestHead
 from meshlib.model.retry import RetryPolicy
-from meshlib.model.route import FaultAbort, FaultPolicy, HeaderAdd, HeaderMutation, RouteAction, SingleCluster
-from meshlib.model.snapshot import ClusterConfig, Snapshot
+from meshlib.model.route import (
+    FaultAbort,
+    FaultPolicy,
+    HeaderAdd,
+    HeaderMutation,
+    Route,
+    RouteAction,
+    RouteMatcher,
+    SingleCluster,
+)
+from meshlib.model.snapshot import ClusterConfig, Snapshot, TargetConfig
 from meshlib.testing import FixedRng, service
 
 MakeDriver = Callable[..., Any]
@@ -171,3 +180,70 @@ def test_a_meter_counts_what_events_would_say(driver: MakeDriver) -> None:
     # Events are made of failures only.
     assert {"connect"} == {event.failure for event in made if isinstance(event, AttemptFinished)}
     assert not any(isinstance(event, CallFinished) for event in made)
+
+
+def canary() -> Snapshot:
+    """A service with a route before the others for calls with `x-canary: yes`."""
+    snapshot = service("checkout", *ADDRESSES)
+    config = snapshot.targets["checkout"]
+    assert isinstance(config, TargetConfig)
+    wanted = HeaderMatcher("x-canary", StringMatcher(StringKind.EXACT, "yes"))
+    matcher = RouteMatcher(PathMatcher(PathKind.PREFIX, "/"), headers=(wanted,))
+    first = Route(matcher, RouteAction(SingleCluster("checkout")), name="canary")
+    host = config.routes.virtual_hosts[0]
+    routes = replace(config.routes, virtual_hosts=(replace(host, routes=(first, *host.routes)),))
+    return replace(snapshot, targets={"checkout": replace(config, routes=routes)})
+
+
+def kin_of(memo: HeadMemo, *own: tuple[str, str]) -> RequestHead:
+    headers = Headers([("content-type", "application/grpc"), *own])
+    head = RequestHead("POST", "checkout", "/pkg.Service/Method", headers, is_grpc=True)
+    head.kin = memo
+    return head
+
+
+def test_a_call_with_metadata_leaves_a_way_if_no_route_looks_at_them(driver: MakeDriver) -> None:
+    one, memo = driver(canary()), HeadMemo()
+    for own in (("x-canary", "yes"), ("x-canary", "no"), ("x-envoy-max-retries", "1"), ("te", "trailers")):
+        run(one, kin_of(memo, own), (), None)
+        assert memo.way is None
+    run(one, kin_of(memo, ("key", "value")), (), None)
+    assert "default" == memo.way.match.route_name
+    kept = memo.way
+    run(one, kin_of(memo, ("other", "value")), (), None)
+    assert kept is memo.way
+
+
+@pytest.mark.parametrize(
+    ("name", "is_spared"),
+    [
+        ("key", True),
+        ("data-bin", True),
+        ("cookie", True),
+        ("x-canary", False),
+        ("content-type", False),
+        ("user-agent", False),
+        ("grpc-timeout", False),
+        ("grpc-trace-bin", False),
+        (":authority", False),
+        ("x-envoy-attempt-count", False),
+        ("x-meshlib-attempt", False),
+        (b"key", False),
+        (1, False),
+    ],
+)
+def test_metadata_that_a_way_spares(driver: MakeDriver, name: Any, is_spared: bool) -> None:
+    one, head = driver(canary()), head_of(HeadMemo())
+    run(one, head, (), None)
+    assert head.memo is not None
+    for _ in range(2):
+        assert is_spared == head.memo.way.spares((("key", "1"), (name, "yes")), one.mesh.rng)
+
+
+def test_made_up_names_cost_no_memory(driver: MakeDriver) -> None:
+    one, head = driver(service("checkout", *ADDRESSES)), head_of(HeadMemo())
+    run(one, head, (), None)
+    assert head.memo is not None
+    way = head.memo.way
+    assert all(way.spares(((f"key-{number}", ""),), one.mesh.rng) for number in range(2000))
+    assert len(way._spared) <= 256
