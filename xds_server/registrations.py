@@ -2,7 +2,6 @@
 
 import ipaddress
 import json
-import math
 import re
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict
@@ -127,7 +126,7 @@ def load_leases(path: Path) -> tuple[tuple[Instance, float], ...]:
     try:
         entries = json.loads(text)["leases"]
         return tuple(parse_registration(entry.pop("id"), entry) for entry in entries)
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise ValueError(f"{path} is damaged ({error}); remove it, services register again by themselves") from error
 
 
@@ -153,11 +152,14 @@ def _address(value: object) -> str:
     if value is None:
         raise ValueError("address is missing")
     try:
-        if not isinstance(value, str):
+        if not isinstance(value, str) or "%" in value:  # a zone means something on its own machine only
             raise ValueError
-        return str(ipaddress.ip_address(value))
+        address = ipaddress.ip_address(value)
     except ValueError:
         raise ValueError(f"address must be an IP address, not {value!r}") from None
+    if address.is_unspecified or address.is_multicast:
+        raise ValueError(f"address must be one that clients can connect to, not {value!r}")
+    return str(address)
 
 
 def _labels(value: object) -> dict[str, str]:
@@ -186,7 +188,7 @@ def _locality(value: object) -> dict[str, str]:
 
 
 def _ttl(value: object) -> float:
-    if not isinstance(value, int | float) or isinstance(value, bool) or not math.isfinite(value):
+    if not isinstance(value, int | float) or isinstance(value, bool):
         raise ValueError(f"ttl_s must be a number of seconds, not {value!r}")
     if not MIN_TTL_S <= value <= MAX_TTL_S:
         raise ValueError(f"ttl_s must be from {MIN_TTL_S:g} to {MAX_TTL_S:g} seconds, not {value!r}")

@@ -63,7 +63,10 @@ def label_problem(name: str) -> str:
 
 
 def ip_problem(text: str) -> str:
+    """Return what is wrong with an IP address, or an empty string. One with a zone means nothing to other machines."""
     try:
+        if "%" in text:
+            raise ValueError
         ipaddress.ip_address(text)
     except ValueError:
         return f"{text!r} is not an IP address"
@@ -73,6 +76,8 @@ def ip_problem(text: str) -> str:
 def cidr_problem(text: str) -> str:
     """Return what is wrong with an IP address or CIDR range, or an empty string."""
     try:
+        if "%" in text:
+            raise ValueError
         ipaddress.ip_network(text, strict=False)
     except ValueError:
         return f"{text!r} is not an IP address or CIDR range"

@@ -1,5 +1,6 @@
 """The services of the mesh, put together from registrations, ServiceEntries and the hosts that routes name."""
 
+import ipaddress
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -186,7 +187,7 @@ def _workload_endpoint(
 ) -> Endpoint:
     region, zone, sub_zone = (*spec.get("locality", "").split("/", 2), "", "", "")[:3]
     return Endpoint(
-        address=spec["address"],
+        address=_one_way(spec["address"]),
         port=spec.get("ports", {}).get(port["name"], port.get("targetPort", port["number"])),
         namespace=namespace,
         labels={**labels, **spec.get("labels", {})},
@@ -195,6 +196,11 @@ def _workload_endpoint(
         locality=(region, zone, sub_zone),
         internal=internal,
     )
+
+
+def _one_way(address: str) -> str:
+    """Return an IP address in its usual form: gRPC takes two ways to write one for a duplicate, and refuses both."""
+    return address if ip_problem(address) else str(ipaddress.ip_address(address))
 
 
 def _add_named(services: dict[str, Service], configs: Mapping[str, Sequence[Config]]) -> None:

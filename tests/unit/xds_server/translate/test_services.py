@@ -196,3 +196,18 @@ def test_the_inbound_listener(compiled, instance):
             }
         ],
     }
+
+
+def test_two_ways_to_write_one_address_are_one_endpoint(compiled):
+    spec = (
+        "{hosts: [a.example], resolution: STATIC, ports: [{number: 80, name: http}], "
+        "endpoints: [{address: '::1'}, {address: '0:0:0:0:0:0:0:1'}, {address: 'FE80::1'}]}"
+    )
+    result = compiled(SE % ("a", spec))
+    assert [("::1", 80), ("fe80::1", 80)] == endpoints(result, "outbound|80||a.example")
+
+
+def test_an_address_with_a_zone_is_refused(compiled):
+    spec = "{hosts: [a.example], resolution: STATIC, ports: [{number: 80, name: http}], endpoints: [{address: 'fe80::1%eth0'}]}"
+    (error,) = (each for each in compiled(SE % ("a", spec)).findings if "fe80" in each.message)
+    assert error.message.startswith("spec.endpoints[0].address: 'fe80::1%eth0' is not")
