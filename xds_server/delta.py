@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from xds_server.collective import covers, is_glob
 from xds_server.delta_subscription import DeltaSubscription
 from xds_server.machine import MAX_NAMES, StreamMachine
-from xds_server.ordering import CDS, EDS, LEDS, PUSH_ORDER, RDS, SDS, VHDS
+from xds_server.ordering import EDS, LEDS, PUSH_ORDER, RDS, SDS, VHDS
 from xds_server.snapshot import EMPTY, Resource, Snapshot, TypeState
 from xds_server.stream import Response, Settings, StreamRefused
 from xds_server.wire import DeltaRequest, ResourceError, decode_delta_request, delta_field, encode_delta_response
@@ -37,9 +37,6 @@ class _Due:
 
 class DeltaStream(StreamMachine[DeltaSubscription]):
     """The server's side of one incremental stream."""
-
-    # Removals are told for all types: what routes still use must not go before them, and routes not before listeners.
-    RETAINED_TYPES = (CDS, EDS, RDS)
 
     def __init__(
         self,
@@ -88,20 +85,26 @@ class DeltaStream(StreamMachine[DeltaSubscription]):
             subscription = self.subscriptions[type_url] = DeltaSubscription(type_url)
             resend = self.settings.resend_on_reconnect and type_url in _RESENT_TYPES
             subscription.begin(request.subscribe, request.unsubscribe, request.initial, resend=resend)
-            if self._has_ttl:  # time goes on at the client for what it kept over the reconnect
-                wanted = self.wanted(subscription)
-                kept = [name for name in subscription.known if name in wanted and wanted[name].ttl_s is not None]
-                subscription.refresh_at.update(dict.fromkeys(kept, now))
+            self._resume(subscription, now)
             return
         in_flight = subscription.in_flight
         if in_flight is not None and request.nonce == in_flight.nonce:
             self._answered(subscription, in_flight, request.error, now)
         elif request.nonce or request.error is not None:
             subscription.stale_nonces += 1
-        for name in request.subscribe:
-            self._retained.drop(type_url, name)  # the client asks for the truth
         subscription.change(request.subscribe, request.unsubscribe)
-        self._retained.drop_unwanted(subscription)
+        self._drop_unwanted(subscription)
+
+    def _resume(self, subscription: DeltaSubscription, now: float) -> None:
+        """Take up again what a client kept over a reconnect and that is still as it was."""
+        wanted = self.wanted(subscription) if subscription.known else {}
+        for name, version in subscription.known.items():
+            if (one := wanted.get(name)) is None:
+                continue
+            if one.references and one.version == version:
+                subscription.named[name] = one.references
+            if one.ttl_s is not None and self._has_ttl:  # time goes on at the client
+                subscription.refresh_at[name] = now
 
     def _due(self, subscription: DeltaSubscription, wanted: Mapping[str, Resource]) -> _Due:
         known = subscription.known
@@ -213,7 +216,7 @@ class DeltaStream(StreamMachine[DeltaSubscription]):
     def _beat(
         self, subscription: DeltaSubscription, names: list[str], wanted: Mapping[str, Resource], now: float
     ) -> Response | None:
-        nonce, version = self._sent(subscription, wanted, tuple(names), now)
+        nonce, version = self._sent(subscription, wanted, tuple(names), now, with_body=False)
         data = encode_delta_response(
             type_url=subscription.type_url,
             version=version,

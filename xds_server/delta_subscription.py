@@ -88,10 +88,12 @@ class DeltaSubscription(Subscription):
             self.wildcard = self.must_answer = False
             for name in self.known.keys() - names:
                 del self.known[name]
+            self.forget_named((self.named.keys() | self.doubtful.keys()) - names)
         leaving = (dropped - {"*"}) & names
         self.names = names - leaving
         for name in leaving:
             self._forget(name)
+            self.forget_named((name,))
             if self.wildcard:  # the client has dropped it, so it must hear whether it still has it
                 self.retell.add(name)
                 self.pending = self.urgent = True

@@ -7,14 +7,14 @@ client costs one response per type, and a rejected resource is not sent again be
 
 Between types the machine keeps the order that lets clients change over without losing a request: clusters and
 endpoints before listeners and routes, and a cluster that leaves stays on the stream until the routes that left it are
-acknowledged (`retained.py`).
+acknowledged (`retained.py`): who has it keeps it, who asks for it late is given it.
 
 The two variants of the protocol differ in what a request says and what a response must hold: `sotw` and `delta`.
 """
 
 from abc import ABC, abstractmethod
 from collections.abc import Collection, Iterable, Mapping
-from typing import ClassVar, Generic, TypeVar
+from typing import Generic, TypeVar
 
 from xds_server.collective import find_all
 from xds_server.ordering import (
@@ -29,7 +29,8 @@ from xds_server.ordering import (
     in_push_order,
     short_name,
 )
-from xds_server.retained import Retained
+from xds_server.references import Reference
+from xds_server.retained import RETAINED_TYPES, Retained
 from xds_server.snapshot import EMPTY, Changes, Resource, Snapshot, TypeState
 from xds_server.stream import Response, Settings, StreamRefused
 from xds_server.subscription import InFlight, Subscription
@@ -63,9 +64,6 @@ class StreamMachine(ABC, Generic[S]):
         denied: Types that this client may not have, with the reason that it is told.
         service_type: The type of a stream that is for one type only; None: aggregated.
     """
-
-    RETAINED_TYPES: ClassVar[tuple[str, ...]]
-    """Types whose removals wait until routes have changed over, where removals are told at all."""
 
     def __init__(
         self,
@@ -102,15 +100,14 @@ class StreamMachine(ABC, Generic[S]):
         Args:
             changes: What differs from the state published before; computed once for all streams.
         """
-        previous, self._snapshot = self._snapshot, snapshot
+        before = {kind: self._state(kind).resources for kind in RETAINED_TYPES if kind in changes}
+        self._snapshot = snapshot
         is_touched = False
         for type_url, names in changes.items():
             subscription = self.subscriptions.get(type_url)
             if subscription is not None and subscription.is_touched_by(names):
                 subscription.pending = is_touched = True
-        for type_url in self.RETAINED_TYPES:
-            if type_url in changes:
-                self._retain(type_url, previous.state(type_url), changes[type_url])
+        self._retain(before, changes)
         if self._retained:
             self._retained.deadline = now + self.settings.break_delay_s
             is_touched = True
@@ -132,7 +129,10 @@ class StreamMachine(ABC, Generic[S]):
             # Looked at last: what has just been found to be nothing may have been what removed clusters waited for.
             if not self._retained or not self._may_break(now):
                 return None
-            for type_url in self._retained.release():
+            left = self._retained.release(self._named_by_rejected(), self._named_by)
+            if not left:
+                return None
+            for type_url in left & self.subscriptions.keys():
                 self.subscriptions[type_url].pending = True
 
     def deadline(self, now: float) -> float | None:
@@ -160,7 +160,8 @@ class StreamMachine(ABC, Generic[S]):
         if not subscription.wildcard:
             wanted = find_all(subscription.type_url, state, subscription.names)
         if retained := self._retained.of(subscription.type_url):
-            wanted = {**retained, **wanted}
+            leaving = {name: resource for name, resource in retained.items() if subscription.wants(name)}
+            wanted = {**leaving, **wanted}
         return wanted
 
     # What the variants do in their own way.
@@ -237,10 +238,6 @@ class StreamMachine(ABC, Generic[S]):
         else:
             subscription.rejected(in_flight, error)
             subscription.rejected_at = now
-            if subscription.type_url in ROUTING_TYPES:
-                # Nothing gets past rejected routes (ORD-2), so those that are leaving must not wait for themselves.
-                for name in in_flight.names:
-                    self._retained.drop(subscription.type_url, name)
 
     def _state(self, type_url: str) -> TypeState:
         if type_url in self._denied:
@@ -255,11 +252,13 @@ class StreamMachine(ABC, Generic[S]):
         now: float,
         *,
         only_removals: bool = False,
+        with_body: bool = True,
     ) -> tuple[str, str]:
         """Record a response as sent, and return its nonce and version.
 
         Args:
             names: What it tells about.
+            with_body: It changes what the client has; a heartbeat does not.
         """
         self._nonce += 1
         nonce = str(self._nonce)
@@ -267,12 +266,26 @@ class StreamMachine(ABC, Generic[S]):
         # The version tells the wanted content, also when only a part of it travels (VER-2).
         whole = wanted is state.resources
         version = state.version if whole else type_version((name, item.version) for name, item in wanted.items())
-        subscription.in_flight = InFlight(nonce, version, names, now, only_removals)
+        named = self._named(subscription, wanted, names) if with_body else {}
+        if (unanswered := subscription.in_flight) is not None:
+            subscription.doubt(unanswered)
+        subscription.in_flight = InFlight(nonce, version, names, now, only_removals, named)
         subscription.sent_version = version
         subscription.sent_at = now
         if self._has_ttl:
             schedule(subscription, names, wanted, now)
         return nonce, version
+
+    def _named(
+        self, subscription: S, wanted: Mapping[str, Resource], names: tuple[str, ...]
+    ) -> Mapping[str, tuple[Reference, ...]]:
+        """Return what the resources in a response name, if they or those that they replace name something."""
+        named = {name: wanted[name].references if name in wanted else () for name in names}
+        return {
+            name: references
+            for name, references in named.items()
+            if references or name in subscription.named or name in subscription.doubtful
+        }
 
     @property
     def _has_ttl(self) -> bool:
@@ -304,6 +317,11 @@ class StreamMachine(ABC, Generic[S]):
                 child = self.subscriptions.get(child_type)
                 if child_type in child_types and child is not None and child.wants(name):
                     self._send_again(child, name)
+
+    def _drop_unwanted(self, subscription: S) -> None:
+        """Let go of what has left the state and the client does not subscribe to, unless it may yet do so."""
+        if self._retained.of(subscription.type_url):
+            self._retained.drop_unwanted(subscription, frozenset(self._named_by_sent()))
 
     # Order across types.
 
@@ -352,43 +370,68 @@ class StreamMachine(ABC, Generic[S]):
             return True
         return not subscription.urgent and now < clusters.in_flight.sent_at + self.settings.hold_s
 
-    def _retain(self, type_url: str, previous: TypeState, changed: frozenset[str]) -> None:
+    def _retain(self, before: Mapping[str, Mapping[str, Resource]], changes: Changes) -> None:
+        """Hold on to what leaves the state and the client has, or may still ask for."""
+        gone: dict[Reference, Resource] = {}
+        for kind, resources in before.items():
+            current = self._state(kind).resources
+            for name in changes[kind]:
+                if name in current:
+                    self._retained.drop(kind, name)
+                elif name in resources:
+                    gone[kind, name] = resources[name]
+        if gone:
+            had = [(kind, name) for kind, name in gone if self._has(kind, name)]
+            self._retained.keep(gone, (*had, *self._named_by_sent()), self._named_by)
+
+    def _named_by_sent(self) -> Iterable[Reference]:
+        """Yield what the client may ask for: whatever the resources name that it has or is being sent."""
+        return (reference for each in self.subscriptions.values() for reference in each.references())
+
+    def _has(self, type_url: str, name: str) -> bool:
         subscription = self.subscriptions.get(type_url)
-        if subscription is None:
-            return
-        current = self._snapshot.state(type_url).resources
-        for name in changed:
-            if name in current:
-                self._retained.drop(type_url, name)
-            elif name in subscription.known and name in previous.resources and subscription.wants(name):
-                self._retained.keep(type_url, name, previous.resources[name])
+        return subscription is not None and name in subscription.known and subscription.wants(name)
+
+    def _named_by_rejected(self) -> list[Reference]:
+        """Return what the client may need as long as what it rejected is not corrected: it goes on with what it had."""
+        return [
+            reference
+            for type_url in (*ROUTING_TYPES, CDS)
+            if (each := self.subscriptions.get(type_url)) is not None
+            for name in each.doubtful.keys() & self._state(type_url).resources.keys()
+            for reference in self._named_by((type_url, name))
+        ]
+
+    def _named_by(self, parent: Reference) -> Iterable[Reference]:
+        """Return what a resource names in the versions that the client may have."""
+        type_url, name = parent
+        if (subscription := self.subscriptions.get(type_url)) is None:
+            return ()
+        return (*subscription.named.get(name, ()), *subscription.doubtful.get(name, ()))
 
     def _may_break(self, now: float) -> bool:
         """Tell whether removed clusters may leave: routes have changed over, or did not in time (ORD-2)."""
-        routing = [self.subscriptions[each] for each in ROUTING_TYPES if each in self.subscriptions]
-        if any(not each.suspect.isdisjoint(self._state(each.type_url).resources) for each in routing):
-            return False  # what was rejected leaves routes that may point at the old cluster
         if now >= self._retained.deadline:
             return True
-        if any(each.in_flight is not None or (each.pending and self._difference(each)) for each in routing):
+        parents = [self.subscriptions[each] for each in (*ROUTING_TYPES, CDS) if each in self.subscriptions]
+        if any(each.in_flight is not None or (each.pending and self._difference(each)) for each in parents):
             return False
         # A gRPC client asks for what a new listener or route names only after it has acknowledged it.
-        needed = [
-            reference
-            for each in routing
-            for name, resource in self.wanted(each).items()
-            if name in each.known
-            for reference in resource.references
-        ]
+        return self._in_flight(EDS) is None and all(self._is_sent(*each) for each in self._needed(parents))
+
+    def _needed(self, parents: Iterable[S]) -> Iterable[Reference]:
+        """Yield what the client needs before it can use what it was sent."""
         clusters = self._snapshot.state(CDS).resources
-        needed += [
-            reference
-            for kind, name in needed
-            if kind == CDS and name in clusters
-            for reference in clusters[name].references
-            if reference[0] == EDS
-        ]
-        return self._in_flight(EDS) is None and all(self._is_sent(kind, name) for kind, name in needed)
+        for parent in parents:
+            if parent.type_url == CDS and EDS not in self.subscriptions:
+                continue  # a client that wants no endpoints
+            for name, resource in self.wanted(parent).items():
+                if name not in parent.known:
+                    continue
+                for kind, needed in resource.references:
+                    yield kind, needed
+                    if kind == CDS and needed in clusters:
+                        yield from (each for each in clusters[needed].references if each[0] == EDS)
 
     def _is_sent(self, type_url: str, name: str) -> bool:
         if type_url not in (LDS, RDS, CDS, EDS) or name not in self._state(type_url).resources:

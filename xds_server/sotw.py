@@ -7,7 +7,7 @@ changed; see `machine` for what both variants share.
 from collections.abc import Mapping
 
 from xds_server.machine import StreamMachine
-from xds_server.ordering import CDS, DELTA_TYPES
+from xds_server.ordering import DELTA_TYPES
 from xds_server.snapshot import EMPTY, Resource, TypeState
 from xds_server.stream import Response, StreamRefused
 from xds_server.subscription import SotwSubscription
@@ -16,8 +16,6 @@ from xds_server.wire import Request, ResourceError, decode_request, encode_respo
 
 class SotwStream(StreamMachine[SotwSubscription]):
     """The server's side of one state-of-the-world stream."""
-
-    RETAINED_TYPES = (CDS,)  # deletions of types that are not full-state are never told
 
     def _state(self, type_url: str) -> TypeState:
         # Virtual hosts and single endpoints are not in this variant: whoever asks hears that there are none.
@@ -63,7 +61,7 @@ class SotwStream(StreamMachine[SotwSubscription]):
         if in_flight is not None:  # rows 4 and 2
             self._answered(subscription, in_flight, request.error, now)
         subscription.update(request.names)  # rows 6 to 8
-        self._retained.drop_unwanted(subscription)
+        self._drop_unwanted(subscription)
 
     def _difference(self, subscription: SotwSubscription) -> bool:
         known = subscription.known
@@ -71,6 +69,7 @@ class SotwStream(StreamMachine[SotwSubscription]):
         if (
             subscription.must_answer
             or subscription.resend
+            or not subscription.suspect <= wanted.keys()
             or any(known.get(name) != resource.version for name, resource in wanted.items())
         ):
             return True
@@ -84,6 +83,8 @@ class SotwStream(StreamMachine[SotwSubscription]):
         if any(name not in wanted or name in changed for name in subscription.suspect):
             subscription.resend.update(name for name in subscription.suspect if name in wanted)
             subscription.suspect.clear()
+            if subscription.is_full_state and (subscription.wildcard or subscription.names):
+                subscription.must_answer = True  # it may also have been the one that said what is gone
         errors = self._errors(subscription.type_url, sorted(subscription.unreported - wanted.keys()))
         subscription.unreported = (
             subscription.unreported - wanted.keys() - {error.name for error in errors} if errors else set()

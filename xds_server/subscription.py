@@ -1,11 +1,12 @@
 """What one stream has asked for of one type, and what it has been sent."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator, Mapping
 from collections.abc import Set as AbstractSet
 from dataclasses import dataclass, field
 
 from xds_server.collective import covers, is_glob
 from xds_server.ordering import DELTA_TYPES, FULL_STATE_TYPES, LEDS
+from xds_server.references import Reference
 
 
 @dataclass(frozen=True, slots=True)
@@ -16,6 +17,7 @@ class InFlight:
         names: Of the resources in it, and of those it says are gone.
         sent_at: Monotonic seconds.
         only_removals: It has no resources.
+        named: What its resources name, by resource, if they or those that they replace name something.
     """
 
     nonce: str
@@ -23,6 +25,7 @@ class InFlight:
     names: tuple[str, ...]
     sent_at: float
     only_removals: bool = False
+    named: Mapping[str, tuple[Reference, ...]] = field(default_factory=dict)
 
 
 @dataclass(slots=True)
@@ -34,6 +37,8 @@ class Subscription:
         wildcard: Everything of the type is wanted.
         legacy: Nothing has been named on this stream, so an empty list still means "everything" (WC-2).
         known: Name to version that was sent, accepted or not (ACK-4 and ACK-5 follow from that).
+        named: What the resources that the client has accepted name, by resource; without those that name nothing.
+        doubtful: Likewise of the last version of each that it rejected or never answered: it may have it or not.
         in_flight: The response not yet answered.
         pending: There may be something to send; the machine looks.
         must_answer: An answer is due although nothing may differ (SW-1 and DX-6, added names of a full-state type).
@@ -52,6 +57,8 @@ class Subscription:
     wildcard: bool = False
     legacy: bool = True
     known: dict[str, str] = field(default_factory=dict)
+    named: dict[str, tuple[Reference, ...]] = field(default_factory=dict)
+    doubtful: dict[str, tuple[Reference, ...]] = field(default_factory=dict)
     in_flight: InFlight | None = None
     pending: bool = True
     must_answer: bool = False
@@ -95,6 +102,12 @@ class Subscription:
         self.acked_version = response.version
         self.last_error = None
         self.suspect.difference_update(response.names)
+        for name, references in response.named.items():
+            self.doubtful.pop(name, None)
+            if references and self.wants(name):
+                self.named[name] = references
+            else:
+                self.named.pop(name, None)
 
     def rejected(self, response: InFlight, error: str) -> None:
         """Record a NACK. What was sent stays in `known`, so it is not sent again as it is (ACK-4)."""
@@ -102,6 +115,24 @@ class Subscription:
         self.rejected_version = response.version
         self.nacks += 1
         self.suspect.update(response.names)
+        self.doubt(response)
+
+    def doubt(self, response: InFlight) -> None:
+        """Record that nobody knows what of a response the client has taken over."""
+        self.doubtful.update((name, each) for name, each in response.named.items() if self.wants(name))
+
+    def forget_named(self, names: Iterable[str]) -> None:
+        """Take it that the client does not use these resources any more."""
+        for name in names:
+            self.named.pop(name, None)
+            self.doubtful.pop(name, None)
+
+    def references(self) -> Iterator[Reference]:
+        """Yield what the resources name that the client may use, or is being sent."""
+        in_flight = self.in_flight.named if self.in_flight is not None else {}
+        for named in (self.named, self.doubtful, in_flight):
+            for references in named.values():
+                yield from references
 
 
 @dataclass(slots=True)
@@ -114,6 +145,12 @@ class SotwSubscription(Subscription):
     """
 
     dropped: set[str] = field(default_factory=set)
+
+    def accepted(self, response: InFlight) -> None:
+        Subscription.accepted(self, response)
+        if self.is_full_state:  # what it lacks is deleted
+            self.named = {name: each for name, each in response.named.items() if each}
+            self.doubtful.clear()
 
     def update(self, requested: Iterable[str], *, first: bool = False) -> None:
         """Take over the names of a request, and note which answer that asks for.
@@ -137,6 +174,7 @@ class SotwSubscription(Subscription):
         if not wildcard:
             for name in self.known.keys() - names:
                 del self.known[name]
+            self.forget_named((self.named.keys() | self.doubtful.keys()) - names)
             self.resend &= names
         self.unreported = {name for name in (self.unreported | added) if name in names}
         if self.is_full_state and (first or widened or (added and not narrowed)):

@@ -2,40 +2,32 @@
 
 from hypothesis import settings
 from hypothesis import strategies as st
-from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
+from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
+from tests.property.make_before_break import (
+    NAMES,
+    TYPES,
+    Content,
+    Promises,
+    Ref,
+    consistent,
+    contents,
+    named_by,
+    snapshot_of,
+)
 from xds_server.delta import DeltaStream
 from xds_server.ordering import CDS, EDS, LDS, RDS
-from xds_server.snapshot import NOTHING, Resource, Snapshot, TypeState
+from xds_server.snapshot import NOTHING
 from xds_server.stream import Response, Settings
 from xds_server.wire import DeltaRequest, Node
 
-TYPES = (CDS, EDS, LDS, RDS)
-NAMES = ("a", "b", "c")
-VERSIONS = ("1", "2", "bad")
 WILD = (CDS, LDS)
 
-# Resource a of each type names a of the next, and so on.
+# Whose children are sent again with them.
 NEXT = {CDS: EDS, LDS: RDS, RDS: CDS}
 
-contents = st.fixed_dictionaries(
-    {type_url: st.dictionaries(st.sampled_from(NAMES), st.sampled_from(VERSIONS)) for type_url in TYPES}
-)
 types = st.sampled_from(TYPES)
 changes = st.frozensets(st.sampled_from((*NAMES, "*", "missing")), max_size=3)
-
-
-def snapshot_of(content: dict[str, dict[str, str]]) -> Snapshot:
-    def resource(type_url: str, name: str, version: str) -> Resource:
-        references = ((NEXT[type_url], name),) if type_url in NEXT else ()
-        return Resource(name, version, b"\x12\x00", references)
-
-    return Snapshot(
-        {
-            type_url: TypeState.of(resource(type_url, name, version) for name, version in resources.items())
-            for type_url, resources in content.items()
-        }
-    )
 
 
 class DeltaModel(RuleBasedStateMachine):
@@ -47,10 +39,16 @@ class DeltaModel(RuleBasedStateMachine):
     def __init__(self) -> None:
         super().__init__()
         self.now = 0.0
-        self.content: dict[str, dict[str, str]] = {}
+        self.content: Content = {}
+        self.is_consistent = True
         self.snapshot = NOTHING
         self.view: dict[str, dict[str, str | None]] = {type_url: {} for type_url in TYPES}
         self.connect()
+
+    @initialize(is_consistent=st.booleans())
+    def begin(self, is_consistent: bool) -> None:
+        """Publish only states in which everything exists that is named, as publishers must, or any at all."""
+        self.is_consistent = is_consistent
 
     def connect(self) -> None:
         # Two or three entries fill a response. This client answers in the end, so that nothing goes out without an answer (ACK-9).
@@ -61,11 +59,36 @@ class DeltaModel(RuleBasedStateMachine):
         self.wildcard: dict[str, bool] = {}
         self.named_once: set[str] = set()
         self.nonces: set[str] = set()
+        self.promises = Promises()
+        self.accepted: set[Ref] = set()  # on this stream: a new one has no memory (REC-1)
         self.rejected: dict[str, dict[str, str | None]] = {}
         # Types of which a rejected response may come again: subscriptions or content changed, a parent was sent.
         self.may_repeat: set[str] = set(TYPES)
 
     # The client.
+
+    def held(self) -> dict[Ref, set[str]]:
+        """Return the versions that the client has or is being sent on this stream."""
+        held: dict[Ref, set[str]] = {}
+        for type_url, message in ((response.type_url, message) for response, message in self.arriving):
+            for name, version in message.items():
+                if version is not None:
+                    held.setdefault((type_url, name), set()).add(version)
+        for type_url, name in self.accepted:
+            if (version := self.view[type_url].get(name)) is not None:
+                held.setdefault((type_url, name), set()).add(version)
+        return held
+
+    def in_use(self) -> dict[Ref, set[str]]:
+        """Return what the client goes on with after it rejected the next version."""
+        return {
+            (type_url, name): {version}
+            for type_url, message in self.rejected.items()
+            for name in message
+            if (version := self.view[type_url].get(name)) is not None
+            and (type_url, name) in self.accepted
+            and name in self.content.get(type_url, {})
+        }
 
     def wants(self, type_url: str, name: str) -> bool:
         return self.wildcard.get(type_url, False) or name in self.names.get(type_url, ())
@@ -101,6 +124,7 @@ class DeltaModel(RuleBasedStateMachine):
         for name, version in message.items():
             if self.wants(type_url, name):
                 self.view[type_url][name] = version
+                self.accepted.add((type_url, name))
         self.server.request(DeltaRequest(type_url, nonce=response.nonce), self.now)
 
     def pump(self) -> None:
@@ -115,6 +139,9 @@ class DeltaModel(RuleBasedStateMachine):
             known = self.server.subscriptions[type_url].known
             message: dict[str, str | None] = {name: known[name] for name in response.names}
             message.update(dict.fromkeys(response.removed))
+            if self.is_consistent:
+                told = {(type_url, name) for name in response.removed}
+                self.promises.check(told, self.held(), self.in_use(), self.now)
             if (rejected := self.rejected.get(type_url)) is not None and type_url not in self.may_repeat:
                 assert rejected != message, "a rejected response was sent again"
             is_leaving = known.keys() - self.content.get(type_url, {}).keys()  # held back, and then a change of its own
@@ -123,6 +150,7 @@ class DeltaModel(RuleBasedStateMachine):
             if type_url in NEXT and response.names:
                 self.may_repeat.add(NEXT[type_url])
             self.arriving.append((response, message))
+        self.promises.moved(self.held())
 
     @rule(type_url=types, plus=changes, minus=changes)
     def ask(self, type_url: str, plus: frozenset[str], minus: frozenset[str]) -> None:
@@ -135,9 +163,19 @@ class DeltaModel(RuleBasedStateMachine):
         self.subscribe(type_url, plus, minus, first=first)
         if first and type_url in WILD:  # here a name that is said to be held counts as held (REC-3)
             self.view[type_url].update((name, held[name]) for name in initial if self.wants(type_url, name))
+            current = self.content.get(type_url, {})
+            self.accepted |= {(type_url, name) for name in initial if current.get(name) == initial[name]}
         request = DeltaRequest(type_url, tuple(sorted(plus)), tuple(sorted(minus)), initial, node=Node("n"))
         self.server.request(request, self.now)
         self.pump()
+
+    @rule(type_url=st.sampled_from((LDS, RDS, CDS)))
+    def follow(self, type_url: str) -> None:
+        """Ask for what the accepted resources of a type name, as gRPC clients do, at any later time."""
+        view = ((name, version) for name, version in self.view[type_url].items() if version is not None)
+        named = {child for name, version in view for _, child in named_by(type_url, name, version)}
+        if plus := named - self.names.get(NEXT[type_url], set()):
+            self.ask(NEXT[type_url], frozenset(plus), frozenset())
 
     @precondition(lambda self: self.arriving)
     @rule()
@@ -161,13 +199,15 @@ class DeltaModel(RuleBasedStateMachine):
                 self.view[type_url].clear()
 
     @rule(content=contents)
-    def publish(self, content: dict[str, dict[str, str]]) -> None:
+    def publish(self, content: Content) -> None:
+        content = consistent(content) if self.is_consistent else content
         previous, self.content = self.content, content
         self.may_repeat.update(TYPES if content != previous else ())
-        self.change(content)
+        self.change(previous, content)
         self.pump()
 
-    def change(self, content: dict[str, dict[str, str]]) -> None:
+    def change(self, previous: Content, content: Content) -> None:
+        self.promises.published(previous, content, self.held(), self.in_use(), self.now)
         snapshot = snapshot_of(content)
         self.server.publish(snapshot, snapshot.changes_since(self.snapshot), self.now)
         self.snapshot = snapshot
@@ -191,7 +231,8 @@ class DeltaModel(RuleBasedStateMachine):
             for type_url, resources in self.content.items()
         }
         self.may_repeat.update(TYPES)
-        self.change(good)
+        self.change(self.content, good)
+        self.content = good
         for _ in range(400):
             self.pump()
             if self.arriving:

@@ -2,40 +2,32 @@
 
 from hypothesis import settings
 from hypothesis import strategies as st
-from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
+from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
+from tests.property.make_before_break import (
+    NAMES,
+    TYPES,
+    Content,
+    Promises,
+    Ref,
+    consistent,
+    contents,
+    named_by,
+    snapshot_of,
+)
 from xds_server.ordering import CDS, EDS, LDS, RDS
-from xds_server.snapshot import NOTHING, Resource, Snapshot, TypeState
+from xds_server.snapshot import NOTHING
 from xds_server.sotw import SotwStream
 from xds_server.stream import Response, Settings
 from xds_server.wire import Node, Request
 
-TYPES = (CDS, EDS, LDS, RDS)
-NAMES = ("a", "b", "c")
-VERSIONS = ("1", "2", "bad")
 FULL = (CDS, LDS)
 
-# Resource a of each type names a of the next, and so on.
+# Whose children are sent again with them.
 NEXT = {CDS: EDS, LDS: RDS, RDS: CDS}
 
-contents = st.fixed_dictionaries(
-    {type_url: st.dictionaries(st.sampled_from(NAMES), st.sampled_from(VERSIONS)) for type_url in TYPES}
-)
 types = st.sampled_from(TYPES)
 some_names = st.frozensets(st.sampled_from((*NAMES, "*", "missing")))
-
-
-def snapshot_of(content: dict[str, dict[str, str]]) -> Snapshot:
-    def resource(type_url: str, name: str, version: str) -> Resource:
-        references = ((NEXT[type_url], name),) if type_url in NEXT else ()
-        return Resource(name, version, b"\x12\x00", references)
-
-    return Snapshot(
-        {
-            type_url: TypeState.of(resource(type_url, name, version) for name, version in resources.items())
-            for type_url, resources in content.items()
-        }
-    )
 
 
 class SotwModel(RuleBasedStateMachine):
@@ -44,7 +36,8 @@ class SotwModel(RuleBasedStateMachine):
     def __init__(self) -> None:
         super().__init__()
         self.now = 0.0
-        self.content: dict[str, dict[str, str]] = {}
+        self.content: Content = {}
+        self.is_consistent = True
         self.snapshot = NOTHING
         self.server = SotwStream(NOTHING, settings=Settings(max_response_bytes=4, ack_timeout_s=10_000.0))
         self.arriving: list[Response] = []
@@ -54,11 +47,45 @@ class SotwModel(RuleBasedStateMachine):
         self.view: dict[str, dict[str, str]] = {type_url: {} for type_url in TYPES}
         self.rejected: dict[str, dict[str, str]] = {}
         self.sent: dict[str, dict[str, str]] = {}
+        self.promises = Promises()
         # Types of which a rejected response may come again: names were added, content moved, a parent was sent.
         self.may_repeat: set[str] = set()
         self.asked_meanwhile: set[str] = set()
 
+    @initialize(is_consistent=st.booleans())
+    def begin(self, is_consistent: bool) -> None:
+        """Publish only states in which everything exists that is named, as publishers must, or any at all."""
+        self.is_consistent = is_consistent
+
     # The client.
+
+    def held(self) -> dict[Ref, set[str]]:
+        """Return the versions that the client has or is being sent.
+
+        What has left the state counts only if it is told of: whoever is not told goes by what names it.
+        """
+        held: dict[Ref, set[str]] = {}
+        messages = [*self.view.items(), *((each.type_url, self.sent[each.nonce]) for each in self.arriving)]
+        for type_url, message in messages:
+            for name, version in message.items():
+                held.setdefault((type_url, name), set()).add(version)
+        return held
+
+    def in_use(self) -> dict[Ref, set[str]]:
+        """Return what the client goes on with after it rejected the next version."""
+        return {
+            (type_url, name): {self.view[type_url][name]}
+            for type_url, message in self.rejected.items()
+            for name in message
+            if name in self.view[type_url] and name in self.content.get(type_url, {})
+        }
+
+    def told(self, response: Response) -> set[Ref]:
+        """Return what a response says not to be there."""
+        names = {error.name for error in response.errors}
+        if response.type_url in FULL:
+            names |= {name for name in NAMES if self.wants(response.type_url, name)} - set(response.names)
+        return {(response.type_url, name) for name in names}
 
     def send(self, type_url: str, error: str | None = None) -> None:
         names = tuple(sorted(self.names[type_url]))
@@ -100,12 +127,16 @@ class SotwModel(RuleBasedStateMachine):
             known = self.server.subscriptions[type_url].known
             message = {name: known[name] for name in response.names}
             self.sent[response.nonce] = message
+            if self.is_consistent:
+                self.promises.check(self.told(response), self.held(), self.in_use(), self.now)
             if (rejected := self.rejected.get(type_url)) is not None and type_url not in self.may_repeat:
                 assert rejected != message, "a rejected response was sent again"
-            self.may_repeat.discard(type_url)
+            if not known.keys() - self.content.get(type_url, {}).keys():  # held back, and then a change of its own
+                self.may_repeat.discard(type_url)
             if type_url in FULL:
                 self.may_repeat.add(NEXT[type_url])
             self.arriving.append(response)
+        self.promises.moved(self.held())
         return wrote
 
     @rule(type_url=types, names=some_names)
@@ -122,6 +153,13 @@ class SotwModel(RuleBasedStateMachine):
         self.send(type_url)
         self.pump()
 
+    @rule(type_url=st.sampled_from((LDS, RDS, CDS)))
+    def follow(self, type_url: str) -> None:
+        """Ask for what the accepted resources of a type name, as gRPC clients do, at any later time."""
+        view = self.view[type_url]
+        if wanted := {child for name, version in view.items() for child in named_by(type_url, name, version)}:
+            self.ask(NEXT[type_url], frozenset(name for _, name in wanted))
+
     @precondition(lambda self: self.arriving)
     @rule()
     def receive(self) -> None:
@@ -130,9 +168,11 @@ class SotwModel(RuleBasedStateMachine):
         self.pump()
 
     @rule(content=contents)
-    def publish(self, content: dict[str, dict[str, str]]) -> None:
+    def publish(self, content: Content) -> None:
+        content = consistent(content) if self.is_consistent else content
         previous, self.content = self.content, content
         snapshot = snapshot_of(content)
+        self.promises.published(previous, content, self.held(), self.in_use(), self.now)
         # Content may also go and come back.
         self.may_repeat.update(TYPES if content != previous else ())
         self.server.publish(snapshot, snapshot.changes_since(self.snapshot), self.now)
@@ -158,6 +198,8 @@ class SotwModel(RuleBasedStateMachine):
             for type_url, resources in self.content.items()
         }
         snapshot = snapshot_of(good)
+        self.promises.published(self.content, good, self.held(), self.in_use(), self.now)
+        self.content = good
         self.may_repeat.update(TYPES)
         self.server.publish(snapshot, snapshot.changes_since(self.snapshot), self.now)
         for _ in range(200):

@@ -115,17 +115,24 @@ def test_ord_2_a_cluster_that_returns_is_not_removed(envoy):
     assert envoy.is_silent()
 
 
-def test_ord_2_a_client_that_asks_for_a_leaving_cluster_hears_the_truth(make_delta):
+def test_ord_2_a_client_that_asks_for_a_leaving_cluster_has_it_until_its_routes_have_moved(make_delta):
     peer = make_delta()
     peer.publish(on("c1"), **TO_C1)
     for type_url, name in ((LDS, "l"), (RDS, "r"), (CDS, "c1"), (EDS, "c1")):
         peer.ask(type_url, f"+{name}")
         peer.accept(type_url, name)
     peer.publish(on("c2", "2"), **TO_C2)
-    peer.expect(RDS, "r")
+    routes = peer.expect(RDS, "r")
     assert peer.is_silent()
     peer.ask(CDS, "+c1")
-    peer.expect(CDS, "-c1")
+    peer.accept(CDS, "c1")
+    peer.accept(EDS, "c1")
+    peer.answer(routes)
+    for type_url in (CDS, EDS):
+        peer.ask(type_url, "+c2")
+        peer.accept(type_url, "c2")
+    peer.accept(CDS, "-c1")
+    peer.accept(EDS, "-c1")
 
 
 def test_ord_3_endpoints_do_not_wait_for_the_ack_of_clusters(envoy):

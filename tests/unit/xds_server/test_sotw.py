@@ -516,3 +516,14 @@ def test_ack_5_without_the_rejected_resource_its_companions_are_sent(peer, type_
     peer.ask(type_url, "a", nonce="1")
     peer.accept(type_url, "a")
     assert peer.is_silent()
+
+
+def test_ack_5_what_a_rejected_state_left_out_is_said_to_be_gone_when_the_names_change(peer):
+    """The rejected response was the only one without b, and what it did hold is not asked for any more."""
+    peer.publish({LDS: {"a": "1", "b": "1"}})
+    peer.ask(LDS, "a", "b", "c")
+    peer.accept(LDS, "a", "b")
+    peer.publish({LDS: {"a": "bad"}})
+    peer.answer(peer.expect(LDS, "a"), "b", "c", error="a is bad")
+    peer.accept(LDS)
+    assert peer.is_silent()
