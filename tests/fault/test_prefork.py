@@ -57,7 +57,7 @@ def work(number):
     return os.getpid()
 
 
-mesh.wait_ready("shop.example.com:80", "shop.example.com:81", timeout_s=10.0)
+mesh.wait_ready("shop.example.com:80", "shop.example.com:81", timeout_s=30)
 call(0)
 pids = set()
 for round in range({ROUNDS}):

@@ -23,6 +23,7 @@ import grpc.aio
 import httpx
 import pytest
 import uvicorn
+from peers.endpoints import ports
 
 from meshlib import Mesh
 from meshlib.integrations import grpc_server
@@ -225,12 +226,9 @@ def stage(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stage]:
 
 
 def _wait_endpoints(mesh: Mesh) -> None:
-    mesh.wait_ready("back", "back:81", timeout_s=20)
-    deadline = time.monotonic() + 20
-    while not all(
-        getattr(mesh.view.clusters.get(f"outbound|{port}||back.default.svc.cluster.local"), "states", None)
-        for port in (80, 81)
-    ):
+    mesh.wait_ready("back", "back:81", timeout_s=30)
+    deadline = time.monotonic() + 40
+    while not all(ports(mesh, f"outbound|{port}||back.default.svc.cluster.local") for port in (80, 81)):
         assert time.monotonic() < deadline, str(mesh.status())
         time.sleep(0.02)
 

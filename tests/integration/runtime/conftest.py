@@ -10,6 +10,7 @@ from typing import Any
 
 import grpc
 import pytest
+from peers.ports import free_port
 
 from meshlib.protos import from_dict, message_class, to_any
 from meshlib.xds.resources import CDS, EDS, LDS, RDS, SDS
@@ -44,7 +45,7 @@ class AdsServer:
         self._cut_after: int | None = None
         self._lock = threading.Condition()
         self._count = 0
-        self.port = 0
+        self.port = free_port()  # of its own: it goes away and comes back
         self.credentials: grpc.ServerCredentials | None = None
         self.more_handlers: tuple[grpc.GenericRpcHandler, ...] = ()
         self._server: grpc.Server | None = None
@@ -71,9 +72,9 @@ class AdsServer:
         self._server.add_generic_rpc_handlers((handler, *self.more_handlers))
         address = f"127.0.0.1:{self.port}"
         if self.credentials is None:
-            self.port = self._server.add_insecure_port(address)
+            self._server.add_insecure_port(address)
         else:
-            self.port = self._server.add_secure_port(address, self.credentials)
+            self._server.add_secure_port(address, self.credentials)
         self._server.start()
 
     def _methods(self) -> dict[str, Any]:
@@ -108,7 +109,7 @@ class AdsServer:
         """End the first stream after this many responses, the second after twice as many, and so on."""
         self._cut_after = count
 
-    def wait_for(self, look: Callable[[], bool], timeout_s: float = 10.0) -> None:
+    def wait_for(self, look: Callable[[], bool], timeout_s: float = 40.0) -> None:
         """Wait until something holds of what was received."""
         with self._lock:
             assert self._lock.wait_for(look, timeout_s), [str(request) for _, request in self.requests]

@@ -107,7 +107,7 @@ def share_of_first(ask: Callable[[], int], first: int, calls: int = 200) -> floa
     return Counter(ask() for _ in range(calls))[first] / calls
 
 
-def wait_until(look: Callable[[], bool], timeout_s: float = 20.0) -> None:
+def wait_until(look: Callable[[], bool], timeout_s: float = 40.0) -> None:
     ends_at = time.monotonic() + timeout_s
     while not look():
         assert time.monotonic() < ends_at
@@ -282,7 +282,7 @@ def test_a_fork_leaves_both_sides_with_reports(ads: Any, tools: Any, backends: A
     idle, busy = backends("out of band")
     put(ads, tools, [idle.port, busy.port], enable_oob_load_report=True, oob_reporting_period="0.2s")
     with Mesh.connect(ads.address, node_id="orders-1", state_dir="") as mesh:
-        mesh.wait_ready("checkout", timeout_s=5.0)
+        mesh.wait_ready("checkout", timeout_s=30)
 
         def is_reported() -> bool:
             states = mesh.view.clusters["checkout"].states  # type: ignore[union-attr]

@@ -13,25 +13,20 @@ from typing import Any
 import grpc
 import pytest
 from peers.authority import Authority, Leaf
+from peers.endpoints import ports
 
 from meshlib import Mesh
 from meshlib.errors import BootstrapError, UnavailableError
-from meshlib.view import ClusterState
 from meshlib.xds.resources import CDS, EDS
 
 STRICT, DELTA = "meshlib.validation_grpc", "meshlib.delta"
 
 
-def eventually(look: Callable[[], Any], timeout_s: float = 10.0) -> None:
+def eventually(look: Callable[[], Any], timeout_s: float = 40.0) -> None:
     deadline = time.monotonic() + timeout_s
     while not look():
         assert time.monotonic() < deadline, "did not happen in time"
         time.sleep(0.01)
-
-
-def ports(mesh: Mesh, cluster: str = "checkout") -> list[int]:
-    state = mesh.view.clusters.get(cluster)
-    return sorted(found.endpoint.port for found in state.states.values()) if isinstance(state, ClusterState) else []
 
 
 def server(address: str, *features: str, creds: dict[str, Any] | None = None, **fields: Any) -> dict[str, Any]:
@@ -56,7 +51,7 @@ def test_the_profile_of_the_bootstrap_refuses_what_grpc_refuses_and_keeps_the_la
     plain = write(tmp_path, server(ads.address, *features), node="plain")
     with Mesh(strict, state_dir="") as mesh, Mesh(plain, state_dir="") as other:
         for one in (mesh, other):
-            one.wait_ready("checkout", timeout_s=10)
+            one.wait_ready("checkout", timeout_s=30)
         ads.put(CDS, {**tools.eds_cluster("checkout"), "lb_policy": "MAGLEV"})
         ads.wait_for(lambda: any(request.HasField("error_detail") for request in ads.of_type(CDS)))
         (nack,) = [request for request in ads.of_type(CDS) if request.HasField("error_detail")]
@@ -113,7 +108,7 @@ def test_rotated_certificates_and_roots_of_the_connection_are_picked_up_without_
     restart_with(ads, first.issue(ips=["127.0.0.1"]), callers=first)
     path = write(tmp_path, server(ads.address, creds={"type": "tls", "config": config}))
     with Mesh(path, state_dir="") as mesh:
-        mesh.wait_ready("checkout", timeout_s=10)
+        mesh.wait_ready("checkout", timeout_s=30)
         put_file(tmp_path / "key.pem", "half of a key")  # a replacement that is under way
         restart_with(ads, first.issue(ips=["127.0.0.1"]), callers=first)
         ads.put(EDS, tools.load_assignment("checkout", 2))
@@ -147,7 +142,7 @@ def test_a_token_is_read_again_for_each_stream(ads: Any, tools: Any, tmp_path: P
     calls = [{"type": "unknown"}, {"type": "jwt_token_file", "config": {"jwt_token_file": str(token)}}]
     path = write(tmp_path, server(ads.address, creds=creds, call_creds=calls))
     with Mesh(path, state_dir="") as mesh:
-        mesh.wait_ready("checkout", timeout_s=10)
+        mesh.wait_ready("checkout", timeout_s=30)
         assert [stream["authorization"] for stream in ads.metadata] == [f"Bearer {one}"]
         put_file(token, old)
         restart_with(ads, authority.issue(ips=["127.0.0.1"]))
@@ -193,7 +188,7 @@ import sys
 from meshlib import Mesh
 
 with Mesh.from_env(state_dir="") as mesh:
-    mesh.wait_ready("checkout", timeout_s=10)
+    mesh.wait_ready("checkout", timeout_s=30)
 """
 
 
@@ -229,7 +224,7 @@ def test_meshes_of_one_process_have_bootstraps_of_their_own(
     two = write(tmp_path, server(delta_ads.address, DELTA, STRICT), node="two")
     with Mesh(one, state_dir="") as mesh, Mesh(two, state_dir="") as other:
         for each in (mesh, other):
-            each.wait_ready("checkout", timeout_s=10)
+            each.wait_ready("checkout", timeout_s=30)
         assert (ports(mesh), ports(other)) == ([1], [7])
         assert ({r.node.id for _, r in ads.requests}, {r.node.id for _, r in delta_ads.requests}) == (
             {"one", ""},

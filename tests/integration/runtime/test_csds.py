@@ -22,7 +22,7 @@ SERVICE = "/envoy.service.status.v3.ClientStatusDiscoveryService/"
 @pytest.fixture
 def mesh(ads: Any) -> Iterator[Mesh]:
     with Mesh.connect(ads.address, node_id="orders-1", state_dir="") as mesh:
-        mesh.wait_ready("checkout", timeout_s=5.0)
+        mesh.wait_ready("checkout", timeout_s=30)
         ads.wait_for(lambda: len(ads.of_type(EDS)) == 2)
         yield mesh
 

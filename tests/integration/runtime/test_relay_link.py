@@ -72,7 +72,7 @@ def received(connection: Any, *, pause_s: float = 0.0) -> bytes:
 
 
 def wait_for_end(relay: TlsRelay) -> None:
-    give_up = time.monotonic() + 15
+    give_up = time.monotonic() + 40
     while relay.statistics()["connections"]:
         assert time.monotonic() < give_up
         time.sleep(0.005)
@@ -152,7 +152,7 @@ def test_who_does_not_notice_the_end_holds_nothing(relay: TlsRelay, closes: str)
     if closes == "client":
         client.close()
     wait_for_end(relay)
-    assert time.monotonic() - began_at < LINGER_S + 3
+    assert time.monotonic() - began_at < LINGER_S + 10
     over.set()
     client.close()
     peer.thread.join()

@@ -85,7 +85,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
             item.add_marker(pytest.mark.timeout(4 * START_S))
 
 
-def eventually(look: Callable[[], Any], what: str | Callable[[], str], timeout_s: float = 20.0) -> Any:
+def eventually(look: Callable[[], Any], what: str | Callable[[], str], timeout_s: float = 40.0) -> Any:
     """Wait until something holds, and return it."""
     deadline = time.monotonic() + timeout_s
     while not (found := look()):
