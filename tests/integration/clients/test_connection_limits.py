@@ -2,6 +2,7 @@
 
 import asyncio
 import threading
+import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from http.server import BaseHTTPRequestHandler
@@ -39,17 +40,24 @@ def counts(mesh: Any) -> tuple[int, int]:
     return breaker.connections, breaker.pending
 
 
+def wait_until(look: Callable[[], bool]) -> None:
+    end = time.monotonic() + 30
+    while not look():
+        assert time.monotonic() < end
+        time.sleep(0.005)
+
+
 def test_request_waits_for_a_connection_that_the_cluster_allows(mesh, http_server):
     gate = Gate()
     server = http_server(answer=gate.answer)
     mesh.serve("checkout", {"c": [server.address]}, circuit_breakers=CircuitBreakers(max_connections=1))
     with httpx.Client(transport=MeshTransport(mesh)) as client, ThreadPoolExecutor(3) as pool:
         calls = [pool.submit(client.get, "http://checkout/") for _ in range(3)]
-        assert gate.arrived.acquire(timeout=5)
+        assert gate.arrived.acquire(timeout=30)
         assert not gate.arrived.acquire(timeout=0.1), "the others wait for the one connection"
-        assert counts(mesh) == (1, 2)
+        wait_until(lambda: counts(mesh) == (1, 2))
         gate.open.set()
-        assert [call.result(10).status_code for call in calls] == [200] * 3
+        assert [call.result(30).status_code for call in calls] == [200] * 3
         assert counts(mesh) == (1, 0)
     assert len(server.connections) == 1
     assert counts(mesh) == (0, 0)
@@ -62,11 +70,11 @@ def test_host_without_a_connection_may_always_open_one(mesh, http_server):
     mesh.serve("checkout", {"c": addresses}, circuit_breakers=CircuitBreakers(max_connections=1))
     with httpx.Client(transport=MeshTransport(mesh)) as client, ThreadPoolExecutor(2) as pool:
         calls = [pool.submit(client.get, "http://checkout/") for _ in range(2)]
-        assert all(gate.arrived.acquire(timeout=5) for gate in gates)
+        assert all(gate.arrived.acquire(timeout=30) for gate in gates)
         assert counts(mesh) == (2, 0)
         for gate in gates:
             gate.open.set()
-        assert [call.result(10).status_code for call in calls] == [200] * 2
+        assert [call.result(30).status_code for call in calls] == [200] * 2
 
 
 def test_too_many_who_wait_get_an_overflow_that_is_not_retried(mesh, http_server):
@@ -77,7 +85,7 @@ def test_too_many_who_wait_get_an_overflow_that_is_not_retried(mesh, http_server
     mesh.serve("checkout", {"c": [server.address]}, circuit_breakers=limits, outlier_detection=rules, retry=RETRY)
     with httpx.Client(transport=MeshTransport(mesh)) as client, ThreadPoolExecutor(2) as pool:
         first = pool.submit(client.get, "http://checkout/")
-        assert gate.arrived.acquire(timeout=5)
+        assert gate.arrived.acquire(timeout=30)
         second = pool.submit(client.get, "http://checkout/")
         while counts(mesh) != (1, 1):
             assert not second.done()
@@ -85,7 +93,7 @@ def test_too_many_who_wait_get_an_overflow_that_is_not_retried(mesh, http_server
         assert (response.status_code, response.headers["x-envoy-overloaded"]) == (503, "true")
         assert (response.extensions["mesh"].flag, response.extensions["mesh"].attempts) == ("UO", 1)
         gate.open.set()
-        assert [call.result(10).status_code for call in (first, second)] == [200] * 2
+        assert [call.result(30).status_code for call in (first, second)] == [200] * 2
     assert not mesh.cluster("c").states[server.address].is_ejected
     assert (mesh.held("c"), counts(mesh)) == ((0, 0), (0, 0))
 
@@ -121,7 +129,7 @@ async def test_async_requests_wait_and_overflow_alike(mesh, http_server):
     mesh.serve("checkout", {"c": [server.address]}, circuit_breakers=limits)
     async with httpx.AsyncClient(transport=AsyncMeshTransport(mesh)) as client:
         first = asyncio.create_task(client.get("http://checkout/"))
-        assert await asyncio.to_thread(gate.arrived.acquire, timeout=5)
+        assert await asyncio.to_thread(gate.arrived.acquire, timeout=30)
         waiting = [asyncio.create_task(client.get("http://checkout/")) for _ in range(2)]
         while counts(mesh) != (1, 2):
             await asyncio.sleep(0)
@@ -142,12 +150,12 @@ def test_connections_to_one_endpoint_are_limited_and_others_have_their_own(mesh,
     mesh.serve("checkout", {"c": [server.address for server in servers]}, circuit_breakers=limits)
     with httpx.Client(transport=MeshTransport(mesh)) as client, ThreadPoolExecutor(4) as pool:
         calls = [pool.submit(client.get, "http://checkout/") for _ in range(4)]
-        assert all(gate.arrived.acquire(timeout=5) for gate in gates)
+        assert all(gate.arrived.acquire(timeout=30) for gate in gates)
         assert not any(gate.arrived.acquire(timeout=0.1) for gate in gates), "the second of each waits"
-        assert counts(mesh) == (2, 2)
+        wait_until(lambda: counts(mesh) == (2, 2))
         for gate in gates:
             gate.open.set()
-        assert [call.result(10).status_code for call in calls] == [200] * 4
+        assert [call.result(30).status_code for call in calls] == [200] * 4
     assert [len(server.connections) for server in servers] == [1, 1]
 
 
@@ -158,7 +166,7 @@ async def test_connections_to_one_endpoint_are_limited_in_the_async_client(mesh,
     mesh.serve("checkout", {"c": [server.address]}, circuit_breakers=limits)
     async with httpx.AsyncClient(transport=AsyncMeshTransport(mesh)) as client:
         calls = [asyncio.create_task(client.get("http://checkout/")) for _ in range(3)]
-        assert await asyncio.to_thread(gate.arrived.acquire, timeout=5)
+        assert await asyncio.to_thread(gate.arrived.acquire, timeout=30)
         assert not await asyncio.to_thread(gate.arrived.acquire, timeout=0.1)
         gate.open.set()
         assert [(await call).status_code for call in calls] == [200] * 3

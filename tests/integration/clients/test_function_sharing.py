@@ -1,9 +1,12 @@
 """Calls of a function that become one, and responses that are handed out again."""
 
 import asyncio
+import sys
 import threading
 import time
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Iterable
+from concurrent.futures import Future, ThreadPoolExecutor
+from types import FrameType
 from typing import Any
 
 import anyio
@@ -11,6 +14,7 @@ import httpx
 import pytest
 
 from meshlib import ResponseCache
+from meshlib.clients.collapse import Flights
 from meshlib.clients.function import decorate
 from meshlib.errors import DeadlineExceeded
 from meshlib.model.endpoint import Endpoint
@@ -53,10 +57,28 @@ def stock(mesh, work):
 
 
 def waiting(pool: ThreadPoolExecutor, function: Any, value: Any, count: int) -> list[Any]:
-    """Start calls that have nobody to wait for but the one at work."""
+    """Start calls that have nobody to wait for but the one at work; they do so when this returns."""
+    before = waiters()
     futures = [pool.submit(function, value) for _ in range(count)]
-    time.sleep(0.05)  # whoever came too late for that would have run the work itself
+    end = time.monotonic() + TIMEOUT_S
+    while waiters() < before + count:  # whoever came too late would run the work itself
+        assert time.monotonic() < end
+        time.sleep(0.002)
     return futures
+
+
+def waiters() -> int:
+    """Return how many threads wait for somebody else's result."""
+    frames: Iterable[Any] = sys._current_frames().values()
+    return sum(_waits(frame) for frame in frames)
+
+
+def _waits(frame: FrameType | None) -> bool:
+    while frame is not None:
+        if frame.f_code is Future.result.__code__ and frame.f_back is not None:
+            return frame.f_back.f_code is Flights.run.__code__
+        frame = frame.f_back
+    return False
 
 
 def test_identical_calls_are_one_and_get_the_same_object(mesh, stock, work):

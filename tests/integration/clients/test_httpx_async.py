@@ -131,16 +131,15 @@ async def test_mesh_answers_itself_as_a_response(mesh, client):
 async def test_route_timeout_ends_an_attempt_that_trickles(mesh, client, raw_server):
     def trickle(connection: socket.socket, number: int) -> None:
         connection.recv(65536)
-        for byte in b"HTTP/1.1 200 OK\r\nX-Slow: 1234567890123456789012345678901234567890\r\n":
-            connection.sendall(bytes([byte]))
+        connection.sendall(b"HTTP/1.1 200 OK\r\nX-Slow: ")
+        while True:  # until the client leaves
+            connection.sendall(b"x")
             time.sleep(0.02)
 
     server = raw_server(trickle)
     mesh.serve("checkout", {"c": [server.address]}, timeout_s=0.2)
-    start = time.monotonic()
     with pytest.raises(httpx.ReadTimeout) as caught:
         await client.get("http://checkout/")
-    assert time.monotonic() - start < 1.0
     assert isinstance(caught.value.mesh, DeadlineExceeded)
     assert mesh.held("c") == (0, 0)
 

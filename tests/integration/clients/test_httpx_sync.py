@@ -285,38 +285,39 @@ def test_route_timeout_ends_an_attempt_that_trickles(mesh, client, raw_server):
 
     def trickle(connection: socket.socket, number: int) -> None:
         connection.recv(65536)
-        for byte in b"HTTP/1.1 200 OK\r\nX-Slow: 1234567890123456789012345678901234567890\r\n":
-            connection.sendall(bytes([byte]))
+        connection.sendall(b"HTTP/1.1 200 OK\r\nX-Slow: ")
+        while True:  # until the client leaves
+            connection.sendall(b"x")
             time.sleep(0.02)
 
     server = raw_server(trickle)
     mesh.serve("checkout", {"c": [server.address]}, timeout_s=0.2)
-    start = time.monotonic()
     with pytest.raises(httpx.ReadTimeout) as caught:
         client.get("http://checkout/")
-    assert time.monotonic() - start < 1.0
     assert isinstance(caught.value.mesh, DeadlineExceeded)
     assert caught.value.mesh.flag == "UT"
     assert mesh.held("c") == (0, 0)
 
 
 def test_httpx_timeout_caps_the_route(mesh, client, raw_server):
-    server = raw_server(lambda connection, number: time.sleep(1))
-    mesh.serve("checkout", {"c": [server.address]}, timeout_s=10.0)
+    over = threading.Event()
+    server = raw_server(lambda connection, number: over.wait(60))
+    mesh.serve("checkout", {"c": [server.address]}, timeout_s=50.0)
     start = time.monotonic()
     with pytest.raises(httpx.ReadTimeout):
         client.get("http://checkout/", timeout=0.1)
-    assert time.monotonic() - start < 1.0
+    assert time.monotonic() - start < 40.0
+    over.set()
 
 
 def test_upload_may_take_longer_than_the_route_timeout(mesh, client, http_server):
     """Envoy's time-out starts when the request is complete."""
     server = http_server()
-    mesh.serve("checkout", {"c": [server.address]}, timeout_s=0.2)
+    mesh.serve("checkout", {"c": [server.address]}, timeout_s=1.0)
 
     def slow():
-        for _ in range(4):
-            time.sleep(0.1)
+        for _ in range(3):
+            time.sleep(0.5)
             yield b"x"
 
     assert client.post("http://checkout/", content=slow()).status_code == 200
@@ -469,11 +470,9 @@ def test_idle_timeout_ends_a_response_that_stops_coming(mesh, client, raw_server
     server = raw_server(handle)
     action = RouteAction(SingleCluster("c"), timeout_s=0.0, idle_timeout_s=0.25)
     mesh.serve("checkout", {"c": [server.address]}, route=Route(ANY_PATH, action))
-    start = time.monotonic()
     with pytest.raises(httpx.ReadTimeout) as caught:
-        client.get("http://checkout/")
+        client.get("http://checkout/", timeout=60)
     over.set()
-    assert time.monotonic() - start < (2.0 if headers_first else 1.0)
     assert caught.value.mesh.flag == "SI"
     assert mesh.events[-1].flag == "SI"
     assert mesh.held("c") == (0, 0)

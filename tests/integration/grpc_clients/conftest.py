@@ -244,7 +244,7 @@ def eventually() -> Callable[[Callable[[], bool]], None]:
     """Wait until something holds that another thread or process brings about."""
 
     def wait(holds: Callable[[], bool]) -> None:
-        give_up = time.monotonic() + 10
+        give_up = time.monotonic() + 60
         while not holds():
             assert time.monotonic() < give_up, "it never came true"
             time.sleep(0.005)

@@ -21,6 +21,7 @@ import h2.events
 import pytest
 
 from meshlib.clients.grpc_aio import AioMeshChannel
+from meshlib.clients.grpc_channels import channels_of
 from meshlib.clients.grpc_sync import MeshChannel
 from meshlib.model.secret import TlsCertificate
 from meshlib.runtime.core import is_too_old
@@ -116,7 +117,12 @@ def peer(request: Any, mesh: Any, authority: Any) -> Iterator[Peer]:
     made.close()
 
 
-def by_sync(mesh: Any, timeout_s: float, count: int) -> list[Any]:
+def by_sync(mesh: Any, timeout_s: float, count: int, *, ends: bool = False) -> list[Any]:
+    """Make calls one after the other.
+
+    Args:
+        ends: The server ends the connection after each; the next call waits until gRPC has noticed.
+    """
     found: list[Any] = []
     with MeshChannel(mesh.source, "xds:///checkout") as channel:
         unary = channel.unary_unary(UNARY)
@@ -125,11 +131,26 @@ def by_sync(mesh: Any, timeout_s: float, count: int) -> list[Any]:
                 found.append(unary(b"x", timeout=timeout_s))
             except grpc.RpcError as error:
                 found.append(error.code())
-            time.sleep(0.02)
+            for one in channels_of(mesh.source).sync._open.values() if ends else ():
+                wait_disconnected(one.channel)
     return found
 
 
-def by_aio(mesh: Any, timeout_s: float, count: int) -> list[Any]:
+def wait_disconnected(channel: grpc.Channel) -> None:
+    over = threading.Event()
+
+    def look(state: grpc.ChannelConnectivity) -> None:
+        if state is not grpc.ChannelConnectivity.READY:
+            over.set()
+
+    channel.subscribe(look)
+    assert over.wait(30)
+    channel.unsubscribe(look)
+
+
+def by_aio(mesh: Any, timeout_s: float, count: int, *, ends: bool = False) -> list[Any]:
+    """As `by_sync`."""
+
     async def calls() -> list[Any]:
         found: list[Any] = []
         async with AioMeshChannel(mesh.source, "xds:///checkout") as channel:
@@ -139,7 +160,10 @@ def by_aio(mesh: Any, timeout_s: float, count: int) -> list[Any]:
                     found.append(await unary(b"x", timeout=timeout_s))
                 except grpc.RpcError as error:
                     found.append(error.code())
-                await asyncio.sleep(0.02)
+                for one in channels_of(mesh.source).aio(asyncio.get_running_loop())._open.values() if ends else ():
+                    async with asyncio.timeout(30):
+                        while one.channel.get_state() is grpc.ChannelConnectivity.READY:
+                            await asyncio.sleep(0.005)
         return found
 
     return asyncio.run(calls())
@@ -244,11 +268,12 @@ OLD_CORES: dict[Script, Any] = {large_message: CODE.UNAVAILABLE, unknown_compres
 def test_what_breaks_the_rules_is_an_error_and_the_next_call_works(
     by: Any, script: Script, codes: set[Any], mesh: Any, peer: Peer
 ) -> None:
-    peer.script = script
+    # The connection stays: a call that meets its end is an error too, and a reset may overtake an answer.
+    peer.script, peer.goes_on = script, True
     (found,) = by(mesh, 10, 1)
     assert found in codes or (is_too_old(grpc.__version__) and script in OLD_CORES and found == OLD_CORES[script])
     peer.script = whole
-    assert [b"ok"] == by(mesh, 10, 1)
+    assert [b"ok"] == by(mesh, 30, 1)
     assert 0 == mesh.active
 
 
@@ -262,7 +287,7 @@ def test_slow_servers_are_given_up_when_the_time_of_the_call_is_over(by: Any, me
     peer.script = drip
     start = time.monotonic()
     assert [CODE.DEADLINE_EXCEEDED] == by(mesh, 0.4, 1)
-    assert time.monotonic() - start < 3
+    assert time.monotonic() - start < 20
     assert 0 == mesh.active
 
 
@@ -281,7 +306,7 @@ def test_half_open_peers_are_found_out(by: Any, mesh: Any, peer: Peer) -> None:
             pass
 
     peer.script = half
-    assert [b"ok"] * 3 == by(mesh, 10, 3)
+    assert [b"ok"] * 3 == by(mesh, 30, 3, ends=True)
     assert 3 == peer.connections
     assert 0 == mesh.active
 
@@ -293,5 +318,5 @@ def test_a_peer_that_accepts_and_says_nothing_is_given_up(by: Any, mesh: Any) ->
         start = time.monotonic()
         (found,) = by(mesh, 0.4, 1)
     assert found in (CODE.DEADLINE_EXCEEDED, CODE.UNAVAILABLE)
-    assert time.monotonic() - start < 3
+    assert time.monotonic() - start < 20
     assert 0 == mesh.active

@@ -136,7 +136,7 @@ async def test_core_takes_over_for_aio(setup: Setup) -> None:
     async with AioMeshChannel(setup.mesh.source, "xds:///checkout") as channel:
         unary = channel.unary_unary(UNARY)
         assert b"%d x" % port == await unary(b"x")
-        async with asyncio.timeout(10):
+        async with asyncio.timeout(60):
             while setup.status.core != 1:
                 await asyncio.sleep(0.01)
         assert [b"%d x" % port] * 20 == await asyncio.gather(*(unary(b"x") for _ in range(20)))

@@ -58,7 +58,7 @@ def test_the_first_address_that_answers_is_used(
     with MeshChannel(mesh.source, "xds:///checkout") as channel:
         began = time.monotonic()
         assert b"%d x" % one.port == channel.unary_unary(UNARY)(b"x", timeout=20)
-        assert time.monotonic() - began < 5.0
+        assert time.monotonic() - began < 15.0
         assert {"channels": 1, "active": 0} == channels_of(mesh.source).sync.statistics()
 
 

@@ -192,9 +192,9 @@ def test_limits(server: Any, meshes: Any) -> None:
         mesh.serve(one.address, template=template)
 
     def act(mesh: Any, method: Any) -> Any:
-        held = threading.Thread(target=seen_of, args=(mesh, partial(method, b"wait", timeout=1.0)))
+        held = threading.Thread(target=seen_of, args=(mesh, partial(method, b"wait", timeout=2.5)))
         held.start()
-        give_up = time.monotonic() + 5
+        give_up = time.monotonic() + 30
         while not mesh.active and time.monotonic() < give_up:
             time.sleep(0.005)
         found = seen_of(mesh, lambda: method(b"x", timeout=5.0))[:8]
@@ -379,7 +379,7 @@ def test_aio_refusals(one: Any, meshes: Any, refusals: int) -> None:
 
 def test_aio_deadlines_and_requests_that_cannot_be_sent(one: Any, meshes: Any) -> None:
     async def act(mesh: Any, method: Any) -> Any:
-        found = [await aseen_of(mesh, partial(method, b"wait", timeout=time_s)) for time_s in (0.1, 0.0)]
+        found = [await aseen_of(mesh, partial(method, b"wait", timeout=time_s)) for time_s in (0.5, 0.0)]
         return [*found, await aseen_of(mesh, partial(method, 1))]
 
     aboth(meshes, act, taken=0)

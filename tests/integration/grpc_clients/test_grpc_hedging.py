@@ -91,7 +91,7 @@ def test_last_error_is_the_servers_own(server: Any, mesh: Any, is_aio: bool) -> 
 def test_all_end_at_the_deadline(mesh: Any, silent: str, is_aio: bool) -> None:
     serve(mesh, silent, retries=2)
     with pytest.raises(grpc.RpcError) as caught:
-        call(mesh, is_aio, timeout=0.5)
+        call(mesh, is_aio, timeout=2.5)
     assert caught.value.code() is grpc.StatusCode.DEADLINE_EXCEEDED
     assert caught.value.mesh.attempts == 3
     assert (mesh.active, mesh.source.cluster("checkout").breaker.retries) == (0, 0)
@@ -161,10 +161,15 @@ async def test_slow_coroutine_goes_on_beside_the_next(mesh: Any) -> None:
 async def test_exception_of_the_last_attempt_is_raised(mesh: Any) -> None:
     serve(mesh, "a:1", retries=1)
     begun: list[str] = []
+    second = asyncio.Event()
 
     async def ask(endpoint: Endpoint) -> str:
         begun.append(endpoint.address)
-        await asyncio.sleep(SOON_S * 1.5 if len(begun) == 1 else SOON_S * 4)
+        if len(begun) == 1:
+            await second.wait()
+        else:
+            second.set()
+            await asyncio.sleep(SOON_S * 2)
         raise ValueError(len(begun))
 
     with pytest.raises(ValueError, match="2"):

@@ -114,14 +114,15 @@ def test_rotation_under_load_fails_no_call(server: Any, mesh: Any, authority: An
         threads = [threading.Thread(target=load, args=(number, call)) for number in range(4)]
         for thread in threads:
             thread.start()
-        for _ in range(12):
+        rotations = 0
+        while rotations < 12 or min(counts) <= 5:
             time.sleep(0.05)
             mesh.serve_tls(one.address, authority, authority.issue(ORDERS))
+            rotations += 1
         stop.set()
         for thread in threads:
             thread.join()
         assert [] == failures
-        assert min(counts) > 5
         more.set()
         assert [b"%d last" % one.port] == list(stream)
         call(b"x")
