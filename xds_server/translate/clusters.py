@@ -98,10 +98,22 @@ class ClusterBuilder:
         )
         if "outlierDetection" in policy:
             result |= outlier_fields(policy["outlierDetection"], self.profile, self.report, target.place)
+        if self.profile is Profile.MESHLIB and target.service.is_grpc(target.port):
+            self._lost_in_grpc_calls(target)
         if "distribute" in (setting_of(policy) or ()):
             common = result.get("common_lb_config", {})
             result["common_lb_config"] = {**common, "locality_weighted_lb_config": {}}
         return result | self._tls_fields(target, policy.get("tls", {}))
+
+    def _lost_in_grpc_calls(self, target: Target) -> None:
+        pool = target.policy.get("connectionPool", {})
+        for block, name in (("tcp", "maxConnections"), ("http", "http1MaxPendingRequests")):
+            if name in pool.get(block, {}):
+                instead = "only http2MaxRequests limits (gRFC A32)"
+                self.report.dropped_by_grpc_calls(f"connectionPool.{block}.{name}", instead, target.place)
+        if "outlierDetection" in target.policy:
+            instead = "runs of errors are not counted (gRFC A50), so nothing is ejected"
+            self.report.dropped_by_grpc_calls("outlierDetection", instead, target.place)
 
     def endpoints(self, target: Target) -> Json | None:
         """Return a target's endpoint resource, or nothing if its cluster holds the endpoints itself."""

@@ -3,7 +3,7 @@
 from dataclasses import dataclass, field
 
 from xds_server.codes import PROFILE_DROPS_FEATURE
-from xds_server.model import Finding, Position, Severity
+from xds_server.model import Finding, Position, Profile, Severity
 
 
 def _order(finding: Finding) -> tuple[bool, str, int, int, str, str]:
@@ -34,6 +34,10 @@ class Report:
         if feature not in self._dropped:
             self._dropped.add(feature)
             self.info(PROFILE_DROPS_FEATURE, f"profile {profile}: {feature}: {instead}", position)
+
+    def dropped_by_grpc_calls(self, feature: str, instead: str, position: Position | None = None) -> None:
+        """Note that meshlib's gRPC calls to a gRPC service do something else; its HTTP clients do as the documents say."""
+        self.dropped(Profile.MESHLIB, f"{feature} of a gRPC service", f"in gRPC calls {instead}", position)
 
     def add(self, findings: "tuple[Finding, ...]") -> None:
         self._findings.update(dict.fromkeys(findings))

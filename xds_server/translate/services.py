@@ -77,6 +77,10 @@ class Service:
     def is_http2(self, port: int) -> bool:
         return self.ports[port] in HTTP2_PROTOCOLS
 
+    def is_grpc(self, port: int) -> bool:
+        """Whether its documents say that it is called by gRPC."""
+        return self.ports.get(port) == "grpc"
+
 
 def instance_labels(instance: Instance) -> dict[str, str]:
     """Return an instance's labels, `app` defaulting to the service's name."""

@@ -25,6 +25,9 @@ from xds_server.translate.route_policies import (
 )
 from xds_server.translate.services import HTTP2_PROTOCOLS, Service
 
+GRPC_ATTEMPTS = 5
+"""The most that gRPC makes of one call, whatever is configured."""
+
 # What stock gRPC clients get where no rule is left that they can evaluate: a route whose RPCs fail at once. An empty
 # virtual host would do the same by accident; this one has a name.
 NO_ROUTE: Json = {"name": "no-supported-route", "match": {"prefix": ""}, "direct_response": {"status": 404}}
@@ -92,12 +95,13 @@ class RouteBuilder:
         name = ".".join(part for part in (http.get("name"), match.get("name")) if part)
         result: Json = {"match": one, **({"name": name} if name else {})}
         result |= origin(self.profile, place, config.resource)
+        for word in ("redirect", "directResponse"):
+            if word in http:
+                self._lacks_answers(config, index, word, port)
         if "redirect" in http:
-            self._lacks(config.position("http", index, "redirect"), "redirect", "RPCs that take it fail")
             return result | {"redirect": _redirect(http["redirect"])}
         blocks = [http.get("headers", {})]
         if "directResponse" in http:
-            self._lacks(config.position("http", index, "directResponse"), "directResponse", "RPCs that take it fail")
             result["direct_response"] = _direct_response(http["directResponse"])
         else:
             if len(http["route"]) == 1:
@@ -114,8 +118,10 @@ class RouteBuilder:
     def _action(self, config: Config, http: Mapping[str, Any], index: int, port: int, blocks: list[Any]) -> Json:
         targets = [(item, self._destination(config, item["destination"], port)) for item in http["route"]]
         first, _, first_port = targets[0][1]
-        is_grpc = self.services[first].ports.get(first_port) in HTTP2_PROTOCOLS
-        result = self._timeout(http.get("timeout"), is_grpc=is_grpc)
+        service = self.services[first]
+        result = self._timeout(http.get("timeout"), is_grpc=service.ports.get(first_port) in HTTP2_PROTOCOLS)
+        if self.profile is Profile.MESHLIB and service.is_grpc(first_port):
+            self._lost_in_grpc_calls(config, http, index)
         if len(targets) == 1:
             result["cluster"] = cluster_name(*_key(targets[0][1]))
         else:
@@ -147,6 +153,20 @@ class RouteBuilder:
             http, self.profile, lambda destination: cluster_name(*_key(self._destination(config, destination, port)))
         )
         return result | ({"request_mirror_policies": mirrors} if mirrors else {})
+
+    def _lacks_answers(self, config: Config, index: int, word: str, port: int) -> None:
+        place = config.position("http", index, word)
+        self._lacks(place, word, "RPCs that take it fail")
+        hosts = (self.services.get(fqdn(host, config.namespace)) for host in config.spec["hosts"])
+        if self.profile is Profile.MESHLIB and any(host is not None and host.is_grpc(port) for host in hosts):
+            self.report.dropped_by_grpc_calls(word, "those that take it fail (gRFC A28)", place)
+
+    def _lost_in_grpc_calls(self, config: Config, http: Mapping[str, Any], index: int) -> None:
+        for word in {"mirror", "mirrors"} & http.keys():
+            self.report.dropped_by_grpc_calls("mirror", "nothing is mirrored", config.position("http", index, word))
+        if http.get("retries", {}).get("attempts", 0) >= GRPC_ATTEMPTS:
+            instead = f"there are {GRPC_ATTEMPTS} attempts at most (gRFC A6)"
+            self.report.dropped_by_grpc_calls("retries.attempts", instead, config.position("http", index, "retries"))
 
     def _destination(self, config: Config, destination: Mapping[str, Any], port: int) -> tuple[str, str, int]:
         """Return host, subset and port; the port defaults to the service's only one, else to the one of the request."""
@@ -200,6 +220,10 @@ class RouteBuilder:
         balancer = rule.policy_of(port, subset).get("loadBalancer", {})
         rule_place = rule.policy_config.position("trafficPolicy", "loadBalancer") if rule.policy_config else None
         policies = hash_policies(balancer, self.profile, self.report, rule_place)
+        by_grpc = self.profile is Profile.MESHLIB and host in self.services and self.services[host].is_grpc(port)
+        if by_grpc and policies and "header" not in policies[0]:
+            what, instead = "consistentHash on anything but a header", "each hashes at random (gRFC A42)"
+            self.report.dropped_by_grpc_calls(what, instead, rule_place)
         retry = retry_policy(retries, self.profile, self.report, place, hashed="consistentHash" in balancer)
         return ({"hash_policy": policies} if policies else {}) | ({"retry_policy": retry} if retry else {})
 
