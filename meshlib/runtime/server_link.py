@@ -17,8 +17,9 @@ from meshlib.runtime.scheduler import Scheduler, Timer
 from meshlib.xds.backoff import ReconnectBackoff
 from meshlib.xds.bootstrap import NodeConfig, ServerConfig
 from meshlib.xds.cache import Key
-from meshlib.xds.commands import CancelTimer, Command, Report, StartExpiry, StartTimer, StopExpiry
+from meshlib.xds.commands import CancelTimer, Command, DeletionIgnored, Report, StartExpiry, StartTimer, StopExpiry
 from meshlib.xds.delta import DeltaMachine
+from meshlib.xds.resources import short_name
 from meshlib.xds.sotw import SotwMachine
 from meshlib.xds.wire import RequestEncoder, SendDelta, SendRequest
 
@@ -128,6 +129,7 @@ class ServerLink:
             pause: Called now and then where there is much to tell.
         """
         self.machine: SotwMachine | DeltaMachine = machine
+        machine.server_uri = server.uri
         self.status = ConnectionStatus(server.uri)
         self._server = server
         self._encoder = RequestEncoder(node)
@@ -331,6 +333,15 @@ class ServerLink:
                     self._expiries[key] = self._scheduler.later(max(0.0, at - now), partial(self._on_expiry, key))
                 case StopExpiry(key=key):
                     self._stop_expiry(key)
+                case DeletionIgnored():
+                    self._log_deletion(command)
+
+    def _log_deletion(self, deletion: DeletionIgnored) -> None:
+        what = (short_name(deletion.key[0]), deletion.key[1], self._server.uri)
+        if deletion.is_over:
+            _LOG.info("%s %r of %s was deleted, which was ignored; it is back, or not wanted any more", *what)
+        else:
+            _LOG.error("%s %r was deleted by %s, which is ignored (ignore_resource_deletion): it stays in use", *what)
 
     def _stop_expiry(self, key: Key) -> None:
         timer = self._expiries.pop(key, None)

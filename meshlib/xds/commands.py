@@ -7,7 +7,7 @@ from meshlib.events import ResourceAccepted, ResourceRejected
 from meshlib.xds.cache import Key
 from meshlib.xds.wire import SendDelta, SendRequest
 
-__all__ = ["CancelTimer", "Command", "Report", "StartExpiry", "StartTimer", "StopExpiry"]
+__all__ = ["CancelTimer", "Command", "DeletionIgnored", "Report", "StartExpiry", "StartTimer", "StopExpiry"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,10 +44,22 @@ class StopExpiry:
     key: Key
 
 
+@dataclass(frozen=True, slots=True)
+class DeletionIgnored:
+    """Command: say in the log that a resource stays in use although the server deleted it (A53).
+
+    Attributes:
+        is_over: It does so no more: it came back, or nobody wants it.
+    """
+
+    key: Key
+    is_over: bool = False
+
+
 class Report(NamedTuple):
     """Command: tell the hooks. There is one for each resource that has come."""
 
     event: ResourceAccepted | ResourceRejected
 
 
-Command = SendRequest | SendDelta | StartTimer | CancelTimer | StartExpiry | StopExpiry | Report
+Command = SendRequest | SendDelta | StartTimer | CancelTimer | StartExpiry | StopExpiry | DeletionIgnored | Report

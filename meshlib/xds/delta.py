@@ -110,6 +110,7 @@ class DeltaMachine(StreamMachine):
         result._collections = self._collections
         result.want({type_url: state.wanted for type_url, state in self._types.items()})
         result._timers.inherit(self._timers)
+        result._undeleted, result.server_uri = self._undeleted, self.server_uri
         return result
 
     def _asked(self, type_url: str) -> frozenset[str]:

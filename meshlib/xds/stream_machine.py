@@ -23,7 +23,7 @@ from meshlib.ports import Pause, no_pause
 from meshlib.xds.bootstrap import SEPARATE_FEATURE, WILDCARD_CDS_FEATURE, WILDCARD_LDS_FEATURE
 from meshlib.xds.cache import Entry, Key, ResourceCache, ResourceState
 from meshlib.xds.collections import Collections
-from meshlib.xds.commands import Command, Report
+from meshlib.xds.commands import Command, DeletionIgnored, Report
 from meshlib.xds.decode import Decoded, decode_resource
 from meshlib.xds.names import WILDCARD, covers, is_collection, normal
 from meshlib.xds.resource_timers import ResourceTimers
@@ -91,6 +91,9 @@ class StreamMachine(ABC):
         self._ignores_deletion = "ignore_resource_deletion" in features
         self._timer_is_transient = "resource_timer_is_transient_error" in features
         self._timers = ResourceTimers(cache, TRANSIENT_S if self._timer_is_transient else DOES_NOT_EXIST_S)
+        self._undeleted: set[Key] = set()  # in use although the server deleted them
+        self.server_uri = ""
+        """For texts; set by the shell."""
         self.is_patient = False
         """Answers to responses wait until `answer`; set by the shell."""
         self.has_response = False
@@ -149,7 +152,10 @@ class StreamMachine(ABC):
             return ()
         entry.failed_at = now
         if self._timer_is_transient:
-            entry.state, entry.error = ResourceState.TIMEOUT, "timeout obtaining resource from the management server"
+            entry.state, entry.error = (
+                ResourceState.TIMEOUT,
+                f"timeout obtaining resource from xDS server {self.server_uri}",
+            )
         else:
             entry.drop_value()
             entry.state, entry.error, entry.is_absent = ResourceState.DOES_NOT_EXIST, "does not exist", True
@@ -335,6 +341,8 @@ class StreamMachine(ABC):
         entry.value, entry.body, entry.version, entry.unused = value, body, version, decoded.unused
         entry.state, entry.error, entry.failed_version = ResourceState.ACKED, "", ""
         entry.is_absent = entry.is_spare = False
+        if self._undeleted:
+            self._end_undeleted((entry.type_url, entry.name), commands)
 
     def _take_error(
         self,
@@ -375,8 +383,16 @@ class StreamMachine(ABC):
         if not self._ignores_deletion or self._fails_on_data_errors:
             entry.drop_value()
             entry.is_absent = True
+        elif (key := (entry.type_url, entry.name)) not in self._undeleted:
+            self._undeleted.add(key)
+            commands.append(DeletionIgnored(key))
         self._timers.set_expiry(entry, None, now, commands)
         commands.append(Report(ResourceRejected(entry.type_url, entry.name, version, "was removed")))
+
+    def _end_undeleted(self, key: Key, commands: list[Command]) -> None:
+        if key in self._undeleted:
+            self._undeleted.discard(key)
+            commands.append(DeletionIgnored(key, is_over=True))
 
     def _refuse(
         self, entry: Entry, state: ResourceState, error: str, version: str, now: float, *, drops: bool = True
@@ -398,6 +414,8 @@ class StreamMachine(ABC):
         keep = self._collections.retain(type_url, keep)
         self._cache.retain(type_url, keep)
         self._timers.retain(type_url, keep, commands)
+        for key in sorted(key for key in self._undeleted if key[0] == type_url and key[1] not in keep):
+            self._end_undeleted(key, commands)
 
 
 def has_expired(entry: Entry | None) -> bool:

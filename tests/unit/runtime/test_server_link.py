@@ -43,7 +43,7 @@ class FakeStream:
 class World:
     """A link that wants the cluster `a`, with what it did."""
 
-    def __init__(self, *, delta: bool = False) -> None:
+    def __init__(self, *, delta: bool = False, features: tuple[str, ...] = ()) -> None:
         self.clock = FakeClock()
         self.scheduler = Scheduler(self.clock)
         self.cache = ResourceCache()
@@ -54,7 +54,9 @@ class World:
             ServerConfig("server:1", InsecureCreds(), features=frozenset(("meshlib.delta",) if delta else ())),
             NodeConfig("n"),
             (DeltaMachine if delta else SotwMachine)(
-                self.cache, decode=lambda _, body: Decoded("a", ClusterLoadAssignment(body.decode()))
+                self.cache,
+                features=frozenset(features),
+                decode=lambda _, body: Decoded("a", ClusterLoadAssignment(body.decode())),
             ),
             scheduler=self.scheduler,
             clock=self.clock,
@@ -350,3 +352,37 @@ def test_a_server_that_answers_refusals_with_the_same_again_is_not_raced_with(de
     assert waits(2) == [0.0, 0.0]
     is_bad = True
     assert waits(4) == [0.0, 0.0, 0.0, 0.1]
+
+
+def clusters(*names: str) -> bytes:
+    response = RESPONSE(type_url=CDS, version_info="1", nonce="n1")
+    for name in names:
+        response.resources.add(type_url=CDS, value=name.encode())
+    return response.SerializeToString()
+
+
+def test_a_deletion_that_is_ignored_is_logged_once_and_so_is_its_end(caplog: pytest.LogCaptureFixture) -> None:
+    """A53: at ERROR when it is first ignored, at INFO when the resource is back or nobody wants it."""
+    world = World(features=("ignore_resource_deletion",))
+    world.link.connect()
+    caplog.set_level("INFO", "meshlib.runtime.server_link")
+    for response in (clusters("a"), clusters(), clusters(), clusters("a"), clusters()):
+        world.streams[-1].events.sent()
+        world.streams[-1].events.received(response, lambda: None)
+        world.run()
+    world.link.want({})
+    for _ in range(2):  # the answer, and the request without the name
+        world.streams[-1].events.sent()
+        world.run()
+    assert ["ERROR", "INFO", "ERROR", "INFO"] == [record.levelname for record in caplog.records]
+    assert "CDS 'a' was deleted by server:1, which is ignored" in caplog.messages[0]
+
+
+def test_a_resource_that_does_not_come_in_time_names_the_server() -> None:
+    world = World(features=("resource_timer_is_transient_error",))
+    world.link.connect()
+    world.streams[-1].events.sent()
+    world.pass_time(31.0)
+    entry = world.cache.get(CDS, "a")
+    assert entry is not None
+    assert "timeout obtaining resource from xDS server server:1" == entry.error
