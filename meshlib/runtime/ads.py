@@ -15,7 +15,7 @@ from meshlib.ports import WallClock
 from meshlib.runtime.credentials import TlsFiles, authorization, open_channel
 from meshlib.xds.bootstrap import ServerConfig
 
-__all__ = ["AdsStream", "Stream", "StreamEvents", "StreamRequests", "describe_end"]
+__all__ = ["AdsEvents", "AdsStream", "Stream", "StreamEvents", "StreamRequests", "describe_end"]
 
 _SERVICE: Final = "/envoy.service.discovery.v3.AggregatedDiscoveryService"
 METHOD: Final = f"{_SERVICE}/StreamAggregatedResources"
@@ -39,6 +39,18 @@ class StreamEvents(Protocol):
         Args:
             reason: For people.
             is_unimplemented: The server does not know the method.
+        """
+        ...
+
+
+class AdsEvents(StreamEvents, Protocol):
+    """Who hears of resources."""
+
+    def unserved(self, type_url: str, reason: str) -> None:
+        """The server has no service for a type, where each type has one of its own. The others go on.
+
+        Args:
+            reason: For people.
         """
         ...
 
@@ -79,7 +91,7 @@ class AdsStream:
     """
 
     def __init__(
-        self, server: ServerConfig, events: StreamEvents, wall_clock: WallClock, files: TlsFiles | None = None
+        self, server: ServerConfig, events: AdsEvents, wall_clock: WallClock, files: TlsFiles | None = None
     ) -> None:
         self._server = server
         self._events = events

@@ -16,7 +16,7 @@ from meshlib.events import Event, Hook
 from meshlib.model.dns import DnsAnswer
 from meshlib.model.snapshot import Demand, Snapshot
 from meshlib.ports import Clock, Rng, WallClock
-from meshlib.runtime.ads import AdsStream, Stream, StreamEvents
+from meshlib.runtime.ads import AdsEvents, AdsStream, Stream, StreamEvents
 from meshlib.runtime.certificate_sources import CertificateSources
 from meshlib.runtime.certificates import CertificateWatch
 from meshlib.runtime.credentials import TlsFiles
@@ -383,7 +383,7 @@ class ControlPlane:
         self._is_stopping = True
         self._owner.changed()
 
-    def _open_ads(self, server: ServerConfig, events: StreamEvents) -> Stream:
+    def _open_ads(self, server: ServerConfig, events: AdsEvents) -> Stream:
         kind = SeparateStreams if server.is_separate else AdsStream
         return kind(server, events, self._wall_clock, self._files)
 

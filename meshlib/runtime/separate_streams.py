@@ -1,7 +1,8 @@
 """One stream per type of resource to a management server, over one channel, in place of an aggregated one.
 
 To its owner it is one stream: messages go to the stream of their type, which opens with its first one, and when one
-ends all do. Both variants have their own methods for each type.
+ends all do. Only a type that the server has no service for is given up by itself; but a server without one for listeners
+does not speak this variant. Both variants have their own methods for each type.
 
 Source: xDS protocol, "Non-aggregated streams".
 """
@@ -16,7 +17,7 @@ import grpc
 from meshlib.errors import MeshError
 from meshlib.ports import WallClock
 from meshlib.protos import message_class
-from meshlib.runtime.ads import StreamEvents, StreamRequests, describe_end
+from meshlib.runtime.ads import AdsEvents, StreamRequests, describe_end
 from meshlib.runtime.credentials import TlsFiles, authorization, open_channel
 from meshlib.xds.bootstrap import ServerConfig
 from meshlib.xds.resources import CDS, ECDS, EDS, LDS, LEDS, RDS, RTDS, SDS, SRDS, VHDS
@@ -48,7 +49,7 @@ def method_of(type_url: str, *, is_delta: bool) -> str:
 class _Part:
     """The stream of one type."""
 
-    def __init__(self, type_url: str, events: StreamEvents) -> None:
+    def __init__(self, type_url: str, events: AdsEvents) -> None:
         self.type_url = type_url
         self.requests = StreamRequests(events.sent)
         self.may_read = threading.Event()
@@ -59,7 +60,7 @@ class SeparateStreams:
     """A `Stream`. Credentials are read, and the server is dialled, on threads of its own."""
 
     def __init__(
-        self, server: ServerConfig, events: StreamEvents, wall_clock: WallClock, files: TlsFiles | None = None
+        self, server: ServerConfig, events: AdsEvents, wall_clock: WallClock, files: TlsFiles | None = None
     ) -> None:
         self._server = server
         self._events = events
@@ -112,7 +113,10 @@ class SeparateStreams:
     def _run(self, part: _Part) -> None:
         reason, is_unimplemented = self._read(part)
         part.requests.put(None)
-        if self._shut():
+        if is_unimplemented and part.type_url != LDS:
+            if not self._closed.is_set():
+                self._events.unserved(part.type_url, reason)
+        elif self._shut():
             self._events.ended(reason, is_unimplemented=is_unimplemented)
 
     def _read(self, part: _Part) -> tuple[str, bool]:

@@ -11,7 +11,7 @@ from typing import Final
 
 from meshlib.events import ControlPlaneConnected, ControlPlaneLost, Hook
 from meshlib.ports import Clock, Pause, Rng, no_pause
-from meshlib.runtime.ads import Stream, StreamEvents
+from meshlib.runtime.ads import AdsEvents, Stream
 from meshlib.runtime.pace import Pace
 from meshlib.runtime.scheduler import Scheduler, Timer
 from meshlib.xds.backoff import ReconnectBackoff
@@ -26,7 +26,7 @@ from meshlib.xds.wire import RequestEncoder, SendDelta, SendRequest
 __all__ = ["ConnectionStatus", "OpenStream", "ServerLink"]
 
 _LOG = logging.getLogger(__name__)
-OpenStream = Callable[[ServerConfig, StreamEvents], Stream]
+OpenStream = Callable[[ServerConfig, AdsEvents], Stream]
 FREE_REFUSALS: Final = 3
 """Refusals in a row that are followed by the next response at once."""
 REFUSAL_WAIT_S: Final = 0.1
@@ -93,6 +93,9 @@ class _Events:
 
     def ended(self, reason: str, *, is_unimplemented: bool = False) -> None:
         self._scheduler.post(partial(self._link.on_ended, self, reason, is_unimplemented))
+
+    def unserved(self, type_url: str, reason: str) -> None:
+        self._scheduler.post(partial(self._link.on_unserved, self, type_url, reason))
 
 
 class ServerLink:
@@ -242,6 +245,12 @@ class ServerLink:
             self._emit(ControlPlaneLost(self._server.uri, reason))
         self._retry = self._scheduler.later(delay_s, self.connect)
         self._changed(None)
+
+    def on_unserved(self, events: _Events, type_url: str, reason: str) -> None:
+        if events is self._events:
+            _LOG.warning("management server %s has no %s: %s", self._server.uri, short_name(type_url), reason)
+            self._do(self.machine.unserved(type_url, reason), self._clock())
+            self._changed(None)
 
     # Parts of the above.
 

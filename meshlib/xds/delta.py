@@ -125,6 +125,7 @@ class DeltaMachine(StreamMachine):
             if names is state.wanted or names == state.wanted:
                 continue
             self._add_names(type_url, names - state.wanted)
+            self._refuse_unserved(type_url, names - state.wanted)
             state.wanted = names
             state.has_change = True
             # What this stream never asked for can be forgotten now; the rest when the server was told.
@@ -160,15 +161,21 @@ class DeltaMachine(StreamMachine):
     def closed(self) -> tuple[Command, ...]:
         self._is_open = False
         self._introduced.clear()
-        self._sending = None
+        self._unserved = dict(self.NEVER_SERVED)
         commands = self._timers.cancel_all()
         for type_url, state in self._types.items():
-            state.answers.clear()
-            state.asked = state.again = frozenset()
-            state.is_open = False
-            state.has_change = True
+            self._drop_stream(type_url)
             self._give_up(type_url, state.wanted, commands)
         return tuple(commands)
+
+    def _drop_stream(self, type_url: str) -> None:
+        if self._sending is not None and self._sending.type_url == type_url:
+            self._sending = None
+        state = self._types[type_url]
+        state.answers.clear()
+        state.asked = state.again = frozenset()
+        state.is_open = False
+        state.has_change = True
 
     def received_bytes(self, data: bytes, now: float) -> tuple[Command, ...] | None:
         response = decode_delta_response(data, self._pause)
@@ -331,7 +338,7 @@ class DeltaMachine(StreamMachine):
         if state.answers and not self.is_patient:
             nonce, error = state.answers.popleft()
             return SendDelta(type_url, nonce=nonce, error=error, with_node=self._introduce(type_url))
-        if not state.has_change:
+        if not state.has_change or type_url in self._unserved:
             return None
         state.has_change = False
         again = state.again - state.wanted - state.asked

@@ -18,6 +18,7 @@ Source: xDS protocol; gRFCs A40, A46, A53, A57, A88.
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from types import MappingProxyType
 from typing import Final
 
 from meshlib.ports import Pause, no_pause
@@ -71,6 +72,13 @@ class _Type:
 class SotwMachine(StreamMachine):
     """The client of one server. Not thread safe: its owner's thread alone touches it and its cache."""
 
+    NEVER_SERVED = MappingProxyType(
+        {
+            type_url: f"{short_name(type_url)} needs the incremental variant (server feature {DELTA_FEATURE})"
+            for type_url in DELTA_ONLY
+        }
+    )
+
     def __init__(
         self,
         cache: ResourceCache,
@@ -103,8 +111,7 @@ class SotwMachine(StreamMachine):
             if names is state.wanted or names == state.wanted:
                 continue
             self._add_names(type_url, names - state.wanted)
-            if type_url in DELTA_ONLY:
-                self._refuse_all(type_url, names - state.wanted)
+            self._refuse_unserved(type_url, names - state.wanted)
             state.wanted, state.listed = names, tuple(sorted(names))
             # What no request on this stream names can be forgotten now; the rest when a request without it was sent.
             self._forget(type_url, names | (state.sent or frozenset()), commands)
@@ -136,15 +143,21 @@ class SotwMachine(StreamMachine):
     def closed(self) -> tuple[Command, ...]:
         self._is_open = False
         self._introduced.clear()
-        self._sending = None
+        self._unserved = dict(self.NEVER_SERVED)
         commands = self._timers.cancel_all()
         for type_url, state in self._types.items():
-            state.nonce = state.error = ""
-            state.sent = state.told = None
-            state.owes_answer = state.has_named = False
-            state.dropped = state.dropped_before = frozenset()
+            self._drop_stream(type_url)
             self._forget(type_url, state.wanted, commands)
         return tuple(commands)
+
+    def _drop_stream(self, type_url: str) -> None:
+        if self._sending is not None and self._sending.type_url == type_url:
+            self._sending = None
+        state = self._types[type_url]
+        state.nonce = state.error = ""
+        state.sent = state.told = None
+        state.owes_answer = state.has_named = False
+        state.dropped = state.dropped_before = frozenset()
 
     def received_bytes(self, data: bytes, now: float) -> tuple[Command, ...] | None:
         response = decode_response(data, self._pause)
@@ -211,14 +224,6 @@ class SotwMachine(StreamMachine):
                 state.sent -= {name}
                 state.dropped |= {name}
 
-    def _refuse_all(self, type_url: str, names: frozenset[str]) -> None:
-        """Say of resources that this variant of the protocol cannot carry that they are not to be had."""
-        for name in names:
-            entry = self._cache.get(type_url, name)
-            if entry is not None and entry.value is None:
-                entry.state = ResourceState.RECEIVED_ERROR
-                entry.error = f"{short_name(type_url)} needs the incremental variant (server feature {DELTA_FEATURE})"
-
     def _delete_missing(self, response: DiscoveryResponse, seen: set[str], now: float, commands: list[Command]) -> None:
         type_url = response.type_url
         members = self._collections.members(type_url)
@@ -238,7 +243,7 @@ class SotwMachine(StreamMachine):
                 has_change = state.wanted is not sent and state.wanted != sent
                 # A refusal does not wait: the answer to a later response would take its place, and nobody hear of it.
                 is_due = has_change or (state.owes_answer and (not self.is_patient or bool(state.error)))
-                if not is_due or type_url in DELTA_ONLY:
+                if not is_due or type_url in self._unserved:
                     continue
                 wanted, names = state.wanted, state.listed
                 if state.owes_answer and has_change:

@@ -15,7 +15,8 @@ Source: xDS protocol; gRFCs A40, A46, A47, A53, A57, A88.
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import Final, NamedTuple
+from types import MappingProxyType
+from typing import ClassVar, Final, NamedTuple
 
 from meshlib.events import ResourceAccepted, ResourceRejected
 from meshlib.model.discovery import Collection
@@ -58,6 +59,9 @@ class Taken(NamedTuple):
 class StreamMachine(ABC):
     """The client of one server, without I/O. Not thread safe: its owner's thread alone touches it and its cache."""
 
+    NEVER_SERVED: ClassVar[Mapping[str, str]] = MappingProxyType({})
+    """Types that the variant does not carry, and what to say of them."""
+
     def __init__(
         self,
         cache: ResourceCache,
@@ -91,6 +95,7 @@ class StreamMachine(ABC):
         self._ignores_deletion = "ignore_resource_deletion" in features
         self._timer_is_transient = "resource_timer_is_transient_error" in features
         self._timers = ResourceTimers(cache, TRANSIENT_S if self._timer_is_transient else DOES_NOT_EXIST_S)
+        self._unserved: dict[str, str] = dict(self.NEVER_SERVED)  # by type, why: nothing is asked of these
         self._undeleted: set[Key] = set()  # in use although the server deleted them
         self.server_uri = ""
         """For texts; set by the shell."""
@@ -128,6 +133,24 @@ class StreamMachine(ABC):
         """Answers are not to wait any longer."""
         self.is_patient = False
         return self._flush([])
+
+    def unserved(self, type_url: str, reason: str) -> tuple[Command, ...]:
+        """The server has no service for a type, as far as this stream goes: what is wanted of it cannot be had.
+
+        Args:
+            reason: For people.
+        """
+        self._unserved[type_url] = f"the management server has no {short_name(type_url)}: {reason}"
+        commands: list[Command] = []
+        self._drop_stream(type_url)
+        for name in sorted(self.wanted(type_url)):
+            self._timers.cancel((type_url, name), commands)
+        self._refuse_unserved(type_url, self.wanted(type_url))
+        return self._flush(commands)
+
+    @abstractmethod
+    def _drop_stream(self, type_url: str) -> None:
+        """What was sent for a type, and is to be sent, is void."""
 
     @abstractmethod
     def _flush(self, commands: list[Command]) -> tuple[Command, ...]:
@@ -208,6 +231,14 @@ class StreamMachine(ABC):
         return False
 
     # Parts for the variants.
+
+    def _refuse_unserved(self, type_url: str, names: Iterable[str]) -> None:
+        """Say of resources of a type that nobody is asked for that they are not to be had."""
+        reason = self._unserved.get(type_url)
+        for name in names if reason else ():
+            entry = self._cache.get(type_url, name)
+            if entry is not None and entry.value is None:
+                entry.state, entry.error = ResourceState.RECEIVED_ERROR, reason or ""
 
     def _introduce(self, type_url: str) -> bool:
         """Return whether the next request of a type has to say who we are; the one after that has not."""

@@ -8,6 +8,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import grpc
 import pytest
 from peers.endpoints import ports
 
@@ -57,6 +58,33 @@ def test_the_status_lists_fields_that_have_no_effect(ads: Any, tools: Any) -> No
         assert "unused in CDS checkout: alt_stat_name, preconnect_policy" in str(status)
         ads.put(CDS, tools.eds_cluster("checkout"))
         eventually(lambda: mesh.status().unused == {})
+
+
+def test_a_type_that_the_server_has_no_service_for_costs_no_other_stream(ads: Any, tools: Any) -> None:
+    server = type(ads)()
+    method = grpc.stream_stream_rpc_method_handler(server._stream)
+    server.more_handlers = tuple(
+        grpc.method_handlers_generic_handler(f"envoy.service.{service}DiscoveryService", {name: method})
+        for service, name in (
+            ("listener.v3.Listener", "StreamListeners"),
+            ("route.v3.Route", "StreamRoutes"),
+            ("cluster.v3.Cluster", "StreamClusters"),
+        )
+    )
+    server.start()
+    tools.put_service(server, "checkout", 1)
+    creds, features = [{"type": "insecure"}], ["meshlib.separate_streams"]
+    bootstrap = {"xds_servers": [{"server_uri": server.address, "channel_creds": creds, "server_features": features}]}
+    try:
+        with Mesh(bootstrap, state_dir="") as mesh:
+            mesh.wait_ready("checkout", timeout_s=10.0)
+            (cluster,) = mesh.status().clusters
+            assert "EDS resource checkout: the management server has no EDS: /envoy.service.endpoint" in cluster.note
+            server.put(CDS, {**tools.eds_cluster("checkout"), "connect_timeout": "2s"})
+            eventually(lambda: [found.version for found in mesh.dump() if found.type == "CDS"] == ["2"])
+            assert 3 == server._count
+    finally:
+        server.stop()
 
 
 def test_every_response_is_acknowledged_with_its_nonce(ads: Any) -> None:

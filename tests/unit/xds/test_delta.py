@@ -518,3 +518,23 @@ def test_an_empty_response_is_acknowledged() -> None:
         ("n2", "")
     ]
     assert value(cache, "a") == "a=1"
+
+
+def test_a_type_without_a_service_is_not_asked_for_until_the_next_stream() -> None:
+    client, cache = machine("meshlib.separate_streams")
+    client.want({EDS: frozenset("a"), CDS: frozenset("c")})
+    client.opened()
+    assert [EDS] == [request.type_url for request in requests(client.sent())]
+    client.unserved(EDS, "no such method")
+    (clusters,) = requests(client.want({EDS: frozenset("ab"), CDS: frozenset("cd")}))
+    assert (CDS, ("d",)) == (clusters.type_url, clusters.subscribe)
+    for name in "ab":
+        entry = cache.get(EDS, name)
+        assert entry is not None
+        assert (ResourceState.RECEIVED_ERROR, "the management server has no EDS: no such method") == (
+            entry.state,
+            entry.error,
+        )
+    client.closed()
+    client.opened()
+    assert [(EDS, ("a", "b"))] == [(request.type_url, request.subscribe) for request in requests(client.sent())]

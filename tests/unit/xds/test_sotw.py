@@ -357,6 +357,37 @@ def test_a_refusal_goes_out_before_the_next_response_is_answered() -> None:
     assert [SendRequest(CDS, ("a",), "2", "n2")] == requests(client.answer())
 
 
+def test_a_type_without_a_service_is_not_asked_for_until_the_next_stream() -> None:
+    client, cache = machine("meshlib.separate_streams")
+    client.want({EDS: frozenset("a"), CDS: frozenset("c")})
+    (clusters,) = requests(client.opened())
+    (endpoints,) = requests(client.sent())
+    assert [CDS, EDS] == [clusters.type_url, endpoints.type_url]
+    client.unserved(EDS, "no such method")
+    entry = cache.get(EDS, "a")
+    assert entry is not None
+    assert (ResourceState.RECEIVED_ERROR, "the management server has no EDS: no such method") == (
+        entry.state,
+        entry.error,
+    )
+    # The request under way is void, so others go out; what is wanted later cannot be had either.
+    (clusters,) = requests(client.want({EDS: frozenset("ab"), CDS: frozenset("cd")}))
+    assert CDS == clusters.type_url
+    later = cache.get(EDS, "b")
+    assert later is not None
+    assert ResourceState.RECEIVED_ERROR is later.state
+    client.closed()
+    client.opened()
+    assert [EDS] == [request.type_url for request in requests(client.sent())]
+
+
+def test_what_is_in_use_stays_when_a_type_has_no_service_any_more() -> None:
+    client, cache = subscribed("a", type_url=EDS)
+    client.received(response(EDS, "1", body("a")), 1.0)
+    client.unserved(EDS, "no such method")
+    assert "a=1" == value(cache, "a", EDS)
+
+
 def test_an_error_inside_a_decoder_costs_one_resource() -> None:
     client, cache = subscribed("a", "b")
     request = requests(client.received(response(CDS, "1", body("a"), body("b", "bug")), 1.0))[0]
