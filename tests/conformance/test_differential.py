@@ -39,7 +39,7 @@ def seed(record_property):
     return drawn
 
 
-@pytest.mark.timeout(120)
+@pytest.mark.timeout(600)
 @pytest.mark.parametrize("layer", LAYERS)
 def test_meshlib_decides_as_envoy_does(side, seed, layer, record_property):
     report = run(side, seed, MOST_CASES if layer == "all" else CASES, layer=layer)
@@ -53,7 +53,7 @@ def test_meshlib_decides_as_envoy_does(side, seed, layer, record_property):
     assert report.refused
 
 
-@pytest.mark.timeout(120)
+@pytest.mark.timeout(600)
 def test_meshlib_refuses_what_envoy_refuses(side, seed, record_property):
     report = run_rejection(routes(side), seed, CASES)
     record_property("report", str(report))
@@ -62,7 +62,7 @@ def test_meshlib_refuses_what_envoy_refuses(side, seed, record_property):
     assert report.outcomes["both refuse it"] > CASES / 10
 
 
-@pytest.mark.timeout(120)
+@pytest.mark.timeout(600)
 @pytest.mark.parametrize("kind", range(4), ids=("clusters", "endpoints", "managers", "listeners"))
 def test_meshlib_refuses_the_resources_that_envoy_refuses(resource_side, seed, kind, record_property):
     report = run_rejection(resources(resource_side)[kind], seed, CASES)
@@ -72,6 +72,7 @@ def test_meshlib_refuses_the_resources_that_envoy_refuses(resource_side, seed, k
     assert report.outcomes["both refuse it"] > CASES / 10
 
 
+@pytest.mark.timeout(600)
 def test_a_fault_is_found_and_shrunk(side, monkeypatch):
     """A meshlib that forgets what a route adds to the request disagrees, and the report shows little more than that."""
     decide = subject.decide

@@ -2,14 +2,12 @@
 
 import random
 
-import pytest
 from differential.grpc_calls import run
 from differential.grpc_cases import KINDS
 
 SERVICES = 36
 
 
-@pytest.mark.timeout(180)
 def test_meshlib_calls_as_grpc_does(tmp_path, record_property):
     """A new seed for each run; it is in the report, and `python -m differential.grpc_calls --seed` repeats it."""
     seed = random.SystemRandom().randrange(2**32)

@@ -114,7 +114,6 @@ def callers(world: World) -> dict[str, Callable[[str], tuple[str, str]]]:
     }
 
 
-@pytest.mark.timeout(90)
 def test_both_clients_go_the_same_ways(world: World, upstreams: dict[str, GrpcUpstream]) -> None:
     """
     1. Shares of a split: five standard deviations are 0.09.
@@ -157,7 +156,6 @@ class Lost:
         }
 
 
-@pytest.mark.timeout(60)
 def test_cluster_that_does_not_exist(tmp_path: Path) -> None:
     """A route to it ends a call with UNAVAILABLE, at once, and its name is in the text."""
     with ExitStack() as stack:

@@ -180,7 +180,6 @@ def by_meshlib(mesh: Any, name: str, upstream: HttpUpstream) -> End:
     return found
 
 
-@pytest.mark.timeout(60)
 def test_hedges_take_the_same_of_the_limits(
     envoy: Envoy, mesh: Any, upstreams: dict[str, HttpUpstream], beside: dict[str, HttpUpstream]
 ) -> None:

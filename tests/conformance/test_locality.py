@@ -72,6 +72,6 @@ def test_requests_stay_near_until_nobody_near_is_left(make_world):
         assert [503, 503] == [ask("GET", "http://shop/").status for _ in range(2)]
         # Envoy's balancer may hear of an ejection a second late.
         with contextlib.suppress(AssertionError):
-            poll(lambda ask=ask: ask("GET", "http://shop/").version == "far", "the other region", timeout_s=5)
+            poll(lambda ask=ask: ask("GET", "http://shop/").version == "far", "the other region", timeout_s=60)
         assert {(200, "far")} == {(one.status, one.version) for one in (ask("GET", "http://shop/") for _ in range(20))}
     assert far.seen

@@ -285,11 +285,12 @@ def test_a_new_host_gets_as_much_in_its_slow_start(pair_of, name):
     connection = pair.ask_envoy()
     connection.getresponse().read()
     time.sleep(window_s + 0.3)  # those that were there at the start are through theirs
+    told_at = time.monotonic()
     pair.update(assigned(upstreams), 3)
     new, began_at = upstreams[2].address, time.monotonic()
     counted = {"envoy": [0, 0], "meshlib": [0, 0]}
     asked = [0, 0]
-    while (age_s := time.monotonic() - began_at) < window_s + 1.5:
+    while (age_s := time.monotonic() - began_at) < window_s + 1.5 or asked[1] < 300:
         if 0.25 * window_s < age_s < window_s + 0.5:
             time.sleep(0.01)  # only the beginning and the end are looked at, but requests go on
         part = 0 if age_s < 0.25 * window_s else 1 if age_s > window_s + 0.5 else None
@@ -298,10 +299,14 @@ def test_a_new_host_gets_as_much_in_its_slow_start(pair_of, name):
             asked[part] += 1
             counted["envoy"][part] += envoy == new
             counted["meshlib"][part] += meshlib == new
-    early, late = ({who: parts[n] / asked[n] for who, parts in counted.items()} for n in (0, 1))
-    # In the first quarter a weight of 0.1 to 0.25 beside two of 1.0 is a share of 0.05 to 0.11.
-    assert 0.03 < early["envoy"] < 0.13, early
-    assert early["meshlib"] == pytest.approx(early["envoy"], abs=0.04)
+    early = {who: parts[0] for who, parts in counted.items()}
+    late = {who: parts[1] / asked[1] for who, parts in counted.items()}
+    # In the first quarter a weight of 0.1 to 0.25 beside two of 1.0 is a share of 0.05 to 0.11; more where one of them knew
+    # the host before both did. Two requests more or less are a matter of where the order stands.
+    weight = 0.25 + (began_at - told_at) / window_s
+    most = weight / (2 + weight) + 0.02
+    assert 0.03 * asked[0] - 2 <= early["envoy"] <= most * asked[0] + 2, (early, asked)
+    assert early["meshlib"] == pytest.approx(early["envoy"], abs=(most - 0.09) * asked[0] + 2), (early, asked)
     assert late["envoy"] == pytest.approx(1 / 3, abs=0.02)
     assert late["meshlib"] == pytest.approx(1 / 3, abs=0.02)
 

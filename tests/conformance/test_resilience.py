@@ -16,9 +16,10 @@ POLICIES = {
     "4xx": "retries: {attempts: 2, retryOn: retriable-4xx}",
     "reset": "retries: {attempts: 2, retryOn: reset}",
     "connect": "retries: {attempts: 2, retryOn: connect-failure}",
-    "timeout": "timeout: 0.3s",
-    "timeout-over-retries": "timeout: 0.5s\n    retries: {attempts: 10, perTryTimeout: 0.2s, retryOn: 5xx}",
-    "per-try": "retries: {attempts: 2, perTryTimeout: 0.25s, retryOn: 5xx}",
+    "timeout": "timeout: 0.8s",
+    # The third attempt begins after 1.4 to 1.5 s (two back-offs), and a fourth one would after 2.1 s.
+    "timeout-over-retries": "timeout: 1.8s\n    retries: {attempts: 10, perTryTimeout: 0.7s, retryOn: 5xx}",
+    "per-try": "retries: {attempts: 2, perTryTimeout: 0.8s, retryOn: 5xx}",
 }
 
 
@@ -38,7 +39,7 @@ spec:
   http:
 """ + "\n".join(rule(*entry) for entry in POLICIES.items())
 
-OK, SLOW, RESET = Step(), Step(delay_s=0.7), Step(is_reset=True)
+OK, SLOW, RESET = Step(), Step(delay_s=6.0), Step(is_reset=True)
 
 
 def fails(status: int, times: int) -> list[Step]:

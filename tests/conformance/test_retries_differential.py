@@ -2,11 +2,9 @@
 
 import random
 
-import pytest
 from differential.retries import run
 
 
-@pytest.mark.timeout(180)
 def test_meshlib_retries_as_envoy_does(tmp_path, record_property):
     """Every run draws cases of its own; the report says which: `python -m differential.retries --seed`."""
     seed = random.SystemRandom().randrange(2**32)

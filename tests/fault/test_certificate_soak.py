@@ -53,7 +53,7 @@ CLIENT_TLS = ClientTls(MINE, ROOT, EXPECTED)
 RELAY_TLS = ClientTls(MINE, ROOT, EXPECTED, minimum_version="TLSv1_3")
 SERVER_TLS = ServerTls(MINE, ROOT, require_client_certificate=True)
 # A leaf that is issued late in the long soak must still be good when it is replaced on a busy machine.
-LIFETIME = datetime.timedelta(seconds=max(30.0, 3 * ROTATION_S))
+LIFETIME = datetime.timedelta(seconds=max(60.0, 3 * ROTATION_S))
 MAX_GROWTH_KB = 25_000
 
 
@@ -132,7 +132,7 @@ def rotations(world: World) -> Iterator[Callable[[], None]]:
         previous, current = current, following
 
 
-@pytest.mark.timeout(DURATION_S + 120)
+@pytest.mark.timeout(DURATION_S + 300)
 def test_rotation_under_load_fails_no_call_and_leaves_nothing(world: World) -> None:
     """The first step trusts a root that the servers have not: it is published before load begins."""
     stop = threading.Event()
@@ -188,8 +188,13 @@ def test_rotation_under_load_fails_no_call_and_leaves_nothing(world: World) -> N
         begin, done = time.monotonic(), 0
         measured: list[tuple[int, int, int]] = []
         ways: list[tuple[int, int]] = []
-        while time.monotonic() - begin < DURATION_S:
+        while time.monotonic() - begin < DURATION_S or done < 6:
+            before_step = dict(counts)
             time.sleep(ROTATION_S)
+            # Everybody calls under every certificate; after half of a leaf's life it is a failure that they do not.
+            while any(counts[kind] == count for kind, count in before_step.items()) and not failures:
+                assert time.monotonic() - begin < DURATION_S + LIFETIME.total_seconds(), counts
+                time.sleep(0.01)
             # Before the step: what the last one has led to.
             status = channels_of(world.mesh).tls_status()
             ways.append((status.core, status.relay))
@@ -211,8 +216,7 @@ def test_rotation_under_load_fails_no_call_and_leaves_nothing(world: World) -> N
         f"threads {before[2]} to {after[2]}; core had taken over before {by_core} rotations"
     )
     assert [] == failures[:5]
-    assert done >= 6
-    assert min(counts.values()) > done
+    assert min(counts.values()) >= done
     # The slot of a certificate is left alone for two seconds: short slices may end before core has taken over.
     if ROTATION_S >= 5:
         assert by_core > done / 2, ways

@@ -153,7 +153,6 @@ def play(page: Page, text: str) -> int:
     return steps
 
 
-@pytest.mark.timeout(180)
 @pytest.mark.parametrize(
     "name", ["tutorial/first-mesh.md", "how-to/observe.md", "how-to/functions.md", "how-to/own-policy.md"]
 )
@@ -161,7 +160,6 @@ def test_page_works_as_written(page: Page, name: str) -> None:
     assert play(page, (ROOT / "docs" / name).read_text()) > 0
 
 
-@pytest.mark.timeout(120)
 def test_quick_start_of_the_readme_works_as_written(page: Page) -> None:
     text = (ROOT / "README.md").read_text().partition("## Quick start")[2].partition("\n## ")[0]
     commands = [line.strip() for line in INDENTED.findall(text)[0].splitlines()]

@@ -3,7 +3,6 @@
 import json
 from pathlib import Path
 
-import pytest
 from differential.grpc_profile import Judge, ask_mesh, bootstrap_for, verdicts_of
 from differential.grpc_profile_cases import all_cases
 from foreign.grpc_go import GoClient
@@ -66,7 +65,6 @@ REFUSED_BY_C_CORE_AND_MESHLIB = {
 }
 
 
-@pytest.mark.timeout(180)
 def test_acknowledgements_are_those_of_grpc_go(tmp_path: Path) -> None:
     cases = all_cases()
     path = tmp_path / "go.json"

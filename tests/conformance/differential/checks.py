@@ -36,7 +36,7 @@ from meshlib.xds.resources import CDS
 Told = tuple[str, str, bool]
 """Event, type of failure, and whether it was the first check's."""
 
-TIMEOUT_S = 1.0
+TIMEOUT_S = 2.0
 _SINK = f"{TYPE}envoy.extensions.health_check.event_sinks.file.v3.HealthCheckEventFileSink"
 _KINDS = {
     "eject_unhealthy_event": "eject_unhealthy",
@@ -149,7 +149,7 @@ def _serve(stack: ExitStack, cases: Sequence[CheckCase]) -> list[HttpUpstream]:
 def _until_over(cases: Sequence[CheckCase], upstreams: Sequence[HttpUpstream]) -> None:
     """Wait until every script is over, and the thresholds after it too."""
     longest = max(len(case.script) for case in cases) + 8
-    poll(lambda: all(len(upstream.seen) >= longest for upstream in upstreams), "the scripts to end", timeout_s=90)
+    poll(lambda: all(len(upstream.seen) >= longest for upstream in upstreams), "the scripts to end", timeout_s=150)
     time.sleep(0.2)
 
 

@@ -107,7 +107,7 @@ class Envoy(Child):
             one["name"] for one in listeners if "active_state" not in one or "warming_state" in one
         ]
 
-    def wait_ready(self, timeout_s: float = 20.0) -> None:
+    def wait_ready(self, timeout_s: float = 60.0) -> None:
         """Wait until it listens."""
 
         host, _, port = self.listen.rpartition(":")

@@ -40,7 +40,7 @@ class GrpcioClient(Child):
         return answer
 
     def call(
-        self, target: str, method: str, metadata: Sequence[tuple[str, str]] = (), *, timeout_s: float = 10.0
+        self, target: str, method: str, metadata: Sequence[tuple[str, str]] = (), *, timeout_s: float = 30.0
     ) -> tuple[str, str]:
         """Make a call; returns the code's name, and the answer or the error's text."""
         answer = self._ask("call", target=target, method=method, metadata=list(metadata), timeout_s=timeout_s)

@@ -12,7 +12,7 @@ import httpx
 
 from peers.processes import Child, poll
 
-START_S = 30.0
+START_S = 90.0
 
 
 class ManagementServer(Child):
@@ -43,7 +43,7 @@ class ManagementServer(Child):
             raise AssertionError(f"xds-server did not start: {line}\n{self.tail()}")
         ready = dict(re.findall(r"(\w+)=(\S+)", line))
         self.listen, self.secure, self.admin = ready["xds"], ready["secure"], ready["admin"]
-        self._http = httpx.Client(base_url=self.admin, trust_env=False, timeout=10)
+        self._http = httpx.Client(base_url=self.admin, trust_env=False, timeout=30)
 
     def stop(self) -> None:
         if hasattr(self, "_http"):
@@ -103,7 +103,7 @@ class ManagementServer(Child):
         clients = self.status()["clients"]
         return sum(state["rejections"] for client in clients for state in client["types"].values())
 
-    def wait_settled(self, *node_ids: str, timeout_s: float = 20.0) -> None:
+    def wait_settled(self, *node_ids: str, timeout_s: float = 60.0) -> None:
         """Wait until these clients are connected and have accepted what they were sent, all of it.
 
         Raises:

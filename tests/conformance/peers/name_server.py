@@ -103,7 +103,7 @@ class NameServer:
         with self._lock:
             return {transport for _, host, _, transport in self.asked if host == name}
 
-    def wait_asked(self, name: str, times: int, kind: str = "A", timeout_s: float = 20.0) -> Sequence[float]:
+    def wait_asked(self, name: str, times: int, kind: str = "A", timeout_s: float = 60.0) -> Sequence[float]:
         """Wait until a name has been asked for so often; returns when."""
 
         def count() -> bool:

@@ -10,7 +10,7 @@ T = TypeVar("T")
 POLL_S = 0.02
 
 
-def poll(question: Callable[[], T], what: str, *, timeout_s: float = 20.0, every_s: float = POLL_S) -> T:
+def poll(question: Callable[[], T], what: str, *, timeout_s: float = 60.0, every_s: float = POLL_S) -> T:
     """Ask until the answer is true, and return it.
 
     Raises:

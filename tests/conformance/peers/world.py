@@ -21,7 +21,7 @@ from peers.processes import poll
 from peers.upstreams import LOOPBACK, Answer, GrpcUpstream, HttpUpstream, answer_of
 
 ENVOY, GRPCIO, MESHLIB = "envoy-1", "grpcio-1", "meshlib-1"
-GRPC_TIMEOUT_S = 10.0
+GRPC_TIMEOUT_S = 30.0
 
 
 class World:
@@ -81,7 +81,7 @@ class World:
     def start_mesh(self) -> None:
         self.mesh = self._stack.enter_context(
             meshlib.Mesh.connect(
-                self.server.listen, node_id=MESHLIB, state_dir="", rng=random.Random(self._seed), first_use_timeout_s=10
+                self.server.listen, node_id=MESHLIB, state_dir="", rng=random.Random(self._seed), first_use_timeout_s=40
             )
         )
         self.client = self._stack.enter_context(
@@ -171,7 +171,7 @@ class World:
 
     # What must hold of all of them.
 
-    def check_accepted(self, *, after_s: float = 2.0) -> None:
+    def check_accepted(self, *, after_s: float = 20.0) -> None:
         """Require that nobody refused anything, and that Envoy waits for nothing.
 
         Args:
@@ -186,7 +186,7 @@ class World:
         assert {"ready"} == {target.state for target in status.targets}
         assert {"ACKED"} == {resource.state for resource in self.mesh.dump()}
 
-    def check_envoy(self, *, after_s: float = 2.0) -> None:
+    def check_envoy(self, *, after_s: float = 20.0) -> None:
         """Require that Envoy refused nothing and waits for nothing."""
         poll(lambda: not self.envoy.warming(), f"Envoy to stop warming {self.envoy.warming()}", timeout_s=after_s)
         assert [] == self.envoy.error_states()

@@ -19,7 +19,6 @@ def idle_gaps(monkeypatch: pytest.MonkeyPatch) -> Any:
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(120)
 async def test_pauses_as_long_as_servers_keep_connections(idle_gaps: Any) -> None:
     with idle_gaps.running(idle_gaps.SERVERS) as addresses:
         report = await idle_gaps.call(addresses, lanes=9, rounds=1, seed=1)

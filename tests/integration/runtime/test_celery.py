@@ -201,7 +201,6 @@ def open_streams(ads: Any) -> int:
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(120)
 def test_children_get_updates_over_streams_of_their_own_and_a_warm_shutdown_lets_tasks_end(
     serve: Callable[[int], None], start: Callable[..., Worker], ads: Any
 ) -> None:
@@ -224,7 +223,6 @@ def test_children_get_updates_over_streams_of_their_own_and_a_warm_shutdown_lets
 
 
 @pytest.mark.skipif("MESHLIB_SOAK_S" not in os.environ, reason="belongs to `make soak`")
-@pytest.mark.timeout(120)
 def test_children_that_are_replaced_while_others_work_call_too(
     serve: Callable[[int], None], start: Callable[..., Worker]
 ) -> None:

@@ -168,7 +168,6 @@ def open_streams(ads: Any) -> int:
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(120)
 @pytest.mark.parametrize(("kind", "app"), [("gthread", "wsgi"), ("uvicorn.workers.UvicornWorker", "asgi")])
 def test_gunicorn_with_a_preloaded_application(
     kind: str, app: str, ads: Any, tools: Any, ports: tuple[int, int], start: Callable[..., Any], tmp_path: Path
@@ -192,7 +191,6 @@ def test_gunicorn_with_a_preloaded_application(
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(120)
 @pytest.mark.parametrize("method", ["fork", "spawn"])
 def test_multiprocessing(
     method: str, ads: Any, tools: Any, ports: tuple[int, int], start: Callable[..., Any], tmp_path: Path
@@ -211,7 +209,6 @@ def test_multiprocessing(
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(120)
 def test_a_pool_that_replaces_its_workers_as_celery_does(
     ads: Any, tools: Any, ports: tuple[int, int], start: Callable[..., Any], tmp_path: Path
 ) -> None:
