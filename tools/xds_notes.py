@@ -2,6 +2,22 @@
 
 from collections.abc import Mapping
 
+CORE = "envoy.config.core.v3."
+ROUTE = "envoy.config.route.v3."
+CLUSTER = "envoy.config.cluster.v3."
+MATCHER = "envoy.type.matcher.v3."
+ACCESS_LOG = "envoy.config.accesslog.v3."
+MANAGER = "envoy.extensions.filters.network.http_connection_manager.v3."
+UPSTREAM = "envoy.extensions.upstreams.http.v3.HttpProtocolOptions."
+_LABELS = {
+    (message, "name"): "a label"
+    for message in (
+        f"{ROUTE}RetryPolicy.RetryPriority",
+        "xds.core.v3.TypedExtensionConfig",
+        "envoy.config.listener.v3.Filter",
+        "envoy.config.listener.v3.ListenerFilter",
+    )
+}
 HEDGED = (
     "for httpx, unary gRPC calls and async functions: `hedge_on_per_try_timeout`; the others only with route metadata "
     "`meshlib: {hedge_initial_requests: true}`, as Envoy 1.40 does nothing with them"
@@ -22,9 +38,15 @@ IN_PART: Mapping[tuple[str, str], str] = {
         "and on_demand in clients; RBAC in servers, each with its configuration or with "
         "`config_discovery`. Others are refused, or skipped if `is_optional` or `disabled`"
     ),
-    ("HttpConnectionManager", "scoped_routes"): "in clients",
+    **{
+        ("HttpConnectionManager", name): "in clients"
+        for name in (
+            *("scoped_routes", "strip_matching_host_port", "strip_any_host_port", "strip_trailing_host_dot"),
+            *("merge_slashes", "normalize_path", "path_with_escaped_slashes_action", "scheme_header_transformation"),
+        )
+    },
     ("HttpConnectionManager", "local_reply_config"): (
-        "filters of mappers: all but extension_filter, and traceable_filter beside `tracing`; metadata_filter finds no "
+        "in clients; filters of mappers: all but extension_filter, and traceable_filter beside `tracing`; metadata_filter finds no "
         "key and log_type_filter no log, as nothing here has them; bodies and formats inline"
     ),
     ("RouteConfiguration", "vhds"): "in clients, with servers that speak the incremental variant",
@@ -138,4 +160,125 @@ IN_PART: Mapping[tuple[str, str], str] = {
     ("CertificateValidationContext", "verify_certificate_spki"): "in servers beside roots",
     ("CertificateValidationContext", "match_typed_subject_alt_names"): "EMAIL, DNS, URI, IP_ADDRESS; not OTHER_NAME",
     ("CertificateValidationContext", "custom_validator_config"): "the SPIFFE validator",
+    # Small messages, by their full names.
+    **_LABELS,
+    (f"{MATCHER}RegexMatcher", "google_re2"): "its `max_program_size`",
+    ("xds.type.matcher.v3.RegexMatcher", "google_re2"): "the only kind that there is",
+    (f"{MATCHER}MetadataMatcher", "value"): "checked; what is absent fits no value",
+    (f"{MATCHER}MetadataMatcher", "invert"): "of routes",
+    (f"{MATCHER}FilterStateMatcher", "string_match"): "checked; nothing sets a state",
+    (f"{MATCHER}FilterStateMatcher", "address_match"): "nothing sets a state",
+    (f"{ACCESS_LOG}MetadataFilter", "matcher"): "never found",
+    (f"{ACCESS_LOG}AccessLogFilter", "traceable_filter"): "not beside `tracing`",
+    (f"{ROUTE}RetryPolicy.RetryPriority", "typed_config"): "PreviousPrioritiesConfig",
+    (f"{ROUTE}RetryPolicy.RetryHostPredicate", "name"): "says which one without `typed_config`",
+    (f"{ROUTE}RetryPolicy.RetryHostPredicate", "typed_config"): (
+        "PreviousHostsPredicate, OmitCanaryHostsPredicate, OmitHostMetadataConfig"
+    ),
+    (f"{ROUTE}FilterConfig", "is_optional"): "a filter that is not known is passed over",
+    (f"{ROUTE}RateLimit", "stage"): "of routes and virtual hosts; refused in filters",
+    (f"{ROUTE}RateLimit", "disable_key"): "of routes and virtual hosts; refused in filters",
+    (f"{ROUTE}RateLimit", "hits_addend"): "in filters; no effect in routes and virtual hosts",
+    (f"{ROUTE}RateLimit", "apply_on_stream_done"): "in filters, as no rule at all; no effect in routes",
+    (f"{ROUTE}RateLimit", "limit"): "no effect in routes and virtual hosts; refused in filters",
+    (f"{ROUTE}RateLimit.Action", "extension"): "no descriptor, in routes and virtual hosts; refused in filters",
+    (f"{ROUTE}RateLimit.Action", "source_cluster"): "no descriptor, in routes and virtual hosts; refused in filters",
+    (
+        "xds.core.v3.TypedExtensionConfig",
+        "typed_config",
+    ): "Route, RouteList; inputs HttpRequestHeaderMatchInput, FilterStateInput",
+    (f"{CORE}HttpProtocolOptions", "idle_timeout"): "in clusters; no effect in connection managers",
+    (f"{CORE}HttpProtocolOptions", "max_requests_per_connection"): "in clusters; no effect in connection managers",
+    (f"{CORE}HttpProtocolOptions", "max_stream_duration"): "in clusters and connection managers of clients",
+    (f"{CORE}ConfigSource", "ads"): "the stream that the resource itself came by",
+    (f"{CORE}ConfigSource", "self"): "the same",
+    (f"{CORE}TransportSocket", "name"): "without a configuration: `envoy.transport_sockets.raw_buffer`",
+    (
+        f"{CORE}TransportSocket",
+        "typed_config",
+    ): "UpstreamTlsContext in clusters, DownstreamTlsContext in listeners, RawBuffer",
+    (f"{CORE}SocketAddress", "protocol"): "TCP",
+    (f"{CORE}KeyValuePair", "value"): "a string",
+    ("envoy.config.listener.v3.ApiListener", "api_listener"): "an HttpConnectionManager",
+    ("envoy.config.listener.v3.Filter", "typed_config"): "an HttpConnectionManager",
+    ("envoy.config.listener.v3.ListenerFilter", "typed_config"): "TlsInspector",
+    ("envoy.config.listener.v3.FilterChainMatch", "transport_protocol"): "`tls`, `raw_buffer`",
+    (f"{MANAGER}HttpFilter", "is_optional"): "a filter that is not there is passed over",
+    (f"{MANAGER}HttpFilter", "typed_config"): "see `http_filters` of HttpConnectionManager and HttpProtocolOptions",
+    (f"{CLUSTER}Cluster.CustomClusterType", "name"): "without a configuration, or with a Struct, as in Envoy",
+    (f"{CLUSTER}Cluster.CustomClusterType", "typed_config"): "DnsCluster, ClusterConfig of aggregates",
+    (f"{CLUSTER}Cluster.LbSubsetConfig", "locality_weight_aware"): "with `locality_weighted_lb_config`",
+    (
+        f"{UPSTREAM}UseDownstreamHttpConfig",
+        "http2_protocol_options",
+    ): "clusters may be checked by gRPC; callers choose the version",
+    (f"{UPSTREAM}UseDownstreamHttpConfig", "http_protocol_options"): "callers choose the version",
+    (f"{UPSTREAM}UseDownstreamHttpConfig", "http3_protocol_options"): "HTTP/3 is never spoken",
+    (f"{UPSTREAM}AutoHttpConfig", "http_protocol_options"): "HTTP/1.1 is spoken",
 }
+
+NOT_LOOKED_INTO = frozenset(
+    {
+        f"{MATCHER}RegexMatcher.google_re2",
+        "xds.type.matcher.v3.RegexMatcher.google_re2",
+        f"{MATCHER}MetadataMatcher.value",
+        f"{MATCHER}FilterStateMatcher.string_match",
+        f"{MATCHER}FilterStateMatcher.address_match",
+        f"{ACCESS_LOG}MetadataFilter.matcher",
+        f"{CORE}Http2ProtocolOptions.connection_keepalive",
+        f"{UPSTREAM}UseDownstreamHttpConfig.http3_protocol_options",
+        f"{ROUTE}RateLimit.Action.source_cluster",
+        f"{ROUTE}RateLimit.limit",
+    }
+)
+"""Fields whose message says nothing that counts: what is said above of the field is all."""
+
+_TLS = "envoy.extensions.transport_sockets.tls.v3."
+_PROXY_CONDITION = "servers are not told of it"
+WHY: Mapping[str, str] = {
+    f"{ACCESS_LOG}AccessLogFilter": "an extension of a proxy",
+    f"{CLUSTER}UpstreamConnectionOptions": "the transport's own affair",
+    f"{CORE}Address": "a listener inside of a proxy",
+    f"{CORE}ConfigSource": "how long is waited is one time for all (A57); there is only V3; authorities are the bootstrap's; other streams and files are not read",
+    f"{CORE}DataSource": "files and variables of this machine are not read for others",
+    f"{CORE}HeaderValue": "as in Envoy",
+    f"{CORE}HealthCheck": "each check has a connection of its own; events go to the hooks; there are no other checkers",
+    f"{CORE}HealthCheck.TcpHealthCheck": "the PROXY protocol is not spoken",
+    f"{CORE}Http1ProtocolOptions": "how a proxy reads and writes HTTP/1.1",
+    f"{CORE}Http2ProtocolOptions": "how a connection is set up and guarded; that HTTP/2 is named counts",
+    f"{CORE}HttpProtocolOptions": "how long a connection is kept, and what a proxy lets through",
+    f"{CORE}Metadata": "extensions of a proxy read it",
+    f"{CORE}Pipe": "who listens there has made it",
+    f"{CORE}SchemeHeaderTransformation": "the scheme is known before the endpoint is",
+    f"{CORE}SelfConfigSource": "there is only V3",
+    f"{CORE}SocketAddress": "a machine's own settings; ports and resolvers that only a proxy's machine knows",
+    f"{CORE}SubstitutionFormatString": "extensions of a proxy; the order of keys is fixed",
+    "envoy.config.endpoint.v3.ClusterLoadAssignment.Policy": "endpoints do not grow stale while the server is gone",
+    "envoy.config.listener.v3.Filter": "there is one network filter",
+    "envoy.config.listener.v3.FilterChainMatch": "a server has one chain, or one for TLS and one for plaintext",
+    "envoy.config.listener.v3.ListenerFilter": "connections are always looked at",
+    "envoy.config.rbac.v3.Permission": _PROXY_CONDITION,
+    "envoy.config.rbac.v3.Principal": _PROXY_CONDITION,
+    "envoy.config.rbac.v3.Policy": "conditions in CEL are not evaluated",
+    "envoy.config.rbac.v3.RBAC": "the hooks tell of every decision",
+    f"{ROUTE}RouteAction.HashPolicy.ConnectionProperties": "a client has no caller's address",
+    "envoy.extensions.filters.http.header_mutation.v3.Mutations": "requests have no trailers here, and those of responses are not shown",
+    "envoy.extensions.filters.http.stateful_session.v3.StatefulSession": "a name in a proxy's statistics",
+    "envoy.extensions.filters.listener.tls_inspector.v3.TlsInspector": "the first byte is enough",
+    f"{MANAGER}ScopedRds": "all scopes are subscribed to",
+    f"{_TLS}CertificateProviderPluginInstance": "an instance has one certificate and its roots",
+    f"{_TLS}CommonTlsContext": "extensions of a proxy; keys are not logged",
+    f"{_TLS}CommonTlsContext.CertificateProviderInstance": "an instance has one certificate and its roots",
+    f"{_TLS}CommonTlsContext.CombinedCertificateValidationContext": "an extension of a proxy",
+    f"{_TLS}SubjectAltNameMatcher": "for OTHER_NAME, which is refused",
+    f"{_TLS}TlsCertificate": "keys that Python's `ssl` cannot read; it staples nothing; what is inline does not change",
+    f"{_TLS}TlsParameters": "Python's `ssl` has no setting for them",
+    f"{UPSTREAM}AutoHttpConfig": "HTTP/1.1 is spoken",
+    f"{UPSTREAM}ExplicitHttpConfig": "HTTP/3 is not spoken",
+    f"{MATCHER}StringMatcher": "extensions of a proxy",
+    "xds.type.matcher.v3.Matcher.MatcherList.Predicate.SinglePredicate": "extensions of a proxy",
+    "xds.type.matcher.v3.Matcher.MatcherTree": "extensions of a proxy",
+    "xds.type.matcher.v3.Matcher.OnMatch": "as in Envoy's routes",
+    "xds.type.matcher.v3.StringMatcher": "extensions of a proxy",
+}
+"""Of small messages: why fields have no effect, or are refused."""

@@ -33,6 +33,7 @@ class HttpProbe:
         send: The body.
         receive: Parts which the response's body must have, in this order, within its first `buffer_size` bytes.
         headers: To add, names in lower case. The values are literal.
+        removed_headers: Of those that every check has.
         expected: Statuses that pass, half-open ranges.
         retriable: Statuses that fail only `unhealthy_threshold` times in a row, half-open ranges.
         http2: Spoken with prior knowledge, or by ALPN over TLS.
@@ -73,11 +74,13 @@ class GrpcProbe:
     Attributes:
         authority: Empty: the cluster's name.
         metadata: To add, names in lower case.
+        removed_headers: Of those that every check has.
     """
 
     service_name: str = ""
     authority: str = ""
     metadata: tuple[tuple[str, str], ...] = ()
+    removed_headers: tuple[str, ...] = ()
 
 
 Probe = HttpProbe | TcpProbe | GrpcProbe

@@ -157,7 +157,7 @@ def _compile_comparison(comparison: Comparison, value: int) -> Callable[[int], b
 def _grpc_status(scene: Scene) -> int | None:
     """Return the status that an answer has, or that its HTTP status stands for; None: none that there is."""
     text = None if scene.response is None else scene.response.get("grpc-status")
-    if text is None:
+    if not text:  # an empty one tells as little as none
         return _OF_HTTP.get(scene.status, 2)
     return int(text) if text.isascii() and text.isdigit() and int(text) <= 16 else None
 

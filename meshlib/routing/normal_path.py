@@ -7,7 +7,7 @@ written how, and what becomes of parameters of dot segments, was asked of Envoy 
 import re
 from typing import Final
 
-__all__ = ["canonical_path", "unescaped_slashes", "with_single_slashes"]
+__all__ = ["canonical_path", "unescaped_slashes", "with_single_slashes", "without_dot_parameters"]
 
 _UNESCAPED: Final = frozenset(b"-._~0123456789ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz")
 _ESCAPED: Final = frozenset(' "<>^`{|}\x7f') | frozenset(map(chr, range(1, 32)))
@@ -37,14 +37,22 @@ def with_single_slashes(path: str) -> str:
     return "//" if not path.strip("/") else _SLASHES.sub("/", path)
 
 
+def without_dot_parameters(path: str) -> str:
+    """Return a path without query with its dot segments bare (`/a/..;x/b`); those that are escaped keep their parameters.
+
+    The path of a request that is then refused is the one without them.
+    """
+    return _DOT_PARAMETERS.sub(r"\1", path)
+
+
 def canonical_path(path: str) -> str | None:
     """Return a path without query in its one spelling; None: it has none, and the request is refused.
 
-    Parameters of a dot segment go with it (`/a/..;x/b`), provided that it is not escaped.
+    Parameters of a dot segment go with it, as `without_dot_parameters` says.
     """
     if _CANONICAL.fullmatch(path):
         return path
-    path = _DOT_PARAMETERS.sub(r"\1", path)
+    path = without_dot_parameters(path)
     out: list[str] = []
     lone = -9  # where the last per cent sign stands that begins no escape
     position, size = 0, len(path)

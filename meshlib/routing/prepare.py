@@ -12,7 +12,7 @@ from typing import Final
 from meshlib.model.listener import EscapedSlashes, HeadRules
 from meshlib.model.outcome import LocalReply
 from meshlib.model.request import RequestHead
-from meshlib.routing.normal_path import canonical_path, unescaped_slashes, with_single_slashes
+from meshlib.routing.normal_path import canonical_path, unescaped_slashes, with_single_slashes, without_dot_parameters
 
 __all__ = ["EarlyAnswer", "Prepare", "compile_prepare"]
 
@@ -63,7 +63,7 @@ def _prepared_path(path: str, rules: HeadRules) -> tuple[str, LocalReply | None]
     if rules.normalizes_path:
         found = canonical_path(unescaped)
         if found is None:
-            return unescaped + mark + query, _REFUSED
+            return without_dot_parameters(unescaped) + mark + query, _REFUSED
     assert found is not None
     if rules.merges_slashes:
         found = with_single_slashes(found)

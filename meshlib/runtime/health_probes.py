@@ -135,10 +135,10 @@ def _http_head(probe: HttpProbe, target: ProbeTarget) -> list[tuple[str, str]]:
     """Return the header fields of the request, pseudo headers first."""
     scheme = "http" if target.context is None else "https"
     fields = [(":method", probe.method), (":scheme", scheme), (":authority", target.authority), (":path", probe.path)]
-    added = [("user-agent", USER_AGENT), *probe.headers]
-    if probe.send:
-        added.append(("content-length", str(len(probe.send))))
-    return fields + [field for field in added if field[0] not in probe.removed_headers]
+    if "user-agent" not in probe.removed_headers:
+        fields.append(("user-agent", USER_AGENT))
+    fields += probe.headers
+    return [*fields, ("content-length", str(len(probe.send)))] if probe.send else fields
 
 
 async def _http1(
@@ -228,14 +228,13 @@ async def _grpc(
 ) -> CheckResult:
     name = probe.service_name.encode()
     message = b"\x0a" + _varint(len(name)) + name if name else b""
+    usual = (("user-agent", USER_AGENT), ("content-type", "application/grpc"), ("te", "trailers"))
     head = [
         (":method", "POST"),
         (":scheme", "http" if target.context is None else "https"),
         (":authority", target.authority),
         (":path", GRPC_PATH),
-        ("user-agent", USER_AGENT),
-        ("content-type", "application/grpc"),
-        ("te", "trailers"),
+        *(field for field in usual if field[0] not in probe.removed_headers),
         *probe.metadata,
     ]
     body = b"\x00" + len(message).to_bytes(4, "big") + message

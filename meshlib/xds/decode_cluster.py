@@ -18,20 +18,30 @@ from meshlib.model.cluster import (
 from meshlib.model.dialling import DialOrder
 from meshlib.model.endpoint import ClusterLoadAssignment
 from meshlib.model.secret import ClientTls
-from meshlib.xds.decode_cluster_http import HTTP_OPTIONS_TYPE, decode_protocol
+from meshlib.xds.decode_cluster_http import decode_protocol
 from meshlib.xds.decode_cluster_lb import decode_balancing, override_statuses
+from meshlib.xds.decode_cluster_type import (
+    AGGREGATE_TYPE,
+    CUSTOM,
+    DNS_TYPE,
+    LOGICAL_DNS,
+    STRICT_DNS,
+    configuration_of,
+    kind_of,
+    type_of,
+)
 from meshlib.xds.decode_common import (
     any_type,
+    check_source,
     cover,
     duration,
     is_discovered_by_ads,
     join,
-    metadata,
+    read_metadata,
     struct,
-    unpack,
     wrapped,
 )
-from meshlib.xds.decode_dns import CLUSTER_FIELDS, DNS_TYPE, decode_dns_cluster, dns_by_type
+from meshlib.xds.decode_dns import CLUSTER_FIELDS, decode_dns_cluster, dns_by_type
 from meshlib.xds.decode_endpoint import decode_assignment
 from meshlib.xds.decode_health_check import health_check
 from meshlib.xds.decode_matcher import percent
@@ -41,10 +51,7 @@ from meshlib.xds.problems import Problems
 
 __all__ = ["decode_cluster"]
 
-AGGREGATE_TYPE: Final = "envoy.extensions.clusters.aggregate.v3.ClusterConfig"
-STRICT_DNS, LOGICAL_DNS, EDS = 1, 2, 3
-CUSTOM: Final = -1
-"""Stands for `cluster_type`; the others are numbers of `DiscoveryType`."""
+EDS: Final = 3
 _TYPE_NAMES: Final = {4: "ORIGINAL_DST"}
 
 _USED: Final = frozenset(
@@ -134,37 +141,31 @@ _OUTLIER_USED: Final = frozenset(
         "successful_active_health_check_uneject_host",
     }
 )
+_PER_HOST_USED: Final = frozenset({"priority", "max_connections"})
+_PER_HOST_HARMLESS: Final = frozenset({"track_remaining"})
 _THRESHOLDS_USED: Final = frozenset(
     {"priority", "max_connections", "max_pending_requests", "max_requests", "max_retries", "retry_budget"}
 )
 DEFAULT_MAX_EJECTION_S: Final = 300.0
-_BY_NAME: Final = {
-    "envoy.cluster.static": 0,
-    "envoy.cluster.strict_dns": STRICT_DNS,
-    "envoy.cluster.logical_dns": LOGICAL_DNS,
-}
-"""The last of Envoy's names, `envoy.cluster.eds`, leads nowhere there either: it takes no `eds_cluster_config`."""
-
-
-def _kind_of(message: Any) -> int:
-    """Return a number of `DiscoveryType`, or `CUSTOM`: a type without a configuration goes by its name, as in Envoy."""
-    if not message.HasField("cluster_type"):
-        return int(message.type)
-    custom = message.cluster_type
-    return CUSTOM if custom.HasField("typed_config") else _BY_NAME.get(custom.name, CUSTOM)
+_POOLS: Final = frozenset(
+    f"envoy.extensions.upstreams.http.{kind}ConnectionPoolProto" for kind in ("http.v3.Http", "generic.v3.Generic")
+)
+"""What Envoy does by itself: the kind of connection that a request needs, and of HTTP for one of HTTP."""
 
 
 def decode_cluster(message: Any, path: str, problems: Problems) -> Cluster:
     """Decode a Cluster."""
-    kind = _kind_of(message)
+    kind = kind_of(message)
     used = _USED
     if kind in (STRICT_DNS, LOGICAL_DNS):
         used |= CLUSTER_FIELDS
-    elif kind == CUSTOM and any_type(message.cluster_type.typed_config) == DNS_TYPE:
+    elif kind == CUSTOM and type_of(message.cluster_type) == DNS_TYPE:
         used |= {"wait_for_warm_on_init"}
-    if message.HasField("upstream_config") and _is_http(message.upstream_config.typed_config):
+    if message.HasField("upstream_config") and _is_usual_pool(message.upstream_config.typed_config):
         used |= {"upstream_config"}
     cover(message, path, problems, used=used, harmless=_HARMLESS | CLUSTER_FIELDS)
+    if kind != CUSTOM and message.cluster_type.HasField("typed_config"):
+        problems.unused(join(path, "cluster_type.typed_config"), "the name says all")
     discovery = _discovery(message, kind, path, problems)
     balancing = decode_balancing(message, path, problems, is_aggregate=isinstance(discovery, AggregateDiscovery))
     tls = None
@@ -180,7 +181,8 @@ def decode_cluster(message: Any, path: str, problems: Problems) -> Cluster:
     outlier = None
     if message.HasField("outlier_detection"):
         outlier = _outlier_detection(message.outlier_detection, join(path, "outlier_detection"), problems)
-    outlier = with_probation(outlier, metadata(message.metadata), path, problems)
+    described = read_metadata(message.metadata, join(path, "metadata"), problems)
+    outlier = with_probation(outlier, described, path, problems)
     return Cluster(
         name=message.name,
         discovery=discovery,
@@ -211,7 +213,7 @@ def decode_cluster(message: Any, path: str, problems: Problems) -> Cluster:
         dial_order=_dial_order(
             message.upstream_connection_options, join(path, "upstream_connection_options"), problems
         ),
-        metadata=metadata(message.metadata),
+        metadata=described,
     )
 
 
@@ -239,14 +241,13 @@ def _dial_order(options: Any, path: str, problems: Problems) -> DialOrder:
 def _load_reports(message: Any, path: str, problems: Problems) -> LoadReports | None:
     if not message.HasField("lrs_server"):
         return None
-    duration(message.lrs_server, "initial_fetch_timeout", join(path, "lrs_server"), problems)
-    if message.lrs_server.WhichOneof("config_source_specifier") != "self":
+    if check_source(message.lrs_server, join(path, "lrs_server"), problems) != "self":
         problems.error(join(path, "lrs_server"), "only `self` is supported")
     return LoadReports(tuple(message.lrs_report_endpoint_metrics))
 
 
-def _is_http(packed: Any) -> bool:
-    return any_type(packed) == HTTP_OPTIONS_TYPE
+def _is_usual_pool(packed: Any) -> bool:
+    return any_type(packed) in _POOLS
 
 
 def _discovery(
@@ -287,15 +288,16 @@ def _eds(message: Any, path: str, problems: Problems) -> EdsDiscovery:
 
 def _custom(message: Any, path: str, problems: Problems) -> AggregateDiscovery | DnsDiscovery:
     extension, place = message.cluster_type, join(path, "cluster_type")
-    kind, packed_at = any_type(extension.typed_config), join(place, "typed_config")
-    if kind == DNS_TYPE:
-        return dns_by_type(message, extension.typed_config, path, packed_at, problems)
+    kind = type_of(extension)
+    if kind not in (DNS_TYPE, AGGREGATE_TYPE):
+        name = kind or extension.name or "an empty cluster type"
+        problems.error(place, f"{name} is not supported")
+        return AggregateDiscovery(())
+    config = configuration_of(extension, place, problems)
+    if kind == DNS_TYPE and config is not None:
+        return dns_by_type(message, config, path, join(place, "typed_config"), problems)
     if message.HasField("load_assignment"):
         problems.unused(join(path, "load_assignment"))
-    if kind != AGGREGATE_TYPE:
-        problems.error(place, f"{kind or extension.name or 'an empty cluster type'} is not supported")
-        return AggregateDiscovery(())
-    config = unpack(extension.typed_config, packed_at, problems)
     return AggregateDiscovery(() if config is None else tuple(config.clusters))
 
 
@@ -343,7 +345,7 @@ def _per_host(message: Any, path: str, problems: Problems, *, http2: bool) -> di
     for index, item in enumerate(message.per_host_thresholds):
         place = f"{join(path, 'per_host_thresholds')}[{index}]"
         # As in Envoy nothing else may be limited per endpoint.
-        cover(item, place, problems, used=frozenset({"priority", "max_connections"}), harmless=frozenset())
+        cover(item, place, problems, used=_PER_HOST_USED, harmless=_PER_HOST_HARMLESS)
         limit = wrapped(item, "max_connections")
         if item.priority in found:
             problems.unused(place, "is not the first of its priority")

@@ -5,7 +5,7 @@ from typing import Any, Final
 
 from meshlib.model.cluster import AuthorityNames
 from meshlib.model.retry import RetryPolicy
-from meshlib.xds.decode_common import any_type, cover, duration, join, unpack, wrapped
+from meshlib.xds.decode_common import any_type, cover, duration, join, pass_over, unpack, wrapped
 from meshlib.xds.decode_retry import retry_policy
 from meshlib.xds.problems import Problems
 
@@ -69,6 +69,7 @@ def decode_protocol(message: Any, path: str, problems: Problems, *, has_tls: boo
         protocol = _common(message, path, problems)
         limit = protocol.max_requests_per_connection or legacy_limit
         _check_limits(message, message, path, problems)
+        pass_over(message.http2_protocol_options, join(path, "http2_protocol_options"), problems)
         return replace(
             protocol,
             http2=message.HasField("http2_protocol_options"),
@@ -88,9 +89,7 @@ def decode_protocol(message: Any, path: str, problems: Problems, *, has_tls: boo
         return Protocol()
     cover(options, place, problems, used=_OPTIONS_USED, harmless=_OPTIONS_HARMLESS)
     names = _authority_names(options, place, problems, has_tls)
-    for index, item in enumerate(options.http_filters):
-        if any_type(item.typed_config) != UPSTREAM_CODEC_TYPE:
-            problems.error(f"{place}.http_filters[{index}]", f"filter {item.name!r} is not supported")
+    _check_filters(options.http_filters, join(place, "http_filters"), problems)
     protocol = _common(options, place, problems)
     limit = protocol.max_requests_per_connection or legacy_limit
     _check_limits(message, options, path, problems)
@@ -98,6 +97,7 @@ def decode_protocol(message: Any, path: str, problems: Problems, *, has_tls: boo
     if kind == "auto_config":
         _check_auto(options.auto_config, join(place, kind), problems, is_all_tls=is_all_tls)
     followed = options.use_downstream_protocol_config.HasField("http2_protocol_options")
+    _pass_over_settings(options, kind, place, problems)
     retry = None
     if options.HasField("retry_policy"):
         retry = retry_policy(options.retry_policy, join(place, "retry_policy"), problems)
@@ -109,6 +109,29 @@ def decode_protocol(message: Any, path: str, problems: Problems, *, has_tls: boo
         authority_names=names,
         retry=retry,
     )
+
+
+def _check_filters(filters: Any, path: str, problems: Problems) -> None:
+    """Check that the codec is the last filter, which it has to be, and the only one."""
+    for index, item in enumerate(filters):
+        if any_type(item.typed_config) != UPSTREAM_CODEC_TYPE:
+            problems.error(f"{path}[{index}]", f"filter {item.name!r} is not supported")
+        elif index < len(filters) - 1:
+            problems.error(f"{path}[{index}]", "the codec must be the last filter")
+        elif item.disabled:
+            problems.error(f"{path}[{index}].disabled", "the codec cannot be disabled")
+
+
+def _pass_over_settings(options: Any, kind: str | None, path: str, problems: Problems) -> None:
+    """Report how connections of each version would be set up; that a version is named is another matter."""
+    if kind is None:
+        return
+    config, place = getattr(options, kind), join(path, kind)
+    for field, value in config.ListFields():
+        # With `auto_config` HTTP/1.1 is spoken, so that the others say nothing at all.
+        if kind == "auto_config" and field.name != "http_protocol_options":
+            problems.unused(join(place, field.name), "HTTP/1.1 is spoken")
+        pass_over(value, join(place, field.name), problems)
 
 
 def _check_limits(message: Any, owner: Any, path: str, problems: Problems) -> None:

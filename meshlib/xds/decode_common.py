@@ -24,6 +24,7 @@ __all__ = [
     "FilterOverride",
     "any_type",
     "check_durations",
+    "check_source",
     "cover",
     "duration",
     "freeze",
@@ -33,6 +34,9 @@ __all__ = [
     "join",
     "metadata",
     "override_configs",
+    "pass_over",
+    "plain",
+    "read_metadata",
     "struct",
     "unpack",
     "unpack_extension",
@@ -45,6 +49,10 @@ MAX_DURATION_S: Final = 9_223_372_035
 
 _TYPED_STRUCTS: Final = frozenset({"xds.type.v3.TypedStruct", "udpa.type.v1.TypedStruct"})
 
+_SOURCES: Final = frozenset({"path", "path_config_source", "api_config_source", "ads", "self", "resource_api_version"})
+_NOTHING: Final[frozenset[str]] = frozenset()
+_V3: Final = frozenset({0, 2})
+"""Of `ApiVersion`: left to us, and the only one that there is."""
 _DURATION: Final = "google.protobuf.Duration"
 _WITH_KEYS: Final = "envoy.extensions.transport_sockets."
 
@@ -92,6 +100,11 @@ def cover(
     report = problems.error if strict else problems.unused
     for index in range(len(unknown)):
         report(join(path, f"<field {unknown[index].field_number}>"), "is not known to this version")
+
+
+def pass_over(message: Any, path: str, problems: Problems) -> None:
+    """Report every field of a message as unused: that it is there counts, what it says does not."""
+    cover(message, path, problems, used=_NOTHING, refused=_NOTHING)
 
 
 def duration(message: Any, name: str, path: str, problems: Problems) -> float | None:
@@ -179,7 +192,7 @@ def _of_struct(typed_struct: Any) -> Any:
     from google.protobuf.json_format import ParseError  # 2 MB, which a configuration without TypedStructs does without
 
     try:
-        return from_dict(typed_struct.type_url.rpartition("/")[2], _plain(typed_struct.value))
+        return from_dict(typed_struct.type_url.rpartition("/")[2], plain(typed_struct.value))
     except ParseError as error:
         raise ValueError(str(error)) from error
 
@@ -240,12 +253,26 @@ def unpack_extension(extension: Any, path: str, problems: Problems) -> Any:
 
 def is_discovered_by_ads(source: Any, path: str, problems: Problems) -> bool:
     """Check a ConfigSource: only the stream that the resource itself came by can be asked."""
-    duration(source, "initial_fetch_timeout", path, problems)
-    kind = source.WhichOneof("config_source_specifier")
+    kind = check_source(source, path, problems)
     if kind in ("ads", "self"):
         return True
-    problems.error(path, f"must be ads or self, is {kind or 'empty'}")
+    if kind:
+        problems.error(join(path, kind), "is not supported (only ads and self)")
+    else:
+        problems.error(path, "must be ads or self, is empty")
     return False
+
+
+def check_source(source: Any, path: str, problems: Problems) -> str:
+    """Report what a ConfigSource says beside the source, and return of which kind that is; empty: it is missing."""
+    # How long is waited for a resource is one time for all (gRFC A57); authorities nobody looks at, Envoy included.
+    cover(source, path, problems, used=_SOURCES, harmless=frozenset({"initial_fetch_timeout", "authorities"}))
+    kind = str(source.WhichOneof("config_source_specifier") or "")
+    if source.resource_api_version not in _V3:
+        problems.unused(join(path, "resource_api_version"), "there is only V3")
+    if kind == "self" and source.self.transport_api_version not in _V3:
+        problems.unused(join(path, "self.transport_api_version"), "there is only V3")
+    return kind
 
 
 def inline_data(source: Any, path: str, problems: Problems) -> bytes | None:
@@ -253,6 +280,8 @@ def inline_data(source: Any, path: str, problems: Problems) -> bytes | None:
 
     Files and environment variables of this machine are refused.
     """
+    if source.HasField("watched_directory"):
+        problems.unused(join(path, "watched_directory"), "what is inline does not change")
     match source.WhichOneof("specifier"):
         case "inline_bytes":
             return bytes(source.inline_bytes)
@@ -263,6 +292,12 @@ def inline_data(source: Any, path: str, problems: Problems) -> bytes | None:
         case kind:
             problems.error(join(path, str(kind)), "is not supported (only inline_bytes and inline_string)")
     return None
+
+
+def read_metadata(message: Any, path: str, problems: Problems) -> Mapping[str, Mapping[str, Any]]:
+    """As `metadata`, and report what is passed over."""
+    cover(message, path, problems, used=frozenset({"filter_metadata"}), harmless=frozenset({"typed_filter_metadata"}))
+    return metadata(message)
 
 
 def metadata(message: Any) -> Mapping[str, Mapping[str, Any]]:
@@ -295,15 +330,15 @@ def freeze(value: Any) -> Any:
             return None
 
 
-def _plain(message: Any) -> dict[str, Any]:
-    """Return a Struct as JSON data."""
+def plain(message: Any) -> dict[str, Any]:
+    """Return a `google.protobuf.Struct` as JSON data."""
     return {key: _plain_value(value) for key, value in message.fields.items()}
 
 
 def _plain_value(value: Any) -> Any:
     match value.WhichOneof("kind"):
         case "struct_value":
-            return _plain(value.struct_value)
+            return plain(value.struct_value)
         case "list_value":
             return [_plain_value(item) for item in value.list_value.values]
         case "number_value" if value.number_value.is_integer():

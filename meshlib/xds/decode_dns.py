@@ -17,9 +17,8 @@ from meshlib.xds.decode_common import any_type, cover, duration, join, unpack, w
 from meshlib.xds.decode_endpoint import decode_assignment, socket_address
 from meshlib.xds.problems import Problems
 
-__all__ = ["CLUSTER_FIELDS", "DNS_TYPE", "RESOLVER_FIELDS", "decode_dns_cluster", "dns_by_type"]
+__all__ = ["CLUSTER_FIELDS", "RESOLVER_FIELDS", "decode_dns_cluster", "dns_by_type"]
 
-DNS_TYPE: Final = "envoy.extensions.clusters.dns.v3.DnsCluster"
 CARES_TYPE: Final = "envoy.extensions.network.dns_resolver.cares.v3.CaresDnsResolverConfig"
 SYSTEM_TYPE: Final = "envoy.extensions.network.dns_resolver.getaddrinfo.v3.GetAddrInfoDnsResolverConfig"
 NEEDS_EXTRA: Final = "needs a resolver library: pip install 'meshlib-xds[dns]'"
@@ -75,16 +74,13 @@ def decode_dns_cluster(message: Any, path: str, problems: Problems, *, is_logica
     return _discovery(message, message, path, path, problems, lookup, is_logical=is_logical)
 
 
-def dns_by_type(cluster: Any, packed: Any, cluster_path: str, path: str, problems: Problems) -> DnsDiscovery:
+def dns_by_type(cluster: Any, config: Any, cluster_path: str, path: str, problems: Problems) -> DnsDiscovery:
     """Decode a Cluster whose `cluster_type` is a DnsCluster.
 
     Args:
-        packed: The `Any` with it.
+        config: That.
         path: Of that.
     """
-    config = unpack(packed, path, problems)
-    if config is None:
-        return DnsDiscovery(ClusterLoadAssignment(cluster.name))
     cover(config, path, problems, used=_DNS_CLUSTER_FIELDS, harmless=frozenset())
     resolver = _Resolver()
     if config.HasField("typed_dns_resolver_config"):

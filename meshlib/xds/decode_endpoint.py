@@ -22,7 +22,7 @@ from meshlib.model.endpoint import (
 )
 from meshlib.model.health import CheckTarget
 from meshlib.ports import Pause, no_pause
-from meshlib.xds.decode_common import cover, is_discovered_by_ads, join, metadata
+from meshlib.xds.decode_common import cover, is_discovered_by_ads, join, metadata, read_metadata
 from meshlib.xds.decode_health_check import check_target
 from meshlib.xds.decode_matcher import fraction
 from meshlib.xds.names import is_collection, normal
@@ -160,7 +160,7 @@ def decode_member(message: Any, path: str, problems: Problems) -> Endpoint:
         weight=message.load_balancing_weight.value or 1,
         health=_HEALTH.get(message.health_status, HealthStatus.UNKNOWN),
         hostname=message.endpoint.hostname,
-        metadata=metadata(message.metadata),
+        metadata=read_metadata(message.metadata, join(path, "metadata"), problems),
         check=_check_target(message.endpoint, join(path, "endpoint"), problems),
         dials=_dials(message.endpoint, address, join(path, "endpoint"), problems),
     )
@@ -189,6 +189,8 @@ def socket_address(message: Any, path: str, problems: Problems, *, allow_names: 
             problems.error(join(path, "pipe.path"), "has a NUL")
         if message.pipe.mode > MAX_MODE:
             problems.error(join(path, "pipe.mode"), f"must be at most {MAX_MODE}")
+        elif message.pipe.mode:
+            problems.unused(join(path, "pipe.mode"), "who listens there has made it")
         return f"unix:{message.pipe.path}"
     if kind != "socket_address":
         problems.error(join(path, kind or "address"), "is not supported" if kind else "is required")
@@ -275,10 +277,13 @@ def _endpoint(
     address = fast_address(host.address)
     weight = 1
     health = _HEALTH.get(message.health_status)
-    metadata = shared.of(message.metadata) if message.HasField("metadata") else NO_METADATA
+    metadata = NO_METADATA
     if message.HasField("load_balancing_weight"):
         weight = message.load_balancing_weight.value
     is_usual = address is not None and weight and health is not None and not _is_unusual(host)
+    if message.HasField("metadata"):
+        metadata = shared.of(message.metadata)
+        is_usual = is_usual and not message.metadata.typed_filter_metadata
     dials: tuple[str, ...] | None = ()
     if host.additional_addresses:
         dials = _fast_dials(host, address) if is_usual and not allow_names else None
@@ -329,6 +334,8 @@ def _check_endpoint(message: Any, path: str, problems: Problems, allow_names: bo
         problems.error(join(path, "load_balancing_weight"), "must be at least 1")
     if message.health_status not in _HEALTH:
         problems.error(join(path, "health_status"), f"unknown value {message.health_status}")
+    if message.metadata.typed_filter_metadata:
+        problems.unused(join(path, "metadata.typed_filter_metadata"))
     place = join(path, "endpoint")
     cover(message.endpoint, place, problems, used=_HOST_USED, harmless=frozenset())
     if allow_names and message.endpoint.additional_addresses:

@@ -1,7 +1,9 @@
 """Active health checks of clusters, and where endpoints want to be checked."""
 
+from collections.abc import Set
 from typing import Any, Final
 
+from meshlib.model.headers import AppendAction
 from meshlib.model.health import CheckTarget, GrpcProbe, HealthCheck, HttpProbe, Probe, TcpProbe
 from meshlib.xds.decode_common import cover, duration, join, struct, wrapped
 from meshlib.xds.decode_headers import header_additions
@@ -64,6 +66,9 @@ _HTTP_USED: Final = frozenset(
 )
 _METHODS: Final = {1: "GET", 2: "HEAD", 3: "POST", 4: "PUT", 5: "DELETE", 7: "OPTIONS", 8: "TRACE", 9: "PATCH"}
 _HTTP2, _HTTP3, _CONNECT = 1, 2, 6
+_AGENT: Final = "user-agent"
+_OF_GRPC: Final = frozenset({_AGENT, "content-type", "te"})
+"""Headers that checks have without being told, by which additions go."""
 _WITH_BODY: Final = frozenset({"POST", "PUT", "PATCH", "OPTIONS"})
 
 
@@ -157,8 +162,8 @@ def _probe(message: Any, path: str, problems: Problems) -> Probe | None:
             grpc = message.grpc_health_check
             used = frozenset({"service_name", "authority", "initial_metadata"})
             cover(grpc, place, problems, used=used, harmless=frozenset())
-            metadata = _headers(grpc, "initial_metadata", place, problems)
-            return GrpcProbe(grpc.service_name, grpc.authority, metadata)
+            metadata, replaced = _headers(grpc, "initial_metadata", place, problems, _OF_GRPC)
+            return GrpcProbe(grpc.service_name, grpc.authority, metadata, replaced)
         case _:
             return None  # reported by the constraints and the coverage
 
@@ -175,8 +180,11 @@ def _http(message: Any, path: str, problems: Problems) -> HttpProbe:
         problems.error(join(path, "send"), f"is not for the method {method}")
     size = wrapped(message, "response_buffer_size")
     if size is not None and size > MAX_BUFFER_BYTES:
-        problems.error(join(path, "response_buffer_size"), f"must be at most {MAX_BUFFER_BYTES}")
+        problems.unused(join(path, "response_buffer_size"), f"{MAX_BUFFER_BYTES} bytes are looked at")
     expected = _ranges(message, "expected_statuses", path, problems)
+    # What is taken away goes before anything is added, as in Envoy.
+    removed = tuple(name.lower() for name in message.request_headers_to_remove)
+    headers, replaced = _headers(message, "request_headers_to_add", path, problems, {_AGENT}.difference(removed))
     matcher = None
     if message.HasField("service_name_matcher"):
         matcher = string_matcher(message.service_name_matcher, join(path, "service_name_matcher"), problems)
@@ -187,9 +195,9 @@ def _http(message: Any, path: str, problems: Problems) -> HttpProbe:
         send=send,
         receive=_parts(message, path, problems),
         # 0 is the whole of it.
-        buffer_size=1024 if size is None else size or MAX_BUFFER_BYTES,
-        headers=_headers(message, "request_headers_to_add", path, problems),
-        removed_headers=tuple(name.lower() for name in message.request_headers_to_remove),
+        buffer_size=1024 if size is None else min(size or MAX_BUFFER_BYTES, MAX_BUFFER_BYTES),
+        headers=headers,
+        removed_headers=removed + replaced,
         expected=expected or ((200, 201),),
         retriable=_ranges(message, "retriable_statuses", path, problems),
         http2=message.codec_client_type == _HTTP2,
@@ -220,11 +228,33 @@ def _payload(message: Any, path: str, problems: Problems) -> bytes:
         return b""
 
 
-def _headers(message: Any, name: str, path: str, problems: Problems) -> tuple[tuple[str, str], ...]:
-    made = []
+def _headers(
+    message: Any, name: str, path: str, problems: Problems, present: Set[str]
+) -> tuple[tuple[tuple[str, str], ...], tuple[str, ...]]:
+    """Return what is added, and which of the headers that are there it replaces.
+
+    Args:
+        message: Has the additions.
+        name: Of their field.
+        path: Of the message.
+        problems: Takes the errors.
+        present: Headers that there are without them; each addition looks at these alone, as in Envoy.
+    """
+    replacing: dict[str, str] = {}
+    added: list[tuple[str, str]] = []
     for index, add in enumerate(header_additions(message, name, path, problems)):
-        value = add.value.replace("%%", "")
-        if "%" in value:
+        if "%" in add.value.replace("%%", ""):
             problems.error(f"{join(path, name)}[{index}].header.value", "substitutions are not supported here")
-        made.append((add.name, add.value.replace("%%", "%")))
-    return tuple(made)
+        value = add.value.replace("%%", "%")
+        if not value and not add.keep_empty:
+            continue
+        match add.action:
+            case AppendAction.APPEND_IF_EXISTS_OR_ADD:
+                added.append((add.name, value))
+            case AppendAction.ADD_IF_ABSENT:
+                added += [] if add.name in present else [(add.name, value)]
+            case AppendAction.OVERWRITE_IF_EXISTS:
+                replacing |= {add.name: value} if add.name in present else {}
+            case AppendAction.OVERWRITE_IF_EXISTS_OR_ADD:
+                replacing[add.name] = value
+    return (*replacing.items(), *added), tuple(replacing)

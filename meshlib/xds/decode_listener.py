@@ -8,12 +8,12 @@ from meshlib.model.listener import ClientListener, EscapedSlashes, HeadRules, Li
 from meshlib.model.route import RouteConfiguration
 from meshlib.xds.decode_common import (
     any_type,
-    check_durations,
     cover,
     duration,
     is_discovered_by_ads,
     join,
-    metadata,
+    pass_over,
+    read_metadata,
     unpack,
 )
 from meshlib.xds.decode_endpoint import socket_address
@@ -64,6 +64,7 @@ _MANAGER_OF_CLIENTS: Final = frozenset(
     }
 )
 _HTTP3: Final = 3
+_OF_CLUSTERS: Final = frozenset({"max_response_headers_kb"})
 _IPV4_COMPATIBLE: Final = ("[::]:", "[::ffff:")
 _OFF: Final = frozenset({"normalize_path"})
 """Wrapped booleans that may be given with the value false."""
@@ -83,6 +84,7 @@ _SERVER_REFUSED: Final = frozenset(
     }
 )
 _LISTENER_FILTER_REFUSED: Final = frozenset({"config_discovery", "filter_disabled"})
+_FILTER_USED: Final = frozenset({"name", "typed_config"})
 _CHAIN_USED: Final = frozenset({"filter_chain_match", "filters", "transport_socket", "name", "metadata"})
 
 
@@ -134,7 +136,7 @@ def _client_listener(message: Any, path: str, problems: Problems) -> ClientListe
         ),
         discovered=filters.discovered,
         on_demand_timeout_s=filters.on_demand_timeout_s,
-        metadata=metadata(message.metadata),
+        metadata=read_metadata(message.metadata, join(path, "metadata"), problems),
     )
 
 
@@ -185,6 +187,11 @@ def _listener_filters(message: Any, path: str, problems: Problems) -> None:
         cover(item, f"{place}[{index}]", problems, used=used, refused=_LISTENER_FILTER_REFUSED)
         if (kind := any_type(item.typed_config)) != INSPECTOR_TYPE:
             problems.error(place, f"only {INSPECTOR_TYPE} is supported, [{index}] is {kind or 'without typed_config'}")
+            continue
+        here = f"{place}[{index}].typed_config"
+        inspector = unpack(item.typed_config, here, problems)
+        if inspector is not None:
+            pass_over(inspector, here, problems)
 
 
 def _chain(name: str, address: str, chain: Any, place: str, problems: Problems) -> ServerListener | None:
@@ -197,6 +204,9 @@ def _chain(name: str, address: str, chain: Any, place: str, problems: Problems) 
     _chain_match(chain.filter_chain_match, join(place, "filter_chain_match"), problems, has_tls=tls is not None)
     if len(chain.filters) != 1:
         problems.error(join(place, "filters"), "must be exactly one HttpConnectionManager")
+        return None
+    cover(chain.filters[0], f"{place}.filters[0]", problems, used=_FILTER_USED, harmless=frozenset())
+    if chain.filters[0].HasField("config_discovery"):
         return None
     place = f"{place}.filters[0].typed_config"
     manager = _manager(chain.filters[0].typed_config, place, problems)
@@ -273,10 +283,11 @@ def _manager(packed: Any, path: str, problems: Problems, *, is_client: bool = Fa
         problems.error(join(path, "upgrade_configs"), "has a type twice")
     if manager.codec_type == _HTTP3:
         problems.error(join(path, "codec_type"), "HTTP3 needs a listener for QUIC")
-    check_durations(manager, manager.DESCRIPTOR.fields_by_name["common_http_protocol_options"], path, problems)
+    common = join(path, "common_http_protocol_options")
+    read = frozenset({"max_stream_duration", "max_response_headers_kb"}) if is_client else _OF_CLUSTERS
+    cover(manager.common_http_protocol_options, common, problems, used=read, refused=frozenset())
     if manager.common_http_protocol_options.HasField("max_response_headers_kb"):
-        place = join(path, "common_http_protocol_options.max_response_headers_kb")
-        problems.error(place, "is only for clusters")
+        problems.error(join(common, "max_response_headers_kb"), "is only for clusters")
     return manager
 
 

@@ -46,8 +46,22 @@ def _metadata(message: Any, path: str, problems: Problems) -> ProxyCondition:
         harmless=frozenset(),
         strict=True,
     )
+    _check_value(message.value, join(path, "value"), problems)
     keys = ".".join([message.filter, *(part.key for part in message.path)])
     return ProxyCondition(f"dynamic metadata {keys}{' other than given' if message.invert else ''}", message.invert)
+
+
+def _check_value(message: Any, path: str, problems: Problems) -> None:
+    """Check a ValueMatcher, which nothing will ever be compared with."""
+    kind = message.WhichOneof("match_pattern")
+    place = join(path, str(kind))
+    if kind == "string_match":
+        string_matcher(message.string_match, place, problems)
+    elif kind == "list_match" and message.list_match.HasField("one_of"):
+        _check_value(message.list_match.one_of, join(place, "one_of"), problems)
+    elif kind == "or_match":
+        for index, item in enumerate(message.or_match.value_matchers):
+            _check_value(item, f"{place}.value_matchers[{index}]", problems)
 
 
 def _filter_state(message: Any, path: str, problems: Problems) -> ProxyCondition:

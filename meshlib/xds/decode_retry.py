@@ -3,7 +3,7 @@
 from typing import Any, Final
 
 from meshlib.model.retry import HedgePolicy, RetryPolicy
-from meshlib.xds.decode_common import any_type, cover, duration, join, metadata, unpack, wrapped
+from meshlib.xds.decode_common import any_type, cover, duration, join, read_metadata, unpack, wrapped
 from meshlib.xds.decode_matcher import fraction, header_matchers
 from meshlib.xds.problems import Problems
 
@@ -140,7 +140,8 @@ def _host_predicates(message: Any, path: str, problems: Problems) -> dict[str, t
         elif kind == _METADATA:
             config = unpack(predicate.typed_config, join(place, "typed_config"), problems)
             if config is not None:
-                wanted = metadata(config.metadata_match).get("envoy.lb", {})
+                where = join(place, "typed_config.metadata_match")
+                wanted = read_metadata(config.metadata_match, where, problems).get("envoy.lb", {})
                 found[kind] = (*found.get(kind, ()), tuple(sorted(wanted.items())))
         else:
             problems.error(place, f"{kind or predicate.name or 'an empty predicate'} is not supported")

@@ -17,7 +17,7 @@ from meshlib.model.route import (
     RouteMatcher,
     VirtualHost,
 )
-from meshlib.xds.decode_common import cover, inline_data, is_discovered_by_ads, join, metadata, wrapped
+from meshlib.xds.decode_common import cover, inline_data, is_discovered_by_ads, join, read_metadata, wrapped
 from meshlib.xds.decode_descriptors import route_rules
 from meshlib.xds.decode_fault import fault_override
 from meshlib.xds.decode_header_filter import header_filter_overrides
@@ -253,7 +253,7 @@ def _virtual_host(message: Any, path: str, problems: Problems, above: _Above) ->
         tree=tree,
         has_tree=message.HasField("matcher"),
         limit_rules=route_rules(message.rate_limits, join(path, "rate_limits"), problems),
-        metadata=metadata(message.metadata),
+        metadata=read_metadata(message.metadata, join(path, "metadata"), problems),
     )
 
 
@@ -288,7 +288,7 @@ def _route(message: Any, path: str, problems: Problems, above: _Above) -> Route:
         limits=limit_overrides(message.typed_per_filter_config, filters, problems),
         body_limit=_body_limit(message, above),
         header_filters=header_filter_overrides(message.typed_per_filter_config, filters, problems),
-        metadata=metadata(message.metadata),
+        metadata=read_metadata(message.metadata, join(path, "metadata"), problems),
     )
 
 

@@ -47,6 +47,8 @@ _DOWNSTREAM_HARMLESS: Final = frozenset(
         "prefer_client_ciphers",
     }
 )
+TICKET_KEY_BYTES: Final = 80
+"""Of a session ticket key: its name, a key for its HMAC, one for AES."""
 MAX_ALPN: Final = 254
 """Bytes of a protocol's name, in Envoy; on the wire one more would do."""
 _TLS_AUTO, _TLS_1_2, _TLS_1_3 = 0, 3, 4
@@ -122,6 +124,11 @@ def _server_tls(message: Any, path: str, problems: Problems) -> ServerTls:
         _sds(
             message.session_ticket_keys_sds_secret_config, join(path, "session_ticket_keys_sds_secret_config"), problems
         )
+    for index, source in enumerate(message.session_ticket_keys.keys):
+        key = source.inline_bytes or source.inline_string.encode()
+        if source.WhichOneof("specifier") in ("inline_bytes", "inline_string") and len(key) != TICKET_KEY_BYTES:
+            where = f"{join(path, 'session_ticket_keys.keys')}[{index}]"
+            problems.error(where, f"must have {TICKET_KEY_BYTES} bytes, has {len(key)}")
     place = join(path, "common_tls_context")
     common = message.common_tls_context
     certificate, trust, rest = _common(common, place, problems)

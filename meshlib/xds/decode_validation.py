@@ -109,6 +109,8 @@ def provider_name(message: Any, path: str, problems: Problems) -> str:
     """Return the name of a provider instance. It has to be in the bootstrap; that is checked where that is known."""
     if not message.instance_name:
         problems.error(join(path, "instance_name"), "must not be empty")
+    if message.certificate_name:
+        problems.unused(join(path, "certificate_name"), "an instance has one certificate and its roots")
     return str(message.instance_name)
 
 
@@ -235,6 +237,8 @@ def _sans(message: Any, path: str, problems: Problems) -> tuple[SanMatcher, ...]
         if san_type is None:
             problems.error(join(place, "san_type"), "is not supported (only EMAIL, DNS, URI and IP_ADDRESS)")
             continue
+        if item.oid:
+            problems.unused(join(place, "oid"), "is only for OTHER_NAME")
         result.append(SanMatcher(san_type, matcher))
     if result:
         # The typed form replaces the deprecated one; with both Envoy takes the typed.

@@ -71,7 +71,7 @@ def test_the_tests_of_mappers(test: ReplyTest, holds: bool) -> None:
 
 
 @pytest.mark.parametrize(
-    ("status", "expected"), [("14", True), ("0", False), ("99", False), ("x", False), ("²", False)]
+    ("status", "expected"), [("14", True), ("0", False), ("99", False), ("x", False), ("²", False), ("", True)]
 )
 def test_a_grpc_status_of_its_own_comes_before_what_http_says(status: str, expected: bool) -> None:
     mapper = ReplyMapper(GrpcStatusIs(frozenset({14})), status=418)

@@ -79,6 +79,15 @@ def test_a_path_with_an_escaped_nul_has_no_spelling() -> None:
     assert answered(HeadRules(normalizes_path=True), "/a%00") == LocalReply(400, "", "path_normalization_failed")
 
 
+def test_a_path_that_is_refused_has_lost_the_parameters_of_its_dot_segments() -> None:
+    """Formats of the answer may write it."""
+    prepare = compile_prepare(HeadRules(normalizes_path=True))
+    assert prepare is not None
+    found = prepare(RequestHead("GET", "svc", "/..;p/%00/..?q=/..;p", Headers()))
+    assert isinstance(found, EarlyAnswer)
+    assert found.head.path == "/../%00/..?q=/..;p"
+
+
 @pytest.mark.parametrize("path", ["/a%2Fb", "/a%5cb"])
 def test_escaped_slashes(path: str) -> None:
     kept = HeadRules(merges_slashes=True)

@@ -49,7 +49,7 @@ def test_an_eds_cluster_with_a_service_name(decode_cluster):
     ("fields", "path"),
     [
         ({"eds_cluster_config": {}}, "eds_cluster_config.eds_config"),
-        ({"eds_cluster_config": {"eds_config": {"path": "/x"}}}, "eds_cluster_config.eds_config"),
+        ({"eds_cluster_config": {"eds_config": {"path": "/x"}}}, "eds_cluster_config.eds_config.path"),
         ({"name": "xdstp://a/t/c"}, "eds_cluster_config.service_name"),
         ({"name": ""}, "name"),
         ({"type": "ORIGINAL_DST"}, "type"),

@@ -112,7 +112,7 @@ def test_scoped_routes_inline() -> None:
         ),
         (
             scoped(scoped_rds={"scoped_rds_config_source": {"path": "/x"}}),
-            "scoped_rds_config_source: must be ads or self",
+            "scoped_rds_config_source.path: is not supported (only ads and self)",
         ),
         (
             scoped(scoped_rds={"scoped_rds_config_source": ADS, "srds_resources_locator": "xdstp://a/b/*"}),
@@ -164,7 +164,7 @@ def test_route_configuration_with_more_hosts() -> None:
 @pytest.mark.parametrize(
     ("data", "path"),
     [
-        ({"name": "r", "vhds": {"config_source": {"path": "/x"}}}, "vhds.config_source"),
+        ({"name": "r", "vhds": {"config_source": {"path": "/x"}}}, "vhds.config_source.path"),
         ({"vhds": {"config_source": ADS}}, "vhds"),
         (
             {"name": "r", "vhds": {"config_source": ADS}, "request_mirror_policies": [{"cluster": "m"}]},
@@ -299,7 +299,10 @@ def test_limits_of_a_server_may_be_discovered_and_know_their_place() -> None:
             ),
             "default_config.local_rate_limit_per_downstream_connection: is not supported in a server",
         ),
-        (client(discovered(config_discovery={"config_source": {"path": "/x"}})), "config_source: must be ads or self"),
+        (
+            client(discovered(config_discovery={"config_source": {"path": "/x"}})),
+            "config_source.path: is not supported (only ads and self)",
+        ),
         (
             client(discovered(config_discovery={"apply_default_config_without_warming": True})),
             "apply_default_config_without_warming: needs a default_config",
@@ -339,7 +342,7 @@ def test_clusters_on_demand(odcds: dict[str, Any] | None, expected: float | None
 @pytest.mark.parametrize(
     ("odcds", "path"),
     [
-        ({"source": {"path": "/x"}}, "odcds.source"),
+        ({"source": {"path": "/x"}}, "odcds.source.path"),
         ({"source": ADS, "resources_locator": "xdstp://a/b/*"}, "odcds.resources_locator"),
     ],
 )

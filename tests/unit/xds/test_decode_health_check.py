@@ -214,3 +214,52 @@ def test_where_an_endpoint_is_checked() -> None:
     first, second = decoded.value.localities[0].endpoints
     assert CheckTarget("127.0.0.2:82", 81, "h", is_off=True) == first.check
     assert second.check is None
+
+
+@pytest.mark.parametrize(
+    ("additions", "removed", "expected"),
+    [
+        ([("user-agent", "a", "APPEND_IF_EXISTS_OR_ADD")], [], ([("user-agent", "a")], ())),
+        ([("user-agent", "a", "ADD_IF_ABSENT")], [], ([], ())),
+        ([("user-agent", "a", "ADD_IF_ABSENT")], ["User-Agent"], ([("user-agent", "a")], ("user-agent",))),
+        ([("user-agent", "a", "OVERWRITE_IF_EXISTS_OR_ADD")], [], ([("user-agent", "a")], ("user-agent",))),
+        ([("x-a", "a", "OVERWRITE_IF_EXISTS")], [], ([], ())),
+        ([("user-agent", "a", "OVERWRITE_IF_EXISTS")], [], ([("user-agent", "a")], ("user-agent",))),
+        # Each looks at the headers before any is added.
+        ([("x-a", "1", "ADD_IF_ABSENT"), ("x-a", "2", "ADD_IF_ABSENT")], [], ([("x-a", "1"), ("x-a", "2")], ())),
+        ([("x-a", "1", "APPEND_IF_EXISTS_OR_ADD")], ["x-a"], ([("x-a", "1")], ("x-a",))),
+        ([("x-a", "", "APPEND_IF_EXISTS_OR_ADD")], [], ([], ())),
+    ],
+)
+def test_headers_of_checks_are_added_as_envoy_adds_them(
+    additions: list[tuple[str, str, str]], removed: list[str], expected: tuple[list[tuple[str, str]], tuple[str, ...]]
+) -> None:
+    options = [{"header": {"key": key, "value": value}, "append_action": action} for key, value, action in additions]
+    probe = check(
+        http_health_check={"path": "/", "request_headers_to_add": options, "request_headers_to_remove": removed}
+    ).probe
+    assert isinstance(probe, HttpProbe)
+    assert expected == (list(probe.headers), probe.removed_headers)
+
+
+def test_an_empty_header_is_added_where_it_is_kept() -> None:
+    options = [{"header": {"key": "x-a"}, "keep_empty_value": True}]
+    probe = check(http_health_check={"path": "/", "request_headers_to_add": options}).probe
+    assert isinstance(probe, HttpProbe)
+    assert (("x-a", ""),) == probe.headers
+
+
+def test_metadata_of_grpc_checks_may_replace_what_there_is() -> None:
+    options = [{"header": {"key": "user-agent", "value": "mine"}, "append_action": "OVERWRITE_IF_EXISTS_OR_ADD"}]
+    found = accepted({**BASE, "grpc_health_check": {"initial_metadata": options}}, http2_protocol_options={})
+    assert found.health_check is not None
+    assert GrpcProbe(metadata=(("user-agent", "mine"),), removed_headers=("user-agent",)) == found.health_check.probe
+
+
+def test_a_buffer_of_more_than_is_looked_at() -> None:
+    decoded = cluster({**BASE, "http_health_check": {"path": "/", "response_buffer_size": 2**31 - 1}})
+    assert isinstance(decoded.value, Cluster)
+    assert isinstance(decoded.value.health_check, HealthCheck)
+    assert isinstance(decoded.value.health_check.probe, HttpProbe)
+    assert 1024 * 1024 == decoded.value.health_check.probe.buffer_size
+    assert ("health_checks[0].http_health_check.response_buffer_size: 1048576 bytes are looked at",) == decoded.unused

@@ -98,7 +98,7 @@ def test_with_an_address_too_it_is_an_api_listener(decode, decode_client, packed
     [
         ({"rds": {"config_source": {"ads": {}}}}, "rds.route_config_name"),
         ({"rds": {"route_config_name": "x"}}, "rds.config_source"),
-        ({"rds": {"route_config_name": "x", "config_source": {"path": "/x"}}}, "rds.config_source"),
+        ({"rds": {"route_config_name": "x", "config_source": {"path": "/x"}}}, "rds.config_source.path"),
         ({"scoped_routes": {"name": "x"}}, "scoped_routes.config_specifier"),
         ({"xff_num_trusted_hops": 1}, "xff_num_trusted_hops"),
         ({"path_with_escaped_slashes_action": 9}, "path_with_escaped_slashes_action"),

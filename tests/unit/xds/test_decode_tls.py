@@ -165,7 +165,7 @@ ROOTS = {"ca_certificate_provider_instance": {"instance_name": "p"}}
         ({"tls_certificate_sds_secret_configs": [{"name": "a"}]}, "tls_certificate_sds_secret_configs[0].sds_config"),
         (
             {"tls_certificate_sds_secret_configs": [{"name": "a", "sds_config": {"path": "/x"}}]},
-            "tls_certificate_sds_secret_configs[0].sds_config",
+            "tls_certificate_sds_secret_configs[0].sds_config.path",
         ),
         (
             {"tls_certificate_sds_secret_configs": [{"name": "", "sds_config": ADS}]},
