@@ -49,6 +49,7 @@ class Endpoint:
         weight: At least 1.
         metadata: filter_metadata by filter name.
         hostname: For `auto_host_rewrite`, or empty.
+        logical_host: `name:port` that was resolved, of a logical host (LOGICAL_DNS); else empty.
         check: How its health is checked, where that is different from the cluster's other endpoints.
         dials: All its addresses (`ip:port`) in the order in which they are connected to; empty: `address` alone.
     """
@@ -60,6 +61,7 @@ class Endpoint:
     metadata: Mapping[str, Mapping[str, Any]] = field(default_factory=lambda: NO_METADATA, hash=False, repr=False)
     check: CheckTarget | None = None
     dials: tuple[str, ...] = ()
+    logical_host: str = ""
 
     @property
     def host(self) -> str:

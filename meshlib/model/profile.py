@@ -111,6 +111,12 @@ class Profile:
         "`grpc-previous-rpc-attempts`, and the time left in `grpc-timeout`",
         "gRFC A6",
     )
+    asks_for_trust: bool = _rule(
+        "`auto_host_rewrite`: the endpoint's name as authority",
+        "from every server; the old host stays in `x-envoy-original-host`; a logical host (LOGICAL_DNS) by its name alone",
+        "from servers with the feature `trusted_xds_server` alone; no header is added; a logical host with its port",
+        "gRFC A81",
+    )
     follows_redirects: bool = _rule(
         "Internal redirects",
         "followed",
@@ -135,6 +141,7 @@ HTTP: Final = Profile(
     grpc_outliers=False,
     grpc_weights=False,
     grpc_metadata=False,
+    asks_for_trust=False,
     follows_redirects=True,
 )
 """As Envoy 1.40 decides."""
@@ -155,6 +162,7 @@ GRPC: Final = Profile(
     grpc_outliers=True,
     grpc_weights=True,
     grpc_metadata=True,
+    asks_for_trust=True,
     follows_redirects=False,
 )
 """As the gRFCs decide, and gRPC's own clients."""

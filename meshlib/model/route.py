@@ -257,6 +257,7 @@ class RouteAction:
         path_format: A substitution format that makes the new path (`path_rewrite`).
         host_rewrite_regex: Makes the host of the path without query (`host_rewrite_path_regex`).
         host_format: A substitution format that makes the host (`host_rewrite`).
+        is_trusted: Of a server with the feature `trusted_xds_server`: gRPC calls, too, go by `auto_host_rewrite`.
         limit_rules: What local rate limits count requests by (`rate_limits`).
         includes_host_limits: Those of the virtual host count in any case (`include_vh_rate_limits`).
     """
@@ -279,6 +280,7 @@ class RouteAction:
     host_rewrite_regex: RegexRewrite | None = None
     host_format: str = ""
     auto_host_rewrite: bool = False
+    is_trusted: bool = False
     append_x_forwarded_host: bool = False
     hash_policies: tuple[HashPolicy, ...] = ()
     mirrors: tuple[MirrorPolicy, ...] = ()

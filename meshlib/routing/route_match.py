@@ -86,8 +86,11 @@ class RouteMatch:
         Args:
             head: What `rewrite` returned.
         """
-        if not (self.action.auto_host_rewrite and endpoint.hostname):
+        if not self.action.auto_host_rewrite:
             return head
+        if head.profile.asks_for_trust:
+            name = (endpoint.logical_host or endpoint.hostname) if self.action.is_trusted else ""
+            return head.but(authority=name) if name else head
         return rewrite_host(head, endpoint.hostname, append_forwarded=self.action.append_x_forwarded_host)
 
     @property

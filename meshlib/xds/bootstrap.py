@@ -24,6 +24,7 @@ __all__ = [
     "DELTA_FEATURE",
     "GRPC_RULES_FEATURE",
     "SEPARATE_FEATURE",
+    "TRUSTED_FEATURE",
     "WILDCARD_CDS_FEATURE",
     "WILDCARD_LDS_FEATURE",
     "AllowedGrpcService",
@@ -52,6 +53,9 @@ SEPARATE_FEATURE: Final = "meshlib.separate_streams"
 
 GRPC_RULES_FEATURE: Final = "meshlib.validation_grpc"
 """In `server_features`, ours: refuse what gRPC's own clients refuse, beside what Envoy refuses."""
+
+TRUSTED_FEATURE: Final = "trusted_xds_server"
+"""In `server_features`: gRPC calls take their authority from endpoints where this server's routes say so (gRFC A81)."""
 
 WILDCARD_LDS_FEATURE: Final = "meshlib.wildcard_lds"
 WILDCARD_CDS_FEATURE: Final = "meshlib.wildcard_cds"

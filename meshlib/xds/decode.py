@@ -102,6 +102,7 @@ def decode_resource(
     pause: Pause = no_pause,
     *,
     with_grpc_rules: bool = False,
+    is_trusted: bool = False,
     providers: frozenset[str] | None = None,
 ) -> Decoded:
     """Decode and validate one resource; never raises.
@@ -111,6 +112,7 @@ def decode_resource(
         body: The serialised resource, out of its `Any` and of its `Resource` wrapper.
         pause: Called before, and now and then while there are many endpoints.
         with_grpc_rules: Refuse what gRPC's clients refuse, beside what Envoy refuses.
+        is_trusted: Of a server whose routes may choose the authority of gRPC calls (gRFC A81).
         providers: Names of the bootstrap's certificate providers, beyond which gRPC's rules know none; None: any.
     """
     pause()
@@ -122,7 +124,7 @@ def decode_resource(
         message = message_class(message_name).FromString(body)
     except DecodeError:
         return Decoded(peek_name(body), None, (f"its bytes are not a {message_name}",))
-    problems = Problems()
+    problems = Problems(is_trusted=is_trusted)
     if not kind.has_fast_checks:
         check_constraints(message, "", problems)
     if type_url == EDS:

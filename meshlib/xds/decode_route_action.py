@@ -170,6 +170,7 @@ def route_action(message: Any, path: str, problems: Problems, plugins: Mapping[s
         host_rewrite_regex=host_regex,
         host_format=_format(message.host_rewrite, join(path, "host_rewrite"), problems),
         auto_host_rewrite=bool(wrapped(message, "auto_host_rewrite")),
+        is_trusted=problems.is_trusted,
         append_x_forwarded_host=message.append_x_forwarded_host,
         hash_policies=hashing,
         mirrors=mirror_policies(message.request_mirror_policies, join(path, "request_mirror_policies"), problems),

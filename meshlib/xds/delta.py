@@ -25,7 +25,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 
 from meshlib.ports import Pause, no_pause
-from meshlib.xds.bootstrap import DELTA_FEATURE, GRPC_RULES_FEATURE
+from meshlib.xds.bootstrap import DELTA_FEATURE, GRPC_RULES_FEATURE, TRUSTED_FEATURE
 from meshlib.xds.cache import Entry, ResourceCache, ResourceState, ResourceValue
 from meshlib.xds.commands import Command
 from meshlib.xds.decode import Decoded, decode_resource
@@ -359,16 +359,18 @@ def new_machine(
 ) -> DeltaMachine | SotwMachine:
     """Return the machine for a server, by its `server_features`: state of the world, unless it asks for delta.
 
-    The features choose the profile of validation too.
+    The features choose the profile of validation too, and whether the server is trusted.
 
     Args:
         pause: Called now and then while much is decoded.
         providers: Names of the bootstrap's certificate providers; None: any will do.
     """
     kind = DeltaMachine if DELTA_FEATURE in features else SotwMachine
-    is_strict = GRPC_RULES_FEATURE in features
+    is_strict, is_trusted = GRPC_RULES_FEATURE in features, TRUSTED_FEATURE in features
 
     def decode(type_url: str, body: bytes) -> Decoded:
-        return decode_resource(type_url, body, pause, with_grpc_rules=is_strict, providers=providers)
+        return decode_resource(
+            type_url, body, pause, with_grpc_rules=is_strict, is_trusted=is_trusted, providers=providers
+        )
 
     return kind(cache, features=features, decode=decode, pause=pause)

@@ -167,7 +167,7 @@ def with_addresses(dns: DnsDiscovery, answers: Mapping[str, DnsAnswer]) -> Clust
 
 def _resolved(endpoint: Endpoint, logical: bool, answers: Mapping[str, DnsAnswer]) -> Iterable[Endpoint]:
     if not _is_name(endpoint):
-        yield endpoint
+        yield replace(endpoint, logical_host=endpoint.address) if logical else endpoint
         return
     answer = answers.get(endpoint.host)
     if answer is None:
@@ -175,7 +175,7 @@ def _resolved(endpoint: Endpoint, logical: bool, answers: Mapping[str, DnsAnswer
     # Sorted, so that all processes have their endpoints in one order; which is the first of a logical host is left to
     # the server, that tells different clients different ones.
     for address in (answer.addresses or answer.last)[:1] if logical else sorted(answer.addresses):
-        yield _at(endpoint, address)
+        yield _at(endpoint, address, logical=logical)
 
 
 def spare_addresses(dns: DnsDiscovery, answers: Mapping[str, DnsAnswer]) -> tuple[Endpoint, ...]:
@@ -183,7 +183,7 @@ def spare_addresses(dns: DnsDiscovery, answers: Mapping[str, DnsAnswer]) -> tupl
     if not dns.logical:
         return ()
     return tuple(
-        _at(endpoint, address)
+        _at(endpoint, address, logical=True)
         for locality in dns.assignment.localities
         for endpoint in locality.endpoints
         if (answer := answers.get(endpoint.host)) is not None
@@ -191,9 +191,14 @@ def spare_addresses(dns: DnsDiscovery, answers: Mapping[str, DnsAnswer]) -> tupl
     )
 
 
-def _at(endpoint: Endpoint, address: str) -> Endpoint:
+def _at(endpoint: Endpoint, address: str, *, logical: bool) -> Endpoint:
     text = f"[{address}]" if is_ipv6(address) else address
-    return replace(endpoint, address=f"{text}:{endpoint.port}", hostname=endpoint.hostname or endpoint.host)
+    return replace(
+        endpoint,
+        address=f"{text}:{endpoint.port}",
+        hostname=endpoint.hostname or endpoint.host,
+        logical_host=endpoint.address if logical else "",
+    )
 
 
 def _is_name(endpoint: Endpoint) -> bool:

@@ -12,11 +12,15 @@ class Problems:
 
     An error refuses the resource as a whole, so a decoder that reports one may return any placeholder and go on: all
     errors of a resource are collected, not only the first.
+
+    Attributes:
+        is_trusted: The resource is of a server that may say what only trusted ones may (gRFC A81).
     """
 
-    __slots__ = ("_errors", "_unused")
+    __slots__ = ("_errors", "_unused", "is_trusted")
 
-    def __init__(self) -> None:
+    def __init__(self, *, is_trusted: bool = False) -> None:
+        self.is_trusted = is_trusted
         self._errors: dict[str, str] = {}
         self._unused: dict[str, str] = {}
 

@@ -142,7 +142,9 @@ class GrpcUpstream(grpc.GenericRpcHandler):
     def service(self, details: Any) -> Any:
         def answer(request: bytes, context: grpc.ServicerContext) -> bytes:
             headers = tuple((name, value) for name, value in context.invocation_metadata() if isinstance(value, str))
-            found = Seen("POST", details.method, "", headers)
+            # gRPC hands the authority over to nobody but its own code.
+            host: bytes = getattr(context, "_rpc_event").call_details.host  # noqa: B009
+            found = Seen("POST", details.method, host.decode(), headers)
             self.seen.append(found)
             if self.trailers:
                 context.set_trailing_metadata(self.trailers)

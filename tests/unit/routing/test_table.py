@@ -335,6 +335,21 @@ def test_endpoint_hostname_becomes_the_host_when_asked() -> None:
     assert matched(table(to("a")).match(request(), Bits(0))).rewrite_for(request(), endpoint).authority == "svc"
 
 
+def test_a_grpc_call_takes_the_endpoints_name_from_trusted_servers_alone() -> None:
+    named = Endpoint("10.0.0.1:80", hostname="ep")
+    logical = Endpoint("10.0.0.1:80", hostname="ep", logical_host="ep:80")
+    head = RequestHead("POST", "svc", "/s/m", Headers(), is_grpc=True)
+
+    def sent(endpoint: Endpoint, *, is_trusted: bool) -> RequestHead:
+        action = RouteAction(SingleCluster("a"), auto_host_rewrite=True, is_trusted=is_trusted)
+        return matched(table(Route(ANY, action)).match(head, Bits(0))).rewrite_for(head, endpoint)
+
+    assert sent(named, is_trusted=False) is head
+    assert sent(Endpoint("10.0.0.1:80"), is_trusted=True) is head
+    assert (sent(named, is_trusted=True).authority, sent(named, is_trusted=True).headers.items) == ("ep", ())
+    assert sent(logical, is_trusted=True).authority == "ep:80"
+
+
 def test_local_replies_get_the_routes_headers() -> None:
     mutation = HeaderMutation(response_add=(HeaderAdd("x", "%UPSTREAM_CLUSTER%-%REQ(:path)%"),))
     found = matched(table(replace(to("a"), mutation=mutation)).match(request("/p"), Bits(0)))

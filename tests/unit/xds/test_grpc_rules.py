@@ -4,6 +4,7 @@ from typing import Any
 
 import pytest
 
+from meshlib.model.route import RouteAction, RouteConfiguration
 from meshlib.protos import from_dict
 from meshlib.xds.cache import ResourceCache
 from meshlib.xds.decode import decode_resource
@@ -286,6 +287,17 @@ def test_taken_by_both(type_url: str, data: dict[str, Any]) -> None:
     plain = decode_resource(type_url, body(type_url, data))
     assert plain.errors == ()
     assert decode_resource(type_url, body(type_url, data), with_grpc_rules=True) == plain
+
+
+@pytest.mark.parametrize("variant", [(), ("meshlib.delta",)])
+@pytest.mark.parametrize("feature", ["", "trusted_xds_server"])
+def test_routes_say_whether_their_server_is_trusted(variant: tuple[str, ...], feature: str) -> None:
+    resource = body(RDS, routes({"route": {"cluster": "c", "auto_host_rewrite": True}}))
+    value = new_machine(ResourceCache(), frozenset((*variant, feature)))._decode(RDS, resource).value
+    assert isinstance(value, RouteConfiguration)
+    action = value.virtual_hosts[0].routes[0].action
+    assert isinstance(action, RouteAction)
+    assert (True, bool(feature)) == (action.auto_host_rewrite, action.is_trusted)
 
 
 @pytest.mark.parametrize("variant", [(), ("meshlib.delta",)])
