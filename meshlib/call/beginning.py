@@ -18,6 +18,7 @@ from meshlib.model.route import FaultPolicy
 from meshlib.resilience.deadline import parse_ms
 from meshlib.routing.fault import NO_FAULT, decide_fault
 from meshlib.routing.limits import RouteLimit
+from meshlib.routing.redirect import HttpsRedirect
 from meshlib.routing.route_match import FaultedReply
 from meshlib.routing.session import Session
 from meshlib.routing.table import RouteMatch
@@ -63,7 +64,7 @@ class Beginnings(HedgedSteps):
         """Return the fault and the limits that come before an answer of the mesh itself."""
         if isinstance(reply, FaultedReply):
             return reply.fault, reply.limits
-        if reply.flag == "NR" and self.head.profile.answers_itself:
+        if (reply.flag == "NR" or isinstance(reply, HttpsRedirect)) and self.head.profile.answers_itself:
             # No route, so nobody has overridden them.
             return self.target.config.listener.fault, self.target.routes.unrouted_limits
         return None, ()

@@ -4,7 +4,7 @@ Source: Envoy `RouteEntryImplBase::newUri`, `DirectResponseEntry`.
 """
 
 from collections.abc import Callable
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 from meshlib.model.matcher import PathMatcher
 from meshlib.model.outcome import LocalReply
@@ -16,7 +16,7 @@ from meshlib.routing.format import Facts, Scene
 from meshlib.routing.replies import unusable_action
 from meshlib.routing.rewrite import compile_path_rewrite, with_path
 
-__all__ = ["compile_direct_response", "compile_location", "compile_redirect", "https_redirect"]
+__all__ = ["HttpsRedirect", "compile_direct_response", "compile_location", "compile_redirect", "https_redirect"]
 
 Answer = Callable[[RequestHead], LocalReply]
 DETAILS = "direct_response"
@@ -102,10 +102,15 @@ def compile_redirect(redirect: Redirect, matcher: PathMatcher, mutator: Responde
     return answer
 
 
-def https_redirect(head: RequestHead) -> LocalReply:
+@dataclass(frozen=True, slots=True)
+class HttpsRedirect(LocalReply):
+    """No route gives it, so filters come before it as the listener has them, whatever the virtual host says of them."""
+
+
+def https_redirect(head: RequestHead) -> HttpsRedirect:
     """Send a request to the same place over TLS (a virtual host's `require_tls`)."""
     location = f"https://{head.authority}{head.path}"
-    return LocalReply(301, "", DETAILS, b"", (("location", location),))
+    return HttpsRedirect(301, "", DETAILS, b"", (("location", location),))
 
 
 def compile_direct_response(response: DirectResponse, mutator: Responder, facts: Facts | None = None) -> Answer:

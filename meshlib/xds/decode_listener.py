@@ -1,5 +1,6 @@
 """Listeners (LDS): API listeners, which clients ask for, and socket listeners, which servers ask for."""
 
+import ipaddress
 from dataclasses import replace
 from typing import Any, Final
 
@@ -281,6 +282,10 @@ def _manager(packed: Any, path: str, problems: Problems, *, is_client: bool = Fa
     kinds = [item.upgrade_type.lower() for item in manager.upgrade_configs]
     if len(set(kinds)) < len(kinds):
         problems.error(join(path, "upgrade_configs"), "has a type twice")
+    for index, item in enumerate(manager.internal_address_config.cidr_ranges):
+        if not _is_address(item.address_prefix):
+            place = f"{join(path, 'internal_address_config.cidr_ranges')}[{index}].address_prefix"
+            problems.error(place, f"{item.address_prefix[:100]!r} is not an IP address")
     if manager.codec_type == _HTTP3:
         problems.error(join(path, "codec_type"), "HTTP3 needs a listener for QUIC")
     common = join(path, "common_http_protocol_options")
@@ -289,6 +294,14 @@ def _manager(packed: Any, path: str, problems: Problems, *, is_client: bool = Fa
     if manager.common_http_protocol_options.HasField("max_response_headers_kb"):
         problems.error(join(common, "max_response_headers_kb"), "is only for clusters")
     return manager
+
+
+def _is_address(text: str) -> bool:
+    try:
+        ipaddress.ip_address(text)
+    except ValueError:
+        return False
+    return True
 
 
 def _routes(manager: Any, path: str, problems: Problems) -> RouteConfiguration | str | ScopedRoutes:

@@ -14,6 +14,7 @@ from differential.resource_side import ResourceSide
 from differential.run import Report, run
 
 REJECTION, RESOURCES = "rejection", "resources"
+KINDS = ("clusters", "endpoints", "managers", "listeners")
 MANAGERS = 24
 
 
@@ -22,12 +23,13 @@ def main() -> int:
     parser.add_argument("--layer", choices=(*LAYERS, REJECTION, RESOURCES, "each"), default="all")
     parser.add_argument("--cases", type=int, default=10_000, help="of each layer")
     parser.add_argument("--requests", type=int, default=10, help="for each configuration")
+    parser.add_argument("--kind", choices=KINDS, default=None, help="of resources; default: all")
     arguments = parser.parse_args()
     seed = new_seed() if arguments.seed is None else arguments.seed
     layers = (*LAYERS, REJECTION, RESOURCES) if arguments.layer == "each" else (arguments.layer,)
     disagreeing = 0
     for layer in layers:
-        for report in _reports(layer, seed, arguments.cases, arguments.requests):
+        for report in _reports(layer, seed, arguments.cases, arguments.requests, arguments.kind):
             for disagreement in report.disagreements:
                 print(disagreement)
             print(report, flush=True)
@@ -35,12 +37,13 @@ def main() -> int:
     return 1 if disagreeing else 0
 
 
-def _reports(layer: str, seed: int, cases: int, requests: int) -> Iterator[Report]:
+def _reports(layer: str, seed: int, cases: int, requests: int, wanted: str | None) -> Iterator[Report]:
     with tempfile.TemporaryDirectory() as folder:
         if layer == RESOURCES:
             with ResourceSide(Path(folder)) as side:
                 for kind in resources(side):
-                    yield run_rejection(kind, seed, cases)
+                    if wanted is None or kind.layer.endswith(wanted):
+                        yield run_rejection(kind, seed, cases)
             return
         managers = random_managers(seed, MANAGERS)
         with EnvoySide(Path(folder), managers=managers) as routing:

@@ -35,6 +35,7 @@ HEADERS = ("x-1", "x-2")
 VALUES = ("a", "b", "c")
 PATHS = ("/", "/a", "/b?q=a", "/b?q=a%20b&q=c", "/b", "/c?r")
 OVERRIDDEN = "/own"
+SECURE = "tls"
 RESET = "x-ratelimit-reset"
 TOLD = ("x-ratelimit-limit", "x-ratelimit-remaining", RESET, "x-late")
 
@@ -198,7 +199,9 @@ class LimitGenerator:
         host: Json = {"name": "v", "domains": ["*"], "routes": routes}
         if self._maybe(0.7):
             host["rate_limits"] = [self._rule(is_filter=False) for _ in range(2)]
-        return {"name": "differential", "virtual_hosts": [host]}
+        # What is answered before any route is met by the filters of the connection manager, whatever the host says.
+        secure = {**host, "name": "w", "domains": [SECURE], "require_tls": "ALL"}
+        return {"name": "differential", "virtual_hosts": [host, secure]}
 
     def request(self, manager: int) -> Request:
         headers = [(name, self._random.choice(VALUES)) for name in HEADERS if self._maybe(0.6)]
@@ -206,7 +209,7 @@ class LimitGenerator:
             headers.append(("x-hits", self._random.choice(("2", "1.9", "0", "x"))))
         # Envoy's connection managers share the buckets of an override in their common routes.
         path = OVERRIDDEN if not manager and self._maybe(0.7) else self._random.choice(PATHS)
-        return Request("GET", path, "shop", tuple(headers), manager)
+        return Request("GET", path, SECURE if self._maybe(0.1) else "shop", tuple(headers), manager)
 
 
 def ask_envoy(side: EnvoySide, routes: Json, requests: Sequence[Request]) -> list[Answer] | str:

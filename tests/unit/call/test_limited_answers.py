@@ -50,6 +50,21 @@ def test_limit_and_delay_in_their_order(driver, is_after, expected):
     assert [(200, "DI"), expected] == statuses(d)
 
 
+def secure(found):
+    """Make the virtual host one that wants TLS, and has an override of the filter that lets everything pass."""
+    made = found.targets["a"]
+    unlimited = (("l", LocalRateLimit(TokenBucket(9, 9, 600.0), ALWAYS, ALWAYS)),)
+    hosts = tuple(replace(host, requires_tls=True, limits=unlimited) for host in made.routes.virtual_hosts)
+    return replace(found, targets={"a": replace(made, routes=replace(made.routes, virtual_hosts=hosts))})
+
+
+@pytest.mark.parametrize(("fault", "expected"), [(None, [(301, ""), (429, "RL")]), (DELAY, [(301, "DI"), (429, "RL")])])
+def test_filters_of_the_listener_come_before_the_redirect_to_https(driver, fault, expected):
+    """As seen in Envoy 1.40: no route gives that answer, so nothing below the listener has a say in them."""
+    d = driver(secure(snapshot(DIRECT, limits=(ListedLimit("l", LIMIT),), fault=fault)))
+    assert expected == statuses(d)
+
+
 def test_answer_tells_what_is_left(driver):
     d = driver(snapshot(DIRECT, limits=(ListedLimit("l", LIMIT),)))
     assert "0" == dict(d.call().start(1000.0).result.headers)["x-ratelimit-remaining"]

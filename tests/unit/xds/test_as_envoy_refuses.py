@@ -136,6 +136,11 @@ REFUSED = [
         manager(common_http_protocol_options={"max_response_headers_kb": 9}),
         f"{M}.common_http_protocol_options.max_response_headers_kb",
     ),
+    (
+        "LDS",
+        manager(internal_address_config={"cidr_ranges": [{"address_prefix": "::1"}, {"address_prefix": "a"}]}),
+        f"{M}.internal_address_config.cidr_ranges[1].address_prefix",
+    ),
     ("LDS", server(address=address(ipv4_compat=True)), "address.socket_address.ipv4_compat"),
     # Addresses.
     ("EDS", eds(address={"pipe": {"path": "/x", "mode": 0o1000}}), "endpoints[0].lb_endpoints[0].endpoint.address.pipe.mode"),
