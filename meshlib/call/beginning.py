@@ -4,15 +4,16 @@
 """
 
 from dataclasses import replace
+from typing import Final
 
 from meshlib.call.endings import DELAYED
 from meshlib.call.hedging import HedgedSteps
 from meshlib.call.limiting import Passage
 from meshlib.call.limits import asked_limits, is_control_name
 from meshlib.call.steps import Sleep, Step
-from meshlib.call.way import Way, is_the_same_for_all
+from meshlib.call.way import Way, is_the_same_for_all, takes_requests_as_they_are
 from meshlib.model.outcome import LocalReply
-from meshlib.model.profile import GRPC
+from meshlib.model.profile import GRPC, HTTP
 from meshlib.model.request import Headers, HeadMemo, RequestHead
 from meshlib.model.route import FaultPolicy
 from meshlib.resilience.deadline import parse_ms
@@ -25,6 +26,10 @@ from meshlib.routing.table import RouteMatch
 from meshlib.view import ClusterState, RoutePlan, TargetView
 
 __all__ = ["Beginnings"]
+
+MAX_WAYS: Final = 4096
+"""Of one target."""
+_ANY_HEAD: Final = RequestHead("GET", "", "/", Headers(), profile=HTTP)
 
 
 class Beginnings(HedgedSteps):
@@ -115,6 +120,25 @@ class Beginnings(HedgedSteps):
                 if known is target and before is not None and reads is not None:
                     reads |= before
                 memo.reads = (target, reads)
+
+    def _keep_http_way(self, match: RouteMatch, cluster: ClusterState) -> None:
+        """Let HTTP calls that take the same route begin as this one did, if that is the same for all."""
+        target, plan, ways = self.target, self._plan, self.target.ways
+        if self._is_asking or self.match is not match:
+            return
+        if len(ways) >= MAX_WAYS:
+            ways.clear()  # routes that name another cluster for each request
+        way: Way | None = None
+        if (
+            is_the_same_for_all(match)
+            and takes_requests_as_they_are(match)
+            and not cluster.config.cluster.maintenance_percent
+            and self._rules is plan.rules
+            and not plan.rules.needs_request
+            and target.clusters.get(match.cluster) is cluster
+        ):
+            way = Way(target, match, plan, cluster, self._breaker, self._rules, self._retries_left, _ANY_HEAD)
+        ways[match] = way
 
     def _begin_session(self, match: RouteMatch, session: Session, now: float) -> RouteMatch:
         """Read the mark of a request; of a gRPC call it also chooses among the clusters of its route (A55)."""

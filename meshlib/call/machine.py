@@ -21,8 +21,11 @@ from meshlib.call.report import attempt_finished
 from meshlib.call.steps import Attempt, Done, Sleep, Step
 from meshlib.call.way import Way
 from meshlib.events import HostEjected, HostUnejected
+from meshlib.model.cluster import Cluster
 from meshlib.model.outcome import GRPC_OK, NOT_REACHED, FailureKind, LocalReply, Outcome, Response
+from meshlib.model.profile import HTTP
 from meshlib.model.request import Moment, RequestHead
+from meshlib.model.route import RouteAction
 from meshlib.resilience.classify import as_grpc_answer
 from meshlib.resilience.health_check import IMMEDIATE_FAILURE
 from meshlib.resilience.retry import NO_RETRIES
@@ -262,6 +265,17 @@ class Call(Beginnings, HostChoice):
         self._one_layer = cluster.safety.one_layer
         self._breaker = cluster.high_breaker if action.high_priority else cluster.breaker
 
+        self._set_end(action, options, head, now)
+        if head.memo is not None or head.kin is not None:
+            self._keep_way(match, cluster, head)
+        elif self.target.is_plain and profile is HTTP:
+            ways = self.target.ways
+            if match not in ways or ((way := ways[match]) is not None and way.config is not cluster.config):
+                self._keep_http_way(match, cluster)
+        return self._attempt(match, cluster, now)
+
+    def _set_end(self, action: RouteAction, options: Cluster, head: RequestHead, now: float) -> None:
+        """Work out when the call, and its attempts, must be over."""
         # "The global timeout starts when the request is complete and an attempt exists": not during an injected delay.
         if self._timeout_s is not None:
             ends_at = now + self._timeout_s
@@ -269,18 +283,16 @@ class Call(Beginnings, HostChoice):
                 self._timeout_at = ends_at
             if self.deadline is None or ends_at < self.deadline:
                 self.deadline = ends_at
-        if not profile.grpc_times:
+        by_grpc = head.profile.grpc_times
+        if not by_grpc:
             self._stream_try_s = options.max_stream_duration_s
             if self._is_asking:
                 self._ask_more(head.headers)
         self._ends_at = self.deadline
-        if action.idle_timeout_s and not profile.grpc_times:
+        if action.idle_timeout_s and not by_grpc:
             idle_at = now + action.idle_timeout_s
             if self.deadline is None or idle_at < self.deadline:
                 self._ends_at = idle_at
-        if head.memo is not None or head.kin is not None:
-            self._keep_way(match, cluster, head)
-        return self._attempt(match, cluster, now)
 
     def join(self, way: Way, begun: EndpointState | LocalReply, now: float) -> Step:
         """Take over a call that was begun without one; instead of `start`.
@@ -296,17 +308,23 @@ class Call(Beginnings, HostChoice):
             raise self._unexpected(NEW)
         return self._along(way, now, begun)
 
+    def answered(self, response: Response) -> None:
+        """Note the response of the attempt that `join` returned, of which all have heard who are to; instead of `finished`."""
+        self._is_good = self._is_success(response)
+        self._state = DONE
+        self.result = response
+
     def _along(self, way: Way, now: float, begun: EndpointState | LocalReply | None = None) -> Step:
         """Begin as another call has begun: what `start` and `_begin` come to for such a call."""
         plan = way.plan
         self.match, self.cluster, self._plan, self._rules = way.match, way.cluster, plan, way.rules
         self._breaker, self._retries_left, self._one_layer = way.breaker, way.retries, way.cluster.safety.one_layer
-        self._timeout_s, self._per_try_s, stream_s = plan.grpc
+        self._timeout_s, self._per_try_s, stream_s = plan.grpc if way.profile.grpc_times else plan.http
         self._idle_try_s = plan.idle_try_s
         deadline = self._timeout_at = self.deadline
         if stream_s is not None and (deadline is None or self._began_at + stream_s < deadline):
-            deadline = self.deadline = self._began_at + stream_s
-        self._ends_at = deadline
+            self.deadline = self._began_at + stream_s
+        self._set_end(way.match.action, way.config.cluster, self.head, now)
         if isinstance(begun, LocalReply):
             return self._unable(begun)
         return self._attempt(way.match, way.cluster, now, begun)

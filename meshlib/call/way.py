@@ -5,10 +5,11 @@ from types import EllipsisType
 from typing import Any, Final
 
 from meshlib.balancing.endpoint_state import EndpointState
-from meshlib.call.limits import is_control_name
+from meshlib.call.limits import is_control_name, written_head
 from meshlib.call.replies import NO_HOST, OVERFLOW
 from meshlib.model.outcome import LocalReply
-from meshlib.model.request import RequestHead
+from meshlib.model.profile import HTTP
+from meshlib.model.request import Headers, RequestHead
 from meshlib.model.snapshot import ClusterConfig
 from meshlib.ports import Rng
 from meshlib.resilience.circuit_breaker import CircuitBreaker
@@ -17,7 +18,7 @@ from meshlib.routing.reads import names_read
 from meshlib.routing.table import RouteMatch
 from meshlib.view import ClusterState, RoutePlan, TargetView
 
-__all__ = ["Way", "is_the_same_for_all"]
+__all__ = ["Way", "is_the_same_for_all", "takes_requests_as_they_are"]
 
 _MAX_SPARED: Final = 256
 """Names of metadata that are known to have no say; applications use a few, and what makes names up shall cost no memory."""
@@ -28,7 +29,8 @@ class Way:
 
     gRPC calls without metadata share a head, so what is worked out for the first of them holds for all, as long as chance
     has no part in it: routes that draw lots, faults, limits, sessions, hedging and aggregate clusters leave none. It holds for
-    calls with metadata too that the way `spares`. What may change from call to call is looked at anew: the configuration,
+    calls with metadata too that the way `spares`. HTTP calls that take one route share a way where besides nothing of the
+    head matters after that: the route changes none. What may change from call to call is looked at anew: the configuration,
     drops, the endpoint, breakers, time.
 
     Nine calls in ten go well at the first attempt, and then a `Call` of their own would have nothing to decide: where
@@ -36,6 +38,7 @@ class Way:
     For any other ending, and whenever somebody wants to know more, `Call.join` makes the call that there would have been.
 
     Attributes:
+        profile: Of its calls.
         target: Whose routes were asked; another view of it asks again.
         path: Of the method.
         config: The cluster's: the same.
@@ -43,6 +46,8 @@ class Way:
         retries: At most.
         stream_s: Of the whole exchange, in seconds; None: no limit.
         limit_s: Of a first attempt, whatever the application says, in seconds; None: no limit.
+        body_s: Of a first attempt that was answered, to the end of the response's body; None: no limit.
+        added: Headers that a first attempt gets from the mesh.
         is_express: `begin` can be asked.
         known: For a shell: what it keeps by endpoint.
     """
@@ -51,6 +56,8 @@ class Way:
         "_head",
         "_reads",
         "_spared",
+        "added",
+        "body_s",
         "breaker",
         "cluster",
         "config",
@@ -60,6 +67,7 @@ class Way:
         "match",
         "path",
         "plan",
+        "profile",
         "retries",
         "rules",
         "stream_s",
@@ -80,12 +88,13 @@ class Way:
         """Note a way.
 
         Args:
-            head: Of a call that goes it.
+            head: Of a call that goes it; of HTTP calls only the profile matters.
         """
         self._head = head
         self.path = head.path
         self._reads: frozenset[str] | EllipsisType | None = ...  # not known yet
         self._spared: set[str] = set()
+        self.profile = head.profile
         self.target = target
         self.match = match
         self.plan = plan
@@ -94,17 +103,23 @@ class Way:
         self.breaker = breaker
         self.rules = rules
         self.retries = retries
-        self.stream_s = plan.grpc[2]
-        limits = [limit_s for limit_s in (*plan.grpc, plan.idle_try_s) if limit_s is not None]
-        self.limit_s = min(limits, default=None)
+        options, action = cluster.config.cluster, match.action
+        timeout_s, per_try_s, self.stream_s = plan.grpc if self.profile.grpc_times else plan.http
+        self.body_s = _least(timeout_s, self.stream_s)
+        self.limit_s = _least(self.body_s, per_try_s, plan.idle_try_s)
+        if not self.profile.grpc_times:
+            self.body_s = _least(self.body_s, options.max_stream_duration_s)
+            self.limit_s = _least(self.limit_s, self.body_s, action.idle_timeout_s or None)
         self.known: dict[object, Any] = {}
-        options = cluster.config.cluster
+        nothing = RequestHead("GET", "", "/", Headers(), profile=self.profile)
+        expected_s = _least(per_try_s, timeout_s)
+        self.added = written_head(nothing, 1, match.include_attempt_count, expected_s, None).headers.items
         self.is_express = (
             not target.has_demands
-            and not match.action.auto_host_rewrite
+            and not action.auto_host_rewrite
             and not options.named_by
             and options.authority_names is None
-            and (not rules.on or rules.spares_ok)
+            and (self.profile is HTTP or not rules.on or rules.spares_ok)
         )
 
     def holds(self, target: TargetView) -> bool:
@@ -150,6 +165,20 @@ class Way:
         if state is None:
             return NO_HOST
         return state if cluster.acquire(self.breaker, state) else OVERFLOW
+
+
+def _least(*limits: float | None) -> float | None:
+    return min((limit_s for limit_s in limits if limit_s is not None), default=None)
+
+
+def takes_requests_as_they_are(match: RouteMatch) -> bool:
+    """Whether neither a request's head nor that of its response is changed on a route, and its answers are final."""
+    return not (
+        match.changes_requests
+        or match.changes_responses
+        or match.include_attempt_count_in_response
+        or match.action.internal_redirect is not None
+    )
 
 
 def is_the_same_for_all(match: RouteMatch) -> bool:

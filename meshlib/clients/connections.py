@@ -19,7 +19,7 @@ import httpcore
 import httpx
 
 from meshlib.clients.http1_request import Http1Request
-from meshlib.clients.http1_response import RawResponse
+from meshlib.clients.http1_response import RawResponse, ResponseHead
 from meshlib.clients.http1_sync import Http1Connection, response_closed
 from meshlib.clients.network import idle_limit_s, keepalive_s
 from meshlib.clients.pools import PoolKey, PoolOverflow
@@ -67,13 +67,25 @@ class Http1Pool:
             PoolOverflow: The cluster lets no more requests wait for a connection.
             Exception: As httpcore's pool.
         """
+        connection, head = self.exchange(request)
+        return self.response(connection, head, request)
+
+    def response(self, connection: Http1Connection, head: ResponseHead, request: Http1Request) -> RawResponse:
+        """Return the response of an exchange; closing it gives the connection back."""
+        return RawResponse(head, _Body(self, connection, request), connection.extensions(request, head))
+
+    def exchange(self, request: Http1Request) -> tuple[Http1Connection, ResponseHead]:
+        """Send a request and return its connection with the response's head; `leave` has to follow.
+
+        Raises:
+            Exception: As `handle_request`.
+        """
         connection = self._take(request)
         try:
-            head = connection.send(request)
+            return connection, connection.send(request)
         except BaseException:
-            self._leave(connection, keep=False)
+            self.leave(connection, keep=False)
             raise
-        return RawResponse(head, _Body(self, connection, request), connection.extensions(request, head))
 
     def warm_up(self, request: Http1Request, connections: int) -> int:
         """Open connections until so many are there, ready for use; returns how many were opened.
@@ -89,7 +101,7 @@ class Http1Pool:
             try:
                 connection.connect(request)
             except BaseException:
-                self._leave(connection, keep=False)
+                self.leave(connection, keep=False)
                 raise
             self._return(connection, keep=not self._is_closed)
             opened += 1
@@ -129,7 +141,7 @@ class Http1Pool:
             if connection.is_new or not (_is_old(connection, time.monotonic()) or connection.is_stale):
                 connection.served += 1
                 return connection
-            self._leave(connection, keep=False)
+            self.leave(connection, keep=False)
 
     def _pop_idle(self) -> Http1Connection:
         """Take the youngest idle connection and a place. The lock is held."""
@@ -209,7 +221,12 @@ class Http1Pool:
             self._open.add(connection)
         return connection
 
-    def _leave(self, connection: Http1Connection, *, keep: bool) -> None:
+    def leave(self, connection: Http1Connection, *, keep: bool) -> None:
+        """Give a connection back.
+
+        Args:
+            keep: It can be used again.
+        """
         if connection.pending is not None:
             connection.settle()
         limit = self._key.max_requests
@@ -234,7 +251,9 @@ class Http1Pool:
                 if self._free is not None:
                     self._free += 1
                 if connection is not None and keep and (self._max_idle is None or len(self._idle) < self._max_idle):
-                    limit_s = idle_limit_s(self._keepalive_s, connection.reader.keep_alive_s)
+                    limit_s, announced_s = self._keepalive_s, connection.reader.keep_alive_s
+                    if announced_s is not None:
+                        limit_s = idle_limit_s(limit_s, announced_s)
                     connection.expires_at = None if limit_s is None else now + limit_s
                     self._idle.append(connection)
                 else:
@@ -293,6 +312,6 @@ class _Body(httpx.SyncByteStream):
         self._is_closed = True
         if self._request.is_traced:
             with response_closed(self._request):
-                self._pool._leave(self._connection, keep=self._connection.is_reusable)
+                self._pool.leave(self._connection, keep=self._connection.is_reusable)
         else:
-            self._pool._leave(self._connection, keep=self._connection.is_reusable)
+            self._pool.leave(self._connection, keep=self._connection.is_reusable)

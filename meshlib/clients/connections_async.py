@@ -10,7 +10,7 @@ import httpx
 
 from meshlib.clients.http1_async import AsyncHttp1Connection
 from meshlib.clients.http1_request import Http1Request
-from meshlib.clients.http1_response import RawResponse
+from meshlib.clients.http1_response import RawResponse, ResponseHead
 from meshlib.clients.http1_sync import response_closed
 from meshlib.clients.network import idle_limit_s, keepalive_s
 from meshlib.clients.network_async import AsyncDeadlineBackend
@@ -51,13 +51,21 @@ class AsyncHttp1Pool:
 
     async def handle_async_request(self, request: Http1Request) -> RawResponse:
         """As `Http1Pool.handle_request`. A cancellation at any await leaves no place and no connection behind."""
-        connection = await self._take(request)
-        try:
-            head = await connection.send(request)
-        except BaseException:
-            await self._leave(connection, keep=False)
-            raise
+        connection, head = await self.exchange(request)
+        return self.response(connection, head, request)
+
+    def response(self, connection: AsyncHttp1Connection, head: ResponseHead, request: Http1Request) -> RawResponse:
+        """Return the response of an exchange; closing it gives the connection back."""
         return RawResponse(head, _AsyncBody(self, connection, request), connection.extensions(request, head))
+
+    async def exchange(self, request: Http1Request) -> tuple[AsyncHttp1Connection, ResponseHead]:
+        """As `Http1Pool.exchange`; a cancellation at any await leaves no place and no connection behind."""
+        connection = self._ready() or await self._take(request)
+        try:
+            return connection, await connection.send(request)
+        except BaseException:
+            await self.close_all(self.leave(connection, keep=False))
+            raise
 
     async def warm_up(self, request: Http1Request, connections: int) -> int:
         """As `Http1Pool.warm_up`."""
@@ -71,11 +79,21 @@ class AsyncHttp1Pool:
             try:
                 await connection.connect(request)
             except BaseException:
-                await self._leave(connection, keep=False)
+                await self.close_all(self.leave(connection, keep=False))
                 raise
-            await self._return(connection, keep=not self._is_closed)
+            await self.close_all(self._return(connection, keep=not self._is_closed))
             opened += 1
         return opened
+
+    def _ready(self) -> AsyncHttp1Connection | None:
+        """Take the youngest idle connection if it can be used; None: `_take` has to see to it."""
+        idle = self._idle
+        if idle and self._free != 0:
+            connection = idle[-1]
+            if not _is_old(connection, time.monotonic()) and not connection.is_stale:
+                connection.served += 1
+                return self._pop_idle()
+        return None
 
     async def _take(self, request: Http1Request) -> AsyncHttp1Connection:
         while True:
@@ -86,7 +104,7 @@ class AsyncHttp1Pool:
             if connection.is_new or not (_is_old(connection, time.monotonic()) or connection.is_stale):
                 connection.served += 1
                 return connection
-            await self._leave(connection, keep=False)
+            await self.close_all(self.leave(connection, keep=False))
 
     def _pop_idle(self) -> AsyncHttp1Connection:
         if self._free is not None:
@@ -128,7 +146,7 @@ class AsyncHttp1Pool:
                 await turn.event.wait()
         except BaseException as error:
             if turn.event.is_set():
-                await self._return(turn.connection, keep=True)
+                await self.close_all(self._return(turn.connection, keep=True))
             else:
                 self._waiting.remove(turn)
             if isinstance(error, TimeoutError):
@@ -142,15 +160,16 @@ class AsyncHttp1Pool:
         self._open.add(connection)
         return connection
 
-    async def _leave(self, connection: AsyncHttp1Connection, *, keep: bool) -> None:
+    def leave(self, connection: AsyncHttp1Connection, *, keep: bool) -> list[AsyncHttp1Connection]:
+        """As `Http1Pool.leave`; what it returns is to be closed."""
         if connection.pending is not None:
             connection.settle()
         limit = self._key.max_requests
         is_good = keep and not self._is_closed and (limit is None or connection.served < limit)
-        await self._return(connection, keep=is_good)
+        return self._return(connection, keep=is_good)
 
-    async def _return(self, connection: AsyncHttp1Connection | None, *, keep: bool) -> None:
-        """Give back a place with its connection; None: with the permit to open one."""
+    def _return(self, connection: AsyncHttp1Connection | None, *, keep: bool) -> list[AsyncHttp1Connection]:
+        """Give back a place with its connection; None: with the permit to open one. Returns what is to be closed."""
         now = time.monotonic()
         closing: list[AsyncHttp1Connection] = []
         gone = 0
@@ -166,7 +185,9 @@ class AsyncHttp1Pool:
             if self._free is not None:
                 self._free += 1
             if connection is not None and keep and (self._max_idle is None or len(self._idle) < self._max_idle):
-                limit_s = idle_limit_s(self._keepalive_s, connection.reader.keep_alive_s)
+                limit_s, announced_s = self._keepalive_s, connection.reader.keep_alive_s
+                if announced_s is not None:
+                    limit_s = idle_limit_s(limit_s, announced_s)
                 connection.expires_at = None if limit_s is None else now + limit_s
                 self._idle.append(connection)
             else:
@@ -180,10 +201,12 @@ class AsyncHttp1Pool:
             self._permits -= gone
             if self._key.breaker is not None:
                 self._key.breaker.disconnected(gone)
-        if closing:
-            await self._close(closing)
+        return closing
 
-    async def _close(self, connections: list[AsyncHttp1Connection]) -> None:
+    async def close_all(self, connections: list[AsyncHttp1Connection]) -> None:
+        """Close connections that `leave` has returned."""
+        if not connections:
+            return
         with anyio.CancelScope(shield=True):
             for connection in connections:
                 self._open.discard(connection)
@@ -197,7 +220,7 @@ class AsyncHttp1Pool:
         self._idle.clear()
         if gone and self._key.breaker is not None:
             self._key.breaker.disconnected(gone)
-        await self._close(list(self._open))
+        await self.close_all(list(self._open))
 
 
 def _is_old(connection: AsyncHttp1Connection, now: float) -> bool:
@@ -222,8 +245,9 @@ class _AsyncBody(httpx.AsyncByteStream):
         if self._is_closed:
             return
         self._is_closed = True
+        pool, connection = self._pool, self._connection
         if self._request.is_traced:
             async with response_closed(self._request):
-                await self._pool._leave(self._connection, keep=self._connection.is_reusable)
+                await pool.close_all(pool.leave(connection, keep=connection.is_reusable))
         else:
-            await self._pool._leave(self._connection, keep=self._connection.is_reusable)
+            await pool.close_all(pool.leave(connection, keep=connection.is_reusable))

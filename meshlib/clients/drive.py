@@ -17,15 +17,19 @@ from meshlib.ports import Clock
 __all__ = ["AsyncShell", "Shell", "arun", "run"]
 
 
-def run(call: Call, shell: Shell, *, clock: Clock, sleep: Callable[[float], None]) -> Done:
+def run(call: Call, shell: Shell, *, clock: Clock, sleep: Callable[[float], None], step: Step | None = None) -> Done:
     """Carry a call to its end, blocking.
+
+    Args:
+        step: The first, of a call that has begun; None: begin it.
 
     Returns:
         What the call came to. After a response the call stays open, so that its permits cover the body; the caller
         closes it. On any exception it has been closed here.
     """
     try:
-        step = call.start(clock())
+        if step is None:
+            step = call.start(clock())
         while True:
             match step:
                 case Attempt():
@@ -47,10 +51,18 @@ def run(call: Call, shell: Shell, *, clock: Clock, sleep: Callable[[float], None
         raise
 
 
-async def arun(call: Call, shell: AsyncShell, *, clock: Clock, sleep: Callable[[float], Awaitable[None]]) -> Done:
+async def arun(
+    call: Call,
+    shell: AsyncShell,
+    *,
+    clock: Clock,
+    sleep: Callable[[float], Awaitable[None]],
+    step: Step | None = None,
+) -> Done:
     """As `run`, awaiting; a cancellation at any await closes the call."""
     try:
-        step = call.start(clock())
+        if step is None:
+            step = call.start(clock())
         while True:
             match step:
                 case Attempt():

@@ -11,7 +11,7 @@ from httpcore._trace import Trace
 from meshlib.clients.http1_request import JOINED_BYTES, Http1Request, framed, too_little, too_much
 from meshlib.clients.http1_response import ResponseHead, ResponseReader
 from meshlib.clients.http1_sync import refuse_http2
-from meshlib.clients.network_async import AsyncDeadlineBackend, AsyncSocketStream
+from meshlib.clients.network_async import AsyncDeadlineBackend, AsyncioStream, AsyncSocketStream
 from meshlib.clients.pools import PoolKey
 from meshlib.resilience.circuit_breaker import CircuitBreaker
 
@@ -43,6 +43,12 @@ class AsyncHttp1Connection:
         pending, self.pending = self.pending, None
         if pending is not None:
             pending.end_pending()
+
+    @property
+    def stream(self) -> AsyncSocketStream:
+        """What it reads and writes; it was opened."""
+        assert self._stream is not None
+        return self._stream
 
     @property
     def is_new(self) -> bool:
@@ -91,21 +97,33 @@ class AsyncHttp1Connection:
 
     async def send(self, request: Http1Request) -> ResponseHead:
         """Send a request and receive the head of its response. After an exception the connection must be closed."""
-        await self.connect(request)
-        stream, reader = self._stream, self.reader
-        assert stream is not None
+        stream, reader, timeouts = self._stream, self.reader, request.timeouts
+        if stream is None:
+            await self.connect(request)
+            stream = self._stream
+            assert stream is not None
         self._is_sent = False
         reader.begin(request.method, request.switches)
+        head: ResponseHead | None
         if request.is_traced:
             head = await self._traced(request, stream)
         else:
             try:
-                await self._send_all(request, stream)
+                body = request.body
+                is_short = body is not None and len(body) == request.length and len(body) <= JOINED_BYTES
+                if is_short and isinstance(stream, AsyncioStream):
+                    if self._push(request, stream, request.head + body if body else request.head):
+                        await stream.drain(timeouts.get("write"))
+                    self._is_sent = True
+                else:
+                    await self._send_all(request, stream)
             except httpcore.WriteError:
                 # A server may answer before it has read everything, and close. That answer is worth having.
-                if not request.timeouts.has_sent:
+                if not timeouts.has_sent:
                     raise
-            head = await self._receive_head(request, stream)
+            head = reader.head(await stream.read(READ_BYTES, timeouts.step_s("read")))
+            if head is None:
+                head = await self._receive_head(request, stream)
         if request.closes:
             reader.is_reusable = False
         return head
@@ -202,10 +220,21 @@ class AsyncHttp1Connection:
                 timeouts.has_sent = False  # the socket took nothing: it was dead before
             raise
 
+    def _push(self, request: Http1Request, stream: AsyncioStream, data: bytes) -> bool:
+        """As `_write`, without waiting; True: the stream is to `drain`."""
+        timeouts = request.timeouts
+        had_sent, timeouts.has_sent = timeouts.has_sent, True
+        try:
+            return stream.push(data)
+        except httpcore.WriteError:
+            if not had_sent:
+                timeouts.has_sent = False  # it was dead before
+            raise
+
     async def _receive_head(self, request: Http1Request, stream: AsyncSocketStream) -> ResponseHead:
         head = None
         while head is None:
-            head = self.reader.head(await stream.read(READ_BYTES, request.timeouts.get("read")))
+            head = self.reader.head(await stream.read(READ_BYTES, request.timeouts.step_s("read")))
         return head
 
     async def pieces(self, request: Http1Request) -> AsyncIterator[bytes]:
@@ -215,7 +244,7 @@ class AsyncHttp1Connection:
         for piece in reader.open_body():
             yield piece
         while not reader.is_complete:
-            for piece in reader.body(await stream.read(READ_BYTES, request.timeouts.get("read"))):
+            for piece in reader.body(await stream.read(READ_BYTES, request.timeouts.step_s("read"))):
                 yield piece
 
     def body(self, request: Http1Request) -> AsyncIterator[bytes]:

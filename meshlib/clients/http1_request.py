@@ -21,7 +21,19 @@ from httpx._content import ByteStream
 from meshlib.clients.timeouts import AttemptTimeouts
 from meshlib.model.request import RequestHead
 
-__all__ = ["JOINED_BYTES", "Http1Request", "encoded", "framed", "pairs_of", "too_little", "too_much"]
+__all__ = [
+    "JOINED_BYTES",
+    "Http1Request",
+    "WrittenRequest",
+    "encoded",
+    "framed",
+    "is_target",
+    "is_traced",
+    "pairs_of",
+    "plain_lines",
+    "too_little",
+    "too_much",
+]
 
 JOINED_BYTES: Final = 65536
 """A body up to this size goes out together with the head."""
@@ -83,7 +95,7 @@ class Http1Request:
         self.body = b"".join(stream) if isinstance(stream, ByteStream) else None
         self.extensions = extensions
         self.timeouts = timeouts
-        self.is_traced = "trace" in extensions or _LOGS[0].isEnabledFor(10) or _LOGS[1].isEnabledFor(10)
+        self.is_traced = is_traced(extensions)
         self.closes = False
         self.switches: tuple[tuple[bytes, bytes], ...] = ()
         self.length: int | None = 0
@@ -158,6 +170,68 @@ class Http1Request:
 
     def __repr__(self) -> str:
         return f"<Request [{self.method!r}]>"
+
+
+class WrittenRequest(Http1Request):
+    """A request whose head is written already and whose body is in memory. Nobody traces it, and it asks nothing special."""
+
+    __slots__ = ()
+
+    def __init__(
+        self,
+        method: str,
+        head: bytes,
+        body: bytes,
+        origin: httpcore.Origin,
+        extensions: Mapping[str, Any],
+        timeouts: AttemptTimeouts,
+    ) -> None:
+        self.method = method.encode("ascii")
+        self.head = head
+        self.body = body
+        self.length = len(body)
+        self.origin = origin
+        self.stream = ()
+        self.extensions = extensions
+        self.timeouts = timeouts
+        self.is_traced = self.closes = False
+        self.switches = ()
+
+
+def is_traced(extensions: Mapping[str, Any]) -> bool:
+    """Whether somebody wants to hear of every step of a request."""
+    return "trace" in extensions or _LOGS[0].isEnabledFor(10) or _LOGS[1].isEnabledFor(10)
+
+
+def is_target(method: str, target: bytes) -> bool:
+    """Whether a first line can be made of these without h11 having a look."""
+    return _TARGET.fullmatch(target) is not None and _is_method(method.encode("ascii"))
+
+
+def plain_lines(authority: str, items: Iterable[tuple[str, str]]) -> tuple[bytes, int, bool] | None:
+    """Return the lines of a head after the first one, the length of the body, and whether these lines may be remembered.
+
+    Returns:
+        None: There is more to say of such requests: they have no length, ask for another protocol, or are malformed.
+    """
+    try:
+        lines = [_remembered("host", authority).wire]
+        length = -1
+        is_common = len(authority) <= REMEMBERED_CHARACTERS
+        for name, value in items:
+            if len(value) > REMEMBERED_CHARACTERS or name in _SECRET:
+                is_common = False
+                line = _line(name, value)
+            else:
+                line = _remembered(name, value)
+            lines.append(line.wire)
+            if line.kind == _LENGTH and length < 0:
+                length = int(line.value)
+            elif line.kind:
+                return None
+    except h11.LocalProtocolError:
+        return None
+    return b"".join(lines), max(length, 0), is_common
 
 
 def too_much() -> httpcore.LocalProtocolError:

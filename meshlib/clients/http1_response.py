@@ -28,6 +28,9 @@ MAX_LINE_BYTES: Final = 16 * 1024
 _PATIENCE_BYTES: Final = 4096
 """A head that comes in pieces is looked at from its beginning with each; h11 looks at every byte once."""
 _REMEMBERED_BYTES: Final = 128
+_REMEMBERED_HEAD_BYTES: Final = 1024
+_REMEMBERED_HEADS: Final = 256
+"""A server says the same for as long as its `date` stays, that is a second, and its answers have one length."""
 _CHUNK_LINE: Final = re.compile(chunk_header.encode("ascii"))
 _KEEP_ALIVE_TIMEOUT: Final = re.compile(rb"(?:^|[,;\s])timeout\s*=\s*\"?([0-9]{1,6})", re.IGNORECASE)
 
@@ -35,6 +38,7 @@ Field = tuple[bytes, bytes]
 _PLAIN, _LENGTH, _CHUNKED, _CLOSE, _KEEP_ALIVE, _STRANGE = range(6)
 _UNTIL_CLOSED: Final = -1
 """Instead of a length."""
+_heads: "dict[bytes, _Known]" = {}
 # Where a chunked body stands when it is not inside of a chunk.
 _AT_LINE, _AT_END_OF_CHUNK, _AT_TRAILERS = 0, -1, -2
 
@@ -42,13 +46,30 @@ _AT_LINE, _AT_END_OF_CHUNK, _AT_TRAILERS = 0, -1, -2
 class ResponseHead(NamedTuple):
     """Attributes:
     version: E.g. `HTTP/1.1`.
-    headers: Names as sent.
+    headers: Names as sent. Not to be changed: other responses may have the same.
     """
 
     version: bytes
     status: int
     reason: bytes
     headers: list[Field]
+
+
+class _Known(NamedTuple):
+    """A head, and what it says of the body and the connection.
+
+    Attributes:
+        length: Of the body; -1: it is not said.
+        keep_alive_s: How long the server keeps an idle connection; None: it does not say.
+        is_common: It may come again, and holds nothing that should not be remembered.
+    """
+
+    head: ResponseHead
+    length: int
+    is_chunked: bool
+    closes: bool
+    keep_alive_s: float | None
+    is_common: bool
 
 
 class RawResponse:
@@ -140,59 +161,44 @@ class ResponseReader:
             return None
         if end > MAX_HEAD_BYTES or self._method == b"CONNECT":
             return self._ask(data)
-        return self._read(data, end) or self._ask(data)
+        raw = data[:end]
+        known = _heads.get(raw)
+        if known is None:
+            known = _read(raw)
+            if known is None:
+                return self._ask(data)
+            if known.is_common and end <= _REMEMBERED_HEAD_BYTES:
+                if len(_heads) >= _REMEMBERED_HEADS:
+                    _heads.clear()
+                _heads[raw] = known
+        return self._begin_body(known, data[end + 4 :])
 
-    def _read(self, data: bytes, end: int) -> ResponseHead | None:
-        """Read a complete head; None: let h11 judge."""
-        first, *lines = data[:end].split(b"\r\n")
-        found = _status(first)
-        if found is None:
-            return None
-        version, status, reason = found
-        headers: list[Field] = []
-        length = -1
-        chunked = closes = False
-        for line in lines:
-            if len(line) <= _REMEMBERED_BYTES and line[:4] not in _SECRET:
-                kind, field = _remembered(line)
-            else:
-                kind, field = _field(line)
-            if kind:
-                if kind == _STRANGE:
-                    return None
-                if kind == _LENGTH:
-                    if length >= 0:
-                        return None
-                    length = int(field[1])
-                elif kind == _CHUNKED:
-                    if chunked:
-                        return None
-                    chunked = True
-                elif kind == _CLOSE:
-                    closes = True
-                else:
-                    timeout = _KEEP_ALIVE_TIMEOUT.search(field[1])
-                    if timeout is not None:
-                        self.keep_alive_s = float(timeout[1])
-            headers.append(field)
-        if chunked and length >= 0:
-            return None
+    def _begin_body(self, known: _Known, rest: bytes) -> ResponseHead:
+        """Be ready for the body that follows a head.
+
+        Args:
+            rest: What came with the head.
+        """
+        head, length, is_chunked, closes, keep_alive_s, _ = known
+        if keep_alive_s is not None:
+            self.keep_alive_s = keep_alive_s
         self.is_reusable = not closes
         self._buffer = b""
-        self.rest = data[end + 4 :]
+        self.rest = rest
+        status = head.status
         if status == 204 or status == 304 or self._method == b"HEAD":
-            self._end(self.rest)
-        elif chunked:
+            self._end(rest)
+        elif is_chunked:
             self.trailers = []
             self._left = _AT_LINE
         elif length >= 0:
             self._length = self._left = length
             if not length:
-                self._end(self.rest)
+                self._end(rest)
         else:
             self._left = _UNTIL_CLOSED
             self.is_reusable = False
-        return ResponseHead(version, status, reason, headers)
+        return head
 
     def _end(self, rest: bytes) -> None:
         self.is_complete = True
@@ -374,6 +380,46 @@ class ResponseReader:
         return self.body(rest) if rest and not self.is_complete else []
 
 
+def _read(raw: bytes) -> _Known | None:
+    """Read a complete head, without the blank line; None: let h11 judge."""
+    first, *lines = raw.split(b"\r\n")
+    found = _status(first)
+    if found is None:
+        return None
+    headers: list[Field] = []
+    length, keep_alive_s = -1, None
+    chunked = closes = False
+    is_common = True
+    for line in lines:
+        if len(line) <= _REMEMBERED_BYTES and line[:4] not in _SECRET:
+            kind, field = _remembered(line)
+        else:
+            is_common = False
+            kind, field = _field(line)
+        if kind:
+            if kind == _STRANGE:
+                return None
+            if kind == _LENGTH:
+                if length >= 0:
+                    return None
+                length = int(field[1])
+            elif kind == _CHUNKED:
+                if chunked:
+                    return None
+                chunked = True
+            elif kind == _CLOSE:
+                closes = True
+            else:
+                timeout = _KEEP_ALIVE_TIMEOUT.search(field[1])
+                if timeout is not None:
+                    keep_alive_s = float(timeout[1])
+        headers.append(field)
+    if chunked and length >= 0:
+        return None
+    version, status, reason = found
+    return _Known(ResponseHead(version, status, reason, headers), length, chunked, closes, keep_alive_s, is_common)
+
+
 @lru_cache(maxsize=256)
 def _status(line: bytes) -> tuple[bytes, int, bytes] | None:
     """Return version, status and reason; None: for h11."""
@@ -408,4 +454,4 @@ def _field(line: bytes) -> tuple[int, Field]:
 
 # Most headers of a server are the same each time. Not those which should not stay in memory: set-cookie, www-authenticate.
 _remembered = lru_cache(maxsize=2048)(_field)
-_SECRET: Final = frozenset({b"Set-", b"set-", b"SET-"})
+_SECRET: Final = frozenset({b"Set-", b"set-", b"SET-", b"WWW-", b"www-", b"Www-"})

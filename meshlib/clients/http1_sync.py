@@ -99,16 +99,23 @@ class Http1Connection:
 
     def send(self, request: Http1Request) -> ResponseHead:
         """Send a request and receive the head of its response. After an exception the connection must be closed."""
-        self.connect(request)
         stream, reader = self._stream, self.reader
-        assert stream is not None
+        if stream is None:
+            self.connect(request)
+            stream = self._stream
+            assert stream is not None
         self._is_sent = False
         reader.begin(request.method, request.switches)
         if request.is_traced:
             head = self._traced(request, stream)
         else:
             try:
-                self._send_all(request, stream)
+                body = request.body
+                if body is not None and len(body) == request.length and len(body) <= JOINED_BYTES:
+                    self._write(request, stream, request.head + body if body else request.head)
+                    self._is_sent = True
+                else:
+                    self._send_all(request, stream)
             except httpcore.WriteError:
                 # A server may answer before it has read everything, and close. That answer is worth having.
                 if not request.timeouts.has_sent:
@@ -161,11 +168,8 @@ class Http1Connection:
         elif len(body) != request.length:
             raise too_much() if len(body) > request.length else too_little()
         else:
-            if len(body) <= JOINED_BYTES:
-                self._write(request, stream, request.head + body if body else request.head)
-            else:
-                self._write(request, stream, request.head)
-                self._write(request, stream, body)
+            self._write(request, stream, request.head)
+            self._write(request, stream, body)
             self._is_sent = True
 
     def _send_pieces(self, request: Http1Request, stream: SocketStream) -> None:
@@ -189,18 +193,20 @@ class Http1Connection:
     def _write(self, request: Http1Request, stream: SocketStream, data: bytes) -> None:
         timeouts = request.timeouts
         had_sent = timeouts.has_sent
-        timeout = timeouts.get("write")
+        timeout = timeouts.step_s("write")
         try:
-            stream.write(data, timeout)
+            sent = stream.write_once(data, timeout)
+            if sent < len(data):
+                stream.write_rest(memoryview(data)[sent:], timeouts.get("write"))
         except httpcore.WriteError:
             if not had_sent and not stream.wrote:
                 timeouts.has_sent = False  # the socket took nothing: it was dead before
             raise
 
     def _receive_head(self, request: Http1Request, stream: SocketStream) -> ResponseHead:
-        head = None
+        head, timeouts = None, request.timeouts
         while head is None:
-            head = self.reader.head(stream.read(READ_BYTES, request.timeouts.get("read")))
+            head = self.reader.head(stream.read(READ_BYTES, timeouts.step_s("read")))
         return head
 
     def pieces(self, request: Http1Request) -> Iterator[bytes]:
@@ -209,7 +215,7 @@ class Http1Connection:
         assert stream is not None
         yield from reader.open_body()
         while not reader.is_complete:
-            yield from reader.body(stream.read(READ_BYTES, request.timeouts.get("read")))
+            yield from reader.body(stream.read(READ_BYTES, request.timeouts.step_s("read")))
 
     def body(self, request: Http1Request) -> Iterator[bytes]:
         """As `pieces`, and those who trace hear of it."""

@@ -10,11 +10,12 @@ from typing import assert_never
 import anyio
 import httpx
 
-from meshlib.call import Call, Done
+from meshlib.call import Call, Done, Step
 from meshlib.clients.connections_async import AsyncHttp1Pool
 from meshlib.clients.drive import arun
 from meshlib.clients.http2_async import AsyncHttp2Pool
 from meshlib.clients.httpx_async_exchange import Exchange, Pool, close_all
+from meshlib.clients.httpx_async_express import send_express
 from meshlib.clients.httpx_common import (
     BROKEN,
     DEFAULT_LIMITS,
@@ -32,6 +33,7 @@ from meshlib.clients.httpx_errors import (
     httpx_error,
     refusal,
 )
+from meshlib.clients.httpx_express import Express, Tried, begin
 from meshlib.clients.httpx_redirects import FollowedRedirects
 from meshlib.clients.mirrors import AsyncMirrors
 from meshlib.clients.pools import PoolKey, Pools
@@ -65,6 +67,7 @@ class AsyncMeshTransport(httpx.AsyncBaseTransport):
         self._mesh = mesh
         self._passthrough = passthrough
         self._limits = limits
+        self._express: Express | None = getattr(mesh, "_express", None)
         expiry = limits.keepalive_expiry
         idle_s = 60.0 if expiry is None else expiry
         self._pools: Pools[Pool] = Pools(self._make_pool, clock=mesh.clock, idle_s=idle_s, known=KnownAddresses(mesh))
@@ -91,16 +94,36 @@ class AsyncMeshTransport(httpx.AsyncBaseTransport):
             if self._passthrough == "unknown" and isinstance(error, RoutingError):
                 return await self._pass(request, authority)
             raise refusal(authority, error, request) from error
-        replayable = is_replayable(request)
-        head = head_of(request, authority)
-        if target.has_demands:
-            try:
-                target = await mesh.meet_async(target, head)
-            except MeshError as error:
-                raise refusal(authority, error, request) from error
-        call = call_for(mesh, target, head, request, replayable=replayable)
-        exchange = Exchange(mesh, self._pools, request, call, replayable=replayable, mirrors=self._mirrors)
-        done = await arun(call, exchange, clock=mesh.clock, sleep=anyio.sleep)
+        step: Step | None = None
+        early: Tried[Pool] | None = None
+        begun = begin(mesh, self._express, request, authority, target)
+        if begun is not None:
+            if begun.berth is not None:
+                found = await send_express(begun, self._pools)
+                if isinstance(found, httpx.Response):
+                    return found
+                early = found
+            replayable = True
+            call, step = begun.joined()
+        else:
+            replayable = is_replayable(request)
+            head = head_of(request, authority)
+            if target.has_demands:
+                try:
+                    target = await mesh.meet_async(target, head)
+                except MeshError as error:
+                    raise refusal(authority, error, request) from error
+            call = call_for(mesh, target, head, request, replayable=replayable)
+        exchange = Exchange(
+            mesh,
+            self._pools,
+            request,
+            call,
+            replayable=replayable,
+            mirrors=self._mirrors,
+            early=early,
+        )
+        done = await arun(call, exchange, clock=mesh.clock, sleep=anyio.sleep, step=step)
         if call.match is not None and call.match.action.internal_redirect is not None:
             call, exchange, done = await self._follow(call, exchange, done, request, replayable)
         match done.result:

@@ -30,6 +30,7 @@ from meshlib.clients.httpx_errors import (
     failure_or_raise,
     is_safe_to_resend,
 )
+from meshlib.clients.httpx_express import Tried
 from meshlib.clients.httpx_requests import http1_request_for, http2_request_for
 from meshlib.clients.mirrors import AsyncMirrors, Copy, copies_of
 from meshlib.clients.pacing import Pacer
@@ -48,7 +49,18 @@ Pool = AsyncHttp1Pool | AsyncHttp2Pool
 class Exchange:
     """One request's way to the network: what its latest attempt has leased and received."""
 
-    __slots__ = ("_call", "_lease", "_mesh", "_mirrors", "_pools", "_raw", "_replayable", "_request", "_timeouts")
+    __slots__ = (
+        "_call",
+        "_early",
+        "_lease",
+        "_mesh",
+        "_mirrors",
+        "_pools",
+        "_raw",
+        "_replayable",
+        "_request",
+        "_timeouts",
+    )
 
     def __init__(
         self,
@@ -59,7 +71,10 @@ class Exchange:
         *,
         replayable: bool,
         mirrors: AsyncMirrors | None = None,
+        early: Tried[Pool] | None = None,
     ) -> None:
+        """As the blocking one."""
+        self._early = early
         self._mesh = mesh
         self._pools = pools
         self._mirrors = mirrors
@@ -82,11 +97,21 @@ class Exchange:
         self._timeouts = winner._timeouts
 
     async def send(self, attempt: Attempt) -> Outcome:
-        match = self._call.match
-        if match is not None and match.mirrors and attempt.number == 1 and self._mirrors is not None:
-            self._copy(attempt, match.mirrors, self._mirrors)
-        timeouts = timeouts_for(attempt, self._request, self._mesh.clock, replayable=self._replayable)
-        outcome = await self._try(attempt, timeouts, fresh=False)
+        early, self._early = self._early, None
+        if early is not None:
+            timeouts, self._lease = early.timeouts, early.lease
+            result = early.result
+            outcome = (
+                await self._failed(result, timeouts)
+                if isinstance(result, BaseException)
+                else self._received(result, timeouts)
+            )
+        else:
+            match = self._call.match
+            if match is not None and match.mirrors and attempt.number == 1 and self._mirrors is not None:
+                self._copy(attempt, match.mirrors, self._mirrors)
+            timeouts = timeouts_for(attempt, self._request, self._mesh.clock, replayable=self._replayable)
+            outcome = await self._try(attempt, timeouts, fresh=False)
         if isinstance(outcome, Failure) and is_safe_to_resend(
             attempt.head, timeouts, outcome, replayable=self._replayable
         ):
@@ -111,12 +136,17 @@ class Exchange:
                 raw = await pool.handle_async_request(http1_request_for(attempt, self._request, timeouts, key))
             else:
                 raw = await self._share(pool, http2_request_for(attempt, self._request, timeouts, key), timeouts)
-        except Exception as error:
-            await self._release()
-            return failure_or_raise(error, timeouts, self._call, self._request)
-        except BaseException:
-            await self._release()
-            raise
+        except BaseException as error:
+            return await self._failed(error, timeouts)
+        return self._received(raw, timeouts)
+
+    async def _failed(self, error: BaseException, timeouts: AttemptTimeouts) -> Failure:
+        await self._release()
+        if not isinstance(error, Exception):
+            raise error
+        return failure_or_raise(error, timeouts, self._call, self._request)
+
+    def _received(self, raw: _Raw, timeouts: AttemptTimeouts) -> Response:
         # A request that was streamed has had its own time: the call's began before it.
         timeouts.begin_body(self._call.body_deadline if self._replayable else None, self._call.idle_s)
         self._raw = raw

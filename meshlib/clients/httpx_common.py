@@ -12,7 +12,7 @@ from httpx._multipart import MultipartStream
 
 from meshlib.call import Attempt, Call, Done
 from meshlib.clients.http1_request import encoded
-from meshlib.clients.http1_response import RawResponse
+from meshlib.clients.http1_response import RawResponse, ResponseHead
 from meshlib.clients.httpx_errors import with_record
 from meshlib.clients.pools import PoolKey
 from meshlib.clients.source import MeshSource
@@ -40,11 +40,13 @@ __all__ = [
     "authority_of",
     "call_for",
     "head_of",
+    "headers_of",
     "is_in_memory",
     "is_replayable",
     "is_small",
     "learn_of_trailers",
     "local_response",
+    "lower_name",
     "passthrough_event",
     "pool_key_of",
     "record_of",
@@ -124,7 +126,7 @@ def head_of(request: httpx.Request, authority: str) -> RequestHead:
     items = []
     is_grpc = False
     for raw_name, raw_value in request.headers.raw:
-        name = _lower(raw_name)
+        name = lower_name(raw_name)
         value = raw_value.decode("latin-1")
         if name == "host":
             host = value
@@ -219,7 +221,8 @@ def _has_h2() -> bool:
 
 # Names of headers are few, and looking one up is quicker than making it.
 @lru_cache(maxsize=1024)
-def _lower(raw: bytes) -> str:
+def lower_name(raw: bytes) -> str:
+    """Return the name of a header as decisions know it."""
     return raw.lower().decode("latin-1")
 
 
@@ -243,7 +246,7 @@ class _RawHeaders(Headers):
     def __getattr__(self, name: str) -> Any:  # only called for what is not there yet
         if name != "items":
             raise AttributeError(name)
-        self.items = tuple((_lower(raw), value.decode("latin-1")) for raw, value in self._raw)
+        self.items = tuple((lower_name(raw), value.decode("latin-1")) for raw, value in self._raw)
         return self.items
 
 
@@ -251,12 +254,17 @@ def learn_of_trailers(call: Call, extensions: Mapping[str, Any], now: float) -> 
     """Have a call learn from the trailers that came after a response's body, if any did; before `close`."""
     trailers = extensions.get("trailers")
     if trailers:
-        call.trailers([(_lower(name), value.decode("latin-1")) for name, value in trailers], now)
+        call.trailers([(lower_name(name), value.decode("latin-1")) for name, value in trailers], now)
 
 
 def response_of(raw: RawResponse | httpcore.Response) -> Response:
     """Return the outcome of an attempt whose response headers have arrived."""
     return Response(raw.status, _RawHeaders(raw.headers))
+
+
+def headers_of(head: ResponseHead) -> Headers:
+    """Return the headers of a response for those who decide."""
+    return _RawHeaders(head.headers)
 
 
 def response_headers(

@@ -13,7 +13,7 @@ from meshlib.clients.http1_request import Http1Request, encoded, pairs_of
 from meshlib.clients.pools import PoolKey
 from meshlib.clients.timeouts import AttemptTimeouts
 
-__all__ = ["http1_request_for", "http2_request_for"]
+__all__ = ["http1_request_for", "http2_request_for", "origin_of"]
 
 
 def http1_request_for(
@@ -24,7 +24,7 @@ def http1_request_for(
     Raises:
         httpcore.LocalProtocolError: It cannot be sent as it is.
     """
-    origin = _origin(key.address, key.context is not None)
+    origin = origin_of(key.address, key.context is not None)
     stream = cast(Any, request.stream)  # httpx types it as either kind; its client made the right one
     return Http1Request(attempt.head, origin, stream, request.extensions, timeouts)
 
@@ -56,7 +56,7 @@ def http2_request_for(
         stream = _NO_BODY
     return _Request(
         head.method.encode("ascii"),
-        _Url(_origin(key.address, key.context is not None), encoded(head.path)),
+        _Url(origin_of(key.address, key.context is not None), encoded(head.path)),
         pairs_of(head),
         cast(Any, stream),  # httpx types it as either kind; its client made the right one
         extensions,
@@ -71,7 +71,8 @@ def _is_empty(request: httpx.Request) -> bool:
 
 
 @lru_cache(maxsize=4096)
-def _origin(address: str, is_secure: bool) -> httpcore.Origin:
+def origin_of(address: str, is_secure: bool) -> httpcore.Origin:
+    """Return an endpoint as httpcore names it."""
     scheme = b"https" if is_secure else b"http"
     if address.startswith("unix:"):
         return httpcore.Origin(scheme, b"localhost", 80)  # never resolved: the pool connects to the path

@@ -9,7 +9,7 @@ from typing import assert_never
 
 import httpx
 
-from meshlib.call import Call, Done
+from meshlib.call import Call, Done, Step
 from meshlib.clients.connections import Http1Pool
 from meshlib.clients.drive import run
 from meshlib.clients.hedge_threads import HedgeThreads
@@ -31,8 +31,10 @@ from meshlib.clients.httpx_errors import (
     httpx_error,
     refusal,
 )
+from meshlib.clients.httpx_express import Express, Tried, begin
 from meshlib.clients.httpx_redirects import FollowedRedirects
 from meshlib.clients.httpx_sync_exchange import Exchange, Pool
+from meshlib.clients.httpx_sync_express import send_express
 from meshlib.clients.mirrors import Mirrors
 from meshlib.clients.pools import PoolKey, Pools
 from meshlib.clients.source import MeshSource
@@ -63,6 +65,7 @@ class MeshTransport(httpx.BaseTransport):
         self._mesh = mesh
         self._passthrough = passthrough
         self._limits = limits
+        self._express: Express | None = getattr(mesh, "_express", None)
         expiry = limits.keepalive_expiry
         idle_s = 60.0 if expiry is None else expiry
         self._pools: Pools[Pool] = Pools(self._make_pool, clock=mesh.clock, idle_s=idle_s, known=KnownAddresses(mesh))
@@ -90,18 +93,37 @@ class MeshTransport(httpx.BaseTransport):
             if self._passthrough == "unknown" and isinstance(error, RoutingError):
                 return self._pass(request, authority)
             raise refusal(authority, error, request) from error
-        replayable = is_replayable(request)
-        head = head_of(request, authority)
-        if target.has_demands:
-            try:
-                target = mesh.meet(target, head)
-            except MeshError as error:
-                raise refusal(authority, error, request) from error
-        call = call_for(mesh, target, head, request, replayable=replayable)
+        step: Step | None = None
+        early: Tried[Pool] | None = None
+        begun = begin(mesh, self._express, request, authority, target)
+        if begun is not None:
+            if begun.berth is not None:
+                found = send_express(begun, self._pools)
+                if isinstance(found, httpx.Response):
+                    return found
+                early = found
+            replayable = True
+            call, step = begun.joined()
+        else:
+            replayable = is_replayable(request)
+            head = head_of(request, authority)
+            if target.has_demands:
+                try:
+                    target = mesh.meet(target, head)
+                except MeshError as error:
+                    raise refusal(authority, error, request) from error
+            call = call_for(mesh, target, head, request, replayable=replayable)
         exchange = Exchange(
-            mesh, self._pools, request, call, replayable=replayable, mirrors=self._mirrors, threads=self._threads
+            mesh,
+            self._pools,
+            request,
+            call,
+            replayable=replayable,
+            mirrors=self._mirrors,
+            threads=self._threads,
+            early=early,
         )
-        done = run(call, exchange, clock=mesh.clock, sleep=time.sleep)
+        done = run(call, exchange, clock=mesh.clock, sleep=time.sleep, step=step)
         if call.match is not None and call.match.action.internal_redirect is not None:
             call, exchange, done = self._follow(call, exchange, done, request, replayable)
         match done.result:

@@ -31,6 +31,7 @@ from meshlib.clients.httpx_errors import (
     failure_or_raise,
     is_safe_to_resend,
 )
+from meshlib.clients.httpx_express import Tried
 from meshlib.clients.httpx_requests import http1_request_for, http2_request_for
 from meshlib.clients.mirrors import Copy, Mirrors, copies_of
 from meshlib.clients.pacing import Pacer
@@ -51,6 +52,7 @@ class Exchange:
 
     __slots__ = (
         "_call",
+        "_early",
         "_hold",
         "_is_shared",
         "_lease",
@@ -74,7 +76,14 @@ class Exchange:
         replayable: bool,
         mirrors: Mirrors | None = None,
         threads: HedgeThreads | None = None,
+        early: Tried[Pool] | None = None,
     ) -> None:
+        """Begin.
+
+        Args:
+            early: What came of the call's first attempt, which was made already.
+        """
+        self._early = early
         self._mesh = mesh
         self._pools = pools
         self._mirrors = mirrors
@@ -116,11 +125,23 @@ class Exchange:
         self._timeouts = winner._timeouts
 
     def send(self, attempt: Attempt) -> Outcome:
-        match = self._call.match
-        if match is not None and match.mirrors and attempt.number == 1 and self._mirrors is not None:
-            self._copy(attempt, match.mirrors, self._mirrors)
-        timeouts = timeouts_for(attempt, self._request, self._mesh.clock, replayable=self._replayable, hold=self._hold)
-        outcome = self._try(attempt, timeouts, fresh=False)
+        early, self._early = self._early, None
+        if early is not None:
+            timeouts, self._lease = early.timeouts, early.lease
+            result = early.result
+            outcome = (
+                self._failed(result, timeouts)
+                if isinstance(result, BaseException)
+                else self._received(result, timeouts)
+            )
+        else:
+            match = self._call.match
+            if match is not None and match.mirrors and attempt.number == 1 and self._mirrors is not None:
+                self._copy(attempt, match.mirrors, self._mirrors)
+            timeouts = timeouts_for(
+                attempt, self._request, self._mesh.clock, replayable=self._replayable, hold=self._hold
+            )
+            outcome = self._try(attempt, timeouts, fresh=False)
         if isinstance(outcome, Failure) and is_safe_to_resend(
             attempt.head, timeouts, outcome, replayable=self._replayable
         ):
@@ -146,12 +167,17 @@ class Exchange:
                 raw = pool.handle_request(http1_request_for(attempt, self._request, timeouts, key))
             else:
                 raw = pool.handle_request(http2_request_for(attempt, self._request, timeouts, key))
-        except Exception as error:
-            self._release()
-            return failure_or_raise(error, timeouts, self._call, self._request)
-        except BaseException:
-            self._release()
-            raise
+        except BaseException as error:
+            return self._failed(error, timeouts)
+        return self._received(raw, timeouts)
+
+    def _failed(self, error: BaseException, timeouts: AttemptTimeouts) -> Failure:
+        self._release()
+        if not isinstance(error, Exception):
+            raise error
+        return failure_or_raise(error, timeouts, self._call, self._request)
+
+    def _received(self, raw: _Raw, timeouts: AttemptTimeouts) -> Response:
         # A request that was streamed has had its own time: the call's began before it.
         timeouts.begin_body(self._call.body_deadline if self._replayable else None, self._call.idle_s)
         self._raw = raw

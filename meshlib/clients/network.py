@@ -88,9 +88,10 @@ class SocketStream(httpcore.NetworkStream):
 
     def read(self, max_bytes: int, timeout: float | None = None) -> bytes:
         try:
-            self._set_limit(left_of(timeout, httpcore.ReadTimeout))
-            if isinstance(timeout, Until) and timeout.hold is not None:
-                return self._held_read(max_bytes, timeout.hold)
+            if timeout is not self._limit:
+                self._set_limit(left_of(timeout, httpcore.ReadTimeout))
+                if isinstance(timeout, Until) and timeout.hold is not None:
+                    return self._held_read(max_bytes, timeout.hold)
             return self._socket.recv(max_bytes)
         except TimeoutError as error:
             raise httpcore.ReadTimeout(error) from error
@@ -107,16 +108,29 @@ class SocketStream(httpcore.NetworkStream):
             hold.leave()
 
     def write(self, buffer: bytes, timeout: float | None = None) -> None:
+        sent = self.write_once(buffer, timeout)
+        if sent < len(buffer):
+            self.write_rest(memoryview(buffer)[sent:], timeout)
+
+    def write_once(self, buffer: bytes, timeout: float | None) -> int:
+        """Write as much as goes in one go, and return how much it was."""
         self.wrote = False
         try:
-            self._set_limit(left_of(timeout, httpcore.WriteTimeout))
-            sent = self._socket.send(buffer)
-            if sent < len(buffer):
-                self.wrote = True
-                rest = memoryview(buffer)[sent:]
-                while rest:
-                    self._set_limit(left_of(timeout, httpcore.WriteTimeout))
-                    rest = rest[self._socket.send(rest) :]
+            if timeout is not self._limit:
+                self._set_limit(left_of(timeout, httpcore.WriteTimeout))
+            return self._socket.send(buffer)
+        except TimeoutError as error:
+            raise httpcore.WriteTimeout(error) from error
+        except OSError as error:
+            raise httpcore.WriteError(error) from error
+
+    def write_rest(self, rest: "memoryview[int]", timeout: float | None) -> None:
+        """Write what `write_once` has left."""
+        self.wrote = True
+        try:
+            while rest:
+                self._set_limit(left_of(timeout, httpcore.WriteTimeout))
+                rest = rest[self._socket.send(rest) :]
         except TimeoutError as error:
             raise httpcore.WriteTimeout(error) from error
         except OSError as error:

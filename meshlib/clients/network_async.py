@@ -7,7 +7,6 @@ in between: that takes a fifth of the CPU time of a stream of anyio. Under trio 
 import asyncio
 import socket
 import ssl
-from collections import deque
 from collections.abc import Awaitable, Callable, Iterable
 from typing import Any, Final
 
@@ -15,74 +14,14 @@ import anyio
 import httpcore
 from httpcore._backends.auto import AutoBackend
 
+from meshlib.clients.asyncio_protocol import StreamProtocol, TlsProtocol, TlsWire
 from meshlib.clients.network import SocketOption, left_of
 from meshlib.runtime.eyeballs import HAPPY_EYEBALLS_S, Address, addresses_of, connect_first, in_turns
 
 __all__ = ["AsyncDeadlineBackend", "AsyncSocketStream", "AsyncioStream", "TrioStream"]
 
-HIGH_WATER_BYTES: Final = 65536
-"""What came and was not read yet; with more of it the peer has to wait."""
 WRITE_BYTES: Final = 262144
 """A transport keeps what the socket does not take at once; it is given no more than this at a time."""
-
-
-class _Protocol(asyncio.Protocol):
-    """What came in, and who waits for it.
-
-    Attributes:
-        waiter: Resolved when there is something to read; a result of False: time is over.
-        room: Resolved when there is room for writing again.
-    """
-
-    __slots__ = ("chunks", "error", "is_eof", "is_full", "is_lost", "is_paused", "room", "size", "transport", "waiter")
-
-    def __init__(self) -> None:
-        self.transport: asyncio.Transport | None = None
-        self.chunks: deque[bytes] = deque()
-        self.size = 0
-        self.is_paused = False  # reading
-        self.is_full = False  # writing
-        self.is_eof = False
-        self.is_lost = False
-        self.error: Exception | None = None
-        self.waiter: asyncio.Future[bool] | None = None
-        self.room: asyncio.Future[bool] | None = None
-
-    def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        self.transport = transport  # type: ignore[assignment]  # of the kind that it was made as
-
-    def data_received(self, data: bytes) -> None:
-        self.chunks.append(data)
-        self.size += len(data)
-        waiter = self.waiter
-        if waiter is not None:
-            if not waiter.done():
-                waiter.set_result(True)
-        elif self.size > HIGH_WATER_BYTES and not self.is_paused and self.transport is not None:
-            self.is_paused = True
-            self.transport.pause_reading()
-
-    def eof_received(self) -> None:
-        self.is_eof = True
-        self._wake(self.waiter)
-
-    def connection_lost(self, exc: Exception | None) -> None:
-        self.is_eof = self.is_lost = True
-        self.error = exc
-        self._wake(self.waiter)
-        self._wake(self.room)
-
-    def pause_writing(self) -> None:
-        self.is_full = True
-
-    def resume_writing(self) -> None:
-        self.is_full = False
-        self._wake(self.room)
-
-    @staticmethod
-    def _wake(waiter: "asyncio.Future[bool] | None") -> None:
-        if waiter is not None and not waiter.done():
-            waiter.set_result(True)
 
 
 def _expire(waiter: "asyncio.Future[bool]") -> None:
@@ -99,7 +38,7 @@ class AsyncioStream(httpcore.AsyncNetworkStream):
 
     __slots__ = ("_loop", "_protocol", "_transport", "wrote")
 
-    def __init__(self, transport: asyncio.Transport, protocol: _Protocol) -> None:
+    def __init__(self, transport: asyncio.Transport | TlsWire, protocol: StreamProtocol) -> None:
         self._transport = transport
         self._protocol = protocol
         self._loop = asyncio.get_running_loop()
@@ -110,16 +49,11 @@ class AsyncioStream(httpcore.AsyncNetworkStream):
         chunks = protocol.chunks
         left = left_of(timeout, httpcore.ReadTimeout)  # a peer that sends faster than is read has its time, too
         if not chunks and not protocol.is_eof:
-            loop = self._loop
-            waiter = protocol.waiter = loop.create_future()
-            timer = None if left is None else loop.call_later(left, _expire, waiter)
             try:
-                if not await waiter:
+                if not await protocol.wait(left):
                     raise httpcore.ReadTimeout("timed out")
             finally:
                 protocol.waiter = None
-                if timer is not None:
-                    timer.cancel()
         if chunks:
             data = chunks.popleft()
             if len(data) > max_bytes:
@@ -135,6 +69,20 @@ class AsyncioStream(httpcore.AsyncNetworkStream):
             raise httpcore.ReadError(protocol.error) from protocol.error
         return b""
 
+    def push(self, buffer: bytes) -> bool:
+        """Send what is not much; True: `drain` is to follow, before anything else is sent.
+
+        Raises:
+            httpcore.WriteError: The connection is gone.
+        """
+        protocol, transport = self._protocol, self._transport
+        self.wrote = False
+        if protocol.is_lost or transport.is_closing():
+            raise httpcore.WriteError(protocol.error or "the connection is closed")
+        transport.write(buffer)
+        self.wrote = True
+        return protocol.is_full
+
     async def write(self, buffer: bytes, timeout: float | None = None) -> None:
         protocol, transport = self._protocol, self._transport
         self.wrote = False
@@ -145,7 +93,7 @@ class AsyncioStream(httpcore.AsyncNetworkStream):
                 transport.write(buffer)
                 self.wrote = True
             if protocol.is_full:
-                await self._drain(timeout)
+                await self.drain(timeout)
             return
         view = memoryview(buffer)
         for at in range(0, len(view), WRITE_BYTES):
@@ -154,9 +102,10 @@ class AsyncioStream(httpcore.AsyncNetworkStream):
             transport.write(view[at : at + WRITE_BYTES])
             self.wrote = True
             if protocol.is_full:
-                await self._drain(timeout)
+                await self.drain(timeout)
 
-    async def _drain(self, timeout: float | None) -> None:
+    async def drain(self, timeout: float | None) -> None:
+        """Wait until there is room for writing."""
         protocol, loop = self._protocol, self._loop
         left = left_of(timeout, httpcore.WriteTimeout)
         waiter = protocol.room = loop.create_future()
@@ -189,26 +138,21 @@ class AsyncioStream(httpcore.AsyncNetworkStream):
     async def start_tls(
         self, ssl_context: ssl.SSLContext, server_hostname: str | None = None, timeout: float | None = None
     ) -> "AsyncioStream":
+        transport = self._transport
+        if isinstance(transport, TlsWire):
+            raise httpcore.UnsupportedProtocol("this connection has TLS already")
         try:
             async with asyncio.timeout(left_of(timeout, httpcore.ConnectTimeout)):
-                made = await self._loop.start_tls(
-                    self._transport,
-                    self._protocol,
-                    ssl_context,
-                    server_hostname=server_hostname,
-                    ssl_handshake_timeout=3600.0,  # ours is shorter
-                )
+                secured = TlsProtocol(transport, ssl_context, server_hostname)
+                await secured.shake_hands()
         except BaseException as error:
-            self._transport.abort()
+            transport.abort()
             if isinstance(error, TimeoutError):
                 raise httpcore.ConnectTimeout(error) from error
             if isinstance(error, OSError):
                 raise httpcore.ConnectError(error) from error
             raise
-        if made is None:  # "None" is what a loop gives when the connection was lost meanwhile
-            raise httpcore.ConnectError("the connection was closed during the TLS handshake")
-        self._protocol.transport = made
-        return AsyncioStream(made, self._protocol)
+        return AsyncioStream(TlsWire(transport, secured), secured)
 
     def get_extra_info(self, info: str) -> Any:
         match info:
@@ -299,7 +243,7 @@ class AsyncDeadlineBackend(httpcore.AsyncNetworkBackend):
                 raise httpcore.ConnectTimeout(error) from error
         loop = asyncio.get_running_loop()
 
-        async def connect() -> tuple[asyncio.Transport, _Protocol]:
+        async def connect() -> tuple[asyncio.Transport, StreamProtocol]:
             addresses = addresses_of(self._dials) or await _found(loop, host, port)
             made = await connect_first(loop, addresses, local_address)
             try:
@@ -309,7 +253,7 @@ class AsyncDeadlineBackend(httpcore.AsyncNetworkBackend):
             except BaseException:
                 made.close()
                 raise
-            return await loop.create_connection(_Protocol, sock=made)
+            return await loop.create_connection(StreamProtocol, sock=made)
 
         return await _opened(connect, left)
 
@@ -320,7 +264,7 @@ class AsyncDeadlineBackend(httpcore.AsyncNetworkBackend):
         if not _is_asyncio():
             return TrioStream(await self._inner.connect_unix_socket(path, left, socket_options))
         loop = asyncio.get_running_loop()
-        return await _opened(lambda: loop.create_unix_connection(_Protocol, path), left)
+        return await _opened(lambda: loop.create_unix_connection(StreamProtocol, path), left)
 
     async def sleep(self, seconds: float) -> None:
         await anyio.sleep(seconds)

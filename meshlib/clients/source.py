@@ -21,7 +21,7 @@ class MeshSource(Protocol):
         tracing: Makes spans.
 
     A source may have a `_meter` besides, an `events.Meter` or None: it counts calls instead of `emit`; and an `_express`, which
-    says to which targets RPCs may do without a `Call` (see `grpc_express`).
+    says to which targets RPCs and requests may do without a `Call` (see `grpc_express`, `httpx_express`).
     """
 
     clock: Clock

@@ -120,6 +120,7 @@ class AttemptTimeouts:
         clock: Clock,
         after_body: bool = False,
         hold: Hold | None = None,
+        now: float | None = None,
     ) -> None:
         """Begin an attempt.
 
@@ -130,11 +131,15 @@ class AttemptTimeouts:
             after_body: The time runs from the end of the request body. For bodies that the application is still making:
                 Envoy's time-outs too start when the request is complete.
             hold: As for `Until.at`.
+            now: When it begins; None: as the clock says.
         """
         self._base = base
         self._clock = clock
         self._connect_s = connect_timeout_s
-        self._deadline = None if timeout_s is None or after_body else clock() + timeout_s
+        if timeout_s is None or after_body:
+            self._deadline: float | None = None
+        else:
+            self._deadline = (clock() if now is None else now) + timeout_s
         self._pending_s = timeout_s if after_body else None
         self._hold = hold
         self._idle_s: float | None = None  # between two pieces of a response body
@@ -172,6 +177,22 @@ class AttemptTimeouts:
     def rush(self, seconds: float) -> None:
         """Give what remains of the exchange `seconds`, whatever was said before."""
         self._deadline = self._clock() + seconds
+
+    def step_s(self, name: str) -> float | None:
+        """As `get`, for a `write` or `read` that begins now and asks the socket once: mostly a mere number."""
+        deadline = self._deadline
+        if deadline is None or self._hold is not None or self._idle_s is not None or self._pending_s is not None:
+            return self.get(name)
+        if name == "write":
+            self.has_sent = True
+        limit = self._base.get(name)
+        left = deadline - self._clock()
+        if left > 0.0:
+            if limit is None or left < limit:
+                return left
+            if limit > 0.0:
+                return limit
+        return self.get(name)  # there is no time
 
     def get(self, name: str, default: float | None = None) -> float | None:
         """Return the seconds that the step `connect`, `write`, `read` or `pool` may take; None: no limit."""

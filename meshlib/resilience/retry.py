@@ -139,6 +139,8 @@ class RetryRules:
         can_hedge: A slow attempt may be hedged: there was something to retry on to begin with.
         needs_request: The request has a say: `for_request` must be asked.
         spares_ok: A gRPC call that went well is not repeated, whatever it is.
+        reads_headers: The headers of a response have a say.
+        spares_good: Nor is a response with a status below 400.
     """
 
     __slots__ = (
@@ -151,6 +153,8 @@ class RetryRules:
         "needs_request",
         "num_retries",
         "on",
+        "reads_headers",
+        "spares_good",
         "spares_ok",
     )
 
@@ -186,6 +190,8 @@ class RetryRules:
         self._request_tests = request_tests
         self._reads_status = reads_status
         self.spares_ok = not (self.on & (_HEADERS | _RATE_LIMITED) or (self.on & _STATUS_CODES and 200 in codes))
+        self.reads_headers = bool(self.on & (_HEADERS | _RATE_LIMITED | _GRPC))
+        self.spares_good = not (self.reads_headers or (self.on & _STATUS_CODES and any(code < 400 for code in codes)))
 
     @classmethod
     def of_policy(cls, policy: RetryPolicy | None) -> "RetryRules":

@@ -94,6 +94,11 @@ class RouteMatch:
         return rewrite_host(head, endpoint.hostname, append_forwarded=self.action.append_x_forwarded_host)
 
     @property
+    def changes_requests(self) -> bool:
+        """The route, or a filter on the way to it, changes the heads of some requests."""
+        return self._filter is not None or self._rewrite is not None
+
+    @property
     def changes_responses(self) -> bool:
         """The route changes response headers, so that it is worth working out what the values may speak of."""
         return self._response is not None and bool(self._response)

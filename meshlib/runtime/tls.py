@@ -9,11 +9,11 @@ import ssl
 import weakref
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
-from functools import partial
+from functools import lru_cache, partial
 from threading import RLock
 
 from meshlib.errors import IdentityError
-from meshlib.identity.certificates import check_certificate
+from meshlib.identity.certificates import check_certificate, parse_chain
 from meshlib.identity.san import PeerNames
 from meshlib.identity.verify import PeerRule, compile_peer_rule
 from meshlib.model.secret import ClientTls, Secret, SecretRef, ServerTls, TlsCertificate, TrustedCa
@@ -22,7 +22,15 @@ from meshlib.runtime.clock import wall as system_wall
 from meshlib.runtime.tls_context import MeshContext, load_identity, load_trust, peer_identity
 from meshlib.xds.follow import provider_secret_names
 
-__all__ = ["PeerNames", "client_context", "client_material", "peer_identity", "server_context", "server_material"]
+__all__ = [
+    "PeerNames",
+    "client_context",
+    "client_material",
+    "peer_identity",
+    "server_context",
+    "server_material",
+    "validity",
+]
 
 _CRL = b"-----BEGIN X509 CRL-----"
 
@@ -294,6 +302,21 @@ def _secret(ref: SecretRef, secrets: Mapping[str, Secret], kind: int) -> TlsCert
     if secret is None:
         raise IdentityError("the secret has not arrived", resource=ref.sds_name)
     return secret.value
+
+
+def validity(tls: ClientTls, secrets: Mapping[str, Secret]) -> tuple[float, float] | None:
+    """Return from when to when the certificate may be used that we show, in seconds since the epoch; None: there is none.
+
+    Raises:
+        IdentityError: A secret is missing, or of the wrong kind.
+    """
+    return None if tls.certificate is None else _validity(_certificate(tls.certificate, secrets).chain_pem)
+
+
+@lru_cache(maxsize=256)
+def _validity(chain_pem: bytes) -> tuple[float, float]:
+    leaf = parse_chain(chain_pem)[0]
+    return leaf.not_before, leaf.not_after
 
 
 def _certificate(ref: SecretRef, secrets: Mapping[str, Secret]) -> TlsCertificate:

@@ -1,7 +1,7 @@
 """One target: its routes, and what the options of each come to."""
 
 from collections.abc import Mapping
-from typing import Final
+from typing import Any, Final
 
 from meshlib.model.discovery import ScopedRoutes
 from meshlib.model.endpoint import NO_METADATA
@@ -16,7 +16,7 @@ from meshlib.resilience.limiters import Limiter, make_limiter
 from meshlib.resilience.retry import RetryRules
 from meshlib.routing.limits import RouteLimit
 from meshlib.routing.scopes import ScopeTable
-from meshlib.routing.table import RouteTable
+from meshlib.routing.table import RouteMatch, RouteTable
 from meshlib.view.cluster_state import ClusterState
 
 __all__ = ["ActiveFaults", "RoutePlan", "TargetView"]
@@ -95,6 +95,8 @@ class TargetView:
         hostname: Of this machine; empty: not known.
         wall_offset_s: Added to monotonic seconds it gives those since the epoch, in which marks of sessions end. Kept up to date from outside.
         has_demands: A request may need what is only subscribed to when one does: see `unmet`.
+        is_plain: Requests are routed as they come, and alike if they are alike: no chance, no clock, nothing to prepare.
+        ways: Of HTTP calls, by route; None: that route has none. See `meshlib.call.way`.
     """
 
     __slots__ = (
@@ -106,11 +108,13 @@ class TargetView:
         "faults",
         "has_demands",
         "hostname",
+        "is_plain",
         "max_stream_duration_s",
         "name",
         "routes",
         "wall_offset_s",
         "warming",
+        "ways",
     )
 
     faults: ActiveFaults
@@ -159,6 +163,9 @@ class TargetView:
             for routes in config.all_routes:
                 _check_retries(routes)
         self.has_demands = self.routes.has_demands
+        table = self.routes
+        self.is_plain = not (self.has_demands or table.has_chance or table.needs_moment or table.prepare is not None)
+        self.ways: dict[RouteMatch, Any] = {}
 
         # By scope and configuration; what has been counted goes on as long as neither changes.
         self._limiters: dict[tuple[str, LimitFilter], Limiter] = {}

@@ -5,6 +5,7 @@ from typing import Any
 import httpcore
 import pytest
 
+from meshlib.clients import http1_response
 from meshlib.clients.http1_response import ResponseReader
 
 OK = b"HTTP/1.1 200 OK\r\n"
@@ -129,3 +130,28 @@ def test_what_is_no_response_is_refused(wire: bytes, text: str) -> None:
     for size in (65536, 1000):
         with pytest.raises(httpcore.RemoteProtocolError, match=f"(?i){text}"):
             read(wire, size=size)
+
+
+def test_head_that_comes_again_means_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(http1_response, "_heads", {})
+    wire = OK + b"keep-alive: timeout=7\r\ncontent-length: 2\r\n\r\nok"
+    first, second = read(wire), read(wire)
+    assert [wire.partition(b"\r\n\r\n")[0]] == list(http1_response._heads)
+    assert first[1] is second[1]
+    assert (7.0, [b"ok"], True) == (second[0].keep_alive_s, second[2], second[0].is_reusable)
+    # To a HEAD the same head has no body.
+    reader, head, pieces = read(wire.removesuffix(b"ok"), method=b"HEAD")
+    assert (first[1], [], True) == (head, pieces, reader.is_reusable)
+
+
+def test_heads_with_secrets_or_long_lines_are_not_kept_and_their_number_is_bounded(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(http1_response, "_heads", {})
+    read(OK + b"Set-Cookie: id=1\r\ncontent-length: 0\r\n\r\n")
+    read(OK + b"x-long: %s\r\ncontent-length: 0\r\n\r\n" % (b"l" * 200))
+    read(OK + b"".join(b"x-%d: 1\r\n" % number for number in range(200)) + b"content-length: 0\r\n\r\n")
+    assert {} == http1_response._heads
+    for number in range(300):
+        read(OK + b"x-number: %d\r\ncontent-length: 0\r\n\r\n" % number)
+    assert 0 < len(http1_response._heads) <= 256

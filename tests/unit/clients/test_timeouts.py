@@ -68,3 +68,30 @@ def test_body_has_the_time_of_the_call(clock):
     assert found.get("read") == 5.0
     found.begin_body(clock() + 2.0)
     assert found.get("read") == pytest.approx(2.0)
+
+
+def test_step_that_begins_now_is_a_mere_number_while_there_is_time(clock):
+    found = timeouts(clock, {"read": 3.0, "write": 20.0}, timeout_s=10.0)
+    assert (found.step_s("read"), found.step_s("write"), found.has_sent) == (3.0, 10.0, True)
+    assert not isinstance(found.step_s("read"), Until)
+    clock.advance(9.0)
+    assert (found.step_s("read"), found.step_s("write")) == (pytest.approx(1.0), pytest.approx(1.0))
+    clock.advance(1.0)
+    assert isinstance(found.step_s("read"), Until)  # which says that there is none
+
+
+def test_step_asks_for_all_that_get_asks_for(clock):
+    assert timeouts(clock, {"read": 3.0}).step_s("read") == 3.0
+    assert timeouts(clock).step_s("write") is None
+    assert isinstance(timeouts(clock, {"read": 0.0}, timeout_s=1.0).step_s("read"), Until)
+    late = timeouts(clock, timeout_s=1.0, after_body=True)
+    assert late.step_s("write") is None
+    assert isinstance(late.step_s("read"), Until)
+    idle = timeouts(clock, {"read": 3.0}, timeout_s=10.0)
+    idle.begin_body(clock() + 10.0, 0.5)
+    assert (idle.step_s("read"), idle.is_idle) == (0.5, True)
+
+
+def test_attempt_begins_when_it_is_said_to(clock):
+    found = AttemptTimeouts({}, timeout_s=10.0, connect_timeout_s=5.0, clock=clock, now=clock() - 4.0)
+    assert found.left() == 6.0

@@ -1,0 +1,332 @@
+"""HTTP requests that go well at the first attempt, without a `Call`: what the blocking and the async transport share.
+
+The first request that takes a route has left its way there (`meshlib.call.way`), if nothing more depends on what is in a
+request. What is left to do for the next: see that nothing has changed, find its route, choose an endpoint and count it in,
+write, read, count it out. Most of a client's requests have the same headers, so what is to be known of them, and how they
+are written, is worked out once.
+
+Everything else, above all any other ending than a response that is given to the caller, is the general machine's business,
+which takes over what was begun: `Begun.joined`.
+"""
+
+from collections.abc import Callable
+from functools import lru_cache
+from typing import Final, Generic, NamedTuple, TypeVar
+
+import httpcore
+import httpx
+from httpx._content import ByteStream
+
+from meshlib.balancing.endpoint_state import EndpointState
+from meshlib.call import Attempt, Call, Step
+from meshlib.call.limits import has_control_headers
+from meshlib.call.way import Way
+from meshlib.clients.http1_request import WrittenRequest, encoded, is_target, is_traced, plain_lines
+from meshlib.clients.http1_response import RawResponse, ResponseHead
+from meshlib.clients.httpx_common import MeshRecord, headers_of, lower_name, pool_key_of
+from meshlib.clients.httpx_requests import origin_of
+from meshlib.clients.pools import Lease, PoolKey
+from meshlib.clients.source import MeshSource
+from meshlib.clients.timeouts import AttemptTimeouts
+from meshlib.errors import IdentityError
+from meshlib.events import Meter
+from meshlib.model.endpoint import Endpoint
+from meshlib.model.outcome import LocalReply, Response
+from meshlib.model.profile import HTTP
+from meshlib.model.request import Headers, RequestHead, is_grpc_type
+from meshlib.resilience.health_check import IMMEDIATE_FAILURE
+from meshlib.routing.table import RouteMatch
+from meshlib.runtime.clock import wall
+from meshlib.runtime.context import peek_request
+from meshlib.runtime.tls import validity
+from meshlib.view import TargetView, View
+
+__all__ = ["Begun", "Express", "Tried", "begin"]
+
+P = TypeVar("P")
+
+MAX_SHAPES: Final = 512
+Raw = tuple[tuple[bytes, bytes], ...]
+Express = Callable[[TargetView], tuple[View, Meter | None] | None]
+
+
+class Shape(NamedTuple):
+    """What requests with the same headers have in common.
+
+    Attributes:
+        authority: Their host.
+        headers: The others.
+        lines: All of them as they are written.
+        length: Of the body.
+    """
+
+    authority: str
+    headers: Headers
+    lines: bytes
+    length: int
+
+
+class Berth(NamedTuple):
+    """How requests of one way get to one endpoint.
+
+    Attributes:
+        secrets: By which it is reached: other ones may make another context.
+        valid: From when to when our certificate is, in seconds since the epoch; None: there is none.
+        record: Of those that are answered at the first attempt.
+        connect_s: How long connecting may take.
+        added: What the mesh adds to the headers, as it is written.
+    """
+
+    endpoint: Endpoint
+    secrets: object
+    valid: tuple[float, float] | None
+    key: PoolKey
+    origin: httpcore.Origin
+    record: MeshRecord
+    connect_s: float
+    added: bytes
+
+
+class Tried(NamedTuple, Generic[P]):
+    """What came of sending a request that is to go on as all others do.
+
+    Attributes:
+        lease: Of the pool that it was sent by; None: there was none to be had.
+        result: The response, or what was raised.
+    """
+
+    timeouts: AttemptTimeouts
+    lease: Lease[P] | None
+    result: RawResponse | BaseException
+
+
+class Begun:
+    """A request that has begun.
+
+    Attributes:
+        way: Its route's.
+        state: Where it goes; or why it cannot, of which only a `Call` knows what to make.
+        at: When, in monotonic seconds.
+        meter: Who is to be told.
+        berth: None: how to reach the endpoint is not known, or not allowed any more; the long way says what is wrong.
+        sent: What to send, where there is a berth.
+    """
+
+    __slots__ = ("at", "berth", "head", "mesh", "meter", "request", "sent", "state", "way")
+
+    sent: WrittenRequest
+
+    def __init__(
+        self,
+        mesh: MeshSource,
+        request: httpx.Request,
+        head: RequestHead,
+        way: Way,
+        state: EndpointState | LocalReply,
+        at: float,
+        meter: Meter,
+    ) -> None:
+        self.mesh = mesh
+        self.request = request
+        self.head = head
+        self.way = way
+        self.state = state
+        self.at = at
+        self.meter = meter
+        self.berth: Berth | None = None
+
+    def joined(self) -> tuple[Call, Step]:
+        """Have the request go on as all others do; returns its call, and the step at which it is."""
+        way, mesh = self.way, self.mesh
+        # Nothing is being served here, and nobody takes spans: that is how it began.
+        call = Call(
+            way.target,
+            self.head,
+            rng=mesh.rng,
+            now=self.at,
+            guard_unsafe=mesh.guard_unsafe,
+            hook=mesh.emit,
+            meter=getattr(mesh, "_meter", None),
+        )
+        return call, call.join(way, self.state, self.at)
+
+    def is_final(self, head: ResponseHead) -> bool:
+        """Whether a response goes to the caller, and nobody has to know more of it. If so, it has been counted."""
+        way, status = self.way, head.status
+        cluster, rules = way.cluster, way.rules
+        if not 200 <= status < 500 or cluster.learner is not None:
+            return False
+        if cluster.checks is None and (rules.spares_good if status < 400 else not rules.on):
+            outcome = _without_headers(status)
+        else:
+            outcome = Response(status, headers_of(head))
+            if rules.wants_response(outcome) or (cluster.checks is not None and IMMEDIATE_FAILURE in outcome.headers):
+                return False
+        mesh = self.mesh
+        if cluster.outlier is not None:
+            assert isinstance(self.state, EndpointState)
+            changed = cluster.record(self.state, outcome, mesh.clock(), mesh.rng)
+            if changed is not None:
+                mesh.emit(changed)
+        self.meter.attempted(way.match.cluster, status, None, "", False)
+        return True
+
+    def answered(self, status: int) -> Call:
+        """Return the call of a request whose response was final; it is still to be closed."""
+        call, _ = self.joined()
+        call.answered(_without_headers(status))
+        return call
+
+    def ended(self, status: int) -> None:
+        """Give back and count what a request took whose response was read to its end, or is not wanted."""
+        way, mesh = self.way, self.mesh
+        assert isinstance(self.state, EndpointState) and self.berth is not None
+        way.cluster.release(way.breaker, self.state)
+        is_secure = self.berth.key.context is not None
+        self.meter.ended(
+            "http", way.match.cluster, way.target.name, status, None, "-", is_secure, mesh.clock() - self.at
+        )
+
+    def body_deadline(self) -> float | None:
+        """Return when the response's body must be there, in monotonic seconds; None: no limit."""
+        limit_s = self.way.body_s
+        return None if limit_s is None else self.at + limit_s
+
+
+def begin(
+    mesh: MeshSource, express: Express | None, request: httpx.Request, authority: str, target: TargetView
+) -> Begun | None:
+    """Begin a request that needs nothing special.
+
+    Args:
+        express: Says to which targets requests may do without a `Call`, and who counts them; None: nobody says so.
+        authority: As in the URL.
+
+    Returns:
+        None: it has to be begun the long way; nothing was done.
+    """
+    if express is None or not target.is_plain or peek_request() is not None:
+        return None
+    extensions, stream = request.extensions, request.stream
+    if not isinstance(stream, ByteStream) or is_traced(extensions):
+        return None
+    raw = tuple(request.headers.raw)
+    shape = _shapes.get(raw)
+    if shape is None:
+        shape = _shape(raw)
+        if shape is None:
+            return None
+    method, wire = request.method, extensions.get("target") or request.url.raw_path
+    body = b"".join(stream)
+    if len(body) != shape.length or not is_target(method, wire):
+        return None
+    head = RequestHead(
+        method, shape.authority, wire.decode("ascii"), shape.headers, scheme=request.url.scheme, profile=HTTP
+    )
+    match = target.routes.match(head, mesh.rng, is_prepared=True)
+    way: Way | None = target.ways.get(match) if type(match) is RouteMatch else None
+    if way is None or not way.is_express:
+        return None
+    told = express(target)
+    if told is None or told[1] is None or not mesh.tracing.is_idle():
+        return None  # somebody takes events, or spans
+    now = mesh.clock()
+    state = way.begin(now, mesh.rng)
+    if state is None:
+        return None
+    begun = Begun(mesh, request, head, way, state, now, told[1])
+    if type(state) is not EndpointState:
+        return begun
+    berth: Berth | None = way.known.get(state)
+    if (
+        berth is None
+        or berth.endpoint is not state.endpoint
+        or berth.secrets is not told[0].secrets
+        or (berth.valid is not None and not berth.valid[0] <= wall() <= berth.valid[1])
+    ):
+        try:
+            berth = _berth(mesh, request, head, way, state, told[0])
+        except BaseException:
+            way.cluster.release(way.breaker, state, is_success=False)
+            raise
+        if berth is None:
+            return begun
+    if berth.key.context is None and head.scheme == "https":
+        return begun  # which is refused
+    begun.berth = berth
+    timeouts = AttemptTimeouts(
+        extensions.get("timeout", {}),
+        timeout_s=way.limit_s,
+        connect_timeout_s=berth.connect_s,
+        clock=mesh.clock,
+        now=now,
+    )
+    line = b"%s %s HTTP/1.1\r\n%s%s\r\n" % (method.encode("ascii"), wire, shape.lines, berth.added)
+    begun.sent = WrittenRequest(method, line, body, berth.origin, extensions, timeouts)
+    return begun
+
+
+_shapes: dict[Raw, Shape] = {}
+
+
+def _shape(raw: Raw) -> Shape | None:
+    """Work out what requests with some headers have in common; None: they need a closer look each time."""
+    authority = ""
+    items = []
+    for raw_name, raw_value in raw:
+        name, value = lower_name(raw_name), raw_value.decode("latin-1")
+        if name == "host" and not authority:
+            authority = value
+        elif name == "host" or (name == "content-type" and is_grpc_type(value)):
+            return None
+        else:
+            items.append((name, value))
+    headers = Headers(items)
+    if not authority or has_control_headers(headers):
+        return None
+    found = plain_lines(authority, items)
+    if found is None:
+        return None
+    lines, length, is_common = found
+    shape = Shape(authority, headers, lines, length)
+    if is_common:
+        if len(_shapes) >= MAX_SHAPES:
+            _shapes.clear()
+        _shapes[raw] = shape
+    return shape
+
+
+def _berth(
+    mesh: MeshSource, request: httpx.Request, head: RequestHead, way: Way, state: EndpointState, view: View
+) -> Berth | None:
+    """Find out how to reach an endpoint, and note it for later requests; None: that cannot be said here."""
+    cluster, endpoint = way.cluster, state.endpoint
+    tls = cluster.tls_for(endpoint)
+    added = plain_lines("-", way.added)
+    try:
+        key = pool_key_of(Attempt(1, cluster, endpoint, tls, None, head), mesh, request, way.breaker)
+        valid = None if tls is None else validity(tls, view.secrets)
+    except (IdentityError, httpx.TransportError):
+        return None
+    if key.http2 or added is None:
+        way.is_express = False
+        return None
+    name, address = way.match.cluster, endpoint.address
+    berth = Berth(
+        endpoint,
+        view.secrets,
+        valid,
+        key,
+        origin_of(address, key.context is not None),
+        MeshRecord(name, address, 1, "-", (address,)),
+        cluster.config.cluster.connect_timeout_s,
+        b"".join(b"%s: %s\r\n" % (name.encode("ascii"), encoded(value)) for name, value in way.added),
+    )
+    way.known[state] = berth
+    return berth
+
+
+@lru_cache(maxsize=512)
+def _without_headers(status: int) -> Response:
+    """The outcome of an attempt whose headers nobody looks at."""
+    return Response(status)

@@ -1,0 +1,100 @@
+"""Blocking HTTP requests that need no `Call` as long as they go well; see `httpx_express`."""
+
+from collections.abc import Iterator
+
+import httpx
+
+from meshlib.call import Call
+from meshlib.clients.connections import Http1Pool
+from meshlib.clients.http1_sync import Http1Connection
+from meshlib.clients.httpx_errors import body_error
+from meshlib.clients.httpx_express import Begun, Tried
+from meshlib.clients.httpx_sync_exchange import Pool
+from meshlib.clients.pools import Lease, Pools
+
+__all__ = ["send_express"]
+
+
+def send_express(begun: Begun, pools: Pools[Pool]) -> httpx.Response | Tried[Pool]:
+    """Send a request that has begun and has a berth.
+
+    Returns:
+        The response for the caller; or what came of it otherwise, with which its call is to go on.
+    """
+    berth, sent = begun.berth, begun.sent
+    assert berth is not None
+    lease: Lease[Pool] | None = None
+    try:
+        lease = pools.acquire(berth.key)
+        pool = lease.pool
+        assert isinstance(pool, Http1Pool)
+        connection, head = pool.exchange(sent)
+    except BaseException as error:
+        return Tried(sent.timeouts, lease, error)
+    if not begun.is_final(head):
+        return Tried(sent.timeouts, lease, pool.response(connection, head, sent))
+    sent.timeouts.begin_body(begun.body_deadline(), begun.way.match.action.idle_timeout_s or None)
+    extensions = connection.extensions(sent, head)
+    extensions["mesh"] = berth.record
+    body = _Body(begun, pools, lease, pool, connection, head.status)
+    return httpx.Response(head.status, headers=head.headers, stream=body, extensions=extensions)
+
+
+class _Body(httpx.SyncByteStream):
+    """A response body; what the request took is held until it is closed."""
+
+    __slots__ = ("_begun", "_call", "_connection", "_is_closed", "_lease", "_pool", "_pools", "_status")
+
+    def __init__(
+        self,
+        begun: Begun,
+        pools: Pools[Pool],
+        lease: Lease[Pool],
+        pool: Http1Pool,
+        connection: Http1Connection,
+        status: int,
+    ) -> None:
+        self._begun = begun
+        self._pools = pools
+        self._lease = lease
+        self._pool = pool
+        self._connection = connection
+        self._status = status
+        self._call: Call | None = None
+        self._is_closed = False
+
+    def __iter__(self) -> Iterator[bytes]:
+        reader = self._connection.reader
+        try:
+            pieces = reader.open_body()
+        except Exception as error:
+            raise self._broken(error)  # noqa: B904 - it carries its cause
+        # Mostly it came together with the head.
+        return iter(pieces) if reader.is_complete else self._rest(pieces)
+
+    def _rest(self, pieces: list[bytes]) -> Iterator[bytes]:
+        try:
+            yield from pieces
+            yield from self._connection.pieces(self._begun.sent)
+        except Exception as error:
+            raise self._broken(error)  # noqa: B904 - it carries its cause
+
+    def _broken(self, error: Exception) -> Exception:
+        begun = self._begun
+        call = self._call = self._call or begun.answered(self._status)
+        return body_error(call, error, begun.request, begun.sent.timeouts, begun.mesh.clock())
+
+    def close(self) -> None:
+        if self._is_closed:
+            return
+        self._is_closed = True
+        begun, connection, call = self._begun, self._connection, self._call
+        try:
+            self._pool.leave(connection, keep=connection.is_reusable)
+        finally:
+            if call is None:
+                begun.ended(self._status)
+            else:
+                call.close(begun.mesh.clock(), status=self._status)
+            for pool in self._pools.release(self._lease):
+                pool.close()

@@ -1,0 +1,372 @@
+"""HTTP requests that go well without a `Call` come to the same as with one, whatever the configuration and the others."""
+
+from dataclasses import replace
+from typing import Any
+
+import httpx
+from hypothesis import event, given, settings
+from hypothesis import strategies as st
+
+from meshlib.admin.metrics import StandardMetrics
+from meshlib.balancing.endpoint_state import EndpointState
+from meshlib.call import Attempt, Call, Done, Sleep, Step
+from meshlib.clients.http1_response import ResponseHead
+from meshlib.clients.httpx_common import head_of, pool_key_of, record_of, timeouts_for
+from meshlib.clients.httpx_express import Begun, begin
+from meshlib.clients.httpx_requests import http1_request_for
+from meshlib.clients.pools import PoolKey
+from meshlib.clients.timeouts import AttemptTimeouts
+from meshlib.events import Event
+from meshlib.model.cluster import CircuitBreakers, Cluster, EdsDiscovery, LeastRequest, LoadReports, OutlierDetection
+from meshlib.model.endpoint import DropOverload
+from meshlib.model.health import HealthCheck, TcpProbe
+from meshlib.model.lb_policy import PeakEwma, PickFirst, Random, RingHash, RoundRobin
+from meshlib.model.matcher import HeaderMatcher
+from meshlib.model.outcome import Failure, FailureKind, Response
+from meshlib.model.request import Headers
+from meshlib.model.retry import RetryPolicy
+from meshlib.model.route import InternalRedirectPolicy, RouteAction, SingleCluster
+from meshlib.model.snapshot import ClusterConfig, Snapshot
+from meshlib.testing import FakeClock, SeededRng, service
+from meshlib.testing.source import FakeMesh
+from meshlib.view import TargetView, View
+
+words = ["5xx", "gateway-error", "connect-failure", "reset", "unavailable", "cancelled", "retriable-4xx"]
+words += ["retriable-status-codes", "retriable-headers", "envoy-ratelimited"]
+seconds = st.sampled_from([None, None, 0.5, 3.0])
+retries = st.none() | st.builds(
+    RetryPolicy,
+    st.frozensets(st.sampled_from(words), max_size=4),
+    num_retries=st.integers(0, 2),
+    per_try_timeout_s=st.sampled_from([None, 0.5]),
+    per_try_idle_timeout_s=st.sampled_from([None, 0.25]),
+    retriable_status_codes=st.sampled_from([(503,), (200,), ()]),
+    retriable_headers=st.sampled_from([(), (HeaderMatcher("x-again", True),)]),
+    retriable_request_headers=st.sampled_from([()] * 15 + [(HeaderMatcher("x-user", True),)]),
+)
+clusters = st.builds(
+    Cluster,
+    st.just(""),
+    st.just(EdsDiscovery("")),
+    # The last three have to know more, so that requests go the long way.
+    st.sampled_from([LeastRequest(), RoundRobin(), Random()] * 6 + [PickFirst(), PeakEwma(), RingHash()]),
+    circuit_breakers=st.builds(
+        CircuitBreakers, max_requests=st.sampled_from([4, 4, 2, 1, 0]), max_retries=st.integers(0, 2)
+    ),
+    high_priority_circuit_breakers=st.builds(CircuitBreakers, max_requests=st.integers(0, 4)),
+    outlier_detection=st.none()
+    | st.builds(
+        OutlierDetection,
+        consecutive_5xx=st.integers(1, 3),
+        interval_s=st.just(1.0),
+        max_ejection_percent=st.sampled_from([10, 60, 100]),
+        split_external_local_origin_errors=st.booleans(),
+    ),
+    load_reports=st.sampled_from([None, LoadReports(())]),
+    health_check=st.sampled_from([None] * 9 + [HealthCheck(TcpProbe(), 1.0, 1.0, 1, 1)]),
+    max_stream_duration_s=seconds,
+    http2=st.sampled_from([False] * 15 + [True]),
+    retry=retries,
+)
+actions = st.builds(
+    RouteAction,
+    st.just(SingleCluster("a")),
+    timeout_s=st.sampled_from([None, 0.0, 0.5, 3.0]),
+    idle_timeout_s=seconds,
+    max_stream_duration_s=st.sampled_from([None, None, 0.0, 3.0]),
+    high_priority=st.booleans(),
+    auto_host_rewrite=st.sampled_from([False] * 15 + [True]),
+    prefix_rewrite=st.sampled_from([""] * 15 + ["/new"]),
+    internal_redirect=st.sampled_from([None] * 15 + [InternalRedirectPolicy()]),
+)
+
+
+@st.composite
+def snapshots(draw: st.DrawFn) -> Snapshot:
+    """A service with up to four endpoints, some of whose calls may be dropped."""
+    addresses = [f"h:{number}" for number in range(draw(st.sampled_from([3, 2, 1, 4, 0])))]
+    found = service(
+        "a",
+        *addresses,
+        action=draw(actions),
+        retry=draw(retries),
+        template=draw(clusters),
+        include_attempt_count=draw(st.booleans()),
+    )
+    config = found.clusters["a"]
+    assert isinstance(config, ClusterConfig)
+    drops = draw(st.sampled_from([()] * 15 + [(DropOverload("lb", 20, 100),)]))
+    return replace(found, clusters={"a": replace(config, assignment=replace(config.assignment, drop_overloads=drops))})
+
+
+Pairs = tuple[tuple[str, str], ...]
+requests = st.builds(
+    lambda method, path, headers, content: (method, path, headers, content),
+    st.sampled_from(["GET", "GET", "GET", "POST", "HEAD", "DELETE"]),
+    st.sampled_from(["/", "/orders/1?page=2", "/a%20b"]),
+    st.sampled_from(
+        [()] * 16
+        + [
+            (("X-User", "ann"),),
+            (("cookie", "a=b"), ("x-long", "l" * 200)),
+            (("host", "other"),),
+            (("content-type", "application/grpc"),),
+            (("x-envoy-max-retries", "1"),),
+            (("x-envoy-upstream-rq-timeout-ms", "100"),),
+            (("connection", "close"),),
+            (("content-length", "7"),),
+        ]
+    ),
+    st.sampled_from([b"", b"", b"body"]),
+)
+answers = st.one_of(
+    st.sampled_from([(200, ()), (200, ()), (204, ()), (302, (("location", "/x"),)), (404, ()), (500, ()), (503, ())]),
+    st.tuples(
+        st.sampled_from([101, 200, 409, 429, 503]),
+        st.sampled_from(
+            [
+                (("x-again", "1"),),
+                (("grpc-status", "14"),),
+                (("x-envoy-ratelimited", "true"),),
+                (("x-envoy-immediate-health-check-fail", "true"),),
+            ]
+        ),
+    ),
+)
+failures = st.builds(Failure, st.sampled_from(list(FailureKind)), st.booleans()) | st.none()  # given up by the caller
+numbers = st.integers(0, 5)
+actions_on_requests = st.one_of(
+    st.tuples(st.just("begin"), requests),
+    st.tuples(st.just("begin"), requests),
+    st.tuples(st.just("answer"), numbers, answers),
+    st.tuples(st.just("answer"), numbers, answers),
+    st.tuples(st.just("fail"), numbers, failures),
+    st.tuples(st.just("close"), numbers),
+    st.tuples(st.just("close"), numbers),
+    st.tuples(st.just("cut"), numbers, st.sampled_from([FailureKind.RESET, FailureKind.TIMEOUT]), st.booleans()),
+    st.tuples(st.just("wait"), st.sampled_from([0.01, 0.3, 2.0])),
+    st.tuples(st.just("update"), snapshots()),
+)
+
+
+class QuietMesh(FakeMesh):
+    """A mesh whose calls only a meter is told of."""
+
+    def __init__(self, snapshot: Snapshot, seen: list[Any]) -> None:
+        super().__init__(snapshot, clock=FakeClock(), rng=SeededRng(3), guard_unsafe=True, is_disabled=False)
+        self.seen = seen
+        self._meter = StandardMetrics()
+
+    def _express(self, target: TargetView) -> tuple[View, StandardMetrics] | None:
+        return (self.view, self._meter) if self.view.targets.get(target.name) is target else None
+
+    def emit(self, event: Event) -> None:
+        self.seen.append(event)
+        self._meter(event)
+
+
+class Open:
+    """A request under way: a `Call`, or what an express one has begun."""
+
+    def __init__(self, request: httpx.Request) -> None:
+        self.request = request
+        self.call: Call | None = None
+        self.step: Step | None = None
+        self.begun: Begun | None = None
+        self.status = 0  # once it was answered
+
+
+class World:
+    """A mesh whose requests go the long way, or the short one where they can."""
+
+    def __init__(self, snapshot: Snapshot, *, is_express: bool) -> None:
+        self.is_express = is_express
+        self.seen: list[Any] = []
+        self.mesh = QuietMesh(snapshot, self.seen)
+        self.clock: Any = self.mesh.clock
+        self.open: list[Open] = []
+        self.taken = 0
+
+    def begin(self, parts: tuple[str, str, Pairs, bytes]) -> None:
+        method, path, headers, content = parts
+        made = httpx.Request(method, f"http://a{path}", headers=list(headers), content=content or None)
+        made.extensions["timeout"] = {"read": 2.0}
+        target = self.mesh.target("a")
+        assert target is not None
+        one, now = Open(made), self.clock()
+        self.open.append(one)
+        begun = begin(self.mesh, self.mesh._express, made, "a", target) if self.is_express else None
+        if begun is None:
+            call = one.call = Call(
+                target,
+                head_of(made, "a"),
+                rng=self.mesh.rng,
+                now=now,
+                hook=self.mesh.emit,
+                meter=self.mesh._meter,
+            )
+            self.follow(one, call.start(now))
+            return
+        self.taken += 1
+        if begun.berth is None:
+            one.call, step = begun.joined()
+            self.follow(one, step)
+            return
+        one.begun = begun
+        assert isinstance(begun.state, EndpointState)
+        self.note(1, begun.state.address, begun.sent.timeouts, begun.sent.head, begun.sent.body, begun.berth.key)
+
+    def note(
+        self, number: int, address: str, timeouts: AttemptTimeouts, head: bytes, body: bytes | None, key: PoolKey
+    ) -> None:
+        limit = timeouts.step_s("read")
+        self.seen.append((number, address, None if limit is None else round(limit, 6), head, body, key[:5], key.dials))
+
+    def follow(self, one: Open, step: Step) -> None:
+        """Go on to the next attempt, or to the end."""
+        call = one.call
+        assert call is not None
+        while isinstance(step, Sleep):
+            self.clock.advance(step.seconds)
+            step = call.slept(self.clock())
+        one.step = step
+        if isinstance(step, Attempt):
+            key = pool_key_of(step, self.mesh, one.request, call.breaker)
+            timeouts = timeouts_for(step, one.request, self.clock, replayable=True)
+            try:
+                sent = http1_request_for(step, one.request, timeouts, key)
+            except Exception as error:  # it cannot be sent like that
+                self.seen.append(type(error))
+                call.close(self.clock())
+                self.open.remove(one)
+                return
+            self.note(step.number, step.endpoint.address, timeouts, sent.head, sent.body, key)
+            return
+        assert isinstance(step, Done)
+        if isinstance(step.result, Response):
+            self.answered(one, step.result.status, call.body_deadline, call.idle_s, record_of(call, step))
+            return
+        self.seen.append((step.result, step.flag, call.cluster_name, call.endpoints))
+        call.close(self.clock())
+        self.open.remove(one)
+
+    def answered(self, one: Open, status: int, ends_at: float | None, idle_s: float | None, record: Any) -> None:
+        one.status = status
+        self.seen.append((status, None if ends_at is None else round(ends_at, 6), idle_s, record))
+
+    def joined(self, one: Open) -> Call:
+        """Have a call, whose attempt is under way."""
+        if one.call is None:
+            assert one.begun is not None
+            one.call, one.step = one.begun.joined()
+            assert isinstance(one.step, Attempt)
+        return one.call
+
+    def chosen(self, number: int, *, is_answered: bool) -> Open | None:
+        found = [one for one in self.open if bool(one.status) is is_answered]
+        return found[number % len(found)] if found else None
+
+    def answer(self, number: int, answer: tuple[int, Pairs]) -> None:
+        one = self.chosen(number, is_answered=False)
+        if one is None:
+            return
+        status, headers = answer
+        if one.call is None:
+            begun = one.begun
+            assert begun is not None and begun.berth is not None
+            raw = [(name.encode(), value.encode()) for name, value in headers]
+            if begun.is_final(ResponseHead(b"HTTP/1.1", status, b"OK", raw)):
+                idle_s = begun.way.match.action.idle_timeout_s or None
+                self.answered(one, status, begun.body_deadline(), idle_s, begun.berth.record)
+                return
+        call = self.joined(one)
+        self.follow(one, call.finished(Response(status, Headers(headers)), self.clock()))
+
+    def fail(self, number: int, failure: Failure | None) -> None:
+        one = self.chosen(number, is_answered=False)
+        if one is None:
+            return
+        call = self.joined(one)
+        if failure is None:
+            call.close(self.clock())
+            self.open.remove(one)
+            self.seen.append("given up")
+        else:
+            self.follow(one, call.finished(failure, self.clock()))
+
+    def close(self, number: int) -> None:
+        one = self.chosen(number, is_answered=True)
+        if one is None:
+            return
+        self.open.remove(one)
+        if one.call is None:
+            assert one.begun is not None
+            one.begun.ended(one.status)
+        else:
+            one.call.close(self.clock(), status=one.status)
+
+    def cut(self, number: int, kind: FailureKind, is_idle: bool) -> None:
+        """A response breaks off."""
+        one = self.chosen(number, is_answered=True)
+        if one is None:
+            return
+        if one.call is None:
+            assert one.begun is not None
+            one.call = one.begun.answered(one.status)
+        one.call.cut_off(Failure(kind, True), self.clock(), is_idle=is_idle)
+        self.seen.append((one.call.flag, str(one.call.error())))
+        one.call.close(self.clock(), status=one.status)
+        self.open.remove(one)
+
+    def counts(self) -> list[Any]:
+        cluster = self.mesh.cluster("a")
+        breakers = (cluster.breaker, cluster.high_breaker)
+        found: list[Any] = [cluster.attempts, *((breaker.active, breaker.retries) for breaker in breakers)]
+        found += [(state.address, state.active, state.is_ejected) for state in cluster.states.values()]
+        return [*found, self.mesh._meter.attempts()]
+
+    def act(self, name: str, *details: Any) -> None:
+        match name:
+            case "wait":
+                self.clock.advance(details[0])
+                self.mesh.sweep()
+            case "update":
+                self.mesh.publish(replace(details[0], number=self.mesh.view.number + 1))
+            case _:
+                getattr(self, name)(*details)
+
+    def finish(self) -> list[Any]:
+        while self.open:
+            self.answer(0, (200, ()))
+            self.close(0)
+        metrics = self.mesh._meter
+        loads = [
+            None if state.load is None else vars_of(state.load) for state in self.mesh.cluster("a").states.values()
+        ]
+        samples = [replace(sample, sum_ms=round(sample.sum_ms, 3)) for sample in metrics.requests()]
+        return [samples, metrics.attempts(), metrics.ejections(), loads]
+
+
+def vars_of(load: Any) -> dict[str, Any]:
+    return {name: getattr(load, name) for name in type(load).__slots__ if isinstance(getattr(load, name), int)}
+
+
+GET = ("GET", "/", (), b"")
+
+
+@given(st.data())
+@settings(max_examples=100, deadline=None)
+def test_express_requests_come_to_the_same(data: st.DataObject) -> None:
+    # Drawn here, as the text of a snapshot is long.
+    snapshot = data.draw(snapshots())
+    actions = data.draw(st.lists(actions_on_requests, min_size=3, max_size=30))
+    long, short = World(snapshot, is_express=False), World(snapshot, is_express=True)
+    for action in [("begin", GET), ("answer", 0, (200, ())), ("close", 0), *actions]:
+        for world in (long, short):
+            world.act(*action)
+        assert long.seen == short.seen
+        assert long.counts() == short.counts()
+    assert long.finish() == short.finish()
+    assert long.seen == short.seen and long.counts() == short.counts()
+    assert set(long.counts()[1:3]) == {(0, 0)}
+    event(f"express: {min(short.taken, 3)}")
