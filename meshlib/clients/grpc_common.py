@@ -5,7 +5,7 @@ import ssl
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
-from urllib.parse import unquote
+from urllib.parse import quote, unquote
 
 import grpc
 
@@ -31,6 +31,9 @@ Metadata = Iterable[tuple[str, str | bytes]]
 OK: Final = GRPC_OK
 STARTED: Final = Response(200, NO_HEADERS, None)
 """The response has begun: from here on the call belongs to this endpoint."""
+
+_AUTHORITY_CHARACTERS: Final = ":@[]!$&'()*+,;="
+"""What an authority may hold beside letters, digits and `-._~` (RFC 3986 section 3.2)."""
 
 _CONTENT_TYPE = ("content-type", "application/grpc")
 _GRPC_HEADERS = Headers((_CONTENT_TYPE,))
@@ -59,7 +62,8 @@ class Target:
     Attributes:
         authority: What the mesh is asked for: `checkout`, `checkout:8080`, or `xds://authority/checkout` when the
             target names an xDS authority.
-        host: The `:authority` of calls unless the channel's options say otherwise.
+        host: The `:authority` of calls unless the channel's options say otherwise: the name, percent-encoded where an
+            authority may not hold it (as C-core does).
     """
 
     authority: str
@@ -87,7 +91,8 @@ def parse_target(target: str) -> Target:
     name = unquote(re.split(r"[?#]", rest, maxsplit=1)[0])
     if not name:
         raise ConfigError(f"target {target!r}: no service name")
-    return Target(f"xds://{authority}/{name}" if authority else name, name)
+    host = quote(name, safe=_AUTHORITY_CHARACTERS)
+    return Target(f"xds://{authority}/{name}" if authority else name, host)
 
 
 def split_options(options: Sequence[tuple[str, Any]] | None) -> tuple[tuple[tuple[str, Any], ...], str | None]:

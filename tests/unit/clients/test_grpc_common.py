@@ -29,11 +29,13 @@ ERROR = RuntimeError("raised")
     [
         ("xds:///checkout", Target("checkout", "checkout")),
         ("xds:checkout:8080", Target("checkout:8080", "checkout:8080")),
-        ("XDS:///a%2Fb", Target("a/b", "a/b")),
+        ("XDS:///a%2Fb", Target("a/b", "a%2Fb")),
         ("xds://traffic/checkout", Target("xds://traffic/checkout", "checkout")),
-        ("xds:////a//b", Target("/a//b", "/a//b")),
+        ("xds:////a//b", Target("/a//b", "%2Fa%2F%2Fb")),
         ("xds:///a?b=c#d", Target("a", "a")),
-        ("xds:///a%3Fb%23c#d?e", Target("a?b#c", "a?b#c")),
+        ("xds:///a%3Fb%23c#d?e", Target("a?b#c", "a%3Fb%23c")),
+        ("xds:///[::1]:80", Target("[::1]:80", "[::1]:80")),
+        ("xds:///a b:8080", Target("a b:8080", "a%20b:8080")),
     ],
 )
 def test_targets_are_parsed(target: str, expected: Target) -> None:
