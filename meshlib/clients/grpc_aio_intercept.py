@@ -91,7 +91,9 @@ class AioInterceptors:
         try:
             target = self._mesh.target(self._authority)
             if target is None:
-                target = await self._mesh.wait_target_async(self._authority, left_s(rpc, began_at, now))
+                target = await self._mesh.wait_target_async(
+                    self._authority, left_s(rpc, began_at, now), fails_fast=not rpc.wait_for_ready
+                )
                 now = invoker.clock()
             if target.has_demands:
                 target = await self._mesh.meet_async(target, heads(rpc.metadata), left_s(rpc, began_at, now))

@@ -296,7 +296,8 @@ class SyncInvoker(Invoker[grpc.Channel]):
         pauses = 0
         while True:
             try:
-                return self.mesh.wait_target(self.authority, left_s(rpc, began_at, self.clock()))
+                limit_s = left_s(rpc, began_at, self.clock())
+                return self.mesh.wait_target(self.authority, limit_s, fails_fast=not rpc.wait_for_ready)
             except MeshError as error:
                 rest_s = left_s(rpc, began_at, self.clock())
                 if rest_s == 0.0:
@@ -345,7 +346,8 @@ class AioInvoker(Invoker[grpc.aio.Channel]):
         pauses = 0
         while True:
             try:
-                return await self.mesh.wait_target_async(self.authority, left_s(rpc, began_at, self.clock()))
+                limit_s = left_s(rpc, began_at, self.clock())
+                return await self.mesh.wait_target_async(self.authority, limit_s, fails_fast=not rpc.wait_for_ready)
             except MeshError as error:
                 rest_s = left_s(rpc, began_at, self.clock())
                 if rest_s == 0.0:

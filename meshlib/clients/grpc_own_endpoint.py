@@ -74,13 +74,15 @@ class OwnEndpoint:
         found = self._mesh.target(authority)
         return None if found is None else self._adapted(found)
 
-    def wait_target(self, authority: str, timeout_s: float | None = None) -> TargetView:
+    def wait_target(self, authority: str, timeout_s: float | None = None, *, fails_fast: bool = False) -> TargetView:
         """As `MeshSource.wait_target`."""
-        return self._adapted(self._mesh.wait_target(authority, timeout_s))
+        return self._adapted(self._mesh.wait_target(authority, timeout_s, fails_fast=fails_fast))
 
-    async def wait_target_async(self, authority: str, timeout_s: float | None = None) -> TargetView:
+    async def wait_target_async(
+        self, authority: str, timeout_s: float | None = None, *, fails_fast: bool = False
+    ) -> TargetView:
         """As `MeshSource.wait_target_async`."""
-        return self._adapted(await self._mesh.wait_target_async(authority, timeout_s))
+        return self._adapted(await self._mesh.wait_target_async(authority, timeout_s, fails_fast=fails_fast))
 
     def meet(self, target: TargetView, head: RequestHead, timeout_s: float | None = None) -> TargetView:
         """As `MeshSource.meet`."""

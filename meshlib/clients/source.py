@@ -44,8 +44,11 @@ class MeshSource(Protocol):
         """
         ...
 
-    def wait_target(self, authority: str, timeout_s: float | None = None) -> TargetView:
+    def wait_target(self, authority: str, timeout_s: float | None = None, *, fails_fast: bool = False) -> TargetView:
         """Subscribe to a target if need be, and wait until it is usable; None: the mesh's default time.
+
+        Args:
+            fails_fast: Not any longer when no management server can be reached.
 
         Raises:
             RoutingError: The management server says that it does not exist.
@@ -53,7 +56,9 @@ class MeshSource(Protocol):
         """
         ...
 
-    async def wait_target_async(self, authority: str, timeout_s: float | None = None) -> TargetView:
+    async def wait_target_async(
+        self, authority: str, timeout_s: float | None = None, *, fails_fast: bool = False
+    ) -> TargetView:
         """As `wait_target`, without blocking the event loop."""
         ...
 

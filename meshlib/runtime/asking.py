@@ -66,8 +66,11 @@ class TargetDesk(ABC):
         found = self._view.targets.get(name)
         return found if type(found) is TargetView and not found.warming else self._usable(name)
 
-    def wait_target(self, authority: str, timeout_s: float | None = None) -> TargetView:
+    def wait_target(self, authority: str, timeout_s: float | None = None, *, fails_fast: bool = False) -> TargetView:
         """Subscribe to a target if need be, and wait until it is usable; None: the mesh's default time.
+
+        Args:
+            fails_fast: Not any longer when no management server can be reached.
 
         Raises:
             RoutingError: The management server says that it does not exist.
@@ -75,15 +78,17 @@ class TargetDesk(ABC):
             UnavailableError: It was not there in time; the text says what is missing and how the server is.
         """
         name, timeout_s = self._subscribe(authority, timeout_s)
-        found = self._waiters.wait(lambda: self._usable(name), timeout_s, self.clock)
+        found = self._waiters.wait(lambda: self._awaited(name, fails_fast), timeout_s, self.clock)
         if found is None:
             raise self.not_ready(f"service {authority!r}", name, timeout_s)
         return found
 
-    async def wait_target_async(self, authority: str, timeout_s: float | None = None) -> TargetView:
+    async def wait_target_async(
+        self, authority: str, timeout_s: float | None = None, *, fails_fast: bool = False
+    ) -> TargetView:
         """As `wait_target`, without blocking the event loop."""
         name, timeout_s = self._subscribe(authority, timeout_s)
-        found = await self._waiters.wait_async(lambda: self._usable(name), timeout_s, self.clock)
+        found = await self._waiters.wait_async(lambda: self._awaited(name, fails_fast), timeout_s, self.clock)
         if found is None:
             raise self.not_ready(f"service {authority!r}", name, timeout_s)
         return found
@@ -215,6 +220,14 @@ class TargetDesk(ABC):
                 raise RoutingError(found.message, flag="NR", resource=name)
             raise UnavailableError(found.message, resource=name)
         return None if found is not None and found.warming and found.is_warming else found
+
+    def _awaited(self, name: str, fails_fast: bool) -> TargetView | None:
+        found = self._usable(name)
+        if found is None and fails_fast and self._control is not None:
+            text = self._control.unreachable.get(name)
+            if text:
+                raise UnavailableError(text, resource=name)
+        return found
 
     def _subscribe(self, authority: str, timeout_s: float | None, *, keep: bool = False) -> tuple[str, float]:
         control = self._running()

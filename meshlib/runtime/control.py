@@ -125,6 +125,7 @@ class ControlPlane:
         # Replaced by the control thread, read by all.
         self.snapshot = Snapshot()
         self.waiting: Mapping[str, tuple[str, ...]] = MappingProxyType({})
+        self.unreachable: Mapping[str, str] = MappingProxyType({})
         self.problems: Mapping[str, str] = MappingProxyType({})
         # Of the control thread alone.
         self._cache = ResourceCache()
@@ -478,6 +479,7 @@ class ControlPlane:
             self._pause()
             self._emit_all(self._certificates.update(resolution.snapshot, self._clock()))
             self._copy.save_soon(self._scheduler, self._cache)
+        self.unreachable = self._links.unreachable(resolution.waiting)
         self._reporter.step()
         self._orca.step()
         self._owner.changed()

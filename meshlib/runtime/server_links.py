@@ -48,6 +48,7 @@ class ServerLinks:
         """Make the connection to the first server; down, like any that follows until `connect`."""
         self._cache = cache
         self._make_link = make_link
+        self._node = f" (xDS node ID:{bootstrap.node.id})" if bootstrap.node.id else ""
         # The top-level servers are connected to before anything is wanted: the first call waits less.
         self._default = _Group(bootstrap.servers, on_reachability_only=False, always=True)
         self._groups: dict[str | None, _Group] = {None: self._default}
@@ -86,6 +87,20 @@ class ServerLinks:
         """Return the server that a name is asked of now, the active one; None: its authority is unknown."""
         group = self._group(name)
         return None if group is None else group.active
+
+    def unreachable(self, waiting: Mapping[str, tuple[str, ...]]) -> Mapping[str, str]:
+        """Return why there is no hope for now, of those that wait for a resource whose servers have all failed.
+
+        Args:
+            waiting: What each waits for: `LDS resource checkout`.
+        """
+        found: dict[str, str] = {}
+        for who, missing in waiting.items():
+            for what in missing:
+                failure = self._failure(what.partition(" resource ")[2])
+                if failure:
+                    found.setdefault(who, f"{what}: {failure}{self._node}")
+        return found
 
     # What to do.
 
@@ -143,6 +158,14 @@ class ServerLinks:
         if link is None:
             return Health()
         return Health(is_up=link.status.is_up, is_failing=not link.status.is_up and link.status.failures > 0)
+
+    def _failure(self, name: str) -> str:
+        """Return how the last of the servers of a name has failed, when all have."""
+        group = self._group(name)
+        if not name or group is None or not all(self._health(server).is_failing for server in group.servers):
+            return ""
+        status = self._links[group.servers[-1]].status
+        return f"xDS channel for server {status.server_uri}: {status.reason}"
 
     def _is_open(self, group: _Group) -> bool:
         for type_url, names in group.wanted.items():

@@ -74,14 +74,16 @@ class FakeMesh:
             raise kind(found.message, resource=found.resource)
         return found
 
-    def wait_target(self, authority: str, timeout_s: float | None = None) -> TargetView:
+    def wait_target(self, authority: str, timeout_s: float | None = None, *, fails_fast: bool = False) -> TargetView:
         """As `MeshSource.wait_target`, but nothing is waited for: what the snapshot has not does not exist."""
         found = self.target(authority)
         if found is None:
             raise RoutingError(f"{authority!r} is not in the mesh", resource=f"Listener: {authority}")
         return found
 
-    async def wait_target_async(self, authority: str, timeout_s: float | None = None) -> TargetView:
+    async def wait_target_async(
+        self, authority: str, timeout_s: float | None = None, *, fails_fast: bool = False
+    ) -> TargetView:
         """As `wait_target`."""
         return self.wait_target(authority, timeout_s)
 

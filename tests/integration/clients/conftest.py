@@ -61,12 +61,14 @@ class FakeMesh:
         assert isinstance(found, TargetView)
         return found
 
-    def wait_target(self, authority: str, timeout_s: float | None = None) -> TargetView:
+    def wait_target(self, authority: str, timeout_s: float | None = None, *, fails_fast: bool = False) -> TargetView:
         found = self.target(authority)
         assert found is not None
         return found
 
-    async def wait_target_async(self, authority: str, timeout_s: float | None = None) -> TargetView:
+    async def wait_target_async(
+        self, authority: str, timeout_s: float | None = None, *, fails_fast: bool = False
+    ) -> TargetView:
         return self.wait_target(authority)
 
     def emit(self, event: Event) -> None:

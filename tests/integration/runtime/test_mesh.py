@@ -87,6 +87,31 @@ def test_a_type_that_the_server_has_no_service_for_costs_no_other_stream(ads: An
         server.stop()
 
 
+def test_a_grpc_call_fails_as_soon_as_no_server_can_be_reached_unless_it_waits(ads: Any) -> None:
+    """As gRPC's own clients."""
+    ads.stop()
+    with connect(ads) as mesh:
+        call = mesh.channel("xds:///checkout").unary_unary("/a/b")
+        with pytest.raises(grpc.RpcError) as caught:
+            call(b"", timeout=60.0)
+        assert grpc.StatusCode.UNAVAILABLE is caught.value.code()
+        text = f"LDS resource checkout: xDS channel for server {ads.address}: UNAVAILABLE: failed to connect"
+        assert caught.value.details().startswith(text)
+        assert "(xDS node ID:orders-1)" in caught.value.details()
+
+        async def call_async() -> None:
+            async with mesh.aio_channel("xds:///checkout") as channel:
+                await channel.unary_unary("/a/b")(b"", timeout=60.0)
+
+        with pytest.raises(grpc.aio.AioRpcError, match="xDS channel for server"):
+            asyncio.run(call_async())
+        waits = call.future(b"", timeout=60.0, wait_for_ready=True)
+        with pytest.raises(grpc.RpcError, match="xDS channel for server"):
+            call(b"", timeout=60.0)
+        assert not waits.done()
+        waits.cancel()
+
+
 def test_every_response_is_acknowledged_with_its_nonce(ads: Any) -> None:
     with connect(ads) as mesh:
         mesh.wait_ready("checkout", timeout_s=30)

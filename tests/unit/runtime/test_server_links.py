@@ -258,3 +258,24 @@ def test_links_made_anew_keep_versions() -> None:
     world.links.connect()
     assert "a1" == world.streams["a"][-1].requests[0].version_info
     assert "" == world.streams["a"][-1].requests[0].response_nonce
+
+
+def test_who_waits_has_no_hope_when_all_servers_of_what_is_missing_have_failed() -> None:
+    world = World({"other": {"xds_servers": [server("c")]}})
+    world.links.want(wanted("x", OTHER))
+    waiting = {
+        "first": ("CDS resource x", "EDS resource y"),
+        "second": (f"CDS resource {OTHER}",),
+        "third": ("DNS: z",),
+    }
+    world.fail("a")
+    assert {} == world.links.unreachable(waiting)
+    world.fail("b")
+    assert {"first": "CDS resource x: xDS channel for server b: refused"} == world.links.unreachable(waiting)
+    world.fail("c")
+    assert ["first", "second"] == list(world.links.unreachable(waiting))
+    # Until one has answered, as connecting is not yet knowing better.
+    world.wait(lambda: len(world.streams["b"]) == 2)
+    assert ["first", "second"] == list(world.links.unreachable(waiting))
+    world.answer("b")
+    assert ["second"] == list(world.links.unreachable(waiting))
