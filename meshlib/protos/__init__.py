@@ -6,9 +6,8 @@ it in a private pool. Messages made by a user's own generated classes are accept
 """
 
 import json
-import zlib
+import pkgutil
 from functools import cache
-from importlib import resources
 from typing import Any
 
 from google.protobuf.message import DecodeError, Message
@@ -23,8 +22,10 @@ TYPE_PREFIX = "type.googleapis.com/"
 
 @cache
 def pool() -> LazyPool:
-    """Return the private pool; the first call reads the descriptors (about 5 ms)."""
-    return LazyPool(zlib.decompress(resources.files(__package__).joinpath("descriptors.bin").read_bytes()))
+    """Return the private pool; the first call reads the descriptors (about 1 ms)."""
+    data = pkgutil.get_data(__name__, "descriptors.bin")
+    assert data is not None
+    return LazyPool(data)
 
 
 @cache

@@ -9,8 +9,6 @@ Source: gRFCs A27, A30, A47, A65, A71, A97, A102.
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
-from functools import cache
-from importlib import metadata as distributions
 from types import MappingProxyType
 from typing import Any, Final
 
@@ -18,6 +16,7 @@ from meshlib.model.discovery import RuntimeLayer
 from meshlib.model.endpoint import Locality
 from meshlib.model.snapshot import HomePlace
 from meshlib.protos import from_dict, message_class
+from meshlib.version import VERSION
 
 __all__ = [
     "CLIENT_FEATURES",
@@ -193,14 +192,14 @@ class NodeConfig:
         """Return the `envoy.config.core.v3.Node` for the first request of a stream.
 
         Args:
-            user_agent_version: Empty: that of the installed distribution.
+            user_agent_version: Empty: this distribution's.
             client_features: What the caller's protocol code supports.
         """
         node = message_class("envoy.config.core.v3.Node")(
             id=self.id,
             cluster=self.cluster,
             user_agent_name="meshlib",
-            user_agent_version=user_agent_version or _version(),
+            user_agent_version=user_agent_version or VERSION,
             client_features=client_features,
         )
         if self.metadata:
@@ -248,11 +247,3 @@ class Bootstrap:
         if not self.local_cluster or self.node.locality == Locality():
             return None
         return HomePlace(self.local_cluster, self.node.locality)
-
-
-@cache
-def _version() -> str:
-    try:
-        return distributions.version("meshlib-xds")
-    except distributions.PackageNotFoundError:
-        return "unknown"

@@ -6,13 +6,14 @@ a field of a oneof, a wrapper or a message holds when the field is set. What an 
 unpacked.
 """
 
+import json
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cache
 from typing import Any, Final
 
 import re2
-from google.protobuf.descriptor import Descriptor, FieldDescriptor
+from google.protobuf.descriptor import FieldDescriptor
 
 from meshlib.protos import message_class, pool
 from meshlib.xds.problems import Problems
@@ -120,91 +121,33 @@ def check_constraints(message: Any, path: str, problems: Problems) -> None:
 
 @cache
 def _plan(full_name: str) -> _Plan:
-    descriptor = pool().FindMessageTypeByName(full_name)
+    text = pool().rules_of(full_name)
+    stated: dict[str, Any] = json.loads(text) if text else {}
+    fields = pool().FindMessageTypeByName(full_name).fields_by_name
     always: list[tuple[str, Check]] = []
     when_set: list[tuple[str, Check]] = []
     items: list[tuple[str, Check]] = []
     required: list[str] = []
-    children: dict[str, bool] = {}
-    for field in descriptor.fields:
-        rules = _rules(field)
-        if rules is not None and f"{full_name}.{field.name}" not in RELAXED:
-            # A required member of a oneof is required where it is the one chosen, which is true by itself.
-            if field.containing_oneof is None and (
-                rules.message.required or rules.duration.required or rules.any.required
-            ):
-                required.append(field.name)
-            check = _check(field, rules)
-            if check is not None:
-                (when_set if field.has_presence else always).append((field.name, check))
-            if field.is_repeated and rules.repeated.HasField("items"):
-                item_check = _scalar_check(field, rules.repeated.items)
-                if item_check is not None:
-                    items.append((field.name, item_check))
-        if rules is not None and rules.message.skip:
+    for name, data in stated.get("fields", {}).items():
+        if f"{full_name}.{name}" in RELAXED:
             continue
-        child = _message_of(field)
-        if child is not None and _has_rules(child.full_name):
-            children[field.name] = _is_map(field)
-    return _Plan(_required_oneofs(descriptor), tuple(always), tuple(when_set), tuple(required), tuple(items), children)
+        field, rules = fields[name], message_class("validate.FieldRules").FromString(bytes.fromhex(data))
+        # A required member of a oneof is required where it is the one chosen, which is true by itself.
+        if field.containing_oneof is None and (rules.message.required or rules.duration.required or rules.any.required):
+            required.append(name)
+        check = _check(field, rules, is_map=name in stated.get("maps", ()))
+        if check is not None:
+            (when_set if field.has_presence else always).append((name, check))
+        if field.is_repeated and rules.repeated.HasField("items"):
+            item_check = _scalar_check(field, rules.repeated.items)
+            if item_check is not None:
+                items.append((name, item_check))
+    oneofs = tuple((name, members) for name, members in stated.get("oneofs", ()))
+    return _Plan(oneofs, tuple(always), tuple(when_set), tuple(required), tuple(items), stated.get("children", {}))
 
 
-@cache
-def _has_rules(full_name: str) -> bool:
-    """Whether a message of this type or anything below it can break a rule; types refer to each other in circles."""
-    seen, todo = {full_name}, [pool().FindMessageTypeByName(full_name)]
-    while todo:
-        descriptor = todo.pop()
-        if _required_oneofs(descriptor):
-            return True
-        for field in descriptor.fields:
-            if _rules(field) is not None:
-                return True
-            child = _message_of(field)
-            if child is not None and child.full_name not in seen:
-                seen.add(child.full_name)
-                todo.append(child)
-    return False
-
-
-def _message_of(field: FieldDescriptor) -> Descriptor | None:
-    """Return the type to descend into: of a map its values'."""
-    child = field.message_type
-    if child is not None and _is_map(field):
-        child = child.fields_by_name["value"].message_type
-    if child is None or child.full_name in _WRAPPERS:
-        return None
-    return child
-
-
-def _is_map(field: FieldDescriptor) -> bool:
-    return field.message_type is not None and field.message_type.GetOptions().map_entry
-
-
-def _rules(field: FieldDescriptor) -> Any:
-    return _extension(field.GetOptions(), "google.protobuf.FieldOptions", "validate.rules")
-
-
-def _required_oneofs(descriptor: Descriptor) -> tuple[tuple[str, str], ...]:
-    return tuple(
-        (oneof.name, ", ".join(field.name for field in oneof.fields))
-        for oneof in descriptor.oneofs
-        if _extension(oneof.GetOptions(), "google.protobuf.OneofOptions", "validate.required")
-    )
-
-
-def _extension(options: Any, options_type: str, name: str) -> Any:
-    """Read an option whose extension only the private pool knows: the options are parsed again as its own message."""
-    raw = options.SerializeToString()
-    if not raw:
-        return None
-    own = message_class(options_type).FromString(raw)
-    extension = pool().FindExtensionByName(name)
-    return own.Extensions[extension] if own.HasExtension(extension) else None
-
-
-def _check(field: FieldDescriptor, rules: Any) -> Check | None:
-    if _is_map(field):
+def _check(field: FieldDescriptor, rules: Any, *, is_map: bool) -> Check | None:
+    if is_map:
         return _map_check(field, rules.map)
     if field.is_repeated:
         return _count_check(rules.repeated)

@@ -78,6 +78,7 @@ def open_mesh(stack: ExitStack, xds: str, *features: str, node: str = MEASURED) 
 def _import_mesh() -> None:
     """Import what the first use of a mesh over gRPC imports."""
     import meshlib.clients.grpc_sync
+    import meshlib.mesh
     import meshlib.runtime.control
     import meshlib.runtime.engine  # noqa: F401
 

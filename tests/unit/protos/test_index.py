@@ -1,5 +1,7 @@
 """What is looked up in the pool is added to it, with what it needs."""
 
+import json
+import subprocess
 import sys
 import threading
 
@@ -21,8 +23,10 @@ def small() -> LazyPool:
     one.field.add(name="other", number=1, type=11, label=1, type_name=".envoy.a.Other")
     second.service.add(name="Serves")
     bodies = [file.SerializeToString() for file in (first, second)]
-    index = f"{len(bodies[0])}\t\tenvoy.a\tOther\n{len(bodies[1])}\t0\tenvoy.a.v3\tOne\tServes".encode()
-    return LazyPool(len(index).to_bytes(4, "big") + index + b"".join(bodies))
+    rules = b'One\t{"oneofs":[]}\nOne.Inner\t{"fields":{}}\n'
+    lines = (f"{len(bodies[0])}\t0\t\tenvoy.a\tOther", f"{len(bodies[1])}\t{len(rules)}\t0\tenvoy.a.v3\tOne\tServes")
+    index = "\n".join(lines).encode()
+    return LazyPool(len(index).to_bytes(4, "big") + index + b"".join(bodies) + rules)
 
 
 @pytest.mark.parametrize(
@@ -100,3 +104,46 @@ def test_threads_may_look_up_the_same_at_the_same_time():
             assert all(one is found[0] for one in found)
     finally:
         sys.setswitchinterval(before)
+
+
+@pytest.mark.parametrize(
+    ("symbol", "rules"),
+    [
+        ("envoy.a.v3.One", '{"oneofs":[]}'),
+        ("envoy.a.v3.One.Inner", '{"fields":{}}'),
+        ("envoy.a.v3.One.Inner.Deep", ""),
+        ("envoy.a.v3.On", ""),
+        ("envoy.a.Other", ""),
+        ("nowhere.One", ""),
+    ],
+)
+def test_rules_are_found_by_the_whole_name(symbol, rules):
+    assert rules == small().rules_of(symbol)
+
+
+def test_rules_are_not_held_twice():
+    name = "envoy.config.cluster.v3.Cluster"
+    found = json.loads(pool().rules_of(name))
+    assert {"name", "connect_timeout"} < found["fields"].keys()
+    assert False is found["children"]["circuit_breakers"]
+    assert {"typed_extension_protocol_options"}.isdisjoint(found["children"])  # `Any` is checked where it is unpacked
+    for field in pool().FindMessageTypeByName(name).fields:
+        options = message_class("google.protobuf.FieldOptions").FromString(field.GetOptions().SerializeToString())
+        assert not options.HasExtension(pool().FindExtensionByName("validate.rules"))
+    # What else stands there stays: what is not to be shown depends on it.
+    secret = pool().FindMessageTypeByName("envoy.extensions.transport_sockets.tls.v3.TlsCertificate")
+    assert secret.fields_by_name["private_key"].has_options
+
+
+def test_starting_needs_no_descriptors_of_descriptors():
+    code = """
+import sys
+from meshlib.protos import message_class
+from meshlib.xds.decode import decode_resource
+from meshlib.xds.resources import CDS, EDS, LDS, RDS
+for kind in (LDS, RDS, CDS, EDS):
+    decode_resource(kind, b"")
+print("google.protobuf.descriptor_pb2" in sys.modules)
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert "False" == done.stdout.strip()
