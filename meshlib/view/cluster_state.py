@@ -42,6 +42,7 @@ GRPC_KNOWN: Final = GRPC_STATUSES | {HealthStatus.DRAINING}
 HTTP_STATUSES: Final = GRPC_STATUSES | {HealthStatus.DEGRADED}
 """Which endpoints keep their sessions when a cluster does not say: the defaults of gRPC (A55) and of Envoy."""
 
+NONE: Final[frozenset[str]] = frozenset()
 PAUSE_EVERY: Final = 256
 """Endpoints: about 0.2 ms."""
 
@@ -139,6 +140,7 @@ class ClusterState:
         self.has_lost = False
         self._retry_pickers: tuple[Picker | None, dict[frozenset[int], Picker | None]] = (None, {})
         self.checks: HealthChecks | None = None
+        self._tls = EndpointTls(config.cluster)
         self._configure(config, now)
 
     def __repr__(self) -> str:
@@ -152,7 +154,7 @@ class ClusterState:
     def _configure(self, config: ClusterConfig, now: float, pause: Pause = no_pause) -> None:
         self._given = config
         config = with_dial_order(with_spares(config))
-        self._kept: frozenset[str] = frozenset()
+        self._kept = NONE
         if self.checks is not None and config.cluster.health_check is not None and config.cluster.keeps_passing_hosts:
             config, self._kept = with_passing(config, self.config, self.states)
         cluster, old = config.cluster, self.states
@@ -199,7 +201,7 @@ class ClusterState:
             for drop in config.assignment.drop_overloads
             if drop.numerator
         )
-        self._tls = EndpointTls(cluster)
+        self._tls = self._tls.following(cluster)
         self.learner = make_learner(cluster.lb_policy, self.memory, self._lock, load)
         pause()
         self._rebuild(pause)

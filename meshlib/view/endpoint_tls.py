@@ -31,6 +31,10 @@ class EndpointTls:
         # The second value is what was made of the first, which it keeps so that its id stays taken.
         self._named: dict[tuple[int, str], tuple[ClientTls, ClientTls]] = {}
 
+    def following(self, cluster: Cluster) -> "EndpointTls":
+        """Return the one for a later configuration, or other endpoints: the same where nothing depends on those."""
+        return self if cluster is self._cluster and self._is_one else EndpointTls(cluster)
+
     def of(self, endpoint: Endpoint) -> ClientTls | None:
         """Return how to reach an endpoint; None: plaintext.
 

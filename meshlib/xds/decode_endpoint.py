@@ -125,7 +125,8 @@ def decode_assignment(
     for index, entry in enumerate(message.endpoints):
         place = f"{join(path, 'endpoints')}[{index}]"
         _check_locality(entry, place, problems)
-        locality = Locality(entry.locality.region, entry.locality.zone, entry.locality.sub_zone)
+        place_of = entry.locality
+        locality = _locality(place_of.region, place_of.zone, place_of.sub_zone)
         key = (entry.priority, locality)
         group = groups.get(key)
         if group is None:
@@ -223,6 +224,12 @@ def _canonical_host(address: str) -> str | None:
         return f"[{ipaddress.IPv6Address(address)}]"
     except ValueError:
         return None
+
+
+@lru_cache(maxsize=1024)
+def _locality(region: str, zone: str, sub_zone: str) -> Locality:
+    """There are few, and every assignment names some."""
+    return Locality(region, zone, sub_zone)
 
 
 def _check_locality(entry: Any, path: str, problems: Problems) -> None:

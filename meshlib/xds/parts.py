@@ -96,8 +96,11 @@ class Parts:
         for name, (state, scope) in follower.found.items():
             pause()
             before = self._scopes.get(name)
-            self._scopes[name] = (scope, _is_whole(state, scope))
+            is_whole = _is_whole(state, scope)
             old = before[0].needs if before is not None else set()
+            if before is None or scope.needs != old or scope.dns != before[0].dns or is_whole is not before[1]:
+                self._scopes[name] = (scope, is_whole)
+            # Else what is remembered stays, and the garbage collector has nothing new to look at.
             if scope.needs == old:
                 continue
             for need in scope.needs - old:

@@ -232,6 +232,11 @@ def test_endpoints_that_did_not_change_stay_the_same_objects(assignment):
     assert (before[0].weight, after[1].weight) == (1, 2)
 
 
+def test_localities_are_the_same_objects(assignment):
+    one, two = (value_of(assignment(locality(endpoint(port=port), region="eu"))) for port in (80, 81))
+    assert one.localities[0].locality is two.localities[0].locality
+
+
 @pytest.mark.parametrize("one", [endpoint(port=70000), {"endpoint_name": "x"}, endpoint(load_balancing_weight=0)])
 def test_what_is_wrong_with_an_endpoint_is_said_each_time(assignment, one):
     first, second = (assignment(locality(one)) for _ in range(2))

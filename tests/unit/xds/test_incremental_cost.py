@@ -1,6 +1,8 @@
 """An update costs what changed: what is looked at, followed and built anew is counted."""
 
+import gc
 import sys
+from collections import Counter
 from collections.abc import Callable
 
 import pytest
@@ -208,3 +210,20 @@ def test_the_price_of_a_change_does_not_grow_with_the_number_of_clusters(is_one_
         prices.append(calls_of(settle))
         assert 82 == shop.state("s7").config.assignment.localities[0].endpoints[1].port
     assert prices[1] <= 1.2 * prices[0]
+
+
+def test_an_update_leaves_the_garbage_collector_what_changed_and_nothing_else() -> None:
+    shop = Shop(100, is_one_target=True)
+    shop.update()
+    for name in shop.names:
+        shop.put(EDS, name, endpoints(name, 80, 82))
+    gc.collect()
+    gc.disable()
+    try:
+        shop.update()
+        left = Counter(type(one).__name__ for one in gc.get_objects(generation=0))
+    finally:
+        gc.enable()
+    assert 100 == left["ClusterConfig"]
+    # How a cluster is followed and how its endpoints are reached is the same as before: so are the objects.
+    assert not {"Scope", "EndpointTls", "frozenset"} & {name for name, count in left.items() if count >= 50}
