@@ -24,7 +24,6 @@ _STATISTICS = {
     ENDPOINTS: "cluster.subject_of_files.",
     LISTENERS: "listener_manager.lds.",
 }
-_REASONS = ("rejected: ", "update failure: ")
 _SOON_S = 0.002
 
 
@@ -70,19 +69,8 @@ class ResourceSide:
             raise EnvoyEndedError(kind) from error
         if is_taken:
             return None
-        return Refusal(self._reason())
-
-    def _reason(self) -> str:
-        """Return why Envoy refused the last one; it counts it before it has written why."""
-        told = ""
-
-        def is_told() -> bool:
-            nonlocal told
-            told += self._envoy.news()
-            return any(word in told for word in _REASONS)
-
-        poll(is_told, "Envoy to say why", every_s=_SOON_S)
-        return told[max(told.rfind("rejected: "), 0) :].strip()
+        told = self._envoy.news_with("rejected: ", "update failure: ", every_s=_SOON_S)
+        return Refusal(told[max(told.rfind("rejected: "), 0) :].strip())
 
     def _restart(self, kind: str) -> None:
         self._envoy.stop()

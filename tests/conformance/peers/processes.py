@@ -67,6 +67,21 @@ class Child:
             self._read = log.tell()
         return text
 
+    def news_with(self, *words: str, every_s: float = POLL_S) -> str:
+        """Wait until it has written one of the words, and return what it wrote since this was asked last.
+
+        What a process counts is seen before what it writes.
+        """
+        text = ""
+
+        def is_written() -> bool:
+            nonlocal text
+            text += self.news()
+            return any(word in text for word in words)
+
+        poll(is_written, f"{self.name} to write {' or '.join(words)}", every_s=every_s)
+        return text
+
     def check_alive(self) -> None:
         code = self.process.poll()
         assert code is None, f"{self.name} ended with code {code}:\n{self.tail()}"
