@@ -363,11 +363,17 @@ class Mesh(MeshEngine):
         return AsyncFilteredTransport(transport, chosen) if chosen else transport
 
     def channel(
-        self, target: str, options: Any = None, *, filters: "Iterable[Filter | AsyncFilter]" = ()
+        self,
+        target: str,
+        options: Any = None,
+        compression: "grpc.Compression | None" = None,
+        *,
+        filters: "Iterable[Filter | AsyncFilter]" = (),
     ) -> "grpc.Channel":
         """Return a channel to a service, e.g. `xds:///checkout`.
 
         Args:
+            compression: As of `grpc.insecure_channel`.
             filters: The application's own code around each call, in order.
 
         Raises:
@@ -375,7 +381,7 @@ class Mesh(MeshEngine):
         """
         from meshlib.clients.grpc_sync import MeshChannel
 
-        channel = MeshChannel(self, target, options=options)
+        channel = MeshChannel(self, target, options=options, compression=compression)
         chosen = tuple(filters)
         if not chosen:
             return channel
@@ -384,11 +390,17 @@ class Mesh(MeshEngine):
         return filtered_channel(channel, target.removeprefix("xds:").lstrip("/"), chosen)
 
     def aio_channel(
-        self, target: str, options: Any = None, *, filters: "Iterable[Filter | AsyncFilter]" = ()
+        self,
+        target: str,
+        options: Any = None,
+        compression: "grpc.Compression | None" = None,
+        *,
+        filters: "Iterable[Filter | AsyncFilter]" = (),
     ) -> "grpc.aio.Channel":
         """Return an asyncio channel to a service, e.g. `xds:///checkout`.
 
         Args:
+            compression: As of `grpc.aio.insecure_channel`.
             filters: The application's own code around each call, in order.
 
         Raises:
@@ -398,12 +410,12 @@ class Mesh(MeshEngine):
 
         chosen = tuple(filters)
         if not chosen:
-            return AioMeshChannel(self, target, options=options)
+            return AioMeshChannel(self, target, options=options, compression=compression)
         from meshlib.clients.filters import AsyncFilterChain
         from meshlib.clients.grpc_aio_filters import FilteredAioChannel
 
         chain = AsyncFilterChain(chosen)
-        channel = AioMeshChannel(self, target, options=options)
+        channel = AioMeshChannel(self, target, options=options, compression=compression)
         return FilteredAioChannel(channel, target.removeprefix("xds:").lstrip("/"), chain)
 
     def intercept(self, channel: "grpc.Channel", **options: Any) -> "grpc.Channel":

@@ -2,14 +2,14 @@
 
 from abc import ABC, abstractmethod
 from collections.abc import Coroutine
-from typing import Any, Final
+from typing import Any
 
 import grpc
 import grpc.aio
 
-__all__ = ["CANCELLED", "Asked", "Known", "is_from_core", "metadata_of", "now_of", "status_of"]
+from meshlib.clients.grpc_errors import CANCELLED
 
-CANCELLED: Final = "Locally cancelled by application!"
+__all__ = ["Asked", "Known", "is_from_core", "metadata_of", "now_of", "status_of"]
 
 
 class Asked(ABC):

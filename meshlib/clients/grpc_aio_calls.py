@@ -182,7 +182,7 @@ class _StreamRequest(AioRpc):
 
     def _check_style(self) -> None:
         if not self._replay.is_written:
-            raise grpc.aio.UsageError("the request messages come from an iterator: write() cannot be used as well")
+            raise grpc.aio.UsageError("The iterator and read/write APIs may not be mixed on a single RPC.")
 
 
 class UnaryUnary(_UnaryResponse, UnaryUnaryBase):

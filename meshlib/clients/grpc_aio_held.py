@@ -128,7 +128,11 @@ class AioHeld(Asked):
         return True
 
     def cancelled(self) -> bool:
-        return self._is_cancelled
+        # As in gRPC, where it is the code that counts, whoever said it.
+        error = self._error
+        return self._is_cancelled or (
+            isinstance(error, grpc.aio.AioRpcError) and error.code() is grpc.StatusCode.CANCELLED
+        )
 
     def done(self) -> bool:
         return self._is_over

@@ -46,7 +46,7 @@ class AioRpc(AioHeld):
             running: It is in there until it ends.
 
         Raises:
-            ValueError: The channel was closed.
+            grpc.aio.UsageError: The channel was closed.
         """
         invoker = self._invoker
         if invoker.is_closed or invoker.abandoned:

@@ -133,8 +133,12 @@ class HeadMaker:
         """Return the head as routes see it: `-bin` entries are absent, the content type is there (A28)."""
         if not metadata:
             return self.plain
-        # Values of -bin keys are bytes; a str under such a key is as invisible.
-        items = [(key, value) for key, value in metadata if type(value) is str and not key.endswith("-bin")]
+        # Values of -bin keys are bytes; a str under such a key is as invisible. So are keys that are bytes, which gRPC takes.
+        items = [
+            (key, value)
+            for key, value in metadata
+            if type(value) is str and type(key) is str and not key.endswith("-bin")
+        ]
         if not items:
             return self.plain
         head = RequestHead("POST", self._authority, self._path, Headers((_CONTENT_TYPE, *items)), is_grpc=True)
@@ -158,7 +162,7 @@ def attempt_metadata(
         (name, value) for name, value in sent.headers.items if name not in _RESERVED and name[0] != ":"
     ]
     for key, value in metadata or ():
-        if type(value) is not str or key.endswith("-bin"):
+        if type(value) is not str or type(key) is not str or key.endswith("-bin"):
             pairs.append((key, value))
     return tuple(pairs)
 

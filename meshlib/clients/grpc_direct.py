@@ -65,10 +65,10 @@ def as_call(answer: Any) -> Any:
     """Return the `grpc.Call` of an answer."""
     if type(answer) is not tuple:
         return answer
-    response, event, _, call, deadline = answer
+    response, event, _, call = answer
     state = _state_of(event, None)
     state.response = response
-    return native._MultiThreadedRendezvous(state, call, None, deadline)
+    return native._MultiThreadedRendezvous(state, call, None, None)
 
 
 def trailing_metadata(answer: Any) -> Any:
@@ -159,8 +159,8 @@ class DirectUnary:
                 message = self._serializer(request)
             except Exception:
                 message = None
-            if message is None:  # grpcio's code knows how to complain
-                return self._public(request, timeout_s, metadata, credentials, compression)
+        if message is None:  # grpcio's code knows how to complain
+            return self._public(request, timeout_s, metadata, credentials, compression)
         if compression:
             initial = cygrpc.SendInitialMetadataOperation(_compression.augment_metadata(metadata, compression), 0)
         else:
@@ -195,7 +195,7 @@ class DirectUnary:
                     response = None
                 if response is None:
                     raise native._InactiveRpcError(_state_of(event, self._deserializer))
-            return response, (response, event, status, call, deadline)
+            return response, (response, event, status, call)
         raise native._InactiveRpcError(_state_of(event, self._deserializer))
 
 

@@ -17,6 +17,8 @@ from meshlib.errors import DeadlineExceeded, MeshError
 from meshlib.model.outcome import Failure, FailureKind, LocalReply
 
 __all__ = [
+    "CANCELLED",
+    "CLOSED",
     "DETAILS_KEY",
     "DOMAIN",
     "AioMeshRpcError",
@@ -35,6 +37,10 @@ if TYPE_CHECKING:
     AnyFuture = grpc.Future[Any]
 else:
     AnyFuture = grpc.Future
+
+# The words of gRPC.
+CANCELLED = "Locally cancelled by application!"
+CLOSED = "Channel closed!"
 
 DETAILS_KEY = "grpc-status-details-bin"
 DOMAIN = "meshlib"
@@ -89,6 +95,8 @@ class _Metadatum(NamedTuple):
 
 
 def _trailing(code: grpc.StatusCode, details: str, info: CallInfo) -> tuple[_Metadatum, ...]:
+    if code is grpc.StatusCode.CANCELLED and not info.flag:
+        return ()  # by the caller, who knows
     # Here, not on top: only errors need these modules.
     from google.protobuf import any_pb2
     from google.rpc import error_details_pb2, status_pb2  # type: ignore[import-untyped]  # ships no stubs

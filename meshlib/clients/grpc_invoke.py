@@ -62,6 +62,10 @@ class Rpc:
     wait_for_ready: bool | None = None
     compression: grpc.Compression | None = None
 
+    def __post_init__(self) -> None:
+        if self.metadata is not None and type(self.metadata) is not tuple:
+            self.metadata = tuple(self.metadata)  # what can be read once only is read by routes, and sent by attempts
+
     def cap(self, now: float) -> None:
         """Let it take no longer than the request which this process is serving meanwhile, if any."""
         inbound_s = remaining_s(now)
@@ -101,14 +105,18 @@ class Invoker(Generic[C]):
         # very lock that giving back needs, so they only leave a note here; the next RPC does it.
         self.abandoned: deque[Callable[[], None]] = deque()
 
+    def closed(self) -> Exception:
+        """Return what gRPC raises for RPCs on a closed channel."""
+        return ValueError("Cannot invoke RPC on closed channel!")
+
     def check_open(self) -> None:
         """Refuse RPCs on a closed channel, and give back what dropped calls hold.
 
         Raises:
-            ValueError: The channel was closed; grpc's own exception.
+            ValueError: The channel was closed; grpc's own exception. `grpc.aio.UsageError` for event loops.
         """
         if self.is_closed:
-            raise ValueError("Cannot invoke RPC on closed channel!")
+            raise self.closed()
         if self.abandoned:
             self.collect()
 
@@ -328,6 +336,10 @@ class AioInvoker(Invoker[grpc.aio.Channel]):
         super().__init__(mesh, authority, options, compression)
         self._all = channels
         self._last: tuple[asyncio.AbstractEventLoop, Channels[grpc.aio.Channel]] | None = None
+
+    def closed(self) -> Exception:
+        """As grpc.aio has it."""
+        return grpc.aio.UsageError("Channel is closed.")
 
     @property
     def channels(self) -> Channels[grpc.aio.Channel]:

@@ -8,6 +8,7 @@ message, the next attempt's reader gets that message: the caller's iterator is a
 """
 
 import asyncio
+import logging
 import threading
 from collections import deque
 from collections.abc import AsyncIterable, AsyncIterator, Callable, Iterable, Iterator
@@ -20,6 +21,19 @@ LIMIT_BYTES: Final = 256 * 1024
 LIMIT_MESSAGES: Final = 4096
 
 Serializer = Callable[[Any], bytes] | None
+_LOG = logging.getLogger(__name__)
+
+
+def _serialized(item: Any, serializer: Serializer) -> Any:
+    """Return a message as it is sent; None: it cannot be, by which gRPC knows to end the call as INTERNAL."""
+    try:
+        return item if serializer is None else serializer(item)
+    except Exception:
+        _LOG.exception("Exception serializing message!")
+        return None
+
+
+_END: Final = object()
 
 
 class _Kept:
@@ -40,14 +54,17 @@ class _Kept:
 
     def add(self, message: Any) -> None:
         self.messages.append(message)
-        self.size += self._measure(message)
+        self.size += self._size(message)
         if self.size > LIMIT_BYTES or len(self.messages) > LIMIT_MESSAGES:
             self.is_committed = True
 
     def drop_before(self, position: int) -> None:
         while self.messages and self.start < position:
-            self.size -= self._measure(self.messages.popleft())
+            self.size -= self._size(self.messages.popleft())
             self.start += 1
+
+    def _size(self, message: Any) -> int:
+        return 0 if message is None else self._measure(message)
 
 
 class Replay:
@@ -122,23 +139,23 @@ class Replay:
 
     def _pull(self) -> None:
         """Ask the caller for a message, outside the lock: it may take any time."""
-        message: Any = None
+        item: Any = _END
         failure: BaseException | None = None
         try:
             item = next(self._source)
-            message = item if self._serializer is None else self._serializer(item)
         except StopIteration:
             pass
         except BaseException as error:
             failure = error
+        message = None if item is _END else _serialized(item, self._serializer)
         with self._changed:
             self._is_pulling = False
-            if message is not None:
-                self._kept.add(message)
-            elif failure is not None:
+            if failure is not None:
                 self._failure = failure
-            else:
+            elif item is _END:
                 self._is_exhausted = True
+            else:
+                self._kept.add(message)
             self._changed.notify_all()
 
 

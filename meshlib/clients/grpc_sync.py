@@ -165,7 +165,7 @@ class MeshChannel(grpc.Channel):
             self.unsubscribe(callback)
             callback(grpc.ChannelConnectivity.SHUTDOWN)
         for running in tuple(self._running):
-            running.cancel()
+            running.channel_closed()
         invoker.collect()
         self._channels.detach()
         if self._direct is not None:

@@ -2,9 +2,12 @@
 
 No thread is kept: gRPC's callback at the end of an attempt decides and starts the next one. A pause costs a timer, and
 the first use of a service a short-lived thread that waits for its configuration.
+
+As with gRPC's own, an RPC whose future is dropped is cancelled, unless somebody wants to be called back.
 """
 
 import threading
+import weakref
 from collections.abc import Callable
 from functools import partial
 from types import TracebackType
@@ -16,7 +19,7 @@ from meshlib.call import Attempt, Sleep, Step
 from meshlib.clients.grpc_common import OK
 from meshlib.clients.grpc_dial import in_callback
 from meshlib.clients.grpc_endpoint import EndpointChannel
-from meshlib.clients.grpc_errors import AnyFuture, CallInfo, MeshRpcError
+from meshlib.clients.grpc_errors import CANCELLED, CLOSED, AnyFuture, CallInfo, MeshRpcError
 from meshlib.clients.grpc_flow import Flow
 from meshlib.clients.grpc_invoke import Method, Rpc, SyncInvoker
 from meshlib.clients.grpc_replay import Replay
@@ -44,11 +47,14 @@ class MeshFuture(grpc.Call, AnyFuture):
         self._changed = threading.Condition()
         self._native: Any = None
         self._timer: threading.Timer | None = None
-        self._is_cancelled = False
-        self._is_done = False
+        self._held: EndpointChannel[grpc.Channel] | None = None  # of an attempt under way; who takes it ends that
+        self._is_cancelled = self._is_closed = False
+        self._is_done = False  # nothing happens any more; before that a cancelled one is over for its caller
         self._response: Any = None
         self._error: Any = None
         self._callbacks: list[Callable[[], None]] = []
+        # gRPC's callback refers to this list only: what is in it stays until the end.
+        self._kept: list[MeshFuture] = []
 
     def start(self) -> None:
         """Begin the RPC.
@@ -92,9 +98,11 @@ class MeshFuture(grpc.Call, AnyFuture):
                 self._rpc.compression,
             )
             with self._changed:
-                self._native = native
+                self._native, self._held = native, channel
                 cancelled = self._is_cancelled
-            native.add_done_callback(partial(self._over, flow, channel, step, began_at))
+            native.add_done_callback(
+                partial(_over, weakref.ref(self), self._kept, invoker, self._replay, flow, channel, step, began_at)
+            )
             if cancelled:
                 native.cancel()
             return
@@ -111,14 +119,15 @@ class MeshFuture(grpc.Call, AnyFuture):
             return
         self._settle(error=invoker.ended(flow, step, self._last_error, MeshRpcError))
 
-    def _over(self, *facts: Any) -> None:
-        with in_callback():
-            self._attempted(*facts)
-
     def _attempted(
         self, flow: Flow, channel: EndpointChannel[grpc.Channel], attempt: Attempt, began_at: float, native: Any
     ) -> None:
         invoker = self._invoker
+        with self._changed:
+            held, self._held = self._held, None
+        if held is None:  # given back by who cancelled it
+            self._settle()
+            return
         invoker.release(channel)
         if native.code() is grpc.StatusCode.OK:
             now = invoker.clock()
@@ -145,19 +154,23 @@ class MeshFuture(grpc.Call, AnyFuture):
             if self._timer is None:
                 return  # cancelled
             self._timer = None
+        if self._is_cancelled:
+            self._settle_cancelled(flow)
+            return
         self._obey(flow, flow.slept(self._invoker.clock()))
 
     def _settle_cancelled(self, flow: Flow) -> None:
         flow.close(self._invoker.clock(), grpc.StatusCode.CANCELLED.value[0])
-        self._settle(error=MeshRpcError(grpc.StatusCode.CANCELLED, "Locally cancelled by application!", flow.info()))
+        self._settle()
 
     def _settle(self, *, response: Any = None, error: Any = None) -> None:
         with self._changed:
-            self._response = response
-            self._error = error
+            if not self._is_cancelled:
+                self._response, self._error = response, error
             self._is_done = True
             callbacks, self._callbacks = self._callbacks, []
             self._changed.notify_all()
+        self._kept.clear()
         if self._replay is not None:
             self._replay.close()
         for callback in callbacks:
@@ -166,40 +179,54 @@ class MeshFuture(grpc.Call, AnyFuture):
     # grpc.Future
 
     def cancel(self) -> bool:
+        return self._cancel(CANCELLED)
+
+    def channel_closed(self) -> None:
+        """End the RPC with its channel; for its caller that is an error."""
+        self._cancel(CLOSED)
+
+    def _cancel(self, details: str) -> bool:
         with self._changed:
-            if self._is_done or self._is_cancelled:
+            if self.done():
                 return False
-            self._is_cancelled = True
+            self._is_cancelled, self._is_closed = True, details is CLOSED
+            self._error = MeshRpcError(grpc.StatusCode.CANCELLED, details, self.mesh)
             timer, self._timer = self._timer, None
             native, flow = self._native, self._flow
+            held, self._held = self._held, None
         if timer is not None:
             timer.cancel()
             if flow is not None:
                 self._settle_cancelled(flow)
         elif native is not None:
             native.cancel()
+            if held is not None and flow is not None:
+                flow.close(self._invoker.clock(), grpc.StatusCode.CANCELLED.value[0])
+                self._invoker.release(held)
+        with self._changed:
+            self._changed.notify_all()
         return True
 
     def cancelled(self) -> bool:
-        return self._is_cancelled and self._is_done
+        return self._is_cancelled and not self._is_closed
 
     def running(self) -> bool:
-        return not self._is_done
+        return not self.done()
 
     def done(self) -> bool:
-        return self._is_done
+        return self._is_done or self._is_cancelled
 
     def result(self, timeout: float | None = None) -> Any:
         error = self._wait(timeout)
         if error is not None:
-            if self._is_cancelled:
+            if self.cancelled():
                 raise grpc.FutureCancelledError()
             raise error
         return self._response
 
     def exception(self, timeout: float | None = None) -> Exception | None:
         error = self._wait(timeout)
-        if error is not None and self._is_cancelled:
+        if error is not None and self.cancelled():
             raise grpc.FutureCancelledError()
         found: Exception | None = error
         return found
@@ -214,14 +241,16 @@ class MeshFuture(grpc.Call, AnyFuture):
 
     def _on_done(self, callback: Callable[[], None]) -> bool:
         with self._changed:
-            if self._is_done:
+            if self.done():
                 return False
             self._callbacks.append(callback)
+            if not self._kept:
+                self._kept.append(self)
             return True
 
     def _wait(self, timeout: float | None = None) -> Any:
         with self._changed:
-            if not self._changed.wait_for(lambda: self._is_done, timeout):
+            if not self._changed.wait_for(self.done, timeout):
                 raise grpc.FutureTimeoutError()
             return self._error
 
@@ -246,8 +275,12 @@ class MeshFuture(grpc.Call, AnyFuture):
         details: str = self._final().details()
         return details
 
+    def debug_error_string(self) -> str:
+        text: str = self._final().debug_error_string()
+        return text
+
     def is_active(self) -> bool:
-        return not self._is_done
+        return not self.done()
 
     def time_remaining(self) -> Any:
         timeout_s = self._rpc.timeout_s
@@ -260,3 +293,36 @@ class MeshFuture(grpc.Call, AnyFuture):
     def mesh(self) -> CallInfo:
         """What the mesh knows of the call so far."""
         return CallInfo() if self._flow is None else self._flow.info()
+
+    def __del__(self) -> None:
+        if not getattr(self, "_is_done", True):
+            self._is_cancelled = True
+            if self._native is not None:
+                self._native.cancel()  # its callback gives back what is held
+
+
+def _over(
+    future: "weakref.ref[MeshFuture]",
+    kept: list[MeshFuture],
+    invoker: SyncInvoker,
+    replay: Replay | None,
+    flow: Flow,
+    channel: EndpointChannel[grpc.Channel],
+    attempt: Attempt,
+    began_at: float,
+    native: Any,
+) -> None:
+    """Go on after an attempt, for a future or for nobody any more.
+
+    Args:
+        kept: Only held: see there.
+    """
+    found = future()
+    with in_callback():
+        if found is not None:
+            found._attempted(flow, channel, attempt, began_at, native)
+            return
+        invoker.release(channel)
+        flow.close(invoker.clock(), grpc.StatusCode.CANCELLED.value[0])
+        if replay is not None:
+            replay.close()

@@ -10,6 +10,7 @@ import threading
 import weakref
 from collections.abc import Callable
 from functools import partial
+from types import TracebackType
 from typing import Any
 
 import grpc
@@ -19,7 +20,7 @@ from meshlib.clients.grpc_common import OK, STARTED
 from meshlib.clients.grpc_dial import in_callback
 from meshlib.clients.grpc_direct import puller
 from meshlib.clients.grpc_endpoint import EndpointChannel
-from meshlib.clients.grpc_errors import CallInfo, MeshRpcError
+from meshlib.clients.grpc_errors import CANCELLED, CLOSED, AnyFuture, CallInfo, MeshRpcError
 from meshlib.clients.grpc_flow import Flow
 from meshlib.clients.grpc_invoke import Method, Rpc, SyncInvoker
 from meshlib.clients.grpc_replay import Replay
@@ -27,8 +28,6 @@ from meshlib.errors import IdentityError
 from meshlib.model.outcome import Failure, FailureKind
 
 __all__ = ["MeshStream"]
-
-_CANCELLED = "Locally cancelled by application!"
 
 
 class _Lease:
@@ -97,7 +96,7 @@ class _Lease:
             self.end(grpc.StatusCode.CANCELLED if found is None else found.code(), found)
 
 
-class MeshStream(grpc.Call):
+class MeshStream(grpc.Call, AnyFuture):
     """The call object of an RPC with a stream of responses. To be read by one thread at a time."""
 
     def __init__(self, invoker: SyncInvoker, method: Method, rpc: Rpc, request: Any, replay: Replay | None) -> None:
@@ -116,6 +115,7 @@ class MeshStream(grpc.Call):
         self._attempt_began_at = 0.0
         self._attempt: Attempt | None = None
         self._cancelled = threading.Event()
+        self._is_closed = False
         # Held by whoever drives the call before its first message: readers of one stream wait for each other, as they
         # do in gRPC.
         self._driving = threading.Lock()
@@ -297,7 +297,9 @@ class MeshStream(grpc.Call):
         return lease.is_committed or self._error is not None
 
     def _end_cancelled(self, lease: _Lease) -> None:
-        self._error = MeshRpcError(grpc.StatusCode.CANCELLED, _CANCELLED, lease.flow.info())
+        self._error = MeshRpcError(
+            grpc.StatusCode.CANCELLED, CLOSED if self._is_closed else CANCELLED, lease.flow.info()
+        )
         lease.end(grpc.StatusCode.CANCELLED)
 
     # grpc.Call
@@ -364,14 +366,45 @@ class MeshStream(grpc.Call):
                 self._driving.release()
         return True
 
+    def channel_closed(self) -> None:
+        """End the RPC with its channel; for its caller that is an error."""
+        self._is_closed = not self._cancelled.is_set()
+        self.cancel()
+
     def cancelled(self) -> bool:
-        return self._cancelled.is_set()
+        return self._cancelled.is_set() and not self._is_closed
 
     def done(self) -> bool:
         return not self.is_active()
 
     def running(self) -> bool:
         return self.is_active()
+
+    # grpc.Future, as gRPC's own streams have it: there is no result but the end.
+
+    def result(self, timeout: float | None = None) -> None:
+        error = self.exception(timeout)
+        if error is not None:
+            raise error
+
+    def exception(self, timeout: float | None = None) -> Exception | None:
+        if timeout is not None:
+            over = threading.Event()
+            if self.add_callback(over.set):
+                # Somebody has to see to retries until the first message is there.
+                threading.Thread(target=self._drive, name="meshlib-grpc-stream", daemon=True).start()
+                if not over.wait(timeout):
+                    raise grpc.FutureTimeoutError()
+        if self.code() is grpc.StatusCode.OK:
+            return None
+        if self.cancelled():
+            raise grpc.FutureCancelledError()
+        error: Exception = self._final()
+        return error
+
+    def traceback(self, timeout: float | None = None) -> TracebackType | None:
+        error = self.exception(timeout)
+        return None if error is None else error.__traceback__
 
     def add_callback(self, callback: Callable[[], None]) -> bool:
         return self._lease is not None and self._lease.on_over(callback)

@@ -5,6 +5,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
+import grpc
 import pytest
 
 from meshlib import Bootstrap, Mesh
@@ -270,3 +271,11 @@ def test_target_that_is_gone_meanwhile_is_an_error() -> None:
     mesh, _ = meeting(gone)
     with pytest.raises(RoutingError, match="was removed"):
         mesh.meet(shop_of(mesh), REQUEST)
+
+
+def test_grpc_channels_compress_as_they_are_told() -> None:
+    mesh = offline()
+    with mesh.channel("xds:///checkout", None, grpc.Compression.Gzip) as channel:
+        assert channel._invoker._compression is grpc.Compression.Gzip  # type: ignore[attr-defined]  # ours
+    aio = mesh.aio_channel("xds:///checkout", compression=grpc.Compression.Deflate)
+    assert aio._invoker._compression is grpc.Compression.Deflate  # type: ignore[attr-defined]  # ours

@@ -258,7 +258,7 @@ async def test_closing_with_grace_lets_calls_end(server: Any, mesh: Any) -> None
     quick = channel.unary_unary(UNARY)(b"x")
     await channel.close(5)
     assert b"%d x" % one.port == await quick
-    with pytest.raises(ValueError, match="closed channel"):
+    with pytest.raises(grpc.aio.UsageError, match="Channel is closed"):
         channel.unary_unary(UNARY)(b"x")
 
 

@@ -447,7 +447,7 @@ def test_aio_channels_that_are_closed(one: Any, meshes: Any) -> None:
             await method(b"x")
         late, long = method(b"x"), method(b"wait")
         await channel.close(0.2)
-        with pytest.raises(ValueError, match="closed"):
+        with pytest.raises(grpc.aio.UsageError, match="Channel is closed"):
             method(b"x")
         return [await late, long.cancelled(), late.done(), long.done()]
 
