@@ -101,8 +101,9 @@ class CertificateAuthority:
             raise ValueError("a certificate's lifetime must be positive")
         key = ec.generate_private_key(ec.SECP256R1())
         # Certificates count in whole seconds: round up, or a lifetime of 2 s could be little more than 1 s.
-        not_after = (now + ttl + timedelta(microseconds=999_999)).replace(microsecond=0)
-        not_after = min(not_after, self._root.not_valid_after_utc)
+        ends_at = self._root.not_valid_after_utc
+        ttl = min(ttl, ends_at - now)  # before adding: the sum may be later than any date
+        not_after = min((now + ttl + timedelta(microseconds=999_999)).replace(microsecond=0), ends_at)
         builder = (
             x509.CertificateBuilder()
             .subject_name(x509.Name([]))

@@ -45,7 +45,7 @@ def serve(
     admin: Annotated[str, typer.Option(help="HTTP: registrations and status.")] = "127.0.0.1:18002",
     state_dir: Annotated[Path | None, typer.Option(help="Folder of keys and leases; made if missing.")] = None,
     trust_domain: Annotated[str, typer.Option(help="SPIFFE trust domain.")] = "cluster.local",
-    cert_ttl: Annotated[str, typer.Option(help="Lifetime of the clients' certificates.")] = "24h",
+    cert_ttl: Annotated[str, typer.Option(help="Lifetime of the clients' certificates, at least 1s.")] = "24h",
     debounce_ms: Annotated[
         int, typer.Option(min=0, max=60_000, help="Pause after an edit before it is published.")
     ] = 100,
@@ -67,7 +67,7 @@ def serve(
     _require_extra()
     from xds_server.admission import StreamLimits
     from xds_server.app import Config
-    from xds_server.identity import Speakers
+    from xds_server.identity import Speakers, parse_trust_domain
     from xds_server.serving import configure_logging, run
 
     configure_logging(log_level)
@@ -81,7 +81,10 @@ def serve(
             f"--admin {admin} can be reached from other machines, and its pages need no token; "
             "use a loopback address, or --admin-allow-remote if the network is trusted"
         )
+    lifetime = parse_duration(cert_ttl, "--cert-ttl")
     load_interval_s = parse_duration(load_interval, "--load-interval").total_seconds()
+    if lifetime.total_seconds() < 1:
+        raise CommandError(f"--cert-ttl must be at least 1s, not {cert_ttl}")
     if load_interval_s < 1:
         raise CommandError(f"--load-interval must be at least 1s, not {load_interval}")
     config = Config(
@@ -90,8 +93,8 @@ def serve(
         secure_listen=Address.parse(secure_listen, "--secure-listen") if secure_listen is not None else None,
         admin=admin_address,
         state_dir=state_dir,
-        trust_domain=trust_domain,
-        cert_ttl=parse_duration(cert_ttl, "--cert-ttl"),
+        trust_domain=parse_trust_domain(trust_domain, "--trust-domain"),
+        cert_ttl=lifetime,
         quiet_s=debounce_ms / 1000,
         load_interval_s=load_interval_s,
         admin_allow_remote=admin_allow_remote,
@@ -191,11 +194,13 @@ def render(
     """Print the resources that clients of a profile are sent, as JSON; without registrations."""
     _require_extra()
     from xds_server import translate
+    from xds_server.identity import parse_trust_domain
     from xds_server.render import render_messages
     from xds_server.sources import files
 
     documents, findings = files.load(paths)
-    compiled = translate.compile_documents(documents, (), profile=profile, trust_domain=trust_domain)
+    domain = parse_trust_domain(trust_domain, "--trust-domain")
+    compiled = translate.compile_documents(documents, (), profile=profile, trust_domain=domain)
     findings = (*findings, *compiled.findings)
     for finding in findings:
         print(finding, file=sys.stderr)

@@ -6,12 +6,26 @@ from dataclasses import dataclass
 
 # A DNS label (RFC 1123): what Kubernetes allows as a namespace or service account name.
 _LABEL = re.compile(r"[a-z0-9]([-a-z0-9]{0,61}[a-z0-9])?")
+_TRUST_DOMAIN = re.compile(r"[a-z0-9._-]{1,255}")
 _SUBJECT_PREFIX = "system:serviceaccount:"
 
 
 def is_label(name: str) -> bool:
     """Tell whether a name can be a namespace, service or service account: lower-case letters, digits and `-`."""
     return _LABEL.fullmatch(name) is not None
+
+
+def parse_trust_domain(text: str, option: str) -> str:
+    """Return a SPIFFE trust domain.
+
+    Raises:
+        ValueError: It is none; the text names the option.
+
+    Source: SPIFFE-ID, section 2.1.
+    """
+    if _TRUST_DOMAIN.fullmatch(text) is None:
+        raise ValueError(f"{option} must be 1 to 255 of lower-case letters, digits and '.', '-', '_', not {text!r}")
+    return text
 
 
 @dataclass(frozen=True, slots=True, order=True)

@@ -193,6 +193,8 @@ class StreamMachine(ABC, Generic[S]):
         if self.node is None:
             if node is None or not node.id:
                 raise StreamRefused("INVALID_ARGUMENT", NODE_MISSING)
+            if len(node.id) > MAX_NAME_CHARS:
+                raise StreamRefused("INVALID_ARGUMENT", f"a node's id has at most {MAX_NAME_CHARS} characters")
             self.node = node
         elif node is not None and node.id and node.id != self.node.id:
             raise StreamRefused(

@@ -248,10 +248,18 @@ class AdsServer:
             stream.wake.set()
 
     def _take(self, stream: LiveStream, data: bytes) -> None:
-        request = stream.machine.receive(data, asyncio.get_running_loop().time())
-        type_url = stream.machine.service_type or request.type_url
+        machine = stream.machine
+        counted = sum(each.nacks for each in machine.subscriptions.values())
+        request = machine.receive(data, asyncio.get_running_loop().time())
+        type_url = machine.service_type or request.type_url
         self.statistics.received(request, type_url)
         if request.error is not None:
-            node = stream.machine.node
-            kind = short_name(type_url)
-            _log.warning("node %r rejects %s: %s", node.id if node else "", one_line(kind), one_line(request.error))
+            # Of a response of ours: what else a client says, it may say as often as it likes.
+            is_ours = sum(each.nacks for each in machine.subscriptions.values()) > counted
+            _log.log(
+                logging.WARNING if is_ours else logging.DEBUG,
+                "node %r rejects %s: %s",
+                machine.node.id if machine.node else "",
+                one_line(short_name(type_url)),
+                one_line(request.error),
+            )

@@ -68,12 +68,16 @@ class Tokens:
         """Return a token for an identity.
 
         Raises:
-            ValueError: The lifetime is not positive.
+            ValueError: The lifetime is not positive, or ends after the last date that there is.
         """
         if ttl <= timedelta(0):
             raise ValueError("a token's lifetime must be positive")
         now = self._wall_clock()
-        claims = {"iss": ISSUER, "aud": [AUDIENCE], "sub": identity.subject, "iat": now, "exp": now + ttl}
+        try:
+            expires_at = now + ttl
+        except OverflowError:
+            raise ValueError(f"a token's lifetime of {ttl.days} days ends after the year 9999") from None
+        claims = {"iss": ISSUER, "aud": [AUDIENCE], "sub": identity.subject, "iat": now, "exp": expires_at}
         return jwt.encode(claims, self._key, algorithm=_ALGORITHM)
 
     def verify(self, token: str) -> Claims:

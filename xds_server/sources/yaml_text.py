@@ -11,6 +11,7 @@ import yaml
 
 from xds_server.codes import INVALID_YAML, YAML_DUPLICATE_KEY, YAML_TOO_LARGE
 from xds_server.model import Document, Finding, Position, Severity
+from xds_server.text import one_line
 
 # A mesh of 1,000 services in one file has some 100,000 nodes; a document beyond this is a mistake or an attack.
 MAX_NODES = 1_000_000
@@ -108,7 +109,9 @@ def parse(text: str, file: str) -> tuple[tuple[Document, ...], tuple[Finding, ..
                 continue
             except (yaml.YAMLError, ValueError) as error:
                 findings.append(
-                    Finding(Severity.ERROR, INVALID_YAML, f"value cannot be read: {error}", walk.place(node))
+                    Finding(
+                        Severity.ERROR, INVALID_YAML, f"value cannot be read: {one_line(str(error))}", walk.place(node)
+                    )
                 )
                 continue
             findings += walk.findings

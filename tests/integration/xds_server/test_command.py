@@ -101,6 +101,8 @@ def test_port_in_use_is_named_in_one_line(documents):
         (["{documents}", "--admin", "0.0.0.0:0"], "--admin-allow-remote"),
         (["{documents}", "--secure-listen", "127.0.0.1:0"], "--secure-listen needs --state-dir"),
         (["{documents}", "--cert-ttl", "soon"], "--cert-ttl must be a duration"),
+        (["{documents}", "--cert-ttl", "1ms"], "--cert-ttl must be at least 1s"),
+        (["{documents}", "--trust-domain", "a b"], "--trust-domain must be 1 to 255 of lower-case letters"),
         (["{documents}", "--frobnicate"], "--frobnicate"),
     ],
 )

@@ -1,5 +1,6 @@
 """Rules of streams, on real sockets, seen by a scripted client. Silence is shown by what comes next, not by waiting."""
 
+import asyncio
 from contextlib import AsyncExitStack
 
 import grpc
@@ -119,3 +120,61 @@ async def test_a_client_that_opens_streams_without_end_is_refused(mesh, run_serv
         await again.ask(CDS)
         await again.response()
         assert (2, 1) == (app.statistics.streams_closed, app.statistics.streams_refused)
+
+
+async def test_str_10_streams_of_one_node_are_independent(mesh, run_server, connect, unpack, eds_cluster):
+    async with run_server() as app, connect(app.listen) as old, connect(app.listen) as new:
+        for client in (old, new):
+            await client.ask(CDS)
+            await client.ack(await client.response())
+        mesh.resources[CDS]["c2"] = eds_cluster("c2")
+        mesh.resources[EDS]["c2"] = mesh.resources[EDS]["c1"].__class__(cluster_name="c2")
+        mesh.publish()
+        rejected = await old.response()
+        await old.ack(rejected, error="not this one")
+        accepted = await new.response()
+        assert ["c1", "c2"] == [cluster.name for cluster in unpack(accepted)]
+        await new.ack(accepted)
+        await old.call.done_writing()
+        assert await old.call.code() == grpc.StatusCode.OK
+        await new.ask(LDS)  # goes on
+        assert (await new.response()).type_url == LDS
+
+
+async def test_bp_2_a_client_that_does_not_read_loses_its_stream_and_holds_up_nobody(
+    mesh, run_server, connect, unpack, assignment
+):
+    """More is under way to it than gRPC's flow control lets through, while another client is told of each change."""
+    text = "x" * 3_000_000
+    mesh.resources[RDS]["r1"].virtual_hosts[0].name = text
+    mesh.resources[CDS]["c1"].alt_stat_name = text
+    mesh.resources[LDS]["svc"].stat_prefix = text
+    async with run_server() as app, connect(app.listen) as stuck, connect(app.listen) as other:
+        app.ads._write_timeout_s = 1.0
+        for type_url, name in ((RDS, "r1"), (CDS, "c1"), (LDS, "svc")):
+            await stuck.ask(type_url, name)
+        await other.ask(EDS, "c1")
+        await other.ack(await other.response(), "c1")
+        for number in range(2, 6):
+            mesh.resources[EDS]["c1"] = assignment("c1", *range(7001, 7001 + number))
+            mesh.publish()
+            response = await other.response()
+            assert number == len(unpack(response)[0].endpoints[0].lb_endpoints)
+            await other.ack(response, "c1")
+        async with asyncio.timeout(30):
+            while app.statistics.write_timeouts == 0 or len(list(app.hub.streams())) != 1:
+                await asyncio.sleep(0.05)
+
+
+async def test_rejections_of_nothing_that_was_sent_are_counted_and_not_logged(mesh, run_server, connect, caplog):
+    async with run_server() as app, connect(app.listen) as client:
+        await client.ask(CDS)
+        response = await client.response()
+        for _ in range(3):
+            await client.ask(CDS, nonce="stale", error="no rejection of anything")
+        await client.ack(response, error="a real one")
+        await client.ask(LDS)  # the sentinel
+        assert (await client.response()).type_url == LDS
+        assert 4 == app.statistics.rejections["Cluster"]
+    warnings = [record.getMessage() for record in caplog.records if record.levelname == "WARNING"]
+    assert ["node 'raw-1' rejects Cluster: a real one"] == [text for text in warnings if "rejects" in text]

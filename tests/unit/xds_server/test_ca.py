@@ -61,6 +61,12 @@ def test_svid_is_signed_by_the_root_and_belongs_to_its_key(authority):
     assert leaf.public_key() == key.public_key()
 
 
+def test_no_lifetime_is_too_long_and_none_outlives_the_root(authority):
+    root = x509.load_pem_x509_certificate(authority.root_pem)
+    for ttl in (timedelta(days=36500), timedelta.max):
+        assert root.not_valid_after_utc == authority.issue_svid(IDENTITY, ttl, NOW).not_after
+
+
 def test_lifetime_counts_from_now_rounded_up_and_starts_earlier_for_slow_clocks(authority):
     issued = authority.issue_svid(IDENTITY, timedelta(seconds=2), NOW)
     leaf = load(issued)

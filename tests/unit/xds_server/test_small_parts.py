@@ -12,7 +12,7 @@ from xds_server.addresses import Address
 from xds_server.debounce import Debounce
 from xds_server.durations import parse_duration
 from xds_server.groups import Group, group_of
-from xds_server.identity import Identity
+from xds_server.identity import Identity, parse_trust_domain
 from xds_server.model import Profile
 from xds_server.ordering import CDS
 from xds_server.private_files import create_private, private_folder, read_private, write_atomically
@@ -255,3 +255,14 @@ def test_missing_extra_is_named_with_what_to_install(monkeypatch, capsys):
 def test_text_of_others_is_one_line_of_the_log():
     assert "a b\\x1b[31m c" == one_line("a\r\nb\x1b[31m\u2028c")
     assert "xxx... (10 characters)" == one_line("x" * 10, 3)
+
+
+@pytest.mark.parametrize("text", ["cluster.local", "prod_1.example-2", "a" * 255])
+def test_trust_domain(text):
+    assert text == parse_trust_domain(text, "--trust-domain")
+
+
+@pytest.mark.parametrize("text", ["", "a b", "Prod", "a/b", "a:1", "a\n", "a" * 256])
+def test_bad_trust_domain_names_its_option(text):
+    with pytest.raises(ValueError, match="--trust-domain must be"):
+        parse_trust_domain(text, "--trust-domain")

@@ -5,6 +5,7 @@ import pytest
 from xds_server.ordering import CDS, EDS, LDS, RDS, SDS
 from xds_server.stream import StreamRefused
 from xds_server.versions import type_version
+from xds_server.wire import Node
 
 UNKNOWN = "type.googleapis.com/example.Unknown"
 
@@ -527,3 +528,9 @@ def test_ack_5_what_a_rejected_state_left_out_is_said_to_be_gone_when_the_names_
     peer.answer(peer.expect(LDS, "a"), "b", "c", error="a is bad")
     peer.accept(LDS)
     assert peer.is_silent()
+
+
+def test_a_node_with_an_enormous_id_is_refused(peer):
+    peer._node = Node("n" * 3000)
+    with pytest.raises(StreamRefused, match="at most 2048 characters"):
+        peer.ask(CDS)

@@ -119,6 +119,11 @@ def test_lifetime_must_be_positive(tokens):
         tokens.issue(IDENTITY, timedelta(0))
 
 
+def test_lifetime_has_an_end(tokens):
+    with pytest.raises(ValueError, match="after the year 9999"):
+        tokens.issue(IDENTITY, timedelta(days=4_000_000))
+
+
 def test_key_file_is_made_once_and_private(tmp_path, clock):
     token = Tokens.open(tmp_path, wall_clock=clock).issue(IDENTITY, timedelta(hours=1))
     assert IDENTITY == Tokens.open(tmp_path, wall_clock=clock).verify(token).identity
