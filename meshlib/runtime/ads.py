@@ -54,6 +54,17 @@ class AdsEvents(StreamEvents, Protocol):
         """
         ...
 
+    def part_ended(self, type_url: str, reason: str, *, had_response: bool) -> None:
+        """The stream of a type is over, where each type has one of its own. The others go on.
+
+        A message of the type that says who we are begins a new one.
+
+        Args:
+            reason: For people.
+            had_response: It has delivered one.
+        """
+        ...
+
 
 class Stream(Protocol):
     """What the control thread needs of a stream; tests have their own."""

@@ -1,8 +1,9 @@
 """One stream per type of resource to a management server, over one channel, in place of an aggregated one.
 
-To its owner it is one stream: messages go to the stream of their type, which opens with its first one, and when one
-ends all do. Only a type that the server has no service for is given up by itself; but a server without one for listeners
-does not speak this variant. Both variants have their own methods for each type.
+To its owner it is one stream: messages go to the stream of their type, which opens with one that says who we are. It is
+over when the last one has ended, or one ends before the server has said anything; others are begun anew by themselves.
+So is a type given up that the server has no service for; but a server without one for listeners does not speak this
+variant. Both variants have their own methods for each type.
 
 Source: xDS protocol, "Non-aggregated streams".
 """
@@ -53,6 +54,7 @@ class _Part:
         self.type_url = type_url
         self.requests = StreamRequests(events.sent)
         self.may_read = threading.Event()
+        self.has_response = False
         self.thread: threading.Thread | None = None
 
 
@@ -73,6 +75,8 @@ class SeparateStreams:
         # Guarded by the lock.
         self._lock = threading.Lock()
         self._channel: grpc.Channel | None = None
+        self._live = 0
+        self._has_response = False
 
     @property
     def channel(self) -> grpc.Channel | None:
@@ -82,10 +86,13 @@ class SeparateStreams:
 
     def send(self, data: bytes) -> None:
         """Queue a message on the stream of its type."""
-        type_url = self._request.FromString(data).type_url
+        request = self._request.FromString(data)
+        type_url = request.type_url
         part = self._parts.get(type_url)
-        if part is None:
+        if part is None or request.HasField("node"):
             part = self._parts[type_url] = _Part(type_url, self._events)
+            with self._lock:
+                self._live += 1
             part.thread = threading.Thread(target=self._run, args=(part,), name="meshlib-ads", daemon=True)
             part.thread.start()
         part.requests.put(data)
@@ -113,9 +120,16 @@ class SeparateStreams:
     def _run(self, part: _Part) -> None:
         reason, is_unimplemented = self._read(part)
         part.requests.put(None)
+        with self._lock:
+            self._live -= 1
+            goes_on = self._live > 0 and self._has_response
+            was_closed = self._closed.is_set()
         if is_unimplemented and part.type_url != LDS:
-            if not self._closed.is_set():
+            if not was_closed:
                 self._events.unserved(part.type_url, reason)
+        elif goes_on and not is_unimplemented:
+            if not was_closed:
+                self._events.part_ended(part.type_url, reason, had_response=part.has_response)
         elif self._shut():
             self._events.ended(reason, is_unimplemented=is_unimplemented)
 
@@ -138,6 +152,7 @@ class SeparateStreams:
             open_stream: grpc.StreamStreamMultiCallable[bytes, bytes] = channel.stream_stream(method)
             for data in open_stream(part.requests, metadata=metadata):
                 part.may_read.clear()
+                part.has_response = self._has_response = True
                 if self._closed.is_set():
                     return "", False
                 self._events.received(data + stamp, part.may_read.set)

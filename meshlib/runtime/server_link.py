@@ -97,6 +97,18 @@ class _Events:
     def unserved(self, type_url: str, reason: str) -> None:
         self._scheduler.post(partial(self._link.on_unserved, self, type_url, reason))
 
+    def part_ended(self, type_url: str, reason: str, *, had_response: bool) -> None:
+        self._scheduler.post(partial(self._link.on_part_ended, self, type_url, reason, had_response))
+
+
+class _Part:
+    """The stream of one type, where each has one of its own, once it has ended while others went on."""
+
+    def __init__(self, opened_at: float) -> None:
+        self.opened_at = opened_at
+        self.backoff = ReconnectBackoff()
+        self.retry: Timer | None = None
+
 
 class ServerLink:
     """Keeps one aggregated stream up."""
@@ -155,6 +167,7 @@ class ServerLink:
         self._refusals = 0
         self._timers: dict[Key, Timer] = {}
         self._expiries: dict[Key, Timer] = {}
+        self._parts: dict[str, _Part] = {}
 
     @property
     def stream(self) -> Stream | None:
@@ -252,7 +265,25 @@ class ServerLink:
             self._do(self.machine.unserved(type_url, reason), self._clock())
             self._changed(None)
 
+    def on_part_ended(self, events: _Events, type_url: str, reason: str, had_response: bool) -> None:
+        if events is not self._events:
+            return
+        now = self._clock()
+        part = self._parts.setdefault(type_url, _Part(self._opened_at))
+        if had_response:
+            delay_s = part.backoff.after_success(now - part.opened_at)
+        else:
+            delay_s = part.backoff.after_failure(self._rng)
+        _LOG.info("the stream of %s to %s ended: %s", short_name(type_url), self._server.uri, reason)
+        self._do(self.machine.paused(type_url), now)
+        part.retry = self._scheduler.later(delay_s, partial(self._resume, type_url, part))
+        self._changed(None)
+
     # Parts of the above.
+
+    def _resume(self, type_url: str, part: _Part) -> None:
+        part.opened_at = self._clock()
+        self._do(self.machine.resumed(type_url), part.opened_at)
 
     def _paced(self, commands: tuple[Command, ...], done: Callable[[], None]) -> Callable[[], None]:
         """Return what to call when a response was dealt with: it lets the next one be read, now or a little later."""
@@ -310,6 +341,10 @@ class ServerLink:
         for timer in self._timers.values():
             timer.cancel()
         self._timers.clear()
+        for part in self._parts.values():
+            if part.retry is not None:
+                part.retry.cancel()
+        self._parts.clear()
         if self._silence is not None:
             self._silence.cancel()
             self._silence = None

@@ -96,7 +96,7 @@ class JsonPlace:
         return default if value is None else value
 
     def _child(self, key: str | int, value: Any, kind: type) -> "JsonPlace":
-        if not isinstance(value, kind):
+        if not isinstance(value, (list, tuple) if kind is list else kind):
             self.fail(f"must be {'an array' if kind is list else 'an object'}, is {_kind(value)}", key)
         return JsonPlace(value, self._pointer(key), self.origin)
 

@@ -162,13 +162,13 @@ class DeltaMachine(StreamMachine):
         self._is_open = False
         self._introduced.clear()
         self._unserved = dict(self.NEVER_SERVED)
+        self._paused.clear()
         commands = self._timers.cancel_all()
-        for type_url, state in self._types.items():
-            self._drop_stream(type_url)
-            self._give_up(type_url, state.wanted, commands)
+        for type_url in self._types:
+            self._drop_stream(type_url, commands)
         return tuple(commands)
 
-    def _drop_stream(self, type_url: str) -> None:
+    def _drop_stream(self, type_url: str, commands: list[Command]) -> None:
         if self._sending is not None and self._sending.type_url == type_url:
             self._sending = None
         state = self._types[type_url]
@@ -176,6 +176,9 @@ class DeltaMachine(StreamMachine):
         state.asked = state.again = frozenset()
         state.is_open = False
         state.has_change = True
+        for name in sorted(state.wanted):
+            self._timers.cancel((type_url, name), commands)
+        self._give_up(type_url, state.wanted, commands)
 
     def received_bytes(self, data: bytes, now: float) -> tuple[Command, ...] | None:
         response = decode_delta_response(data, self._pause)
@@ -338,7 +341,7 @@ class DeltaMachine(StreamMachine):
         if state.answers and not self.is_patient:
             nonce, error = state.answers.popleft()
             return SendDelta(type_url, nonce=nonce, error=error, with_node=self._introduce(type_url))
-        if not state.has_change or type_url in self._unserved:
+        if not state.has_change or type_url in self._unserved or type_url in self._paused:
             return None
         state.has_change = False
         again = state.again - state.wanted - state.asked

@@ -144,13 +144,13 @@ class SotwMachine(StreamMachine):
         self._is_open = False
         self._introduced.clear()
         self._unserved = dict(self.NEVER_SERVED)
+        self._paused.clear()
         commands = self._timers.cancel_all()
-        for type_url, state in self._types.items():
-            self._drop_stream(type_url)
-            self._forget(type_url, state.wanted, commands)
+        for type_url in self._types:
+            self._drop_stream(type_url, commands)
         return tuple(commands)
 
-    def _drop_stream(self, type_url: str) -> None:
+    def _drop_stream(self, type_url: str, commands: list[Command]) -> None:
         if self._sending is not None and self._sending.type_url == type_url:
             self._sending = None
         state = self._types[type_url]
@@ -158,6 +158,9 @@ class SotwMachine(StreamMachine):
         state.sent = state.told = None
         state.owes_answer = state.has_named = False
         state.dropped = state.dropped_before = frozenset()
+        for name in sorted(state.wanted):
+            self._timers.cancel((type_url, name), commands)
+        self._forget(type_url, state.wanted, commands)
 
     def received_bytes(self, data: bytes, now: float) -> tuple[Command, ...] | None:
         response = decode_response(data, self._pause)
@@ -243,7 +246,7 @@ class SotwMachine(StreamMachine):
                 has_change = state.wanted is not sent and state.wanted != sent
                 # A refusal does not wait: the answer to a later response would take its place, and nobody hear of it.
                 is_due = has_change or (state.owes_answer and (not self.is_patient or bool(state.error)))
-                if not is_due or type_url in self._unserved:
+                if not is_due or type_url in self._unserved or type_url in self._paused:
                     continue
                 wanted, names = state.wanted, state.listed
                 if state.owes_answer and has_change:

@@ -96,6 +96,7 @@ class StreamMachine(ABC):
         self._timer_is_transient = "resource_timer_is_transient_error" in features
         self._timers = ResourceTimers(cache, TRANSIENT_S if self._timer_is_transient else DOES_NOT_EXIST_S)
         self._unserved: dict[str, str] = dict(self.NEVER_SERVED)  # by type, why: nothing is asked of these
+        self._paused: set[str] = set()  # types whose streams have ended by themselves
         self._undeleted: set[Key] = set()  # in use although the server deleted them
         self.server_uri = ""
         """For texts; set by the shell."""
@@ -142,15 +143,26 @@ class StreamMachine(ABC):
         """
         self._unserved[type_url] = f"the management server has no {short_name(type_url)}: {reason}"
         commands: list[Command] = []
-        self._drop_stream(type_url)
-        for name in sorted(self.wanted(type_url)):
-            self._timers.cancel((type_url, name), commands)
+        self._drop_stream(type_url, commands)
         self._refuse_unserved(type_url, self.wanted(type_url))
         return self._flush(commands)
 
+    def paused(self, type_url: str) -> tuple[Command, ...]:
+        """The stream of a type has ended, where each has one of its own: nothing is asked of it until `resumed`."""
+        self._paused.add(type_url)
+        self._introduced.discard(type_url)
+        commands: list[Command] = []
+        self._drop_stream(type_url, commands)
+        return self._flush(commands)
+
+    def resumed(self, type_url: str) -> tuple[Command, ...]:
+        """The stream of a type may begin anew."""
+        self._paused.discard(type_url)
+        return self._flush([])
+
     @abstractmethod
-    def _drop_stream(self, type_url: str) -> None:
-        """What was sent for a type, and is to be sent, is void."""
+    def _drop_stream(self, type_url: str, commands: list[Command]) -> None:
+        """What was sent for a type, and is to be sent, is void; what is known of it stays in use."""
 
     @abstractmethod
     def _flush(self, commands: list[Command]) -> tuple[Command, ...]:

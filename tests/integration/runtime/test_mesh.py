@@ -60,21 +60,30 @@ def test_the_status_lists_fields_that_have_no_effect(ads: Any, tools: Any) -> No
         eventually(lambda: mesh.status().unused == {})
 
 
-def test_a_type_that_the_server_has_no_service_for_costs_no_other_stream(ads: Any, tools: Any) -> None:
-    server = type(ads)()
+SERVICES = {
+    LDS: ("listener.v3.Listener", "StreamListeners"),
+    RDS: ("route.v3.Route", "StreamRoutes"),
+    CDS: ("cluster.v3.Cluster", "StreamClusters"),
+    EDS: ("endpoint.v3.Endpoint", "StreamEndpoints"),
+}
+
+
+def start_separate(server: Any, *types: str) -> dict[str, Any]:
+    """Start a server with a service for each of these types; returns a bootstrap for it."""
     method = grpc.stream_stream_rpc_method_handler(server._stream)
     server.more_handlers = tuple(
         grpc.method_handlers_generic_handler(f"envoy.service.{service}DiscoveryService", {name: method})
-        for service, name in (
-            ("listener.v3.Listener", "StreamListeners"),
-            ("route.v3.Route", "StreamRoutes"),
-            ("cluster.v3.Cluster", "StreamClusters"),
-        )
+        for service, name in map(SERVICES.__getitem__, types)
     )
     server.start()
-    tools.put_service(server, "checkout", 1)
     creds, features = [{"type": "insecure"}], ["meshlib.separate_streams"]
-    bootstrap = {"xds_servers": [{"server_uri": server.address, "channel_creds": creds, "server_features": features}]}
+    return {"xds_servers": [{"server_uri": server.address, "channel_creds": creds, "server_features": features}]}
+
+
+def test_a_type_that_the_server_has_no_service_for_costs_no_other_stream(ads: Any, tools: Any) -> None:
+    server = type(ads)()
+    bootstrap = start_separate(server, LDS, RDS, CDS)
+    tools.put_service(server, "checkout", 1)
     try:
         with Mesh(bootstrap, state_dir="") as mesh:
             mesh.wait_ready("checkout", timeout_s=10.0)
@@ -83,6 +92,29 @@ def test_a_type_that_the_server_has_no_service_for_costs_no_other_stream(ads: An
             server.put(CDS, {**tools.eds_cluster("checkout"), "connect_timeout": "2s"})
             eventually(lambda: [found.version for found in mesh.dump() if found.type == "CDS"] == ["2"])
             assert 3 == server._count
+    finally:
+        server.stop()
+
+
+def test_a_stream_of_one_type_that_ends_costs_no_other_stream(ads: Any, tools: Any) -> None:
+    server = type(ads)()
+    bootstrap = start_separate(server, LDS, RDS, CDS, EDS)
+    tools.put_service(server, "checkout", 1)
+    try:
+        with Mesh(bootstrap, state_dir="") as mesh:
+            mesh.wait_ready("checkout", timeout_s=10.0)
+            server.wait_for(lambda: len(server.of_type(EDS)) == 2)
+            number = next(number for number, request in server.requests if request.type_url == EDS)
+            server._streams[number].put(None)
+            server.wait_for(lambda: len(server.of_type(EDS)) > 2, timeout_s=30.0)
+            first = server.of_type(EDS)[2]
+            assert ("1", "", True) == (first.version_info, first.response_nonce, first.HasField("node"))
+            server.put(EDS, tools.load_assignment("checkout", 2))
+            eventually(lambda: ports(mesh) == [2])
+            assert {LDS: 1, RDS: 1, CDS: 1, EDS: 2} == {
+                type_url: len({number for number, request in server.requests if request.type_url == type_url})
+                for type_url in SERVICES
+            }
     finally:
         server.stop()
 

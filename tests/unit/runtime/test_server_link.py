@@ -7,7 +7,7 @@ import pytest
 from meshlib.events import ControlPlaneConnected, ControlPlaneLost, Event
 from meshlib.model.endpoint import ClusterLoadAssignment
 from meshlib.protos import message_class
-from meshlib.runtime.ads import StreamEvents
+from meshlib.runtime.ads import AdsEvents
 from meshlib.runtime.scheduler import Scheduler
 from meshlib.runtime.server_link import ConnectionStatus, ServerLink
 from meshlib.testing import FakeClock, FixedRng
@@ -27,7 +27,7 @@ EMPTY = RESPONSE(type_url=CDS, version_info="1", nonce="n1").SerializeToString()
 
 
 class FakeStream:
-    def __init__(self, events: StreamEvents) -> None:
+    def __init__(self, events: AdsEvents) -> None:
         self.events = events
         self.sent: list[bytes] = []
         self.is_closed = False
@@ -67,7 +67,7 @@ class World:
         )
         self.link.want({CDS: frozenset("a")})
 
-    def open(self, server: ServerConfig, events: StreamEvents) -> FakeStream:
+    def open(self, server: ServerConfig, events: AdsEvents) -> FakeStream:
         self.streams.append(FakeStream(events))
         self.streams[-1].is_delta = server.is_delta
         return self.streams[-1]
@@ -386,3 +386,41 @@ def test_a_resource_that_does_not_come_in_time_names_the_server() -> None:
     entry = world.cache.get(CDS, "a")
     assert entry is not None
     assert "timeout obtaining resource from xDS server server:1" == entry.error
+
+
+def test_the_stream_of_one_type_is_begun_anew_by_itself_later_and_later() -> None:
+    """Where each type has one of its own: as with whole streams, at once after one that has delivered something."""
+    world = World(features=("meshlib.separate_streams",))
+    world.link.connect()
+    (stream,) = world.streams
+    stream.events.sent()
+    stream.events.received(clusters("a"), lambda: None)
+    stream.events.sent()
+    world.run()
+    waits = []
+    for had_response in (False, False, True, False):
+        count = len(stream.sent)
+        stream.events.part_ended(CDS, "cut", had_response=had_response)
+        start = world.clock()
+        world.run()
+        while len(stream.sent) == count:
+            world.pass_time(0.1)
+        waits.append(round(world.clock() - start, 1))
+        request = REQUEST.FromString(stream.sent[-1])
+        assert ("1", "", True) == (request.version_info, request.response_nonce, request.HasField("node"))
+        stream.events.sent()
+        world.pass_time(0.5)
+    assert [1.0, 1.6, 0.5, 1.0] == waits
+    assert [stream] == world.streams
+    assert "connected" == world.link.status.state
+
+
+def test_the_stream_of_one_type_is_not_begun_anew_when_all_have_ended_since() -> None:
+    world = World(features=("meshlib.separate_streams",))
+    world.link.connect()
+    world.streams[0].events.received(EMPTY, lambda: None)
+    world.streams[0].events.part_ended(CDS, "cut", had_response=True)
+    world.link.disconnect()
+    count = len(world.streams[0].sent)
+    world.pass_time(10.0)
+    assert (count, 1) == (len(world.streams[0].sent), len(world.streams))

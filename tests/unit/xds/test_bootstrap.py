@@ -99,6 +99,11 @@ def test_the_first_known_channel_credentials_are_used():
     assert parse(**server(channel_creds=creds)).servers[0].channel_creds == GoogleDefaultCreds()
 
 
+def test_a_tuple_is_an_array_too():
+    servers = ({**INSECURE, "channel_creds": ({"type": "insecure"},), "server_features": ("xds_v3",)},)
+    assert parse(xds_servers=servers).servers[0].features == {"xds_v3"}
+
+
 def test_null_counts_as_absent():
     locality = {"region": None, "zone": "z", "sub_zone": None}
     found = parse(

@@ -538,3 +538,17 @@ def test_a_type_without_a_service_is_not_asked_for_until_the_next_stream() -> No
     client.closed()
     client.opened()
     assert [(EDS, ("a", "b"))] == [(request.type_url, request.subscribe) for request in requests(client.sent())]
+
+
+def test_a_type_whose_own_stream_has_ended_begins_anew_with_what_is_held() -> None:
+    client, cache = machine("meshlib.separate_streams")
+    client.want({EDS: frozenset("abx"), CDS: frozenset("c")})
+    client.opened()
+    client.sent()
+    client.sent()
+    client.received(response("n1", resource("a", "5", type_url=EDS), resource("x", type_url=EDS), type_url=EDS), 1.0)
+    client.want({EDS: frozenset("ab"), CDS: frozenset("c")})  # which the server is still to hear
+    client.paused(EDS)
+    assert {"a", "b"} == set(cache.names(EDS))
+    assert [] == requests(client.want({EDS: frozenset("abd"), CDS: frozenset("c")}))
+    assert [SendDelta(EDS, ("a", "b", "d"), (), (("a", "5"),), with_node=True)] == requests(client.resumed(EDS))

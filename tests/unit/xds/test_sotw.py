@@ -381,6 +381,23 @@ def test_a_type_without_a_service_is_not_asked_for_until_the_next_stream() -> No
     assert [EDS] == [request.type_url for request in requests(client.sent())]
 
 
+def test_a_type_whose_own_stream_has_ended_begins_anew_with_its_version_and_without_a_nonce() -> None:
+    client, cache = machine("meshlib.separate_streams")
+    client.want({EDS: frozenset("ab"), CDS: frozenset("c")})
+    client.opened()
+    client.sent()
+    client.received(response(EDS, "1", body("a")), 1.0)
+    commands = client.paused(EDS)  # with its answer under way
+    assert [] == [request for request in requests(commands) if request.type_url == EDS]
+    assert [] == requests(client.want({EDS: frozenset("b"), CDS: frozenset("c")}))
+    assert (None, ("b",)) == (cache.get(EDS, "a"), cache.names(EDS))
+    assert [SendRequest(EDS, ("b",), "1", "", with_node=True)] == requests(client.resumed(EDS))
+    assert [StartTimer((EDS, "b"), 15.0)] == [one for one in client.sent() if isinstance(one, StartTimer)]
+    # The other type knows nothing of it.
+    (ack,) = requests(client.received(response(CDS, "7", body("c")), 2.0))
+    assert ("7", "n7", False) == (ack.version, ack.nonce, ack.with_node)
+
+
 def test_what_is_in_use_stays_when_a_type_has_no_service_any_more() -> None:
     client, cache = subscribed("a", type_url=EDS)
     client.received(response(EDS, "1", body("a")), 1.0)
