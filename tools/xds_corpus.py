@@ -69,10 +69,6 @@ SAMPLES: dict[tuple[str, str], Json] = {
     (f"{_CLUSTER}LbSubsetConfig.LbSubsetSelector", "fallback_keys_subset"): {"fallback_keys_subset": ["b"]},
     (f"{_POLICIES}subset.v3.Subset.LbSubsetSelector", "fallback_keys_subset"): {"fallback_keys_subset": ["b"]},
     (f"{_CLUSTER}TransportSocketMatch", "transport_socket"): {"transport_socket": client_tls()},
-    (f"{HTTP}.AutoHttpConfig", "http3_protocol_options"): {
-        "http3_protocol_options": {},
-        "alternate_protocols_cache_options": {"name": "n"},
-    },
     (f"{HTTP}.AutoHttpConfig", "alternate_protocols_cache_options"): {
         "alternate_protocols_cache_options": {"name": "n"}
     },

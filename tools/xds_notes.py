@@ -214,7 +214,6 @@ IN_PART: Mapping[tuple[str, str], str] = {
         "http2_protocol_options",
     ): "clusters may be checked by gRPC; callers choose the version",
     (f"{UPSTREAM}UseDownstreamHttpConfig", "http_protocol_options"): "callers choose the version",
-    (f"{UPSTREAM}UseDownstreamHttpConfig", "http3_protocol_options"): "HTTP/3 is never spoken",
     (f"{UPSTREAM}AutoHttpConfig", "http_protocol_options"): "HTTP/1.1 is spoken",
 }
 
@@ -227,7 +226,6 @@ NOT_LOOKED_INTO = frozenset(
         f"{MATCHER}FilterStateMatcher.address_match",
         f"{ACCESS_LOG}MetadataFilter.matcher",
         f"{CORE}Http2ProtocolOptions.connection_keepalive",
-        f"{UPSTREAM}UseDownstreamHttpConfig.http3_protocol_options",
         f"{ROUTE}RateLimit.Action.source_cluster",
         f"{ROUTE}RateLimit.limit",
     }
@@ -274,8 +272,9 @@ WHY: Mapping[str, str] = {
     f"{_TLS}SubjectAltNameMatcher": "for OTHER_NAME, which is refused",
     f"{_TLS}TlsCertificate": "keys that Python's `ssl` cannot read; it staples nothing; what is inline does not change",
     f"{_TLS}TlsParameters": "Python's `ssl` has no setting for them",
-    f"{UPSTREAM}AutoHttpConfig": "HTTP/1.1 is spoken",
+    f"{UPSTREAM}AutoHttpConfig": "HTTP/1.1 is spoken, HTTP/3 never",
     f"{UPSTREAM}ExplicitHttpConfig": "HTTP/3 is not spoken",
+    f"{UPSTREAM}UseDownstreamHttpConfig": "HTTP/3 is not spoken",
     f"{MATCHER}StringMatcher": "extensions of a proxy",
     "xds.type.matcher.v3.Matcher.MatcherList.Predicate.SinglePredicate": "extensions of a proxy",
     "xds.type.matcher.v3.Matcher.MatcherTree": "extensions of a proxy",

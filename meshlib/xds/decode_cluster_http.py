@@ -128,6 +128,9 @@ def _pass_over_settings(options: Any, kind: str | None, path: str, problems: Pro
         return
     config, place = getattr(options, kind), join(path, kind)
     for field, value in config.ListFields():
+        if field.name == "http3_protocol_options":
+            problems.error(join(place, field.name), "is not supported")  # Envoy wants a transport socket for QUIC
+            continue
         # With `auto_config` HTTP/1.1 is spoken, so that the others say nothing at all.
         if kind == "auto_config" and field.name != "http_protocol_options":
             problems.unused(join(place, field.name), "HTTP/1.1 is spoken")
@@ -145,8 +148,6 @@ def _check_auto(message: Any, path: str, problems: Problems, *, is_all_tls: bool
     """`auto_config` leaves the version to ALPN, so there has to be TLS."""
     if not is_all_tls:
         problems.error(path, "needs TLS for every endpoint (ALPN chooses the version)")
-    if message.HasField("http3_protocol_options") and not message.HasField("alternate_protocols_cache_options"):
-        problems.error(join(path, "http3_protocol_options"), "needs alternate_protocols_cache_options")
 
 
 def _is_http2(options: Any, path: str, problems: Problems) -> bool:
@@ -158,8 +159,6 @@ def _is_http2(options: Any, path: str, problems: Problems) -> bool:
     if options.WhichOneof("upstream_protocol_options") != "explicit_http_config":
         return False
     config = options.explicit_http_config
-    if config.WhichOneof("protocol_config") == "http3_protocol_options":
-        problems.error(join(path, "explicit_http_config.http3_protocol_options"), "is not supported")
     return bool(config.WhichOneof("protocol_config") == "http2_protocol_options")
 
 

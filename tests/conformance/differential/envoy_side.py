@@ -101,8 +101,8 @@ class EnvoySide:
         poll(changed, "Envoy to read the routes", every_s=_SOON_S)
         if self._counters()[0] > before[0]:
             return None
-        told = self._envoy.news_with("rejected: ", "update failure: ", every_s=_SOON_S)
-        return Refusal(told.rpartition("rejected: ")[2].strip())
+        told = self._envoy.reason("rejected: ", "update failure: ", every_s=_SOON_S)
+        return Refusal(told.removeprefix("rejected: "))
 
     def _counters(self) -> tuple[int, int]:
         """Return how many configurations it has taken, and how many refused."""

@@ -150,7 +150,9 @@ ENVOYS = (
     re.compile(r"Cluster drop_overloads config is invalid\. drop_ratio=.* The valid range is 0~1\.$"),
     re.compile(r"Missing config source specifier in envoy::config::core::v3::ConfigSource$"),
     # A matter of this machine's files or of what the process of a proxy did before.
-    re.compile("unable to open file|Environment variable doesn't exist|reuse port cannot be changed during an update$"),
+    re.compile(
+        "unable to open file|Invalid path: |Environment variable doesn't exist|reuse port cannot be changed during an update$"
+    ),
     # In options of connections, which decide nothing here.
     re.compile("ignore_case has no effect for safe_regex$"),
     # The name of an extension for sessions, which gRPC and meshlib look up by type.

@@ -69,8 +69,7 @@ class ResourceSide:
             raise EnvoyEndedError(kind) from error
         if is_taken:
             return None
-        told = self._envoy.news_with("rejected: ", "update failure: ", every_s=_SOON_S)
-        return Refusal(told[max(told.rfind("rejected: "), 0) :].strip())
+        return Refusal(self._envoy.reason("rejected: ", "update failure: ", every_s=_SOON_S))
 
     def _restart(self, kind: str) -> None:
         self._envoy.stop()

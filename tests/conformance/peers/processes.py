@@ -1,5 +1,6 @@
 """Child processes that end with the test, and waiting with a deadline."""
 
+import re
 import subprocess
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -8,6 +9,8 @@ from typing import IO, Self, TypeVar
 
 T = TypeVar("T")
 POLL_S = 0.02
+_ENTRY = re.compile(r"\n\[\d{4}-\d\d-\d\d ")
+"""How each entry of Envoy's log begins."""
 
 
 def poll(question: Callable[[], T], what: str, *, timeout_s: float = 60.0, every_s: float = POLL_S) -> T:
@@ -66,6 +69,16 @@ class Child:
             text = log.read()
             self._read = log.tell()
         return text
+
+    def reason(self, *words: str, every_s: float = POLL_S) -> str:
+        """Wait until it has written one of the words, and return what it wrote from the last of them on, of that entry alone.
+
+        Args:
+            words: In front of a reason; what comes first in a text is looked for first.
+        """
+        text = self.news_with(*words, every_s=every_s)
+        start = next((place for word in words if (place := text.rfind(word)) >= 0), 0)
+        return _ENTRY.split(text[start:])[0].strip()
 
     def news_with(self, *words: str, every_s: float = POLL_S) -> str:
         """Wait until it has written one of the words, and return what it wrote since this was asked last.

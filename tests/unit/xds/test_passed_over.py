@@ -118,6 +118,20 @@ REFUSED: list[tuple[str, dict[str, Any], str]] = [
 ]  # fmt: skip
 
 
+# HTTP/3, for which Envoy wants a transport socket for QUIC.
+REFUSED += [
+    (
+        "CDS",
+        {
+            **options(**{kind: {"http3_protocol_options": {}}}),
+            "transport_socket": socket()["transport_socket"],
+        },
+        f"{OPTIONS}.{kind}.http3_protocol_options",
+    )
+    for kind in ("auto_config", "use_downstream_protocol_config", "explicit_http_config")
+]
+
+
 @pytest.mark.parametrize(("kind", "resource", "path"), REFUSED, ids=[case[2][-60:] for case in REFUSED])
 def test_what_envoy_refuses_too(decode: Decode, kind: str, resource: dict[str, Any], path: str) -> None:
     assert [path] == [error.partition(": ")[0] for error in decode(kind, resource).errors]
