@@ -100,7 +100,7 @@ bench: setup           ## what the mesh costs, on a machine that does nothing el
 	$(BIN)/python tests/bench/run.py $(BENCH_ARGS)
 
 idle-gaps: setup       ## 10,000 requests with pauses as long as servers keep idle connections
-	$(BIN)/python tests/soak/idle_gaps.py --requests 10000
+	PYTHONPATH=tests/conformance $(BIN)/python tests/soak/idle_gaps.py --requests 10000
 
 simulate: setup        ## policies against slow, failing and recovering hosts in simulated time; draws docs/explanation/simulations
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check 'matplotlib>=3.8,<4'

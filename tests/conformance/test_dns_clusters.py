@@ -193,7 +193,7 @@ def test_the_same_clusters_are_taken_and_the_same_addresses_found(name_server, t
             }
 
         def check_same():
-            for _ in range(40):
+            for _ in range(200):
                 if not (found := differences()):
                     return
                 time.sleep(0.25)

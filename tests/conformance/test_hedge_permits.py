@@ -35,7 +35,7 @@ pytestmark = pytest.mark.envoy
 Json = dict[str, Any]
 MANAGER = "envoy.extensions.filters.network.http_connection_manager.v3.HttpConnectionManager"
 ROUTER = {"name": "router", "typed_config": {"@type": f"{TYPE}envoy.extensions.filters.http.router.v3.Router"}}
-MANY, SLOW_S, PATIENCE_S = 100, 2.5, 0.3
+MANY, SLOW_S, PATIENCE_S = 100, 4.0, 0.3
 
 
 @dataclass(frozen=True)
@@ -74,7 +74,7 @@ class End:
 def routes() -> Json:
     policy = {"retry_on": "5xx", "num_retries": 3, "per_try_timeout": f"{PATIENCE_S}s"}
     hedge = {"hedge_on_per_try_timeout": True}
-    action = {"retry_policy": policy, "hedge_policy": hedge, "timeout": "10s"}
+    action = {"retry_policy": policy, "hedge_policy": hedge, "timeout": "30s"}
     entries = [{"match": {"path": f"/{name}"}, "route": {"cluster": name, **action}} for name in CASES]
     return {"name": "r", "virtual_hosts": [{"name": "v", "domains": ["*"], "routes": entries}]}
 
@@ -162,7 +162,7 @@ def by_envoy(envoy: Envoy, name: str, upstream: HttpUpstream) -> End:
         stats = envoy.stats(prefix)
         return case.max_requests - stats[f"{prefix}_rq"], case.max_retries - stats[f"{prefix}_retries"]
 
-    with httpx.Client(trust_env=False, timeout=20) as client:
+    with httpx.Client(trust_env=False, timeout=60) as client:
         found = play(upstream, lambda: client.get(f"http://{envoy.listen}/{name}").status_code, held)
     poll(lambda: held() == (0, 0), "everything given back")
     return found
@@ -174,7 +174,7 @@ def by_meshlib(mesh: Any, name: str, upstream: HttpUpstream) -> End:
     def held() -> tuple[int, int]:
         return breaker.active, breaker.retries
 
-    with httpx.Client(transport=MeshTransport(mesh), timeout=20) as client:
+    with httpx.Client(transport=MeshTransport(mesh), timeout=60) as client:
         found = play(upstream, lambda: client.get(f"http://l/{name}").status_code, held)
     poll(lambda: held() == (0, 0), "everything given back")
     return found

@@ -32,7 +32,7 @@ import faulthandler, multiprocessing, os, sys
 import httpx
 from meshlib import Mesh
 
-faulthandler.dump_traceback_later(45, exit=True)
+faulthandler.dump_traceback_later(150, exit=True)
 mesh = Mesh.connect(sys.argv[1], node_id="pool")
 client = httpx.Client(transport=mesh.httpx_transport(), timeout=15.0)
 channel = mesh.channel("xds:///shop.example.com:81")
@@ -126,7 +126,7 @@ def xds(tmp_path: Path) -> Iterator[Any]:
         processes.append(process)
         (tmp_path / "config").mkdir()
         (tmp_path / "config" / "shop.yaml").write_text(CONFIG % (int(line), port))
-        listen = ("--listen", "127.0.0.1:0", "--admin", "127.0.0.1:0")
+        listen = ("--listen", "127.0.0.1:0", "--secure-listen", "127.0.0.1:0", "--admin", "127.0.0.1:0")
         process, line = _start("-m", "xds_server", "serve", "config", "--state-dir", "state", *listen, cwd=tmp_path)
         processes.append(process)
         found = re.search(r"xds=(\S+)", line)
@@ -146,7 +146,7 @@ def test_forked_workers_that_come_and_go_call_and_so_does_their_parent(xds: str,
         cwd=tmp_path,
         capture_output=True,
         text=True,
-        timeout=55,
+        timeout=160,
         check=False,
     )
     assert 0 == done.returncode, done.stderr[-6000:]

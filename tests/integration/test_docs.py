@@ -21,6 +21,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from peers.ports import free_port
 
 import meshlib
 from meshlib.testing import FakeMesh
@@ -42,10 +43,7 @@ class Page:
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
-        sockets = [socket.create_server(("127.0.0.1", 0)) for _ in PORTS]
-        self.ports = dict(zip(PORTS, (str(held.getsockname()[1]) for held in sockets), strict=True))
-        for held in sockets:
-            held.close()
+        self.ports = {port: str(free_port()) for port in PORTS}
         self.background: list[subprocess.Popen[bytes]] = []
         binaries = Path(sys.executable).parent
         self.environment = {
@@ -85,13 +83,13 @@ class Page:
             self.background.append(process)
             return
         done = subprocess.run(
-            command, shell=True, cwd=self.folder, env=self.environment, capture_output=True, text=True, timeout=60
+            command, shell=True, cwd=self.folder, env=self.environment, capture_output=True, text=True, timeout=150
         )
         logs = "\n".join(path.read_text() for path in sorted(self.folder.glob("background-*.log")))
         assert done.returncode == 0, f"{command}\n{done.stdout}\n{done.stderr}\n{logs}"
 
     def wait_registrations(self, count: int) -> None:
-        deadline = time.monotonic() + 40
+        deadline = time.monotonic() + 120
         while time.monotonic() < deadline:
             try:
                 with urllib.request.urlopen(
@@ -111,7 +109,7 @@ class Page:
         )
 
     def wait_listening(self, port: str) -> None:
-        deadline = time.monotonic() + 30
+        deadline = time.monotonic() + 120
         while True:
             try:
                 socket.create_connection(("127.0.0.1", int(self.ports[port])), timeout=1).close()
@@ -124,7 +122,7 @@ class Page:
         for process in self.background:
             os.killpg(process.pid, signal.SIGTERM)
         for process in self.background:
-            process.wait(15)
+            process.wait(60)
 
 
 @pytest.fixture

@@ -1,7 +1,6 @@
 """grpc-go's own xDS client, and a server that it governs, against the real xds-server."""
 
 import json
-import socket
 import subprocess
 import sys
 from contextlib import ExitStack
@@ -12,6 +11,7 @@ import pytest
 from foreign.grpc_go import GoClient, GoServer
 from peers.authority import Authority, Leaf
 from peers.management import ManagementServer
+from peers.ports import free_port
 from peers.processes import poll
 from peers.upstreams import GrpcUpstream
 
@@ -157,12 +157,6 @@ def test_the_example_is_accepted_whole(tmp_path: Path, stack: ExitStack) -> None
     world.server.wait_settled("go-1")
     assert {} == world.server.rejections()
     assert {"v2": 5} == client.many(5, "user-service", [("canary", "true")])
-
-
-def free_port() -> int:
-    with socket.socket() as taken:
-        taken.bind(("127.0.0.1", 0))
-        return int(taken.getsockname()[1])
 
 
 def test_a_server_of_grpc_go_serves_when_it_is_registered_and_authorizes(world: World) -> None:

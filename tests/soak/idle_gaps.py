@@ -1,6 +1,6 @@
 """Requests with pauses about as long as servers keep idle connections: no caller may notice.
 
-`python tests/soak/idle_gaps.py --requests 10000` (that is `make idle-gaps`) starts uvicorn, hypercorn, granian and gunicorn
+`PYTHONPATH=tests/conformance python tests/soak/idle_gaps.py --requests 10000` (that is `make idle-gaps`) starts uvicorn, hypercorn, granian and gunicorn
 (with workers of threads and of uvicorn), each with 5 s for idle connections, and lets many clients call them through the
 mesh, each with pauses of its own around those 5 s. A third of them keep connections for as long as the server lets them, so
 that the two really do meet: then a request finds its connection dying under it, and goes again on a fresh one.
@@ -22,6 +22,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import httpx
+from peers.ports import free_port
 
 from meshlib.clients.httpx_async import AsyncMeshTransport
 from meshlib.testing import mesh_source, service
@@ -90,9 +91,7 @@ def running(servers: Sequence[Server]) -> Iterator[dict[str, str]]:
         (folder / "application.py").write_text(APPLICATION)
         found: dict[str, str] = {}
         for server in servers:
-            with socket.socket() as probe:
-                probe.bind(("127.0.0.1", 0))
-                port = probe.getsockname()[1]
+            port = free_port()
             command = [sys.executable, *(part.format(port=port) for part in server.arguments)]
             environment = {**os.environ, "PYTHONPATH": str(folder)}
             child = stack.enter_context(

@@ -85,8 +85,8 @@ def _interrupt(number: int, frame: object) -> None:
 
 def _set(world: World, board: Board, *, fast: bool) -> Stage:
     """Start everything and wait until it is there."""
-    world.start_server()
     world.issue_tokens()
+    world.start_server()
     for instance in INSTANCES:
         world.start_service(*instance)
     gateway = world.start_client("client-gateway", "gateway", board.on_event)

@@ -11,8 +11,9 @@ from meshlib.cli.demo.statistics import binomial_interval
 
 __all__ = ["ACTS"]
 
-OUTAGE_S = 19
-"""What the longest outage may take, with the time that clients need to come back."""
+OUTAGE_SHARE = 0.475
+"""Of the life of a certificate: what the longest outage may take, with the time that clients need to come back. Less than the
+half that is left when the next one comes."""
 VISIBLE_S = 1.0
 """How soon an edit must be in force (what the demo promises)."""
 
@@ -218,7 +219,7 @@ def mutual_tls(stage: Stage) -> None:
             fresh = [probe_tls(address, world.root_ca).serial != probe.serial for address, probe in probes.items()]
             return all(fresh) and board.rotations > rotations
 
-        took = stage.wait("new certificates everywhere", rotated, 60)
+        took = stage.wait("new certificates everywhere", rotated, world.cert_ttl_s + 20)
         time.sleep(0.5)
         board.check(
             "every server's and the client's certificate is replaced under load",
@@ -339,16 +340,17 @@ def _fresh_certificates(stage: Stage) -> None:
     Renewal happens at half of the lifetime; nobody can be renewed while the server is away.
     """
     world = stage.world
+    outage_s = OUTAGE_SHARE * world.cert_ttl_s
 
     def fresh() -> bool:
-        if stage.board.expires_at - time.time() < OUTAGE_S:  # noqa: TID251  # certificate lifetimes are wall-clock
+        if stage.board.expires_at - time.time() < outage_s:  # noqa: TID251  # certificate lifetimes are wall-clock
             return False
         return all(
-            probe_tls(f"{entry['address']}:{entry['port']}", world.root_ca).remaining_s > OUTAGE_S
+            probe_tls(f"{entry['address']}:{entry['port']}", world.root_ca).remaining_s > outage_s
             for entry in world.registrations()
         )
 
-    if stage.wait("fresh certificates", fresh, 30) is None:
+    if stage.wait("fresh certificates", fresh, world.cert_ttl_s) is None:
         raise DemoError("the certificates are not renewed")
 
 

@@ -4,6 +4,7 @@ import contextlib
 import json
 import os
 import queue
+import random
 import shutil
 import signal
 import socket
@@ -17,7 +18,7 @@ from typing import IO, Any
 
 from meshlib.errors import MeshError
 
-__all__ = ["CERT_TTL_S", "ClientProcess", "DemoError", "World"]
+__all__ = ["ClientProcess", "DemoError", "World"]
 
 CANARY = Path(__file__).parent / "canary"
 DOCUMENTS = (
@@ -31,8 +32,11 @@ DOCUMENTS = (
 )
 ACCOUNTS = ("checkout", "my-service", "user-service", "gateway", "auth-service", "stranger")
 START_TIMEOUT_S = 45.0
-CERT_TTL_S = 40
-"""Seconds: long enough to live through the outage of act 7, short enough to be renewed in act 5."""
+CERT_TTL_S = (40.0, 120.0)
+"""At least and at most: long enough to live through the outage of act 7, short enough to be renewed in act 5."""
+CERT_TTL_PER_START = 20.0
+"""A machine that takes three seconds instead of two to start all that issues tokens needs one and a half times as long for the
+outage too, in which a client and the server are started."""
 LOOPBACK = "127.0.0.1"
 
 
@@ -41,13 +45,16 @@ class DemoError(MeshError):
 
 
 def free_ports(count: int) -> list[int]:
-    """Return ports that were free a moment ago; the server is started on the same ones again in act 7."""
-    held = [socket.create_server((LOOPBACK, 0)) for _ in range(count)]
-    try:
-        return [listening.getsockname()[1] for listening in held]
-    finally:
-        for listening in held:
-            listening.close()
+    """Return ports that nobody listens on. The server is started on the same ones again in act 7, so they are below those that
+    systems give to whoever opens a connection meanwhile (from 32768 on by Linux, from 49152 by RFC 6335)."""
+    found: list[int] = []
+    for port in random.SystemRandom().sample(range(20_000, 32_768), 1000):
+        with socket.socket() as probe, contextlib.suppress(OSError):
+            probe.bind((LOOPBACK, port))
+            found.append(port)
+        if len(found) == count:
+            return found
+    raise DemoError("no ports are free between 20000 and 32767")
 
 
 class World:
@@ -58,6 +65,7 @@ class World:
         self.config = folder / "config"
         self.state = folder / "xds-server"
         self.logs = folder / "logs"
+        self.cert_ttl_s = CERT_TTL_S[0]
         self.xds_port, self.secure_port, self.admin_port = free_ports(3)
         self.processes: dict[str, subprocess.Popen[str]] = {}
         self._clients: list[ClientProcess] = []
@@ -93,7 +101,7 @@ class World:
                 *("--listen", f"{LOOPBACK}:{self.xds_port}"),
                 *("--secure-listen", f"{LOOPBACK}:{self.secure_port}"),
                 *("--admin", f"{LOOPBACK}:{self.admin_port}"),
-                *("--state-dir", str(self.state), "--cert-ttl", f"{CERT_TTL_S}s", "--debounce-ms", "20"),
+                *("--state-dir", str(self.state), "--cert-ttl", f"{self.cert_ttl_s:.0f}s", "--debounce-ms", "20"),
             ],
             {},
             stdout=subprocess.PIPE,
@@ -110,7 +118,11 @@ class World:
         self._await("xds-server", ready.is_set)
 
     def issue_tokens(self) -> None:
-        """Issue a token for each identity; the files are readable by their owner only."""
+        """Issue a token for each identity; the files are readable by their owner only.
+
+        How long that takes says how slow the machine is, and so how long certificates are to live.
+        """
+        start = time.monotonic()
         commands = [
             [
                 *(sys.executable, "-m", "xds_server", "token", "--state-dir", str(self.state)),
@@ -126,6 +138,8 @@ class World:
             _, error = process.communicate(timeout=START_TIMEOUT_S)
             if process.returncode != 0:
                 raise DemoError(f"xds-server token failed: {error.strip()}")
+        least, most = CERT_TTL_S
+        self.cert_ttl_s = min(most, max(least, CERT_TTL_PER_START * (time.monotonic() - start)))
 
     @property
     def root_ca(self) -> Path:

@@ -4,6 +4,7 @@ import asyncio
 import gc
 import ssl
 import threading
+import time
 from collections.abc import Awaitable, Callable, Generator
 from typing import Any
 
@@ -246,4 +247,7 @@ async def test_names_with_several_addresses(mesh: Any, http_server: Any, monkeyp
     mesh.serve("checkout", {"c": [f"several.test:{port}"]}, circuit_breakers=CircuitBreakers(max_connections=5))
     before = threading.active_count()
     await cancel_everywhere(mesh, asyncio_run, get, server.address)
-    assert threading.active_count() <= before + 1
+    end = time.monotonic() + 30
+    while threading.active_count() > before + 1:  # of the test's server, for the most part
+        assert time.monotonic() < end, threading.enumerate()
+        await asyncio.sleep(0.01)

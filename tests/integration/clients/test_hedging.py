@@ -83,9 +83,13 @@ def test_quick_answer_beside_a_slow_endpoint_wins(mesh, raw_server, http_server,
 
 @both
 def test_record_names_the_endpoint_that_answered(mesh, raw_server, http_server, is_async):
+    beside = threading.Event()
+
     def answer_late(connection: socket.socket, number: int) -> None:
         connection.recv(65536)
-        time.sleep(SOON_S * 3)
+        if number:
+            beside.set()
+        beside.wait(30)
         connection.sendall(b"HTTP/1.1 200 OK\r\nContent-Length: 4\r\n\r\nlate")
 
     late = raw_server(answer_late)

@@ -42,9 +42,9 @@ def spans(stage: Any, monkeypatch: pytest.MonkeyPatch) -> InMemorySpanExporter:
 @pytest.mark.parametrize(("way_in", "way_out"), WAYS)
 def test_trace_and_deadline_are_carried_on_without_sdk(asking: Callable[..., Any], way_in: str, way_out: str) -> None:
     headers = {"traceparent": PARENT, "tracestate": "vendor=1", "baggage": "tenant=a"}
-    seen = asking(way_in, way_out, headers, timeout_s=4.0)
+    seen = asking(way_in, way_out, headers, timeout_s=8.0)
     assert headers == {name: seen["headers"].get(name) for name in headers}
-    assert 0 < seen["remaining_s"] < 4.0 - 0.1  # gRPC rounds what it sends up, by less than 1 % a hop
+    assert 0 < seen["remaining_s"] < 8.0 - 0.1  # gRPC rounds what it sends up, by less than 1 % a hop
     assert (1, "1") == (seen["attempt"], seen["headers"]["x-envoy-attempt-count"])
 
 
@@ -58,8 +58,8 @@ def test_without_trace_and_deadline_the_routes_own_applies(
 
 
 def test_expected_timeout_goes_out_as_envoy_writes_it(asking: Callable[..., Any]) -> None:
-    seen = asking("asgi", "http", {}, timeout_s=4.0)
-    assert 0 < int(seen["headers"]["x-envoy-expected-rq-timeout-ms"]) < 4000
+    seen = asking("asgi", "http", {}, timeout_s=8.0)
+    assert 0 < int(seen["headers"]["x-envoy-expected-rq-timeout-ms"]) < 8000
 
 
 @pytest.mark.parametrize(("way_in", "way_out"), WAYS)
@@ -121,7 +121,7 @@ def wait_for(look: Callable[[], bool]) -> None:
     """A server ends its span after its client has the answer."""
 
     async def waiting() -> None:
-        async with asyncio.timeout(5):
+        async with asyncio.timeout(30):
             while not look():
                 await asyncio.sleep(0.005)
 

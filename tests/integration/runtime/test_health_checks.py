@@ -365,7 +365,7 @@ def test_subsets_sessions_and_checks_out_of_native_files_of_xds_server(tmp_path:
     (tmp_path / "config" / "all.yaml").write_text(NATIVE + "".join(endpoints))
     command = [sys.executable, "-m", "xds_server", "serve", "config", "--listen", "127.0.0.1:0", "--admin"]
     process = subprocess.Popen(
-        [*command, "127.0.0.1:0", "--state-dir", "state"],
+        [*command, "127.0.0.1:0", "--state-dir", "state", "--secure-listen", "127.0.0.1:0"],
         cwd=tmp_path,
         stdout=subprocess.PIPE,
         stderr=subprocess.DEVNULL,

@@ -85,7 +85,7 @@ if __name__ == "__main__":
     sys.stdin.readline()
     over.set()
     for worker in workers:
-        worker.join(20)
+        worker.join(60)
     mesh.close()
     print(*(worker.exitcode for worker in workers), flush=True)
 """
@@ -219,4 +219,4 @@ def test_a_pool_that_replaces_its_workers_as_celery_does(
     program.stdin.write("\n")
     program.stdin.flush()
     assert program.stdout.readline().split() == ["True", "two"], log.read_text()[-5000:]
-    assert program.wait(20) == 0, log.read_text()[-5000:]
+    assert program.wait(60) == 0, log.read_text()[-5000:]

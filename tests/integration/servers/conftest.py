@@ -137,7 +137,7 @@ class Process:
     def send(self, number: int) -> None:
         self._process.send_signal(number)
 
-    def wait(self, timeout_s: float = 20.0) -> int:
+    def wait(self, timeout_s: float = 60.0) -> int:
         """Wait for the end; returns the exit code."""
         code = self._process.wait(timeout_s)
         self._reader.join(10)
@@ -291,7 +291,7 @@ class World:
         **options: Any,
     ) -> Process:
         """Start a program; returns at once."""
-        asked = {"service": service, "namespace": namespace, "service_account": service, "ttl_s": 2.0} | options
+        asked = {"service": service, "namespace": namespace, "service_account": service, "ttl_s": 5.0} | options
         variables = self.environment(service, namespace, bootstrap, state_dir)
         variables |= {"RUN": run, "OPTIONS": json.dumps(asked), **(environment or {})}
         process = Process([str(PROGRAMS / f"{program}.py")], variables)
@@ -308,7 +308,7 @@ class World:
             "MESHLIB_SERVICE": service,
             "MESHLIB_NAMESPACE": namespace,
             "MESHLIB_SERVICE_ACCOUNT": service,
-            "MESHLIB_TTL_S": "2",
+            "MESHLIB_TTL_S": "5",
             **environment,
         }
         command = ["-m", "gunicorn", "-k", "meshlib.integrations.gunicorn.MeshWorker", "--chdir", str(PROGRAMS)]

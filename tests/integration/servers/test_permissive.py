@@ -162,5 +162,5 @@ def test_they_stop_in_order(processes: dict[str, Any], addresses: dict[str, str]
         for process in processes.values():
             process.send(signal.SIGTERM)
         for kind, process in processes.items():
-            assert 0 == process.wait(25), f"{kind}: {process.output}"
+            assert 0 == process.wait(90), f"{kind}: {process.output}"
             assert "Traceback" not in process.output

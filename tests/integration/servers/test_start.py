@@ -3,7 +3,6 @@
 import json
 import signal
 import socket
-import time
 from typing import Any
 
 import httpx
@@ -22,8 +21,8 @@ def test_a_port_in_use_is_one_clear_error(world: Any) -> None:
         site = world.gunicorn("taken", "--bind", address)
         processes = [world.start("web", "mesh", "taken", environment={"PORT": str(port)})]
         processes += [world.start("greeter", run, "taken", address=address) for run in ("sync", "aio")]
-        assert [1, 1, 1] == [process.wait(30) for process in processes]
-        assert 1 == site.wait(30)
+        assert [1, 1, 1] == [process.wait(90) for process in processes]
+        assert 1 == site.wait(90)
     for process in processes:
         assert process.lines[-1].endswith(f"cannot listen on {address}: Address already in use"), process.output
     assert "Connection in use" in site.output  # gunicorn's own words
@@ -34,12 +33,10 @@ def test_without_a_management_server_the_error_names_it_and_nothing_is_left(worl
     """All at once: uvicorn, gunicorn and gRPC; the management server is away for two, the registry for the third."""
     away = world.server.bootstrap("n", "alone") | NOWHERE | {"meshlib": {"registry_uri": "http://127.0.0.1:2"}}
     no_registry = world.server.bootstrap("n", "alone", meshlib={"registry_uri": "http://127.0.0.1:2"})
-    started = time.monotonic()
-    web = world.start("web", "mesh", "alone", bootstrap=away, start_timeout_s=2)
-    greeter = world.start("greeter", "sync", "alone", bootstrap=no_registry, start_timeout_s=2)
-    site = world.gunicorn("alone", GRPC_XDS_BOOTSTRAP_CONFIG=json.dumps(away), MESHLIB_START_TIMEOUT_S="2")
-    assert (1, 1, 3) == (web.wait(50), greeter.wait(50), site.wait(50)), (web.output, greeter.output, site.output)
-    assert time.monotonic() - started < 20
+    web = world.start("web", "mesh", "alone", bootstrap=away, start_timeout_s=5)
+    greeter = world.start("greeter", "sync", "alone", bootstrap=no_registry, start_timeout_s=5)
+    site = world.gunicorn("alone", GRPC_XDS_BOOTSTRAP_CONFIG=json.dumps(away), MESHLIB_START_TIMEOUT_S="5")
+    assert (1, 1, 3) == (web.wait(90), greeter.wait(90), site.wait(90)), (web.output, greeter.output, site.output)
     assert "UnavailableError" in web.lines[-1]
     assert "management server 127.0.0.1:1 does not answer" in web.lines[-1]
     assert "127.0.0.1:2/v1/registrations/" in greeter.lines[-1]
@@ -51,7 +48,7 @@ def test_without_a_management_server_the_error_names_it_and_nothing_is_left(worl
 
 def test_a_registration_that_is_refused_is_an_error_with_the_reason(world: Any) -> None:
     process = world.start("web", "mesh", "alone", service_account="somebody-else")
-    assert 1 == process.wait(30)
+    assert 1 == process.wait(90)
     assert "ConfigError: register alone at 127.0.0.1:" in process.lines[-1]
     assert "403" in process.lines[-1]
 
@@ -78,12 +75,12 @@ def test_a_service_restarts_without_the_management_server(own_world: Any, port: 
     assert 0 == first.wait(), first.output
 
     second = world.start("web", "mesh", "guarded", **options)
-    wait_for(lambda: status(gateway) == 200 or not second.is_running, lambda: second.output, 30.0)
+    wait_for(lambda: status(gateway) == 200 or not second.is_running, lambda: second.output, 60.0)
     assert second.is_running, second.output
     assert 403 == status(stranger)
     assert 0 == status(server.client_context(None))
 
     server.start()
-    wait_for(lambda: server.instances("guarded") == [f"127.0.0.1:{port}"], "it is registered again", 30.0)
+    wait_for(lambda: server.instances("guarded") == [f"127.0.0.1:{port}"], "it is registered again", 60.0)
     with world.client("gateway", "guarded") as client:
         assert second.pid == client.get("http://guarded/users/7").json()["pid"]

@@ -82,7 +82,7 @@ class AnyClient:
             request.error_detail.message = error
         await self.call.write(request)
 
-    async def response(self, timeout_s: float = 5.0) -> Any:
+    async def response(self, timeout_s: float = 30.0) -> Any:
         message = await asyncio.wait_for(self.call.read(), timeout_s)
         assert message is not grpc.aio.EOF, f"stream ended: {await self.call.code()} {await self.call.details()}"
         return message

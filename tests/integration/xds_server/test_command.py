@@ -30,7 +30,7 @@ ANYWHERE = ["--listen", "127.0.0.1:0", "--admin", "127.0.0.1:0"]
 
 
 def run(*arguments: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run([*COMMAND, *arguments], capture_output=True, text=True, timeout=30, check=False)
+    return subprocess.run([*COMMAND, *arguments], capture_output=True, text=True, timeout=120, check=False)
 
 
 @pytest.fixture
@@ -69,7 +69,7 @@ def test_server_says_where_it_is_and_a_signal_ends_it_well(serve, documents, num
         assert 0 < int(ready["resources"])
         assert "ready\n" == httpx.get(f"{ready['admin']}/readyz", trust_env=False).text
         process.send_signal(number)
-        assert 0 == process.wait(10)
+        assert 0 == process.wait(60)
 
 
 def test_state_directory_brings_the_secure_listener_and_private_files(serve, documents, tmp_path):

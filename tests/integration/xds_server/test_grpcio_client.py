@@ -21,7 +21,7 @@ import sys, grpc
 channel = grpc.insecure_channel(sys.argv[1])
 call = channel.unary_unary("/test.Echo/Call")
 for line in sys.stdin:
-    answers = [call(b"hi", timeout=10, wait_for_ready=True).decode() for _ in range(int(line))]
+    answers = [call(b"hi", timeout=40, wait_for_ready=True).decode() for _ in range(int(line))]
     print(" ".join(answers), flush=True)
 """
 
@@ -100,7 +100,7 @@ async def test_calls_follow_the_route_and_its_change(backends, tmp_path: Path):
 
         async def calls(count: int) -> list[str]:
             client.stdin.write(f"{count}\n".encode())
-            return (await asyncio.wait_for(client.stdout.readline(), 20)).decode().split()
+            return (await asyncio.wait_for(client.stdout.readline(), 60)).decode().split()
 
         try:
             assert ["v1"] * 5 == await calls(5)
@@ -110,7 +110,7 @@ async def test_calls_follow_the_route_and_its_change(backends, tmp_path: Path):
             assert ["v2"] * 5 == await calls(5)
         finally:
             client.stdin.close()
-            await asyncio.wait_for(client.wait(), 10)
+            await asyncio.wait_for(client.wait(), 60)
         assert {} == app.statistics.rejections
     finally:
         await app.stop(drain_s=0.0)

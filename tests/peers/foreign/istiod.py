@@ -2,12 +2,12 @@
 
 import json
 import os
-import socket
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
 import httpx
+from peers.ports import free_port
 from peers.processes import Child, poll
 
 from foreign.kubernetes_api import KubernetesApi
@@ -18,15 +18,6 @@ ingressControllerMode: "OFF"
 defaultConfig: {discoveryAddress: "127.0.0.1:15010"}
 """
 START_S = 120.0
-
-
-def free_ports(count: int) -> list[int]:
-    """Return ports of 127.0.0.1 that were free a moment ago."""
-    taken = [socket.create_server(("127.0.0.1", 0)) for _ in range(count)]
-    found = [one.getsockname()[1] for one in taken]
-    for one in taken:
-        one.close()
-    return found
 
 
 class Istiod(Child):
@@ -45,7 +36,7 @@ class Istiod(Child):
         api = self._stack.enter_context(KubernetesApi())
         (folder / "kubeconfig.json").write_text(json.dumps(_kubeconfig(api.url)))
         (folder / "mesh.yaml").write_text(MESH)
-        self._grpc, self._http, self._monitoring = free_ports(3)
+        self._grpc, self._http, self._monitoring = (free_port() for _ in range(3))
         self.listen = f"127.0.0.1:{self._grpc}"
         self._start()
 
