@@ -62,7 +62,7 @@ class _Lease:
             return not was_over
 
     def end(self, status: grpc.StatusCode, native: Any = None) -> None:
-        """Give everything back; idempotent.
+        """Give everything back; idempotent. `call_back` is to follow.
 
         Args:
             native: gRPC's call, when it has ended by itself.
@@ -72,8 +72,15 @@ class _Lease:
                 self.flow.learn(native.trailing_metadata, self.invoker.clock())
             self.flow.close(self.invoker.clock(), status.value[0])
             self.release()
-            for callback in self.callbacks:
-                callback()
+
+    def call_back(self) -> None:
+        """Run the callbacks of a stream that is over, once; without a lock, as they may ask the stream anything."""
+        with self._lock:
+            if not self._is_over or not self.callbacks:
+                return
+            callbacks, self.callbacks = self.callbacks, []
+        for callback in callbacks:
+            callback()
 
     def drop(self) -> None:
         """Give everything back for a stream that was dropped, which `take` has claimed."""
@@ -94,6 +101,7 @@ class _Lease:
         with in_callback():
             found = native()
             self.end(grpc.StatusCode.CANCELLED if found is None else found.code(), found)
+            self.call_back()
 
 
 class MeshStream(grpc.Call, AnyFuture):
@@ -171,6 +179,7 @@ class MeshStream(grpc.Call, AnyFuture):
             code = error.code()
             error.mesh = lease.flow.info()  # type: ignore[attr-defined]  # where users find it
             lease.end(code)
+        lease.call_back()
 
     def _launch(self, step: Step) -> Step | None:
         """Start an attempt if the step is one; what cannot be done without waiting is returned."""
@@ -206,10 +215,13 @@ class MeshStream(grpc.Call, AnyFuture):
 
     def _drive(self) -> None:
         """Get to the first message, or to the end."""
+        lease = self._lease
+        if lease is None:
+            return
         with self._driving:
-            lease = self._lease
-            while lease is not None and not lease.is_committed and self._error is None and not self._is_drained:
+            while not lease.is_committed and self._error is None and not self._is_drained:
                 self._advance(lease)
+        lease.call_back()
 
     def _advance(self, lease: _Lease) -> None:
         invoker, flow = self._invoker, lease.flow
@@ -229,8 +241,6 @@ class MeshStream(grpc.Call, AnyFuture):
             if lease.take():
                 self._error = invoker.ended(flow, step, self._native, MeshRpcError)
                 lease.release()
-                for callback in lease.callbacks:
-                    callback()
 
     def _await_first(self, lease: _Lease) -> Step | None:
         """Wait for the first message of an attempt; None: it is there, or the stream has ended well."""
@@ -322,6 +332,7 @@ class MeshStream(grpc.Call, AnyFuture):
                         self._commit(lease)
                         break
                 self._advance(lease)
+            lease.call_back()
         final = self._native if self._error is None else self._error
         metadata = final.initial_metadata()
         return metadata if lease is None else lease.flow.marked(metadata)
@@ -364,6 +375,7 @@ class MeshStream(grpc.Call, AnyFuture):
                     lease.end(grpc.StatusCode.CANCELLED)
             finally:
                 self._driving.release()
+            lease.call_back()
         return True
 
     def channel_closed(self) -> None:

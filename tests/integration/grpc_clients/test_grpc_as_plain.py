@@ -114,6 +114,25 @@ def test_streams_are_futures(opened: Open, one: Any) -> None:
     assert [True, True, grpc.StatusCode.UNAVAILABLE, "asked to refuse", False, True] == raised_by(stream.result)
 
 
+@pytest.mark.timeout(60)
+@pytest.mark.parametrize("ending", ["refused", "read", "cancelled", "closed"])
+def test_who_is_called_back_may_ask_the_stream(opened: Open, one: Any, ending: str, eventually: Any) -> None:
+    """As instrumentations do; it was a deadlock where the stream ended before its first message."""
+    channel = opened()
+    one.refusals = int(ending == "refused")
+    stream = channel.unary_stream(RESPONSES)(b"x" if ending in ("refused", "read") else b"wait", timeout=40)
+    told: list[Any] = []
+    stream.add_done_callback(lambda call: told.append((call is stream, call.code(), bool(call.details()), call.done())))
+    if ending == "cancelled":
+        stream.cancel()
+    elif ending == "closed":
+        next(stream)
+        channel.close()
+    raised_by(lambda: [*stream])
+    code = {"refused": grpc.StatusCode.UNAVAILABLE, "read": grpc.StatusCode.OK}.get(ending, grpc.StatusCode.CANCELLED)
+    eventually(lambda: [(True, code, ending != "read", True)] == told)
+
+
 def test_streams_that_go_on_have_no_result(opened: Open, one: Any) -> None:
     stream = opened().unary_stream(RESPONSES)(b"wait", timeout=60)
     next(stream)
