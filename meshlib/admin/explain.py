@@ -10,6 +10,7 @@ from meshlib.admin.explain_source import Fact, fact
 from meshlib.call.limits import asked_limits, has_control_headers
 from meshlib.call.repeat import IDEMPOTENT
 from meshlib.errors import ConfigError, MeshError
+from meshlib.model.cluster import Cluster
 from meshlib.model.outcome import LocalReply
 from meshlib.model.profile import HTTP
 from meshlib.model.request import Headers, Moment, RequestHead, is_grpc_type
@@ -272,7 +273,11 @@ def _request(method: str, url: str, headers: Mapping[str, str] | None) -> tuple[
 def _policy(
     step: RouteStep, route: Route, action: RouteAction, host: VirtualHost, target: TargetView, head: RequestHead
 ) -> PolicyExplanation:
-    retry = _retry_of(step, action, host, target)
+    # What a cluster says itself takes the place of what routes say.
+    owners = _clusters_of(step, target)
+    above = action.retry if action.retry is not None else host.retry
+    retry = next((owner.retry for owner in owners if owner.retry is not None), above)
+    mirrors = next((owner.mirrors for owner in owners if owner.mirrors), action.mirrors)
     plan = target.plan(action, retry)
     timeout_s, per_try_s, stream_s = plan.grpc if head.profile.grpc_times else plan.http
     if has_control_headers(head.headers):
@@ -295,19 +300,16 @@ def _policy(
         hedge=_hedge_words(hedge),
         mirrors=tuple(
             (mirror.cluster or f"(header {mirror.cluster_header})", mirror.share.numerator / mirror.share.denominator)
-            for mirror in action.mirrors
+            for mirror in mirrors
         ),
         is_high_priority=action.high_priority,
     )
 
 
-def _retry_of(step: RouteStep, action: RouteAction, host: VirtualHost, target: TargetView) -> RetryPolicy | None:
-    """Return the policy in force: the cluster's own, if it has one, else the route's, else the virtual host's."""
-    for name, _ in step.clusters:
-        cluster = target.clusters.get(name)
-        if isinstance(cluster, ClusterState) and cluster.config.cluster.retry is not None:
-            return cluster.config.cluster.retry
-    return action.retry if action.retry is not None else host.retry
+def _clusters_of(step: RouteStep, target: TargetView) -> list[Cluster]:
+    """Return what a route's clusters say, as far as they are there."""
+    states = (target.clusters.get(name) for name, _ in step.clusters)
+    return [state.config.cluster for state in states if isinstance(state, ClusterState)]
 
 
 def _may_repeat(head: RequestHead, route: Route) -> bool:

@@ -135,28 +135,29 @@ def load_without(
 ) -> PriorityLoad | None:
     """Spread 100 per cent of load over the priorities that a retry does not avoid; None: they can take nothing.
 
-    All of it goes to healthy hosts, also what is there because of degraded ones.
-
     Source: Envoy, `PreviousPrioritiesRetryPriority::adjustForAttemptedPriorities`.
     """
     factors = [
         overprovisioning_factor if p.overprovisioning_factor is None else p.overprovisioning_factor for p in priorities
     ]
-    available = [
-        0 if number in avoided else sum(_availability(part, p.sizes[2], factor) for part in p.sizes[:2])
-        for number, (p, factor) in enumerate(zip(priorities, factors, strict=True))
-    ]
+    healthy, degraded = (
+        [
+            0 if number in avoided else _availability(p.sizes[part], p.sizes[2], factor)
+            for number, (p, factor) in enumerate(zip(priorities, factors, strict=True))
+        ]
+        for part in (0, 1)
+    )
+    available = [*healthy, *degraded]
     total = min(100, sum(available))
     if not total:
         return None
     usual = priority_load(priorities, overprovisioning_factor=overprovisioning_factor, panic_threshold=panic_threshold)
-    loads, left = [0] * len(priorities), 100
+    loads, left = [0] * len(available), 100
     while left:  # what rounding leaves goes to the first ones
-        for number, value in enumerate(available):
-            share = min(left, value * 100 // total)
-            loads[number] += share
-            left -= share
-    return PriorityLoad(tuple(loads), (0,) * len(priorities), usual.is_panicking)
+        more, left = _shares(available, total, left)
+        loads = [load + share for load, share in zip(loads, more, strict=True)]
+    count = len(priorities)
+    return PriorityLoad(tuple(loads[:count]), tuple(loads[count:]), usual.is_panicking)
 
 
 class PriorityPicker(HostPicker):

@@ -4,7 +4,7 @@ from meshlib.balancing.endpoint_state import EndpointState
 from meshlib.balancing.picker import Picker
 from meshlib.call.endings import CallEndings
 from meshlib.call.named import named_endpoints
-from meshlib.call.retry_hosts import MAX_UNREACHABLE, TriedPriorities, another_host, unwanted_hosts
+from meshlib.call.retry_hosts import MAX_UNREACHABLE, TriedPriorities, another_host, keeps_priorities, unwanted_hosts
 from meshlib.model.lb_policy import Maglev, RandomSubsetting, RingHash
 from meshlib.model.outcome import Failure, FailureKind
 from meshlib.routing.hash_policy import CookieMaker, cluster_hash
@@ -27,7 +27,7 @@ class HostChoice(CallEndings):
             return found
         retry, tried = self._plan.retry, self._tried
         if tried and retry is not None and retry.priority_update:
-            picker = self._other_priorities(cluster, retry.priority_update)
+            picker = self._other_priorities(cluster)
         if picker.has_subsets:
             picker = picker.within(match.criteria)
         hash_ = self._hash_for(match, cluster) if picker.uses_hash else None
@@ -64,12 +64,36 @@ class HostChoice(CallEndings):
                 return True
         return False
 
-    def _other_priorities(self, cluster: ClusterState, update_frequency: int) -> Picker:
+    def _other_priorities(self, cluster: ClusterState) -> Picker:
         """Return the picker of a retry which avoids the priorities that were tried."""
+        if keeps_priorities(cluster):
+            return cluster.picker
+        assert self.match is not None
+        routed = self.target.clusters.get(self.match.cluster)
+        # Of an aggregate cluster they were avoided when its leaf was chosen.
+        avoided = self._avoided if isinstance(routed, AggregateState) else self._tried_priorities(cluster)
+        return cluster.picker if avoided is None else cluster.picker_without(avoided) or cluster.picker
+
+    def _tried_priorities(self, cluster: ClusterState) -> frozenset[int] | None:
+        """Return the priorities that a retry avoids; None: load is spread as usual."""
+        retry = self._plan.retry
+        if retry is None or not retry.priority_update:
+            return None
         if self._priorities is None:
             self._priorities = TriedPriorities()
         self._priorities.add(self._tried[-1])
-        return self._priorities.picker(cluster, update_frequency)
+        return self._priorities.avoided(cluster, retry.priority_update)
+
+    def _next_leaf(self, routed: AggregateState) -> ClusterState:
+        """Return the leaf of an aggregate cluster that a retry goes to."""
+        if self._elsewhere is not None:
+            return self._elsewhere[0]
+        avoided = self._tried_priorities(routed)
+        self._avoided = None
+        if avoided is None:
+            return routed.choose(self._rng)
+        leaf, self._avoided = routed.choose_without(avoided, self._rng)
+        return leaf
 
     def _of_session(self, session: Session, cluster: ClusterState) -> tuple[EndpointState | None, bool]:
         """Return the endpoint that the request belongs to, and whether without it no other may be taken."""
@@ -89,7 +113,11 @@ class HostChoice(CallEndings):
         return cluster.next_named(self._named) if self._named else None
 
     def _hash_for(self, match: RouteMatch, cluster: ClusterState) -> int | None:
-        """Return the request's hash, the same for all attempts: by the policies of the route, or else the cluster's."""
+        """Return the request's hash, the same for all attempts.
+
+        It is made by the policies of the balancing policy, else by those of the cluster that the route names, else by
+        the route's.
+        """
         policy = cluster.config.cluster.lb_policy
         while isinstance(policy, RandomSubsetting):
             policy = policy.child
@@ -97,24 +125,15 @@ class HostChoice(CallEndings):
             return cluster_hash(policy.hash_policies)(self._out, None)
         if not self._is_hashed:
             self._is_hashed = True
-            maker = None
-            if match.makes_cookies:
+            maker, own = None, self._own_hashes
+            if any(one.made is not None for one in own) if own else match.makes_cookies:
                 maker = CookieMaker(self.target.client_id(self._rng))
                 self._cookies = maker.lines
-            self._hash = match.hash(self._out, maker)
+            self._hash = cluster_hash(own)(self._out, maker) if own else match.hash(self._out, maker)
         return self._hash
 
-    def _move(self, leaf: ClusterState) -> bool:
-        """Go on with another leaf of an aggregate cluster; False: its limit of retries is reached."""
-        if leaf is self.cluster:
-            return True
+    def _move(self, leaf: ClusterState) -> None:
+        """Go on with another leaf of an aggregate cluster."""
         assert self.match is not None
-        breaker = leaf.high_breaker if self.match.action.high_priority else leaf.breaker
-        if self._has_retry:
-            # The permit is the leaf's, so it moves along.
-            self._breaker.release_retry()
-            self._has_retry = breaker.try_acquire_retry()
-            if not self._has_retry:
-                return False
-        self.cluster, self._breaker = leaf, breaker
-        return True
+        self.cluster = leaf
+        self._breaker = leaf.high_breaker if self.match.action.high_priority else leaf.breaker

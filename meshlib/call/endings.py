@@ -5,7 +5,7 @@ from dataclasses import replace
 from meshlib.balancing.endpoint_state import EndpointState
 from meshlib.call.facts import CallFacts, counted
 from meshlib.call.limiting import Passage
-from meshlib.call.replies import NO_CONTENT, OVERFLOW
+from meshlib.call.replies import NO_CONTENT, OVERFLOW, OVERFLOW_AGAIN
 from meshlib.call.report import attempt_finished, call_finished
 from meshlib.call.retry_hosts import TriedPriorities
 from meshlib.call.steps import Attempt, Done, Step
@@ -13,6 +13,7 @@ from meshlib.events import Hook, HostEjected, HostUnejected, Meter
 from meshlib.model.endpoint import Endpoint
 from meshlib.model.outcome import Failure, FailureKind, LocalReply, Outcome, Response
 from meshlib.model.request import Headers, RequestHead
+from meshlib.model.route import HashPolicy
 from meshlib.ports import Rng
 from meshlib.resilience.circuit_breaker import CircuitBreaker
 from meshlib.resilience.classify import as_grpc_answer, failure_flag
@@ -82,6 +83,7 @@ class CallEndings(CallFacts):
         "_plan",
         "_replayable",
         "_retries_left",
+        "_retry_breaker",
         "_rng",
         "_rules",
         "_state",
@@ -92,6 +94,8 @@ class CallEndings(CallFacts):
     _plan: RoutePlan
     _rules: RetryRules
     _breaker: CircuitBreaker
+    # Of the cluster that the route names: an aggregate has one of its own.
+    _retry_breaker: CircuitBreaker
     _hash: int | None
     _one_layer: bool
     _per_try_s: float | None
@@ -103,6 +107,8 @@ class CallEndings(CallFacts):
     _is_deadline_next: bool
     _held: EndpointState | None
 
+    # Hash policies of the cluster that the route names; empty: the route's count.
+    _own_hashes: tuple[HashPolicy, ...] = ()
     _is_hedged = False
     _flights: list[Flight] = []  # noqa: RUF012 - `_begin_hedging` makes the call's own
     _patience_s: float | None = None
@@ -112,6 +118,8 @@ class CallEndings(CallFacts):
     _wake_at: float | None = None
     _is_timeout_retry = False
     _priorities: TriedPriorities | None = None
+    # Those of the leaf that a retry has moved to.
+    _avoided: frozenset[int] | None = None
     # Of a gRPC call: what it could not connect to, and where it goes instead.
     _unreachable: list[EndpointState] = []  # noqa: RUF012 - `_goes_elsewhere` makes the call's own
     _elsewhere: tuple[ClusterState, EndpointState] | None = None
@@ -282,7 +290,7 @@ class CallEndings(CallFacts):
         """Give back the permit of a retry, if one is held."""
         if self._has_retry:
             self._has_retry = False
-            self._breaker.release_retry()
+            self._retry_breaker.release_retry()
 
     def _land(self, flight: Flight, *, is_success: bool = False) -> None:
         """Take an attempt off those in flight, and give its permit back."""
@@ -305,7 +313,9 @@ class CallEndings(CallFacts):
         if self._hook is not None:
             duration_s = now - self._attempt_at
             self._hook(attempt_finished(self, endpoint, len(self._tried), outcome, duration_s, will_retry=False))
-        return self._local(OVERFLOW, len(self._tried))
+        number = len(self._tried)
+        # Envoy gives a request its host when that has a connection for it.
+        return self._local(OVERFLOW_AGAIN if number > 1 else OVERFLOW, number, has_host=False)
 
     def _add_flag(self, flag: str) -> None:
         self.flag = f"{self.flag},{flag}" if self.flag else flag
@@ -342,11 +352,12 @@ class CallEndings(CallFacts):
             self._land_all(now)
         return self._finish(Failure(FailureKind.TIMEOUT, self._was_sent), self._timeout_flag())
 
-    def _local(self, reply: LocalReply, attempts: int = 0) -> Step:
+    def _local(self, reply: LocalReply, attempts: int = 0, *, has_host: bool = True) -> Step:
         """Answer for the mesh. The route's mutations concern its own answers too, as in Envoy.
 
         Args:
             attempts: So far, if the response is to say so; 0: there was none.
+            has_host: Formats may speak of the endpoint that was last chosen.
         """
         match = self.match
         if isinstance(self._reply, FaultedReply):
@@ -356,16 +367,8 @@ class CallEndings(CallFacts):
         else:
             if match.changes_replies:
                 flag = ",".join(part for part in (self.flag, reply.flag) if part)
-                about = Scene(
-                    self._out,
-                    None,
-                    0,
-                    flag,
-                    reply.details,
-                    self.endpoint,
-                    attempts or self.attempts,
-                    reached=self._reached(),
-                )
+                tried = (self._refused or self.endpoint) if has_host else None
+                about = Scene(self._out, None, 0, flag, reply.details, tried, attempts or self.attempts)
                 reply = match.local_reply(reply, self._out, about, has_cluster=match.cluster in self.target.clusters)
             if attempts and match.include_attempt_count_in_response:
                 reply = replace(reply, headers=counted(Headers(reply.headers), attempts).items)

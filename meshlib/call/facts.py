@@ -52,8 +52,8 @@ class CallFacts:
     _cookies: Sequence[str] = ()
     # What the request brought of a stateful session that it takes part in.
     _answered_at = 0.0
-    # Of the endpoints tried, those to which there was no connection; once for each time.
-    _missed: tuple[EndpointState, ...] = ()
+    # The endpoint that a limit kept the call from.
+    _refused: Endpoint | None = None
     _has_session = False
     _mark = SessionMark()
 
@@ -86,14 +86,6 @@ class CallFacts:
         """Addresses of the endpoints tried, in order."""
         tried = self._tried
         return (tried[0].address,) if len(tried) == 1 else tuple(state.address for state in tried)
-
-    def _reached(self) -> tuple[Endpoint, ...]:
-        """Return the endpoints to which there was a connection, in order."""
-        found = list(self._tried)
-        for state in self._missed:
-            if state in found:  # where attempts race, one that got nowhere may not be among them
-                found.remove(state)
-        return tuple(state.endpoint for state in found)
 
     @property
     def cluster_name(self) -> str:
@@ -152,7 +144,6 @@ class CallFacts:
                 VIA_UPSTREAM,
                 self.endpoint,
                 self.attempts,
-                reached=self._reached(),
                 connected=None if connected is None else connected(),
             )
             headers = self.match.response_headers(headers, self._out, about)

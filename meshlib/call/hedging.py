@@ -178,7 +178,7 @@ class HedgedSteps(RetryDecisions, ABC):
         assert cluster is not None
         if self._has_retry:
             return self._take_budget(now)
-        if not self._breaker.try_acquire_retry():
+        if not self._retry_breaker.try_acquire_retry():
             return False
         self._has_retry = True
         return self._take_budget(now)

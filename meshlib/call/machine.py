@@ -1,6 +1,7 @@
 """The machine of one call; `meshlib.call` says what it is for."""
 
 from collections.abc import Iterable
+from dataclasses import replace
 
 from meshlib.balancing.endpoint_state import EndpointState
 from meshlib.call.beginning import Beginnings
@@ -16,7 +17,7 @@ from meshlib.call.limits import (
     written_head,
 )
 from meshlib.call.repeat import capped_retries
-from meshlib.call.replies import MAINTENANCE, NO_HOST, OVERFLOW, drop_reply, no_cluster_reply
+from meshlib.call.replies import MAINTENANCE, NO_HOST, OVERFLOW, OVERFLOW_AGAIN, drop_reply, no_cluster_reply
 from meshlib.call.report import attempt_finished
 from meshlib.call.steps import Attempt, Done, Sleep, Step
 from meshlib.call.way import Way
@@ -29,9 +30,10 @@ from meshlib.model.route import RouteAction
 from meshlib.resilience.classify import as_grpc_answer
 from meshlib.resilience.health_check import IMMEDIATE_FAILURE
 from meshlib.resilience.retry import NO_RETRIES
+from meshlib.routing.mirror import pick_mirrors
 from meshlib.routing.prepare import EarlyAnswer
 from meshlib.routing.table import RouteMatch
-from meshlib.view import ClusterState
+from meshlib.view import AggregateState, ClusterState
 
 __all__ = ["Call"]
 
@@ -136,13 +138,19 @@ class Call(Beginnings, HostChoice):
             failure, is_good = outcome, False
             if failure.kind is FailureKind.OVERFLOW:
                 return self._overflowed(state.endpoint, failure, now)
-            if failure.kind in NOT_REACHED:
-                self._missed = (*self._missed, state)
-                if profile.connects_first:
-                    cluster.has_lost = True
+            if profile.connects_first and failure.kind in NOT_REACHED:
+                cluster.has_lost = True
             is_recorded = not self._is_idle_timeout(failure)
         if self._has_session:
             self._answered_at = now
+        assert self.match is not None
+        if (
+            self.match.action.auto_host_rewrite
+            and not profile.grpc_authority
+            and not (failure and failure.kind in NOT_REACHED)
+        ):
+            # In Envoy what comes later finds the host that the endpoint was given: retries, redirects, formats.
+            self._out = self.match.rewrite_for(self._out, state.endpoint)
         if self.head.moment is not None:
             self.head.moment.goes_on(now + self.target.wall_offset_s)
         ejected: HostEjected | HostUnejected | None = None
@@ -236,14 +244,21 @@ class Call(Beginnings, HostChoice):
         options = cluster.config.cluster
         if options.maintenance_percent and self._rng.getrandbits(64) % 100 < options.maintenance_percent:
             return self._local(MAINTENANCE)
+        # Retries, hashes and copies are the business of the cluster that the route names, also if it is an aggregate;
+        # attempts are that of the leaf. Drops are Envoy's `cluster` and gRPC's leaf (A37).
+        routed, drops = cluster, cluster.drops
         if cluster.is_aggregate:
             cluster = cluster.choose(self._rng)
-            options = cluster.config.cluster
+            if profile.grpc_drops:
+                drops = cluster.drops
         self.cluster = cluster
         if options.retry is not None and options.retry is not self._plan.retry:
             self._plan = self.target.plan(action, options.retry)
             self._take_limits(match, self._plan)
-        for share, category in cluster.drops:
+        if options.mirrors:
+            mirrors = pick_mirrors(options.mirrors, self._rng.getrandbits(64), head)
+            match = self.match = replace(match, mirrors=mirrors)
+        for share, category in drops:
             if self._rng.random() < share:
                 if cluster.load is not None:
                     cluster.load.drop(category)
@@ -264,11 +279,14 @@ class Call(Beginnings, HostChoice):
         self._is_hashed = False
         self._one_layer = cluster.safety.one_layer
         self._breaker = cluster.high_breaker if action.high_priority else cluster.breaker
+        self._retry_breaker = routed.high_breaker if action.high_priority else routed.breaker
+        if options.hash_policies:
+            self._own_hashes = options.hash_policies
 
-        self._set_end(action, options, head, now)
+        self._set_end(action, cluster.config.cluster, head, now)
         if head.memo is not None or head.kin is not None:
             self._keep_way(match, cluster, head)
-        elif self.target.is_plain and profile is HTTP:
+        elif self.target.is_plain and profile is HTTP and not options.mirrors:
             ways = self.target.ways
             if match not in ways or ((way := ways[match]) is not None and way.config is not cluster.config):
                 self._keep_http_way(match, cluster)
@@ -318,7 +336,8 @@ class Call(Beginnings, HostChoice):
         """Begin as another call has begun: what `start` and `_begin` come to for such a call."""
         plan = way.plan
         self.match, self.cluster, self._plan, self._rules = way.match, way.cluster, plan, way.rules
-        self._breaker, self._retries_left, self._one_layer = way.breaker, way.retries, way.cluster.safety.one_layer
+        self._breaker = self._retry_breaker = way.breaker
+        self._retries_left, self._one_layer = way.retries, way.cluster.safety.one_layer
         self._timeout_s, self._per_try_s, stream_s = plan.grpc if way.profile.grpc_times else plan.http
         self._idle_try_s = plan.idle_try_s
         deadline = self._timeout_at = self.deadline
@@ -334,10 +353,8 @@ class Call(Beginnings, HostChoice):
     def _again(self, now: float) -> Step:
         assert self.match is not None and self.cluster is not None
         routed = self.target.clusters.get(self.match.cluster)
-        if isinstance(routed, ClusterState) and routed.is_aggregate:
-            leaf = routed.choose(self._rng) if self._elsewhere is None else self._elsewhere[0]
-            if not self._move(leaf):
-                return self._unable(OVERFLOW)
+        if isinstance(routed, AggregateState):
+            self._move(self._next_leaf(routed))
         return self._attempt(self.match, self.cluster, now)
 
     def _attempt(
@@ -367,7 +384,8 @@ class Call(Beginnings, HostChoice):
             if state is None:
                 return self._unable(NO_HOST)
             if not cluster.acquire(self._breaker, state):
-                return self._unable(OVERFLOW)
+                self._refused = state.endpoint
+                return self._unable(OVERFLOW_AGAIN if tried else OVERFLOW)
         self._held = state
         self._is_good = False
         tried.append(state)

@@ -13,7 +13,7 @@ from meshlib.call.machine import Call
 from meshlib.events import Event, Hook, HostEjected
 from meshlib.model.listener import ClientListener
 from meshlib.model.matcher import PathKind, PathMatcher
-from meshlib.model.request import RequestHead
+from meshlib.model.request import Headers, RequestHead
 from meshlib.model.route import (
     MirrorPolicy,
     Route,
@@ -32,6 +32,7 @@ from meshlib.view import TargetView
 __all__ = ["mirror_call"]
 
 _NAME: Final = "mirror"
+_OF_HOSTS: Final = frozenset({"x-envoy-original-host", "x-forwarded-host"})
 
 
 def mirror_call(
@@ -49,15 +50,25 @@ def mirror_call(
     Args:
         call: Of the request itself.
         policy: One of its match's mirrors.
-        sent: Head of its first attempt.
+        sent: Head of its first attempt. The copy is of what it was before an endpoint's hostname became its host
+            (`auto_host_rewrite`).
         timeout_s: Until its deadline; None: no limit.
         hook: Hears of ejections only: a copy is no call of the application.
     """
     made = _target(policy.cluster, None if call.match is None else call.match.criteria)
     target = TargetView(made.name, made.config, call.target.clusters, previous=made)
+    if call.match is not None and call.match.action.auto_host_rewrite:
+        sent = _with_host_of(sent, call.sent_head)
     head = mirrored_head(sent, policy)
     only_ejections = None if hook is None else _ejections(hook)
     return Call(target, head, rng=rng, now=now, timeout_s=timeout_s, hook=only_ejections)
+
+
+def _with_host_of(head: RequestHead, other: RequestHead) -> RequestHead:
+    """Return a head with the host of another, and what that says of its host."""
+    kept = (item for item in head.headers.items if item[0] not in _OF_HOSTS)
+    told = (item for item in other.headers.items if item[0] in _OF_HOSTS)
+    return head.but(authority=other.authority, headers=Headers((*kept, *told)))
 
 
 def _ejections(hook: Hook) -> Hook:

@@ -7,7 +7,7 @@ from meshlib.model.request import RequestHead
 from meshlib.model.snapshot import ConfigFault
 from meshlib.routing.replies import cluster_not_found
 
-__all__ = ["MAINTENANCE", "NO_CONTENT", "NO_HOST", "OVERFLOW", "drop_reply", "no_cluster_reply"]
+__all__ = ["MAINTENANCE", "NO_CONTENT", "NO_HOST", "OVERFLOW", "OVERFLOW_AGAIN", "drop_reply", "no_cluster_reply"]
 
 _UNAVAILABLE = 14
 _TEXT = (("content-type", "text/plain"),)
@@ -27,6 +27,9 @@ OVERFLOW = LocalReply(
     _UNAVAILABLE,
 )
 """The circuit breaker's limit of requests is reached."""
+
+OVERFLOW_AGAIN = replace(OVERFLOW, body=OVERFLOW.body.replace(b". reset", b". retried and the latest reset"))
+"""The same, of a retry."""
 
 
 MAINTENANCE = LocalReply(

@@ -9,12 +9,13 @@ from typing import overload
 
 from meshlib.balancing.endpoint_state import EndpointState
 from meshlib.balancing.picker import Picker
+from meshlib.model.lb_policy import Maglev, RandomSubsetting, RingHash
 from meshlib.model.retry import RetryPolicy
 from meshlib.model.subset import MatchCriteria
 from meshlib.ports import Rng
 from meshlib.view import ClusterState
 
-__all__ = ["MAX_UNREACHABLE", "TriedPriorities", "another_host", "unwanted_hosts"]
+__all__ = ["MAX_UNREACHABLE", "TriedPriorities", "another_host", "keeps_priorities", "unwanted_hosts"]
 
 MAX_UNREACHABLE = 8
 """Endpoints that one gRPC call tries to connect to before it fails. gRPC, which connects before calls come, has no such
@@ -99,6 +100,14 @@ def another_host(
     return None
 
 
+def keeps_priorities(cluster: ClusterState) -> bool:
+    """Whether a cluster's policy goes by the hash alone, and does not let a retry choose the priority (Envoy's)."""
+    policy = cluster.config.cluster.lb_policy
+    while isinstance(policy, RandomSubsetting):
+        policy = policy.child
+    return isinstance(policy, RingHash | Maglev)
+
+
 class TriedPriorities:
     """The priorities that a call has tried and avoids from now on."""
 
@@ -112,21 +121,19 @@ class TriedPriorities:
         """A host was tried."""
         self._hosts.append(state)
 
-    def picker(self, cluster: ClusterState, update_frequency: int) -> Picker:
-        """Return the picker for the next attempt.
+    def avoided(self, cluster: ClusterState, update_frequency: int) -> frozenset[int] | None:
+        """Return the priorities that the next attempt avoids; None: load is spread as usual.
 
         Args:
+            cluster: That the route names; the priorities of an aggregate are those of its leaves in a row.
             update_frequency: Priorities are looked at when so many more hosts have been tried.
         """
         count = len(self._hosts)
         if count < update_frequency:
-            return cluster.picker
+            return None
         if count % update_frequency == 0:
             self._avoided |= cluster.priorities_of(self._hosts)
-            found = cluster.picker_without(self._avoided)
-            if found is None:  # nothing is left: start over with all
+            if not cluster.can_avoid(self._avoided):  # nothing is left: start over with all
                 self._avoided = frozenset()
                 self._hosts.clear()
-                found = cluster.picker_without(self._avoided)
-            return cluster.picker if found is None else found
-        return cluster.picker_without(self._avoided) or cluster.picker
+        return self._avoided if cluster.can_avoid(self._avoided) else None

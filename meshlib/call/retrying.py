@@ -62,7 +62,7 @@ class RetryDecisions(CallEndings):
             self._add_flag("URX")
             return None
         self._retries_left -= 1  # A retry that the breaker then refuses has used up its count too.
-        if not self._breaker.try_acquire_retry():
+        if not self._retry_breaker.try_acquire_retry():
             self._add_flag("UO")
             return None
         self._has_retry = True

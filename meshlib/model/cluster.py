@@ -24,6 +24,7 @@ from meshlib.model.lb_policy import (
     ZoneAware,
 )
 from meshlib.model.retry import RetryPolicy
+from meshlib.model.route import HashPolicy, MirrorPolicy
 from meshlib.model.secret import ClientTls
 from meshlib.model.subset import SubsetConfig
 
@@ -218,6 +219,8 @@ class Cluster:
         idle_timeout_s: None: Envoy's 1 h.
         max_stream_duration_s: How long one attempt may take, response body included; None: no limit. Not for gRPC.
         retry: Takes the place of the policies of routes and virtual hosts; None: those count.
+        hash_policies: Take the place of the route's; empty: the route's count.
+        mirrors: Likewise.
         load_reports: None: nobody wants to know.
         maintenance_percent: Requests in a hundred that are answered with 503 instead, by a runtime value.
         override_statuses: Endpoints of stateful sessions are used while they are one of these; None: the resource does
@@ -250,6 +253,8 @@ class Cluster:
     idle_timeout_s: float | None = None
     max_stream_duration_s: float | None = None
     retry: RetryPolicy | None = None
+    hash_policies: tuple[HashPolicy, ...] = ()
+    mirrors: tuple[MirrorPolicy, ...] = ()
     load_reports: LoadReports | None = None
     maintenance_percent: int = 0
     subsets: SubsetConfig | None = None

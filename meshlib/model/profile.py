@@ -117,6 +117,18 @@ class Profile:
         "from servers with the feature `trusted_xds_server` alone; no header is added; a logical host with its port",
         "gRFC A81",
     )
+    grpc_drops: bool = _rule(
+        "`drop_overloads` behind an aggregate cluster",
+        "those of its leaves are not looked at",
+        "those of the leaf that the call goes to",
+        "gRFC A37",
+    )
+    grpc_authority: bool = _rule(
+        "`auto_host_rewrite`, after an attempt",
+        "the host that its endpoint gave stays with the request: retries, redirects, formats",
+        "each attempt has the host of its own endpoint, or the call's",
+        "gRFC A81",
+    )
     follows_redirects: bool = _rule(
         "Internal redirects",
         "followed",
@@ -142,6 +154,8 @@ HTTP: Final = Profile(
     grpc_weights=False,
     grpc_metadata=False,
     asks_for_trust=False,
+    grpc_drops=False,
+    grpc_authority=False,
     follows_redirects=True,
 )
 """As Envoy 1.40 decides."""
@@ -163,6 +177,8 @@ GRPC: Final = Profile(
     grpc_weights=True,
     grpc_metadata=True,
     asks_for_trust=True,
+    grpc_drops=True,
+    grpc_authority=True,
     follows_redirects=False,
 )
 """As the gRFCs decide, and gRPC's own clients."""

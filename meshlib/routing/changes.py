@@ -9,7 +9,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
 from meshlib.matching import INLINE_REQUEST_HEADERS, INLINE_RESPONSE_HEADERS, compile_string
-from meshlib.model.outcome import LocalReply
+from meshlib.model.outcome import LocalReply, grpc_status_of
 from meshlib.model.request import Headers, RequestHead
 from meshlib.model.route import HeaderChange
 from meshlib.routing.format import Facts, Scene
@@ -138,6 +138,8 @@ class Responder:
             headers = Headers((*kept, ("content-type", content_type)))
         if self._rewriter is not None and head.profile.answers_itself:
             rewritten = self._rewriter.rewrite(status, headers, body, head, about)
+            if rewritten.status != status and status != 200 and reply.grpc_status == grpc_status_of(status):
+                reply = replace(reply, grpc_status=None)  # it says what the old status stood for
             status, headers, body = rewritten.status, rewritten.headers, rewritten.body
             if head.is_grpc and rewritten.content_type == "application/json":
                 body = body.removesuffix(b"\n")  # it becomes a header

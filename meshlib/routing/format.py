@@ -14,8 +14,8 @@ from urllib.parse import unquote
 
 from meshlib.model.profile import GRPC
 from meshlib.model.request import Moment
-from meshlib.routing.format_upstream import of_connection, of_endpoint, of_reached, of_status
-from meshlib.routing.scene import Facts, Scene
+from meshlib.routing.format_upstream import of_connection, of_endpoint, of_status
+from meshlib.routing.scene import VIA_UPSTREAM, Facts, Scene
 from meshlib.routing.time_format import compile_time
 from meshlib.substitution import Command, header_names, parse_format, path_options
 
@@ -49,8 +49,6 @@ _LONG_FLAGS: Final = {
 Formatter = Callable[[Scene], str]
 _Reader = Callable[[Scene], str | None]
 """None: what it reads is absent."""
-VIA_UPSTREAM: Final = "via_upstream"
-"""Details of a response that a service gave."""
 
 
 def _header_of_request(main: str, alternative: str = "") -> _Reader:
@@ -201,7 +199,7 @@ def _of_the_moment(read: Callable[[Moment], str]) -> _Reader:
 
 def _response_duration(scene: Scene) -> str | None:
     # What a service answered is written as soon as it has come.
-    return None if scene.details != VIA_UPSTREAM else _duration(scene)
+    return _duration(scene) if scene.is_answered else None
 
 
 _duration: Final = _of_the_moment(lambda moment: str(max(0, moment.now_us - moment.started_us) // 1000))
@@ -292,8 +290,6 @@ def _compile_command(command: Command, facts: Facts) -> str | _Reader | None:
             return lambda scene: str(scene.attempts)
         case "DYNAMIC_METADATA" | "FILTER_STATE" | "TRAILER" | "RESPONSE_TRAILER":
             return None
-        case name if "ATTEMPTED" in name:
-            return of_reached(name.removeprefix("UPSTREAM_"))
         case name if name == "UPSTREAM_PROTOCOL" or name.startswith("UPSTREAM_LOCAL_"):
             return of_connection(name.removeprefix("UPSTREAM_"))
         case name:

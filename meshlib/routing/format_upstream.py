@@ -4,14 +4,15 @@ Source: Envoy `StreamInfo` formatters and `GrpcStatusFormatter`; forms and edges
 """
 
 import re
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from typing import Final
 
 from meshlib.model.endpoint import Endpoint
 from meshlib.model.outcome import grpc_status_of
+from meshlib.model.request import is_grpc_type
 from meshlib.routing.scene import Scene
 
-__all__ = ["GRPC_STATUS_NAMES", "endpoint_text", "of_connection", "of_endpoint", "of_reached", "of_status"]
+__all__ = ["GRPC_STATUS_NAMES", "endpoint_text", "of_connection", "of_endpoint", "of_status"]
 
 _Reader = Callable[[Scene], str | None]
 
@@ -44,17 +45,20 @@ def endpoint_text(endpoint: Endpoint, form: str) -> str:
 
 
 def of_endpoint(form: str) -> _Reader:
-    """Compile a command that speaks of the endpoint that answered; `form` as for `endpoint_text`."""
-    return lambda scene: None if scene.endpoint is None else endpoint_text(scene.endpoint, form)
+    """Compile a command that speaks of the endpoint of the answer; `form` as for `endpoint_text`.
 
+    Only the host is known of an endpoint without a connection. Of several attempts Envoy remembers the last alone, also
+    where a command speaks of all.
+    """
+    needs_connection = not form.startswith("HOST") or "ATTEMPTED" in form
 
-def of_reached(form: str) -> _Reader:
-    """Compile a command that lists the endpoints to which there was a connection; `form` as for `endpoint_text`."""
+    def read(scene: Scene) -> str | None:
+        endpoint = scene.endpoint
+        if endpoint is None or (needs_connection and not scene.is_answered):
+            return None
+        return endpoint_text(endpoint, form)
 
-    def join(endpoints: Iterable[Endpoint]) -> str | None:
-        return ",".join(endpoint_text(endpoint, form) for endpoint in endpoints) or None
-
-    return lambda scene: join(scene.reached)
+    return read
 
 
 def of_connection(form: str) -> _Reader:
@@ -86,7 +90,10 @@ def of_status(form: str) -> _Reader:
     """
 
     def read(scene: Scene) -> str | None:
-        if scene.head is None or not scene.head.is_grpc or scene.response is None:
+        # By the head as it was sent: a route may have changed the content type.
+        if scene.head is None or scene.response is None:
+            return None
+        if not is_grpc_type(scene.head.headers.get("content-type") or ""):
             return None
         if text := scene.response.get("grpc-status"):
             found = _INTEGER.fullmatch(text)

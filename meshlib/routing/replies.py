@@ -55,7 +55,7 @@ def trailers_only(reply: LocalReply, head: RequestHead) -> LocalReply:
     if not any(name == "grpc-status" and value for name, value in headers):
         headers = [item for item in headers if item[0] != "grpc-status"]
         headers.append(("grpc-status", str(status)))
-    if reply.body:
+    if reply.body and head.method != "HEAD":
         headers = [item for item in headers if item[0] != "grpc-message"]
         headers.append(("grpc-message", _percent_encoded(reply.body)))
     return replace(reply, status=200, body=b"", headers=tuple(headers), grpc_status=status, is_trailers_only=True)

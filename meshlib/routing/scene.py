@@ -2,13 +2,17 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
+from typing import Final
 
 from meshlib.model.endpoint import NO_METADATA, Endpoint
 from meshlib.model.outcome import Connected
 from meshlib.model.request import Headers, RequestHead
 from meshlib.substitution import OF_THE_MOMENT
 
-__all__ = ["Facts", "Scene"]
+__all__ = ["VIA_UPSTREAM", "Facts", "Scene"]
+
+VIA_UPSTREAM: Final = "via_upstream"
+"""Details of a response that a service gave."""
 
 
 @dataclass(slots=True)
@@ -20,11 +24,10 @@ class Scene:
         response: None: there is none yet.
         status: As `%RESPONSE_CODE%` has it: 0 for answers of the mesh itself.
         flag: Response flags, or empty.
-        endpoint: Of the attempt that was answered.
+        endpoint: Of the attempt that was answered; of an answer of the mesh itself, the one it would have gone to.
         attempts: 0 before the first.
         line: Status that the response has, where `status` does not say it; 0: `status` does.
         body: Of an answer of the mesh itself, while it is being formatted.
-        reached: The endpoints of the attempts that got a connection, in order.
         connected: The connection that the response came over; None: it did not come over one.
     """
 
@@ -37,8 +40,12 @@ class Scene:
     attempts: int = 0
     line: int = 0
     body: bytes = b""
-    reached: tuple[Endpoint, ...] = ()
     connected: Connected | None = None
+
+    @property
+    def is_answered(self) -> bool:
+        """A service has answered: there was a connection."""
+        return self.details == VIA_UPSTREAM
 
     def with_response(self, head: RequestHead | None, response: Headers) -> "Scene":
         """Return the same with another head and other response headers."""

@@ -1,7 +1,10 @@
 """An aggregate cluster as it lives on: it stands for others, and chooses among them."""
 
+from collections.abc import Sequence
+
 from meshlib.balancing.aggregate import LeafTable, leaf_loads
 from meshlib.balancing.build import cluster_health
+from meshlib.balancing.endpoint_state import EndpointState
 from meshlib.balancing.picker import Picker
 from meshlib.balancing.zone_aware import Home
 from meshlib.model.retry import DEFAULT_SAFETY, Safety
@@ -19,7 +22,7 @@ class AggregateState(ClusterState):
         leaves: In the order of preference; swapped by updates, one assignment.
     """
 
-    __slots__ = ("_made", "leaves")
+    __slots__ = ("_made", "_made_without", "leaves")
 
     is_aggregate = True
 
@@ -34,6 +37,8 @@ class AggregateState(ClusterState):
         self.leaves: tuple[ClusterState, ...] = ()
         # The table, and what it was made of: the leaves' pickers, which are new whenever anything of their hosts is.
         self._made: tuple[tuple[Picker, ...], LeafTable] = ((), LeafTable(()))
+        # The same for retries, by the priorities that they avoid.
+        self._made_without: tuple[tuple[Picker, ...], dict[frozenset[int], LeafTable]] = ((), {})
         super().__init__(config, now, seed, safety, home)
 
     def choose(self, rng: Rng) -> ClusterState:
@@ -44,8 +49,42 @@ class AggregateState(ClusterState):
         pickers = tuple([leaf.picker for leaf in leaves])
         made, table = self._made
         if made != pickers:
-            health = [cluster_health(leaf.config, leaf.states, leaf.memory.seed) for leaf in leaves]
-            threshold = int(self.config.cluster.panic_threshold_percent)
-            table = LeafTable(leaf_loads(health, panic_threshold=threshold))
+            table = self._table(None)
             self._made = (pickers, table)
         return leaves[table.choose(rng)]
+
+    def priorities_of(self, states: Sequence[EndpointState]) -> frozenset[int]:
+        """Return the priorities which some endpoints are of, by their place in the row of all leaves' priorities."""
+        found: set[int] = set()
+        start = 0
+        for leaf in self.leaves:
+            found.update(start + number for number in leaf.priorities_of(states))
+            start += leaf.priority_count
+        return frozenset(found)
+
+    def can_avoid(self, avoided: frozenset[int]) -> bool:
+        return bool(self._without(avoided))
+
+    def choose_without(self, avoided: frozenset[int], rng: Rng) -> tuple[ClusterState, frozenset[int]]:
+        """Return the leaf for a retry, and which of its own priorities are avoided.
+
+        Args:
+            avoided: As from `priorities_of`; `can_avoid` has said that it can be done.
+        """
+        chosen = self._without(avoided).choose(rng)
+        start = sum(leaf.priority_count for leaf in self.leaves[:chosen])
+        return self.leaves[chosen], frozenset(number - start for number in avoided if number >= start)
+
+    def _without(self, avoided: frozenset[int]) -> LeafTable:
+        pickers = tuple([leaf.picker for leaf in self.leaves])
+        origin, made = self._made_without
+        if origin != pickers:
+            origin, made = self._made_without = (pickers, {})
+        if avoided not in made:
+            made[avoided] = self._table(avoided)
+        return made[avoided]
+
+    def _table(self, avoided: frozenset[int] | None) -> LeafTable:
+        health = [cluster_health(leaf.config, leaf.states, leaf.memory.seed) for leaf in self.leaves]
+        threshold = int(self.config.cluster.panic_threshold_percent)
+        return LeafTable(leaf_loads(health, panic_threshold=threshold, avoided=avoided))

@@ -291,6 +291,15 @@ class ClusterState:
         """Return the priorities which some endpoints are of."""
         return priorities_of(self.config, self.states, states, self.memory.seed)
 
+    @property
+    def priority_count(self) -> int:
+        """How many priorities the cluster has."""
+        return max((group.priority for group in self.config.assignment.localities), default=-1) + 1
+
+    def can_avoid(self, avoided: frozenset[int]) -> bool:
+        """Whether the other priorities can take something."""
+        return self.picker_without(avoided) is not None
+
     def picker_without(self, avoided: frozenset[int]) -> Picker | None:
         """Return the picker for retries that avoid some priorities; None: the others can take nothing."""
         origin, made = self._retry_pickers

@@ -200,6 +200,8 @@ def decode_cluster(message: Any, path: str, problems: Problems) -> Cluster:
         idle_timeout_s=protocol.idle_timeout_s,
         max_stream_duration_s=protocol.max_stream_duration_s,
         retry=protocol.retry,
+        hash_policies=protocol.hash_policies,
+        mirrors=protocol.mirrors,
         load_reports=_load_reports(message, path, problems),
         subsets=balancing.subsets,
         fails_on_panic=balancing.fails_on_panic,

@@ -5,7 +5,10 @@ from typing import Any, Final
 
 from meshlib.model.cluster import AuthorityNames
 from meshlib.model.retry import RetryPolicy
+from meshlib.model.route import HashPolicy, MirrorPolicy
 from meshlib.xds.decode_common import any_type, cover, duration, join, pass_over, unpack, wrapped
+from meshlib.xds.decode_hash_policy import hash_policies
+from meshlib.xds.decode_mirror import mirror_policies
 from meshlib.xds.decode_retry import retry_policy
 from meshlib.xds.problems import Problems
 
@@ -24,6 +27,8 @@ _OPTIONS_USED: Final = frozenset(
         "auto_config",
         "http_filters",
         "retry_policy",
+        "hash_policy",
+        "request_mirror_policies",
     }
 )
 _OPTIONS_HARMLESS: Final = frozenset({"header_validation_config"})
@@ -47,6 +52,8 @@ class Protocol:
     authority_names: AuthorityNames | None = None
     max_stream_duration_s: float | None = None
     retry: RetryPolicy | None = None
+    hash_policies: tuple[HashPolicy, ...] = ()
+    mirrors: tuple[MirrorPolicy, ...] = ()
 
 
 def decode_protocol(message: Any, path: str, problems: Problems, *, has_tls: bool, is_all_tls: bool) -> Protocol:
@@ -108,6 +115,8 @@ def decode_protocol(message: Any, path: str, problems: Problems, *, has_tls: boo
         max_requests_per_connection=limit,
         authority_names=names,
         retry=retry,
+        hash_policies=hash_policies(options.hash_policy, join(place, "hash_policy"), problems),
+        mirrors=_mirrors(options.request_mirror_policies, join(place, "request_mirror_policies"), problems),
     )
 
 
@@ -135,6 +144,14 @@ def _pass_over_settings(options: Any, kind: str | None, path: str, problems: Pro
         if kind == "auto_config" and field.name != "http_protocol_options":
             problems.unused(join(place, field.name), "HTTP/1.1 is spoken")
         pass_over(value, join(place, field.name), problems)
+
+
+def _mirrors(messages: Any, path: str, problems: Problems) -> tuple[MirrorPolicy, ...]:
+    found = mirror_policies(messages, path, problems)
+    for index, mirror in enumerate(found):
+        if mirror.cluster_header:  # what routes name by a header is subscribed to when a request has it
+            problems.error(f"{path}[{index}].cluster_header", "is not supported at a cluster")
+    return found
 
 
 def _check_limits(message: Any, owner: Any, path: str, problems: Problems) -> None:

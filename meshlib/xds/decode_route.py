@@ -26,9 +26,10 @@ from meshlib.xds.decode_limits import limit_overrides
 from meshlib.xds.decode_local_reply import body_format
 from meshlib.xds.decode_match_tree import match_tree
 from meshlib.xds.decode_matcher import header_matchers, path_matcher, query_matcher, regex_rewrite, runtime_fraction
+from meshlib.xds.decode_mirror import mirror_policies
 from meshlib.xds.decode_proxy_match import proxy_conditions
 from meshlib.xds.decode_retry import hedge_policy, retry_policy
-from meshlib.xds.decode_route_action import check_template_rewrite, cluster_plugins, mirror_policies, route_action
+from meshlib.xds.decode_route_action import check_template_rewrite, cluster_plugins, route_action
 from meshlib.xds.decode_session import session_override
 from meshlib.xds.problems import Problems
 

@@ -3,11 +3,10 @@
 from collections.abc import Mapping
 from typing import Any, Final
 
-from meshlib.model.matcher import Fraction, PathKind, PathMatcher
+from meshlib.model.matcher import PathKind, PathMatcher
 from meshlib.model.route import (
     ClusterHeader,
     ClusterWeight,
-    MirrorPolicy,
     RouteAction,
     SingleCluster,
     WeightedClusters,
@@ -19,16 +18,17 @@ from meshlib.xds.decode_descriptors import route_rules
 from meshlib.xds.decode_fault import fault_override
 from meshlib.xds.decode_hash_policy import hash_policies
 from meshlib.xds.decode_header_filter import header_filter_overrides
-from meshlib.xds.decode_headers import MUTATION_FIELDS, header_changes, header_mutation
+from meshlib.xds.decode_headers import MUTATION_FIELDS, header_mutation
 from meshlib.xds.decode_internal_redirect import internal_redirect
 from meshlib.xds.decode_limits import limit_overrides
-from meshlib.xds.decode_matcher import regex_rewrite, runtime_fraction
+from meshlib.xds.decode_matcher import regex_rewrite
+from meshlib.xds.decode_mirror import mirror_policies
 from meshlib.xds.decode_retry import hedge_policy, retry_policy
 from meshlib.xds.decode_session import session_override
 from meshlib.xds.decode_subset import match_criteria
 from meshlib.xds.problems import Problems
 
-__all__ = ["check_template_rewrite", "cluster_plugins", "mirror_policies", "route_action"]
+__all__ = ["check_template_rewrite", "cluster_plugins", "route_action"]
 
 MAX_WEIGHT_SUM: Final = 2**32 - 1
 
@@ -83,16 +83,6 @@ _WEIGHT_USED: Final = MUTATION_FIELDS | {
     "host_rewrite_literal",
     "metadata_match",
 }
-_MIRROR_USED: Final = frozenset(
-    {
-        "cluster",
-        "cluster_header",
-        "runtime_fraction",
-        "disable_shadow_host_suffix_append",
-        "host_rewrite_literal",
-        "request_headers_mutations",
-    }
-)
 _TEMPLATE_REWRITE_TYPE: Final = "envoy.extensions.path.rewrite.uri_template.v3.UriTemplateRewriteConfig"
 _NOT_FOUND_STATUS: Final = {0: 503, 1: 404, 2: 500}
 
@@ -217,28 +207,6 @@ def check_template_rewrite(action: RouteAction, path_matcher: PathMatcher, path:
         compile_template_rewrite(path_matcher.value, action.template_rewrite)
     except ValueError as error:
         problems.error(path, str(error))
-
-
-def mirror_policies(messages: Any, path: str, problems: Problems) -> tuple[MirrorPolicy, ...]:
-    """Decode a repeated RequestMirrorPolicy field."""
-    return tuple(_mirror(message, f"{path}[{index}]", problems) for index, message in enumerate(messages))
-
-
-def _mirror(message: Any, path: str, problems: Problems) -> MirrorPolicy:
-    cover(message, path, problems, used=_MIRROR_USED, harmless=frozenset({"trace_sampled"}))
-    if bool(message.cluster) == bool(message.cluster_header):
-        problems.error(join(path, "cluster"), "exactly one of cluster, cluster_header is required")
-    share = Fraction(100)
-    if message.HasField("runtime_fraction"):
-        share = runtime_fraction(message.runtime_fraction, join(path, "runtime_fraction"), problems)
-    return MirrorPolicy(
-        message.cluster,
-        share,
-        keeps_host=message.disable_shadow_host_suffix_append,
-        cluster_header=message.cluster_header.lower(),
-        host_rewrite=message.host_rewrite_literal,
-        changes=header_changes(message.request_headers_mutations, join(path, "request_headers_mutations"), problems),
-    )
 
 
 def _check_legacy_grpc_timeout(message: Any, path: str, problems: Problems) -> None:

@@ -37,7 +37,7 @@ from meshlib.xds.follow import (
     clusters_of,
     provider_secret_names,
 )
-from meshlib.xds.follow_targets import Follower, clusters_of_target
+from meshlib.xds.follow_targets import Follower
 from meshlib.xds.parts import Parts, Table
 from meshlib.xds.resources import SDS, TYPE_URLS
 
@@ -240,7 +240,7 @@ class Closure:
         else:
             config, missing = follower.target(name)
             if isinstance(config, TargetConfig):
-                used = clusters_of_target(config)
+                used = follower.used_by(config)
         scope.is_volatile = scope.is_volatile or bool(missing)
         return _Node(config, missing, used, scope)
 

@@ -186,6 +186,8 @@ class ClusterFollower:
             # It is made anew each time, and an equal one must not look like a change.
             is_known = changed is not cluster and isinstance(before, ClusterConfig) and before.cluster == changed
             cluster = before.cluster if is_known and isinstance(before, ClusterConfig) else changed
+        for mirror in cluster.mirrors:  # followed by who uses the cluster: they may go round in circles
+            self._need(CDS, mirror.cluster)
         if isinstance(cluster.discovery, AggregateDiscovery):
             return self._aggregate(name, cluster)
         missing = self._secrets(cluster.tls, *(match.tls for match in cluster.socket_matches))
@@ -257,6 +259,25 @@ class ClusterFollower:
         if isinstance(before, ClusterConfig) and before.cluster is cluster and before == config:
             return before
         return config
+
+    def with_mirrors(self, names: Iterable[str]) -> frozenset[str]:
+        """Return clusters and those that get copies of their requests."""
+        found: set[str] = set()
+        waiting = list(names)
+        while waiting:
+            name = waiting.pop()
+            if name in found:
+                continue
+            found.add(name)
+            state = self._cluster(name)
+            if not isinstance(state, ClusterConfig):
+                # While it warms, it goes on in its older form.
+                before = self._previous.clusters.get(name)
+                if not isinstance(before, ClusterConfig):
+                    continue
+                state = before
+            waiting += [mirror.cluster for mirror in state.cluster.mirrors]
+        return frozenset(found)
 
     def awaited(self, name: str) -> tuple[str, ...]:
         """Return what a cluster still waits for."""

@@ -84,7 +84,7 @@ class Follower(ClusterFollower):
         if isinstance(config, ConfigFault):
             # The target itself is there: calls to it fail, and are not taken for calls to an unknown host.
             return replace(config, is_absent=False), ()
-        for cluster in sorted(clusters_of_target(config)):
+        for cluster in sorted(self.used_by(config)):
             state = self._cluster(cluster)
             # A cluster in use goes on in its older form while the new one warms, so nobody waits for it.
             if isinstance(state, tuple) and not isinstance(self._previous.clusters.get(cluster), ClusterConfig):
@@ -93,14 +93,17 @@ class Follower(ClusterFollower):
             return self._hold(name, before, tuple(missing))
         return (before if isinstance(before, TargetConfig) and before == config else config), ()
 
+    def used_by(self, config: TargetConfig) -> frozenset[str]:
+        """Return the names of all clusters that a target uses, and follow them."""
+        return self.with_mirrors(clusters_of_target(config))
+
     def _hold(
         self, name: str, before: TargetConfig | ConfigFault | None, missing: tuple[str, ...]
     ) -> tuple[TargetConfig | None, tuple[str, ...]]:
         """Stay with the routes in use, and with what they need; a target that had failed is on its way again."""
         if not isinstance(before, TargetConfig):
             return None, missing
-        for cluster in clusters_of_target(before):
-            self._cluster(cluster)
+        self.used_by(before)
         asked = [demand for demand in self._facts.demands.get(name, ()) if demand[0] is DemandKind.CLUSTER]
         answered = before.answered.union(demand for demand in asked if self._has_answer(demand[1]))
         return (replace(before, answered=answered) if answered != before.answered else before), missing

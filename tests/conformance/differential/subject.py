@@ -139,7 +139,6 @@ def _forwarded(match: RouteMatch, head: RequestHead) -> Decision:
         details="via_upstream",
         endpoint=endpoint,
         attempts=1,
-        reached=(endpoint,),
         connected=Connected("HTTP/1.1", "127.0.0.1:2"),
     )
     answered = match.response_headers(Headers(UPSTREAM_HEADERS), sent, about)

@@ -1,6 +1,6 @@
 import pytest
 
-from meshlib.balancing.priority import PriorityHealth, PriorityLoad, priority_load
+from meshlib.balancing.priority import PriorityHealth, PriorityLoad, load_without, priority_load
 
 
 def health(healthy: int, count: int, *, degraded: int = 0, draining: int = 0) -> PriorityHealth:
@@ -78,3 +78,17 @@ def test_without_panic_nothing_healthy_is_nothing_at_all() -> None:
 
 def test_no_priorities_have_no_load() -> None:
     assert PriorityLoad((), (), ()) == priority_load([])
+
+
+@pytest.mark.parametrize(
+    ("priorities", "avoided", "expected"),
+    [
+        ([health(2, 2), health(0, 2, degraded=1)], {0}, ((0, 0), (0, 100))),
+        ([health(2, 2), health(1, 2, degraded=1), health(1, 1)], {0}, ((0, 70, 30), (0, 0, 0))),
+        ([health(1, 3), health(1, 3), health(0, 1, degraded=1)], set(), ((46, 46, 0), (0, 0, 8))),
+        ([health(1, 1)], {0}, None),
+    ],
+)
+def test_retries_leave_priorities_out(priorities: list[PriorityHealth], avoided: set[int], expected: object) -> None:
+    found = load_without(priorities, frozenset(avoided))
+    assert expected == (None if found is None else (found.healthy, found.degraded))

@@ -1,13 +1,18 @@
 """Calls to an aggregate cluster: every attempt is one of a leaf, by the leaf's limits."""
 
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
+
+import pytest
 
 from meshlib.call import Attempt, Done, Sleep
 from meshlib.model.cluster import AggregateDiscovery, CircuitBreakers, Cluster, EdsDiscovery, OutlierDetection
-from meshlib.model.endpoint import ClusterLoadAssignment, Endpoint, HealthStatus
+from meshlib.model.endpoint import ClusterLoadAssignment, DropOverload, Endpoint, HealthStatus
+from meshlib.model.matcher import Fraction
 from meshlib.model.outcome import LocalReply, Response
 from meshlib.model.retry import RetryPolicy
+from meshlib.model.route import MirrorPolicy
 from meshlib.model.snapshot import ClusterConfig, Snapshot
 from meshlib.testing import merge, service
 
@@ -16,12 +21,25 @@ RETRY = RetryPolicy(frozenset({"5xx"}))
 EJECTS = Cluster("", EdsDiscovery(""), outlier_detection=OutlierDetection(consecutive_5xx=1, max_ejection_percent=100))
 
 
-def world(first: Endpoint | str, *, template: Cluster | None = None, backup: Cluster | None = None) -> Snapshot:
-    """The target `all` goes to an aggregate of `near` and `far`."""
+def world(
+    first: Endpoint | str,
+    *,
+    template: Cluster | None = None,
+    backup: Cluster | None = None,
+    above: RetryPolicy = RETRY,
+    **options: Any,
+) -> Snapshot:
+    """The target `all` goes to an aggregate of `near` and `far`.
+
+    Args:
+        above: Policy of the route.
+        options: Of the aggregate.
+    """
     leaves = ("near", "far")
-    aggregate = ClusterConfig(Cluster("all", AggregateDiscovery(leaves)), ClusterLoadAssignment("all"), "", leaves)
+    cluster = Cluster("all", AggregateDiscovery(leaves), **options)
+    aggregate = ClusterConfig(cluster, ClusterLoadAssignment("all"), "", leaves)
     return merge(
-        service("all", retry=RETRY),
+        service("all", retry=above),
         service("near", first, template=template),
         service("far", "h:2", template=backup),
         Snapshot(clusters={"all": aggregate}),
@@ -50,26 +68,60 @@ def test_a_retry_goes_to_the_next_leaf_when_the_first_is_ejected(driver: MakeDri
         step = call.slept(world_.clock())
     assert isinstance(step, Attempt)
     assert ("h:2", "far") == (step.endpoint.address, step.cluster.name)
-    near, far = (world_.mesh.view.clusters[name].breaker for name in ("near", "far"))
-    assert (0, 0, 1, 1) == (near.active, near.retries, far.active, far.retries)
+    near, far, whole = (world_.mesh.view.clusters[name].breaker for name in ("near", "far", "all"))
+    assert (0, 0, 1, 0) == (near.active, near.retries, far.active, far.retries)
+    assert 1 == whole.retries
     call.finished(Response(200), world_.clock())
     call.close(world_.clock())
-    assert (0, 0) == (far.active, far.retries)
+    assert (0, 0, 0) == (far.active, far.retries, whole.retries)
 
 
-def test_the_limit_of_retries_is_that_of_the_leaf_gone_to(driver: MakeDriver) -> None:
-    none = Cluster("", EdsDiscovery(""), circuit_breakers=CircuitBreakers(max_retries=0))
-    world_ = driver(world("h:1", template=EJECTS, backup=none))
+@pytest.mark.parametrize("limited", ["all", "far"])
+def test_the_limit_of_retries_is_that_of_the_aggregate(driver: MakeDriver, limited: str) -> None:
+    none = CircuitBreakers(max_retries=0)
+    world_ = driver(
+        world(
+            "h:1",
+            template=EJECTS,
+            backup=Cluster("", EdsDiscovery(""), circuit_breakers=none) if limited == "far" else None,
+            circuit_breakers=none if limited == "all" else CircuitBreakers(),
+        )
+    )
     call = world_.call()
     call.start(world_.clock())
     step = call.finished(Response(503), world_.clock())
-    if isinstance(step, Sleep):
-        step = call.slept(world_.clock())
-    assert isinstance(step, Done)
-    assert isinstance(step.result, LocalReply)
-    assert "UO" == step.result.flag
+    assert isinstance(step, Done) is (limited == "all")
+    assert call.flag == ("UO" if limited == "all" else "")
     call.close(world_.clock())
-    assert 0 == world_.mesh.view.clusters["near"].breaker.retries
+    assert 0 == world_.mesh.view.clusters["all"].breaker.retries
+
+
+@pytest.mark.parametrize(("owner", "retries"), [("all", 1), ("near", 0)])
+def test_policies_are_those_of_the_aggregate(driver: MakeDriver, owner: str, retries: int) -> None:
+    none = RetryPolicy(frozenset({"5xx"}), num_retries=0)
+    own: dict[str, Any] = {"retry": RETRY, "mirrors": (MirrorPolicy("copies", Fraction(100)),)}
+    template = Cluster("", EdsDiscovery(""), **own) if owner == "near" else None
+    world_ = driver(world("h:1", template=template, above=none, **(own if owner == "all" else {})))
+    call = world_.call()
+    call.start(world_.clock())
+    call.finished(Response(503), world_.clock())
+    assert retries == world_.mesh.view.clusters["all"].breaker.retries
+    assert call.match is not None
+    assert tuple(mirror.cluster for mirror in call.match.mirrors) == ("copies",) * retries
+    call.close(world_.clock())
+
+
+@pytest.mark.parametrize(("is_grpc", "flag"), [(False, ""), (True, "UDO")])
+def test_drops_of_a_leaf_are_grpcs_alone(driver: MakeDriver, is_grpc: bool, flag: str) -> None:
+    snapshot = world("h:1")
+    near = snapshot.clusters["near"]
+    assert isinstance(near, ClusterConfig)
+    dropping = replace(near, assignment=replace(near.assignment, drop_overloads=(DropOverload("all", 1, 1),)))
+    world_ = driver(replace(snapshot, clusters={**snapshot.clusters, "near": dropping}))
+    call = world_.call(grpc=is_grpc)
+    call.start(world_.clock())
+    assert flag == call.flag
+    call.close(world_.clock())
 
 
 def test_no_usable_leaf_is_no_healthy_upstream(driver: MakeDriver) -> None:

@@ -8,6 +8,7 @@ import pytest
 from meshlib.call import Attempt
 from meshlib.model.cluster import Cluster, EdsDiscovery, LbPolicy, Maglev, RingHash, RoundRobin
 from meshlib.model.outcome import Failure, FailureKind, Response
+from meshlib.model.request import Headers
 from meshlib.model.retry import RetryPolicy
 from meshlib.model.route import HashPolicy, MadeCookie, RouteAction, SingleCluster
 from meshlib.model.snapshot import Snapshot
@@ -81,3 +82,23 @@ def test_the_clusters_own_hash_policy_counts_instead_of_the_routes(driver: MakeD
     found = {host(d.call(headers={"x-key": str(key), "x-own": "o"})) for key in range(20)}
 
     assert 1 == len(found)
+
+
+@pytest.mark.parametrize("brings", [(KEY,), ()])
+def test_policies_of_the_cluster_take_the_place_of_the_routes(driver: MakeDriver, brings: Any) -> None:
+    other = HashPolicy("header", "x-other")
+    plain = driver(hashing(Maglev(251), other), SeededRng(1))
+    own = Cluster("", EdsDiscovery(""), Maglev(251), hash_policies=(other,))
+    action = RouteAction(SingleCluster("a"), hash_policies=brings)
+    d = driver(service("a", *HOSTS, action=action, template=own), SeededRng(1))
+    for number in range(20):
+        headers = {"x-other": str(number), "x-key": "same"}
+        assert host(d.call(headers=headers)) == host(plain.call(headers=headers))
+
+
+def test_a_cluster_makes_cookies_too(driver: MakeDriver) -> None:
+    own = Cluster("", EdsDiscovery(""), Maglev(251), hash_policies=(COOKIE,))
+    call = driver(service("a", *HOSTS, template=own), SeededRng(1)).call()
+    host(call)
+    call.finished(Response(200), 1000.0)
+    assert call.response_headers(Headers()).get("set-cookie") is not None

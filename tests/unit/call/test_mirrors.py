@@ -6,6 +6,7 @@ from typing import Any
 from meshlib.call import Attempt, Call, Done, mirror_call
 from meshlib.events import HostEjected
 from meshlib.model.cluster import Cluster, EdsDiscovery, OutlierDetection
+from meshlib.model.endpoint import Endpoint
 from meshlib.model.matcher import Fraction
 from meshlib.model.outcome import Failure, FailureKind, LocalReply, Response
 from meshlib.model.retry import RetryPolicy
@@ -104,3 +105,26 @@ def test_mirror_that_does_not_exist_costs_nothing(driver: MakeDriver) -> None:
 
     assert isinstance(step, Done)
     assert step.flag == "NC"
+
+
+def test_mirrors_of_the_cluster_take_the_place_of_the_routes(driver: MakeDriver) -> None:
+    own = Cluster("", EdsDiscovery(""), mirrors=(MirrorPolicy("other", Fraction(100)), MirrorPolicy("no", Fraction(0))))
+    call = driver(merge(service("a", "h:1", action=ACTION, template=own), service("other", "m:1"))).call()
+    call.start(1000.0)
+    assert call.match is not None
+    assert ["other"] == [mirror.cluster for mirror in call.match.mirrors]
+
+
+def test_a_copy_has_the_host_from_before_the_endpoint_gave_its_own(driver: MakeDriver) -> None:
+    action = RouteAction(SingleCluster("a"), mirrors=(POLICY,), auto_host_rewrite=True, append_x_forwarded_host=True)
+    named = Endpoint("h:1", hostname="one.host")
+    d = driver(merge(service("a", named, action=action), service("copy", "m:1")))
+    call, copy = copied(d, {"x-forwarded-host": "before"})
+    step = copy.start(1000.0)
+    assert isinstance(step, Attempt)
+    assert ("a-shadow", "before", None) == (
+        step.head.authority,
+        step.head.headers.get("x-forwarded-host"),
+        step.head.headers.get("x-envoy-original-host"),
+    )
+    call.close(1000.0)

@@ -5,6 +5,7 @@ from dataclasses import replace
 from typing import Any
 
 from meshlib.call import Attempt, Done, Sleep
+from meshlib.model.cluster import CircuitBreakers, Cluster, EdsDiscovery
 from meshlib.model.headers import AppendAction, HeaderAdd, HeaderMutation
 from meshlib.model.listener import ClientListener
 from meshlib.model.local_reply import BodyFormat, ReplyRules
@@ -107,17 +108,27 @@ def test_listeners_formats_count(driver: MakeDriver) -> None:
     assert b"1700000000" == step.result.body
 
 
-def test_endpoints_without_a_connection_are_not_among_those_attempted(driver: MakeDriver) -> None:
+def test_the_id_of_a_call_stays_with_it(driver: MakeDriver) -> None:
     retry = RetryPolicy(frozenset({"5xx"}), num_retries=3)
     formats = HeaderMutation(response_add=(add("x-hosts", "%UPSTREAM_HOSTS_ATTEMPTED%"), add("x-id", "%STREAM_ID%")))
     call = driver(with_route(service("a", "h:1", retry=retry), mutation=formats)).call()
     step = call.start(1000.0)
-    for outcome in (Response(503), CONNECT, Response(503), Response(200)):
+    for outcome in (Response(503), CONNECT, Response(200)):
         while isinstance(step, Sleep):
             step = call.slept(1001.0)
         assert isinstance(step, Attempt)
         step = call.finished(outcome, 1001.0)
     assert isinstance(step, Done)
     headers = call.response_headers(Headers())
-    assert headers.get("x-hosts") == "h:1,h:1,h:1"
+    assert headers.get("x-hosts") == "h:1"
     assert headers.get("x-id") == call.response_headers(Headers()).get("x-id") != ""
+
+
+def test_the_host_that_a_limit_kept_a_call_from_is_told(driver: MakeDriver) -> None:
+    full = Cluster("", EdsDiscovery(""), circuit_breakers=CircuitBreakers(max_requests=0))
+    formats = HeaderMutation(response_add=(add("x-host", "%UPSTREAM_HOST%"),))
+    call = driver(with_route(service("a", "h:1", template=full), mutation=formats)).call()
+    step = call.start(1000.0)
+    assert isinstance(step, Done) and isinstance(step.result, LocalReply)
+    assert ("x-host", "h:1") in step.result.headers
+    assert call.endpoint is None

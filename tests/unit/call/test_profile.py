@@ -124,7 +124,6 @@ def test_rules_are_asked_for_by_name():
         "meshlib/call/hedging.py",
         "meshlib/call/machine.py",
         "meshlib/routing/changes.py",  # the form of the mesh's own answers
-        "meshlib/routing/format_upstream.py",  # `GRPC_STATUS`, which others have none of
         "meshlib/routing/headers.py",  # a copy
         "meshlib/routing/internal_redirect.py",  # a copy
         "meshlib/routing/matchers.py",  # the condition `grpc`

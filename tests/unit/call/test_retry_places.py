@@ -8,8 +8,9 @@ from typing import Any
 import pytest
 
 from meshlib.call import Attempt, Call, Done, Sleep, Step
-from meshlib.model.cluster import Cluster, EdsDiscovery
-from meshlib.model.endpoint import ClusterLoadAssignment, Endpoint, Locality, LocalityEndpoints
+from meshlib.model.cluster import AggregateDiscovery, CircuitBreakers, Cluster, EdsDiscovery
+from meshlib.model.endpoint import ClusterLoadAssignment, Endpoint, HealthStatus, Locality, LocalityEndpoints
+from meshlib.model.lb_policy import Maglev, Random, RingHash, RoundRobin
 from meshlib.model.outcome import Failure, FailureKind, LocalReply, Response
 from meshlib.model.request import Headers
 from meshlib.model.retry import HedgePolicy, RetryPolicy
@@ -242,3 +243,91 @@ def test_long_bodies_are_not_repeated(driver: MakeDriver, length: str | None, at
     d = driver(replace(snapshot, targets={"a": replace(config, routes=routes)}))  # type: ignore[type-var]
     headers = {} if length is None else {"content-length": length}
     assert len(places(d.call("PUT", headers))) == attempts
+
+
+def by_status(*groups: str) -> ClusterLoadAssignment:
+    """Priorities by the first letters of their hosts' status: `h`, `d` or `u`."""
+    kinds = {"h": HealthStatus.HEALTHY, "d": HealthStatus.DEGRADED, "u": HealthStatus.UNHEALTHY}
+    return ClusterLoadAssignment(
+        "a",
+        tuple(
+            LocalityEndpoints(
+                Locality(str(number)),
+                tuple(Endpoint(f"{number}:{host + 1}", health=kinds[kind]) for host, kind in enumerate(group)),
+                priority=number,
+                weight=1,
+            )
+            for number, group in enumerate(groups)
+        ),
+    )
+
+
+@pytest.mark.parametrize(
+    ("policy_", "tried"),
+    [(RoundRobin(), "01201"), (RingHash(), "00000"), (Maglev(251), "00000"), (Random(), "01201")],
+)
+def test_degraded_priorities_are_tried_too_but_hashes_decide_alone(
+    driver: MakeDriver, policy_: Any, tried: str
+) -> None:
+    template = Cluster("a", EdsDiscovery("a"), policy_)
+    snapshot = service("a", retry=policy(priority_update=1))
+    clusters = {"a": ClusterConfig(template, by_status("h", "d", "d"))}
+    found = places(driver(replace(snapshot, clusters=clusters)).call())
+    assert [place[0] for place in found] == list(tried)
+
+
+def aggregate(*leaves: ClusterConfig, retry: RetryPolicy) -> Snapshot:
+    names = tuple(leaf.cluster.name for leaf in leaves)
+    whole = ClusterConfig(Cluster("a", AggregateDiscovery(names)), ClusterLoadAssignment("a"), "", names)
+    clusters = {"a": whole, **{leaf.cluster.name: leaf for leaf in leaves}}
+    return replace(service("a", retry=retry), clusters=clusters)
+
+
+@pytest.mark.parametrize(("update", "tried"), [(1, "0120120"), (2, "0011220")])
+def test_retries_go_through_the_priorities_of_all_leaves(driver: MakeDriver, update: int, tried: str) -> None:
+    first, second = by_status("h", "h"), by_status("h")
+    leaves = (
+        ClusterConfig(Cluster("one", EdsDiscovery("one")), replace(first, name="one")),
+        ClusterConfig(
+            Cluster("two", EdsDiscovery("two")),
+            replace(second, name="two", localities=(replace(second.localities[0], endpoints=(Endpoint("2:1"),)),)),
+        ),
+    )
+    d = driver(aggregate(*leaves, retry=policy(priority_update=update, num_retries=6)))
+    assert [place[0] for place in places(d.call())] == list(tried)
+
+
+@pytest.mark.parametrize(("outcome", "host"), [(BUSY, "one.host"), (Failure(FailureKind.CONNECT, False), "a")])
+def test_the_hostname_of_an_endpoint_stays_with_the_request(driver: MakeDriver, outcome: Any, host: str) -> None:
+    action = RouteAction(SingleCluster("a"), auto_host_rewrite=True)
+    hosts = Endpoint("h:1", hostname="one.host"), Endpoint("h:2")
+    d = driver(service("a", *hosts, retry=policy(avoid_previous_hosts=True), action=action), rng=SeededRng(3))
+    call = d.call()
+    step = call.start(1000.0)
+    while isinstance(step, Attempt) and step.endpoint.address != "h:1":
+        call = d.call()
+        step = call.start(1000.0)
+    assert isinstance(step, Attempt) and step.head.authority == "one.host"
+    assert call.sent_head.authority == "a"
+    step = call.finished(outcome, 1000.0)
+    while isinstance(step, Sleep):
+        step = call.slept(1000.0)
+    assert isinstance(step, Attempt)
+    assert call.sent_head.authority == host
+
+
+def test_the_limit_that_stops_a_retry_says_so(driver: MakeDriver) -> None:
+    template = Cluster("a", EdsDiscovery("a"), circuit_breakers=CircuitBreakers(max_requests=1))
+    retry = policy(reset_headers=(("retry-after", False),))  # so that there is a wait before the retry
+    d = driver(service("a", "h:1", template=template, retry=retry))
+    call, other = d.call(), d.call()
+    assert isinstance(call.start(1000.0), Attempt)
+    step = call.finished(Response(503, Headers([("retry-after", "2")])), 1000.0)
+    assert isinstance(other.start(1000.0), Attempt)
+    while isinstance(step, Sleep):
+        step = call.slept(1000.0)
+    assert isinstance(step, Done) and isinstance(step.result, LocalReply)
+    assert step.result.body.endswith(b"before headers. retried and the latest reset reason: overflow")
+    step = d.call().start(1000.0)
+    assert isinstance(step, Done) and isinstance(step.result, LocalReply)
+    assert step.result.body.endswith(b"before headers. reset reason: overflow")

@@ -22,6 +22,7 @@ from meshlib.model.local_reply import (
 )
 from meshlib.model.matcher import Fraction, HeaderMatcher, PathKind, PathMatcher
 from meshlib.model.outcome import LocalReply
+from meshlib.model.profile import HTTP
 from meshlib.model.request import Headers, Moment, RequestHead
 from meshlib.model.route import DirectResponse, Route, RouteAction, RouteMatcher, SingleCluster
 from meshlib.routing.format import Facts, Scene
@@ -169,3 +170,16 @@ def test_a_cluster_that_does_not_exist_has_no_name() -> None:
     match = RouteTable(ClientListener("svc", routes, reply_rules=rules), routes).match(HEAD, FixedRng(0.0))
     assert not isinstance(match, LocalReply)
     assert b"[-] NC" == match.cluster_not_found(HEAD).body
+
+
+@pytest.mark.parametrize(("status", "grpc_status"), [(0, 14), (500, 2), (404, 12)])
+def test_a_status_that_is_changed_has_another_grpc_status(status: int, grpc_status: int) -> None:
+    rules = ReplyRules((ReplyMapper(HasFlag(frozenset({"UH"})), status=status, body=b"mapped"),))
+    routes = builders.target("svc", builders.any_path(RouteAction(SingleCluster("c")))).routes
+    head = RequestHead("POST", "svc", "/a", Headers(), is_grpc=True, profile=HTTP)
+    match = RouteTable(ClientListener("svc", routes, reply_rules=rules), routes).match(head, FixedRng(0.0))
+    assert not isinstance(match, LocalReply)
+    found = match.local_reply(LocalReply(503, "UH", "no_healthy_upstream", b"x", (), 14), head)
+    assert (found.status, found.grpc_status, dict(found.headers)["grpc-message"]) == (200, grpc_status, "mapped")
+    own = match.local_reply(LocalReply(504, "UT", "max_duration_timeout", b"x", (), 4), head)
+    assert own.grpc_status == 4

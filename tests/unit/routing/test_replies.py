@@ -1,8 +1,16 @@
 import pytest
 
 from meshlib.model.outcome import LocalReply
+from meshlib.model.profile import HTTP as HTTP_PROFILE
 from meshlib.model.request import Headers, RequestHead
-from meshlib.routing.replies import cluster_not_found, finish_headers, no_route, no_virtual_host, unusable_action
+from meshlib.routing.replies import (
+    cluster_not_found,
+    finish_headers,
+    no_route,
+    no_virtual_host,
+    trailers_only,
+    unusable_action,
+)
 
 HTTP = RequestHead("GET", "svc", "/", Headers())
 GRPC = RequestHead("POST", "svc", "/p.S/M", Headers(), is_grpc=True)
@@ -27,6 +35,14 @@ GRPC = RequestHead("POST", "svc", "/p.S/M", Headers(), is_grpc=True)
 )  # fmt: skip
 def test_reply(reply: LocalReply, expected: LocalReply) -> None:
     assert reply == expected
+
+
+@pytest.mark.parametrize(("method", "message"), [("POST", "a%25"), ("HEAD", None)])
+def test_an_answer_to_head_has_no_message(method: str, message: str | None) -> None:
+    head = RequestHead(method, "svc", "/", Headers(), is_grpc=True, profile=HTTP_PROFILE)
+    found = trailers_only(LocalReply(503, "UH", "no_healthy_upstream", b"a%"), head)
+    assert dict(found.headers).get("grpc-message") == message
+    assert dict(found.headers)["grpc-status"] == "14"
 
 
 def test_content_type_follows_the_body() -> None:

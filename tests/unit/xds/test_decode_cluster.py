@@ -394,11 +394,28 @@ def test_deprecated_protocol_options(decode_cluster):
     assert (found.http2, found.max_requests_per_connection, found.idle_timeout_s) == (True, 3, 2.0)
 
 
+def test_policies_of_its_own(decode_cluster, packed):
+    options = packed(
+        HTTP_OPTIONS,
+        explicit_http_config={"http_protocol_options": {}},
+        hash_policy=[{"header": {"header_name": "A"}, "terminal": True}],
+        request_mirror_policies=[{"cluster": "m"}],
+    )
+    found = value_of(decode_cluster(typed_extension_protocol_options={HTTP_OPTIONS: options}))
+    assert [(policy.kind, policy.name, policy.terminal) for policy in found.hash_policies] == [("header", "a", True)]
+    assert [mirror.cluster for mirror in found.mirrors] == ["m"]
+
+
 @pytest.mark.parametrize(
     "options",
     [
         {"explicit_http_config": {"http3_protocol_options": {}}},
-        {"explicit_http_config": {"http_protocol_options": {}}, "hash_policy": [{"header": {"header_name": "a"}}]},
+        {
+            "explicit_http_config": {"http_protocol_options": {}},
+            "request_mirror_policies": [{"cluster_header": "a"}],
+        },
+        {"explicit_http_config": {"http_protocol_options": {}}, "request_mirror_policies": [{"cluster": ""}]},
+        {"explicit_http_config": {"http_protocol_options": {}}, "hash_policy": [{"header": {"header_name": ""}}]},
         {"explicit_http_config": {"http_protocol_options": {}}, "retry_policy": {"retry_back_off": {}}},
         {"explicit_http_config": {"http_protocol_options": {}}, "http_filters": [{"name": "x"}]},
         {},

@@ -27,6 +27,7 @@ from meshlib.model.route import (
     ClusterHeader,
     FaultAbort,
     FaultPolicy,
+    MirrorPolicy,
     Route,
     RouteAction,
     RouteConfiguration,
@@ -651,3 +652,28 @@ def addresses_of(world: World) -> list[str]:
     found = world.snapshot.clusters["c"]
     assert isinstance(found, ClusterConfig)
     return [endpoint.address for locality in found.assignment.localities for endpoint in locality.endpoints]
+
+
+def test_clusters_that_get_copies_are_followed_also_in_circles() -> None:
+    world = World()
+    world.put(LDS, "shop", ClientListener("shop", routes("a")))
+    world.cluster("a", "b", "c")
+
+    def copied(name: str, to: str) -> None:
+        world.put(CDS, name, Cluster(name, EdsDiscovery(""), mirrors=(MirrorPolicy(to, Fraction(100)),)))
+
+    copied("a", "b")
+    copied("b", "c")
+    copied("c", "a")
+    found = world.settle()
+    assert (found.wanted[CDS], found.wanted[EDS]) == (frozenset("abc"), frozenset("abc"))
+    assert world.snapshot.clusters.keys() == set("abc")
+    world.put(CDS, "b", Cluster("b", EdsDiscovery("")))
+    found = world.settle()
+    assert (found.wanted[CDS], found.wanted[EDS]) == (frozenset("ab"), frozenset("ab"))
+    copied("b", "d")
+    found = world.settle()
+    assert found.wanted[CDS] == frozenset("abd")
+    world.cluster("d")
+    world.settle()
+    assert world.snapshot.clusters.keys() == set("abd")
