@@ -377,11 +377,10 @@ class StreamMachine(ABC, Generic[S]):
         gone: dict[Reference, Resource] = {}
         for kind, resources in before.items():
             current = self._state(kind).resources
-            for name in changes[kind]:
-                if name in current:
-                    self._retained.drop(kind, name)
-                elif name in resources:
-                    gone[kind, name] = resources[name]
+            for name in [name for name in self._retained.of(kind) if name in current]:
+                self._retained.drop(kind, name)
+            left = [name for name in changes[kind] if name not in current]
+            gone.update(((kind, name), resources[name]) for name in left if name in resources)
         if gone:
             had = [(kind, name) for kind, name in gone if self._has(kind, name)]
             self._retained.keep(gone, (*had, *self._named_by_sent()), self._named_by)

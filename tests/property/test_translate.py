@@ -9,6 +9,7 @@ import yaml
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from meshlib.xds.decode import decode_resource
 from xds_server.model import Compiled, Document, Instance, Profile, Severity
 from xds_server.sources import memory
 from xds_server.translate import compile_documents
@@ -135,6 +136,20 @@ def test_names_in_references_exist(documents, profile):
                 assert [name for name in named if name and name not in clusters] == []
     for name, cluster in clusters.items():
         assert not cluster.eds_cluster_config.service_name or name in resources["ClusterLoadAssignment"]
+
+
+@settings(deadline=None, max_examples=150)
+@given(st.lists(mutated(), min_size=1, max_size=3), st.sampled_from([Profile.MESHLIB, Profile.GRPC]))
+def test_clients_take_whatever_is_made_of_documents_without_errors(documents, profile):
+    """By the rules of Envoy, and of gRPC's own clients. Native resources are their author's, as they are."""
+    documents = [document for document in documents if "resources" not in document]
+    compiled = _compile(memory.from_data(documents), profile)
+    if any(finding.severity is Severity.ERROR for finding in compiled.findings):
+        return
+    for type_url, messages in compiled.resources.items():
+        for name, message in messages.items():
+            decoded = decode_resource(type_url, message.SerializeToString(), with_grpc_rules=profile is Profile.GRPC)
+            assert () == decoded.errors, name
 
 
 @settings(deadline=None, max_examples=30)

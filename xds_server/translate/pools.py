@@ -18,24 +18,24 @@ def pool_fields(
     """Return the cluster's fields for `connectionPool` and `retryBudget`.
 
     Limits that nobody set are the largest number, as Istio has it: left out, Envoy would take its own 1024 requests and
-    3 retries.
+    3 retries. To Istio 0 is as good as nothing; handed on, it would let no request through.
     """
     tcp = policy.get("connectionPool", {}).get("tcp", {})
     http = policy.get("connectionPool", {}).get("http", {})
     if profile is Profile.GRPC:
         return _grpc_pool(tcp, http, policy, report, place)
     threshold: Json = {
-        "max_connections": tcp.get("maxConnections", UINT32_MAX),
-        "max_pending_requests": http.get("http1MaxPendingRequests", UINT32_MAX),
-        "max_requests": http.get("http2MaxRequests", UINT32_MAX),
-        "max_retries": http.get("maxRetries", UINT32_MAX),
+        "max_connections": tcp.get("maxConnections") or UINT32_MAX,
+        "max_pending_requests": http.get("http1MaxPendingRequests") or UINT32_MAX,
+        "max_requests": http.get("http2MaxRequests") or UINT32_MAX,
+        "max_retries": http.get("maxRetries") or UINT32_MAX,
     }
     if profile is Profile.ENVOY:
         threshold["track_remaining"] = True  # a statistic of its own
     if (budget := policy.get("retryBudget")) is not None:
         threshold["retry_budget"] = {
             "budget_percent": {"value": budget.get("percent", 20)},
-            "min_retry_concurrency": budget.get("minRetryConcurrency", 3),
+            "min_retry_concurrency": budget.get("minRetryConcurrency") or 3,
         }
     result: Json = {
         "connect_timeout": tcp.get("connectTimeout", CONNECT_TIMEOUT),
@@ -44,7 +44,7 @@ def pool_fields(
     common: Json = {}
     if "idleTimeout" in http:
         common["idle_timeout"] = http["idleTimeout"]
-    if http.get("maxRequestsPerConnection"):  # 0 is Istio's word for no limit
+    if http.get("maxRequestsPerConnection"):
         common["max_requests_per_connection"] = http["maxRequestsPerConnection"]
     if common or http2:
         options: Json = {
@@ -64,7 +64,7 @@ def _grpc_pool(
                 report.dropped(Profile.GRPC, f"connectionPool.{block}.{name}", "gRPC has no such limit", place)
     if "retryBudget" in policy:
         report.dropped(Profile.GRPC, "retryBudget", "gRPC has its own retry throttling", place)
-    if "http2MaxRequests" in http:
+    if http.get("http2MaxRequests"):
         return {"circuit_breakers": {"thresholds": [{"max_requests": http["http2MaxRequests"]}]}}
     return {}
 
@@ -81,22 +81,21 @@ def outlier_fields(block: Mapping[str, Any], profile: Profile, report: Report, p
     for field, name, enforcing in (
         ("consecutive5xxErrors", "consecutive_5xx", "enforcing_consecutive_5xx"),
         ("consecutiveGatewayErrors", "consecutive_gateway_failure", "enforcing_consecutive_gateway_failure"),
-        (
-            "consecutiveLocalOriginFailures",
-            "consecutive_local_origin_failure",
-            "enforcing_consecutive_local_origin_failure",
-        ),
     ):
         if (count := block.get(field)) is not None:
             # 0 turns the check off. Envoy demands a count of at least 1 elsewhere, so then it stays at its default.
             detection |= {name: count, enforcing: 100} if count else {enforcing: 0}
+    if block.get("splitExternalLocalOriginErrors"):
+        detection |= {"split_external_local_origin_errors": True, "enforcing_local_origin_success_rate": 0}
+        if count := block.get("consecutiveLocalOriginFailures"):  # which counts with the split alone
+            name = "consecutive_local_origin_failure"
+            detection |= {name: count, f"enforcing_{name}": 100}
     for field, name in (
-        ("splitExternalLocalOriginErrors", "split_external_local_origin_errors"),
         ("interval", "interval"),
         ("baseEjectionTime", "base_ejection_time"),
         ("maxEjectionPercent", "max_ejection_percent"),
     ):
-        if field in block:
+        if block.get(field):  # to Istio 0 percent is as good as nothing
             detection[name] = block[field]
     # Panic: 0 % is off, which is Istio's default, unlike Envoy's 50 %.
     panic = {"healthy_panic_threshold": {"value": block.get("minHealthPercent", 0)}}

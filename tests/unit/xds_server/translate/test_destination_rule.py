@@ -95,6 +95,32 @@ def test_zero_consecutive_errors_turn_the_check_off(compiled, destination_rule):
     assert result.cluster()["common_lb_config"] == {"healthy_panic_threshold": {"value": 30.0}}
 
 
+@pytest.mark.parametrize("profile", ["meshlib", "envoy", "grpc"])
+def test_a_limit_of_zero_is_none_as_in_istio(compiled, destination_rule, profile):
+    """Handed on, it would let no request through."""
+    pools = "tcp: {maxConnections: 0}, http: {http1MaxPendingRequests: 0, http2MaxRequests: 0, maxRetries: 0}"
+    policy = f"connectionPool: {{{pools}}}, retryBudget: {{minRetryConcurrency: 0}}"
+    zeros = compiled(destination_rule(f"{{{policy}}}"), profile=profile).cluster()
+    unset = compiled(destination_rule("{retryBudget: {}}"), profile=profile).cluster()
+    assert zeros.get("circuit_breakers") == unset.get("circuit_breakers")
+
+
+def test_errors_of_the_callers_own_side_eject_by_runs_alone(compiled, destination_rule):
+    policy = "splitExternalLocalOriginErrors: true, consecutiveLocalOriginFailures: %s, maxEjectionPercent: 0"
+    expected = {
+        "split_external_local_origin_errors": True,
+        "enforcing_success_rate": 0,
+        "enforcing_local_origin_success_rate": 0,
+    }
+    unset = compiled(destination_rule(f"{{outlierDetection: {{{policy % 0}}}}}"))
+    assert unset.cluster()["outlier_detection"] == expected
+    three = compiled(destination_rule(f"{{outlierDetection: {{{policy % 3}}}}}"))
+    runs = {"consecutive_local_origin_failure": 3, "enforcing_consecutive_local_origin_failure": 100}
+    assert three.cluster()["outlier_detection"] == expected | runs
+    whole = compiled(destination_rule("{outlierDetection: {consecutiveLocalOriginFailures: 3}}"))
+    assert whole.cluster()["outlier_detection"] == {"enforcing_success_rate": 0}
+
+
 def test_limits_that_nobody_set_are_the_largest_number(compiled, instance):
     assert compiled("", instance()).cluster()["circuit_breakers"] == {
         "thresholds": [
