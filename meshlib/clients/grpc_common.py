@@ -91,7 +91,8 @@ def parse_target(target: str) -> Target:
     name = unquote(re.split(r"[?#]", rest, maxsplit=1)[0])
     if not name:
         raise ConfigError(f"target {target!r}: no service name")
-    host = quote(name, safe=_AUTHORITY_CHARACTERS)
+    # What cannot be written is refused where the listener's name is made.
+    host = quote(name, safe=_AUTHORITY_CHARACTERS, errors="replace")
     return Target(f"xds://{authority}/{name}" if authority else name, host)
 
 

@@ -46,6 +46,10 @@ class JsonPlace:
         value = self._get(key, "")
         if not isinstance(value, str):
             self.fail(f"must be a string, is {_kind(value)}", key)
+        try:
+            value.encode()
+        except UnicodeEncodeError as error:
+            self.fail(f"is no text: {error.reason}", key)
         return value
 
     def boolean(self, key: str) -> bool:

@@ -167,12 +167,20 @@ def _refresh(config: JsonPlace) -> float:
 
 def _node(place: JsonPlace) -> NodeConfig:
     locality = place.object("locality")
-    return NodeConfig(
+    node = NodeConfig(
         id=place.string("id"),
         cluster=place.string("cluster"),
         locality=Locality(locality.string("region"), locality.string("zone"), locality.string("sub_zone")),
         metadata=MappingProxyType(dict(place.object("metadata").value)),
     )
+    if node.metadata:
+        try:
+            node.to_proto()
+        except Exception as error:
+            # Python data that is no JSON, numbers and depths that a Struct does not hold, lone surrogates: of several
+            # kinds, one of which comes from a library that is not loaded for bootstraps without metadata.
+            place.fail(f"cannot be told to a server: {error}", "metadata")
+    return node
 
 
 def _authorities(root: JsonPlace, servers: tuple[ServerConfig, ...]) -> Mapping[str, AuthorityConfig]:

@@ -177,7 +177,8 @@ def listener_name(bootstrap: Bootstrap, authority: str, *, xds_authority: str = 
         xds_authority: The authority of an `xds://authority/...` target; empty: the default template.
 
     Raises:
-        ConfigError: The authority is not in the bootstrap, or the template makes a malformed xdstp name.
+        ConfigError: The authority is not in the bootstrap, or the template makes a malformed xdstp name; or the name is
+            no text that a request can hold.
     """
     if not xds_authority:
         if bootstrap.default_port and not _PORT_AT_END.search(authority):
@@ -205,6 +206,10 @@ def inbound_name(bootstrap: Bootstrap, address: str) -> str:
 
 
 def _expand(template: str, value: str) -> str:
+    try:
+        value.encode()
+    except UnicodeEncodeError as error:
+        raise ConfigError(f"{value!r} is not the name of a service: {error.reason}", resource=value) from error
     if not template.startswith(SCHEME):
         return template.replace("%s", value)
     return canonical(template.replace("%s", quote(value, safe=_PATH_CHARACTERS)))

@@ -29,6 +29,10 @@ def server(**changes):
     return {"xds_servers": [{**INSECURE, **changes}]}
 
 
+def nested(depth):
+    return {"a": nested(depth - 1)} if depth else {}
+
+
 def test_the_least_bootstrap_has_the_defaults():
     bootstrap = parse()
     assert bootstrap.servers == (ServerConfig("127.0.0.1:18000", InsecureCreds()),)
@@ -225,6 +229,15 @@ TLS = [{"type": "tls"}]
         (server(server_uri=None), "/xds_servers/0/server_uri", "is required"),
         (server(channel_creds=[{"type": None}]), "/xds_servers/0/channel_creds/0/type", "is required"),
         ({"node": {"metadata": 1}}, "/node/metadata", "must be an object, is a number"),
+        (
+            {"node": {"metadata": {"a": object()}}},
+            "/node/metadata",
+            "cannot be told to a server: Object of type object is not",
+        ),
+        ({"node": {"metadata": {"a": 10**400}}}, "/node/metadata", "cannot be told to a server: "),
+        ({"node": {"metadata": nested(120)}}, "/node/metadata", "cannot be told to a server: Message too deep"),
+        ({"node": {"id": "\ud800"}}, "/node/id", "is no text: surrogates not allowed"),
+        (server(server_uri="\ud800:1"), "/xds_servers/0/server_uri", "is no text: surrogates not allowed"),
         ({"authorities": {"a/b~": 1}}, "/authorities/a~1b~0", "must be an object, is a number"),
         (
             {"authorities": {"a": {"client_listener_resource_name_template": "xdstp://b/%s"}}},

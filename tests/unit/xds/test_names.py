@@ -77,6 +77,14 @@ def test_without_a_template_there_is_no_inbound_name():
         inbound_name(bootstrap(), "0.0.0.0:8080")
 
 
+@pytest.mark.parametrize("template", ["%s", "xdstp://a/envoy.config.listener.v3.Listener/%s"])
+def test_a_name_that_no_request_can_hold_is_refused(template):
+    """It would end in the control thread, where it stood in the way of all other names."""
+    found = bootstrap(client_default_listener_resource_name_template=template, authorities={"a": {}})
+    with pytest.raises(ConfigError, match="is not the name of a service: surrogates not allowed"):
+        listener_name(found, "check\udc80out")
+
+
 def test_context_parameters_keep_what_a_query_may_hold():
     """RFC 3986 section 3.4; C-core writes them so."""
     name = "xdstp://a/t/id?k=a/b?c:d@e!f$g'h(i)*j+,;&l=%26%3D%23%25"
