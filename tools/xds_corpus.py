@@ -52,6 +52,7 @@ SAMPLES: dict[tuple[str, str], Json] = {
     ("xds.type.matcher.v3.Matcher.OnMatch", "action"): {
         "action": named("envoy.config.route.v3.Route", match={"prefix": "/z"}, non_forwarding_action={})
     },
+    (f"{_CORE}SocketAddress", "address"): {"address": "127.0.0.9"},
     (f"{_CORE}CidrRange", "address_prefix"): {"address_prefix": "11.0.0.0"},
     (f"{_CORE}DataSource", "watched_directory"): DIRECTORY,
     (f"{_CORE}ConfigSource", "authorities"): {"authorities": [{"name": "a"}]},

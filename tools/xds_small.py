@@ -27,8 +27,25 @@ _OPAQUE: Final = "google.protobuf."
 _TEXTS: Final = ("x", "h2", "a=b", "00", "3s", "/x")
 _NUMBERS: Final = (1, 2, 3, 7, 13, 100, 700)
 
+MOST_PLACES: Final = 4
+"""In a context, that are tried; what would be seen in others only needs a sample of its own."""
+
 Step = tuple[str, Any]
 """A field, and the index or key in it; None: it is a single message."""
+
+
+@dataclass(frozen=True, slots=True)
+class Sample:
+    """A resource of the corpus.
+
+    Attributes:
+        facts: All that its decoded form says.
+    """
+
+    type_url: str
+    message: Any
+    decoded: Decoded
+    facts: Any
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,20 +81,17 @@ def small_messages(known: frozenset[str]) -> list[Small]:
         AssertionError: Something of them would be ignored in silence, or cannot be told: mend the decoder, or put a
             better sample into the corpus, or say in `xds_notes.py` what it is.
     """
-    corpus = [(url, from_dict(url.rpartition("/")[2], resource)) for url, resource in resources()]
-    decoded = [_decode(url, message) for url, message in corpus]
-    for (url, _), one in zip(corpus, decoded, strict=True):
-        assert not one.errors, (url, one.errors)
+    corpus = [_sample(url, from_dict(url.rpartition("/")[2], resource)) for url, resource in resources()]
     found: dict[str, Small] = {}
-    for number, (_, message) in enumerate(corpus):
-        for inner, steps, context in _walk(message, (), ""):
+    for number, sample in enumerate(corpus):
+        for inner, steps, context in _walk(sample.message, (), ""):
             name = inner.DESCRIPTOR.full_name
             if name not in known and not name.startswith(_OPAQUE):
                 found.setdefault(name, Small(name)).places.append(Place(number, steps, context))
     for small in found.values():
         for one in message_class(small.kind).DESCRIPTOR.fields:
             if (small.kind, one.name) not in IN_PART:
-                small.states[one.name] = _state(corpus, decoded, small, one)
+                small.states[one.name] = _state(corpus, small, one)
     _settle(found, known)
     return [found[name] for name in sorted(found)]
 
@@ -105,6 +119,12 @@ def _settle(found: dict[str, Small], known: frozenset[str]) -> None:
         if state not in (HONOURED, NO_EFFECT, REFUSED)
     ]
     assert not wrong, "\n".join(wrong)
+
+
+def _sample(url: str, message: Any) -> Sample:
+    decoded = _decode(url, message)
+    assert not decoded.errors, (url, decoded.errors)
+    return Sample(url, message, decoded, _facts(decoded.value))
 
 
 def _decode(url: str, message: Any) -> Decoded:
@@ -153,41 +173,39 @@ def _change(message: Any, steps: tuple[Step, ...], change: Callable[[Any], None]
         _change(below if key is None else below[key], tuple(rest), change)
 
 
-def _state(corpus: list[tuple[str, Any]], decoded: list[Decoded], small: Small, one: FieldDescriptor) -> str:
+def _state(corpus: list[Sample], small: Small, one: FieldDescriptor) -> str:
     """Return what becomes of a field wherever its message stands; silence in one place is silence."""
     states = set()
     for context in dict.fromkeys(place.context for place in small.places):
         places = [place for place in small.places if place.context == context]
-        states.add(_state_at(corpus, decoded, small, places, one))
+        states.add(_state_at(corpus, small, places, one))
     if SILENT in states or len(states - {CHECKED}) < 2:
         return next(state for state in (SILENT, HONOURED, REFUSED, NO_EFFECT, CHECKED) if state in states)
     return f"not everywhere the same: {', '.join(sorted(states - {CHECKED}))}"
 
 
-def _state_at(
-    corpus: list[tuple[str, Any]], decoded: list[Decoded], small: Small, places: list[Place], one: FieldDescriptor
-) -> str:
+def _state_at(corpus: list[Sample], small: Small, places: list[Place], one: FieldDescriptor) -> str:
     verdicts = set()
-    for place in places:
-        url, message = corpus[place.resource]
+    for place in places[:MOST_PLACES]:
+        sample = corpus[place.resource]
         for change in (*_changes(one), *_samples(small, one)):
-            made = _decode(url, _changed(message, place.steps, change))
-            verdicts.add(_verdict(decoded[place.resource], made, one.name))
+            made = _decode(sample.type_url, _changed(sample.message, place.steps, change))
+            verdicts.add(_verdict(sample, made, one.name))
             if HONOURED in verdicts:
                 return HONOURED
     return next(state for state in (REFUSED, NO_EFFECT, CHECKED, SILENT) if state in verdicts)
 
 
-def _verdict(before: Decoded, after: Decoded, name: str) -> str:
+def _verdict(before: Sample, after: Decoded, name: str) -> str:
     if after.errors:
         refused = any(
             is_about(path, name) and "not supported" in reason
             for path, _, reason in (error.partition(": ") for error in after.errors)
         )
         return REFUSED if refused else CHECKED
-    if _facts(after.value) != _facts(before.value):
+    if after.value != before.decoded.value or _facts(after.value) != before.facts:
         return HONOURED
-    remarks = {*after.unused} ^ {*before.unused}
+    remarks = {*after.unused} ^ {*before.decoded.unused}
     return NO_EFFECT if any(is_about(remark.partition(": ")[0], name) for remark in remarks) else SILENT
 
 
