@@ -23,6 +23,7 @@ from meshlib.ports import Pause, no_pause
 from meshlib.protos import message_class
 from meshlib.xds.constraints import check_constraints
 from meshlib.xds.decode_cluster import decode_cluster
+from meshlib.xds.decode_common import report_unknown
 from meshlib.xds.decode_endpoint import decode_assignment, decode_member
 from meshlib.xds.decode_filters import decode_filter_config
 from meshlib.xds.decode_listener import decode_listener
@@ -127,6 +128,7 @@ def decode_resource(
     problems = Problems(is_trusted=is_trusted)
     if not kind.has_fast_checks:
         check_constraints(message, "", problems)
+        report_unknown(message, "", problems)
     if type_url == EDS:
         value: Resource = decode_assignment(message, "", problems, pause=pause)
     else:

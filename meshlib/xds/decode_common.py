@@ -37,6 +37,7 @@ __all__ = [
     "pass_over",
     "plain",
     "read_metadata",
+    "report_unknown",
     "struct",
     "unpack",
     "unpack_extension",
@@ -100,6 +101,34 @@ def cover(
     report = problems.error if strict else problems.unused
     for index in range(len(unknown)):
         report(join(path, f"<field {unknown[index].field_number}>"), "is not known to this version")
+
+
+def report_unknown(message: Any, path: str, problems: Problems) -> None:
+    """Report as unused the fields that this version of the protos does not know, wherever in a message they stand."""
+    known = type(message)()
+    known.CopyFrom(message)
+    known.DiscardUnknownFields()
+    if known.ByteSize() != message.ByteSize():  # it takes long to look, and there mostly are none
+        _report_unknown(message, path, problems)
+
+
+def _report_unknown(message: Any, path: str, problems: Problems) -> None:
+    unknown = UnknownFieldSet(message)
+    for index in range(len(unknown)):
+        problems.unused(join(path, f"<field {unknown[index].field_number}>"), "is not known to this version")
+    for field, value in message.ListFields():
+        place = join(path, field.name)
+        if field.message_type is None:
+            continue
+        if field.message_type.GetOptions().map_entry:
+            if field.message_type.fields_by_name["value"].message_type is not None:
+                for key in value:
+                    _report_unknown(value[key], f'{place}["{key}"]', problems)
+        elif field.is_repeated:
+            for index, item in enumerate(value):
+                _report_unknown(item, f"{place}[{index}]", problems)
+        else:
+            _report_unknown(value, place, problems)
 
 
 def pass_over(message: Any, path: str, problems: Problems) -> None:
@@ -180,6 +209,7 @@ def unpack(packed: Any, path: str, problems: Problems) -> Any:
         problems.error(path, f"is not a {kind}{reason}")
         return None
     check_constraints(message, path, problems)
+    report_unknown(message, path, problems)
     return message
 
 

@@ -6,7 +6,9 @@ from typing import Any
 import pytest
 
 from meshlib.model.cluster import AggregateDiscovery, Cluster, DnsDiscovery, StaticDiscovery
-from meshlib.xds.decode import Decoded
+from meshlib.protos import from_any, from_dict
+from meshlib.xds.decode import Decoded, decode_resource
+from meshlib.xds.resources import CDS
 
 Decode = Callable[[str, dict[str, Any]], Decoded]
 TYPE = "type.googleapis.com/"
@@ -155,6 +157,50 @@ def test_session_ticket_keys_have_80_bytes(decode: Decode, size: int, is_good: b
     place = "filter_chains[0].transport_socket.typed_config.session_ticket_keys"
     assert is_good is (place in found.unused and not found.errors)
     assert is_good is not any(error.startswith(f"{place}.keys[0]: ") for error in found.errors)
+
+
+# Fields of later versions.
+
+UNKNOWN = b"\xba\x3e\x01x"
+"""Field 999, a text."""
+
+
+def with_unknown(message: Any) -> None:
+    message.MergeFromString(UNKNOWN)
+
+
+def later_budget(cluster: Any) -> None:
+    with_unknown(cluster.circuit_breakers.thresholds.add().retry_budget)
+
+
+def later_options(cluster: Any) -> None:
+    packed = cluster.typed_extension_protocol_options[HTTP]
+    inner = from_any(packed)
+    with_unknown(inner.explicit_http_config.http_protocol_options)
+    packed.value = inner.SerializeToString()
+
+
+def later_names(cluster: Any) -> None:
+    made = cluster.transport_socket_matches.add(name="m")
+    made.transport_socket.name = "raw_buffer"
+    with_unknown(made.transport_socket)
+
+
+@pytest.mark.parametrize(
+    ("change", "path"),
+    [
+        (later_budget, "circuit_breakers.thresholds[0].retry_budget.<field 999>"),
+        (later_options, f"{OPTIONS}.explicit_http_config.http_protocol_options.<field 999>"),
+        (later_names, "transport_socket_matches[0].transport_socket.<field 999>"),
+        (with_unknown, "<field 999>"),
+    ],
+)
+def test_fields_of_later_versions_are_told(change: Callable[[Any], None], path: str) -> None:
+    message = from_dict(CDS.rpartition("/")[2], options(explicit_http_config={"http_protocol_options": {}}))
+    assert () == decode_resource(CDS, message.SerializeToString()).unused
+    change(message)
+    found = decode_resource(CDS, message.SerializeToString())
+    assert ((), (f"{path}: is not known to this version",)) == (found.errors, found.unused)
 
 
 # Types of clusters by name, as Envoy 1.40 was found to take them.
