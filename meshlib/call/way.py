@@ -47,6 +47,7 @@ class Way:
         stream_s: Of the whole exchange, in seconds; None: no limit.
         limit_s: Of a first attempt, whatever the application says, in seconds; None: no limit.
         body_s: Of a first attempt that was answered, to the end of the response's body; None: no limit.
+        expected_s: How long a first attempt may take, as it says itself; None: no limit.
         added: Headers that a first attempt gets from the mesh.
         is_express: `begin` can be asked.
         known: For a shell: what it keeps by endpoint.
@@ -61,6 +62,7 @@ class Way:
         "breaker",
         "cluster",
         "config",
+        "expected_s",
         "is_express",
         "known",
         "limit_s",
@@ -111,9 +113,8 @@ class Way:
             self.body_s = _least(self.body_s, options.max_stream_duration_s)
             self.limit_s = _least(self.limit_s, self.body_s, action.idle_timeout_s or None)
         self.known: dict[object, Any] = {}
-        nothing = RequestHead("GET", "", "/", Headers(), profile=self.profile)
-        expected_s = _least(per_try_s, timeout_s)
-        self.added = written_head(nothing, 1, match.include_attempt_count, expected_s, None).headers.items
+        self.expected_s = _least(per_try_s, timeout_s)
+        self.added = self.added_within(self.expected_s)
         self.is_express = (
             not target.has_demands
             and not action.auto_host_rewrite
@@ -121,6 +122,11 @@ class Way:
             and options.authority_names is None
             and (self.profile is HTTP or not rules.on or rules.spares_ok)
         )
+
+    def added_within(self, expected_s: float | None) -> tuple[tuple[str, str], ...]:
+        """Return what the headers of a first attempt get that may take no longer than that."""
+        nothing = RequestHead("GET", "", "/", Headers(), profile=self.profile)
+        return written_head(nothing, 1, self.match.include_attempt_count, expected_s, None).headers.items
 
     def holds(self, target: TargetView) -> bool:
         """Whether nothing has changed since."""

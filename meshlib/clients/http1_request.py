@@ -23,10 +23,12 @@ from meshlib.model.request import RequestHead
 
 __all__ = [
     "JOINED_BYTES",
+    "REMEMBERED_CHARACTERS",
     "Http1Request",
     "WrittenRequest",
     "encoded",
     "framed",
+    "host_line",
     "is_target",
     "is_traced",
     "pairs_of",
@@ -208,16 +210,22 @@ def is_target(method: str, target: bytes) -> bool:
     return _TARGET.fullmatch(target) is not None and _is_method(method.encode("ascii"))
 
 
-def plain_lines(authority: str, items: Iterable[tuple[str, str]]) -> tuple[bytes, int, bool] | None:
-    """Return the lines of a head after the first one, the length of the body, and whether these lines may be remembered.
+def host_line(authority: str) -> bytes | None:
+    """Return the line that names the host; None: it is malformed."""
+    try:
+        return (_remembered if len(authority) <= REMEMBERED_CHARACTERS else _line)("host", authority).wire
+    except h11.LocalProtocolError:
+        return None
+
+
+def plain_lines(items: Iterable[tuple[str, str]]) -> tuple[bytes, int, bool] | None:
+    """Return the lines of headers, the length of the body, and whether these lines may be remembered.
 
     Returns:
         None: There is more to say of such requests: they have no length, ask for another protocol, or are malformed.
     """
     try:
-        lines = [_remembered("host", authority).wire]
-        length = -1
-        is_common = len(authority) <= REMEMBERED_CHARACTERS
+        lines, length, is_common = [], -1, True
         for name, value in items:
             if len(value) > REMEMBERED_CHARACTERS or name in _SECRET:
                 is_common = False

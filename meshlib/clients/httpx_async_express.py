@@ -8,6 +8,7 @@ from meshlib.call import Call
 from meshlib.clients.connections_async import AsyncHttp1Pool
 from meshlib.clients.http1_async import READ_BYTES, AsyncHttp1Connection
 from meshlib.clients.httpx_async_exchange import Pool, close_all
+from meshlib.clients.httpx_common import learn_of_trailers
 from meshlib.clients.httpx_errors import body_error
 from meshlib.clients.httpx_express import Begun, Tried
 from meshlib.clients.pools import Lease, Pools
@@ -94,10 +95,15 @@ class _Body(httpx.AsyncByteStream):
             if closing:
                 await pool.close_all(closing)
         finally:
+            if call is None and begun.way.cluster.learner is not None:  # since a moment ago
+                call = begun.answered(self._status)
             if call is None:
                 begun.ended(self._status)
             else:
-                call.close(begun.mesh.clock(), status=self._status)
+                now = begun.mesh.clock()
+                if call.wants_trailers:
+                    learn_of_trailers(call, {"trailers": connection.reader.trailers}, now)
+                call.close(now, status=self._status)
             idle = self._pools.release(self._lease)
             if idle:
                 await close_all(idle)

@@ -21,7 +21,14 @@ from meshlib.balancing.endpoint_state import EndpointState
 from meshlib.call import Attempt, Call, Step
 from meshlib.call.limits import has_control_headers
 from meshlib.call.way import Way
-from meshlib.clients.http1_request import WrittenRequest, encoded, is_target, is_traced, plain_lines
+from meshlib.clients.http1_request import (
+    REMEMBERED_CHARACTERS,
+    WrittenRequest,
+    host_line,
+    is_target,
+    is_traced,
+    plain_lines,
+)
 from meshlib.clients.http1_response import RawResponse, ResponseHead
 from meshlib.clients.httpx_common import MeshRecord, headers_of, lower_name, pool_key_of
 from meshlib.clients.httpx_requests import origin_of
@@ -29,7 +36,7 @@ from meshlib.clients.pools import Lease, PoolKey
 from meshlib.clients.source import MeshSource
 from meshlib.clients.timeouts import AttemptTimeouts
 from meshlib.errors import IdentityError
-from meshlib.events import Meter
+from meshlib.events import AttemptFinished, CallFinished, Meter
 from meshlib.model.endpoint import Endpoint
 from meshlib.model.outcome import LocalReply, Response
 from meshlib.model.profile import HTTP
@@ -37,7 +44,7 @@ from meshlib.model.request import Headers, RequestHead, is_grpc_type
 from meshlib.resilience.health_check import IMMEDIATE_FAILURE
 from meshlib.routing.table import RouteMatch
 from meshlib.runtime.clock import wall
-from meshlib.runtime.context import peek_request
+from meshlib.runtime.context import added_to, peek_request
 from meshlib.runtime.tls import validity
 from meshlib.view import TargetView, View
 
@@ -107,12 +114,14 @@ class Begun:
         way: Its route's.
         state: Where it goes; or why it cannot, of which only a `Call` knows what to make.
         at: When, in monotonic seconds.
-        meter: Who is to be told.
+        meter: Who counts; None: events are to be made.
+        left_s: What the request that is being served had left then, in seconds; None: any time, or none is.
+        is_repeated: That one is itself a retry.
         berth: None: how to reach the endpoint is not known, or not allowed any more; the long way says what is wrong.
         sent: What to send, where there is a berth.
     """
 
-    __slots__ = ("at", "berth", "head", "mesh", "meter", "request", "sent", "state", "way")
+    __slots__ = ("at", "berth", "head", "is_repeated", "left_s", "mesh", "meter", "request", "sent", "state", "way")
 
     sent: WrittenRequest
 
@@ -124,7 +133,9 @@ class Begun:
         way: Way,
         state: EndpointState | LocalReply,
         at: float,
-        meter: Meter,
+        meter: Meter | None,
+        left_s: float | None,
+        is_repeated: bool,
     ) -> None:
         self.mesh = mesh
         self.request = request
@@ -133,17 +144,21 @@ class Begun:
         self.state = state
         self.at = at
         self.meter = meter
+        self.left_s = left_s
+        self.is_repeated = is_repeated
         self.berth: Berth | None = None
 
     def joined(self) -> tuple[Call, Step]:
         """Have the request go on as all others do; returns its call, and the step at which it is."""
         way, mesh = self.way, self.mesh
-        # Nothing is being served here, and nobody takes spans: that is how it began.
+        # Nobody takes spans: that is how it began.
         call = Call(
             way.target,
             self.head,
             rng=mesh.rng,
             now=self.at,
+            timeout_s=self.left_s,
+            is_repeated=self.is_repeated,
             guard_unsafe=mesh.guard_unsafe,
             hook=mesh.emit,
             meter=getattr(mesh, "_meter", None),
@@ -162,13 +177,18 @@ class Begun:
             outcome = Response(status, headers_of(head))
             if rules.wants_response(outcome) or (cluster.checks is not None and IMMEDIATE_FAILURE in outcome.headers):
                 return False
-        mesh = self.mesh
+        mesh, state, meter = self.mesh, self.state, self.meter
+        assert isinstance(state, EndpointState)
+        now = mesh.clock()
         if cluster.outlier is not None:
-            assert isinstance(self.state, EndpointState)
-            changed = cluster.record(self.state, outcome, mesh.clock(), mesh.rng)
+            changed = cluster.record(state, outcome, now, mesh.rng)
             if changed is not None:
                 mesh.emit(changed)
-        self.meter.attempted(way.match.cluster, status, None, "", False)
+        if meter is not None:
+            meter.attempted(way.match.cluster, status, None, "", False)
+        else:
+            name, cluster_name = way.target.name, way.match.cluster
+            mesh.emit(AttemptFinished(name, cluster_name, state.endpoint, 1, now - self.at, status, None, "", False))
         return True
 
     def answered(self, status: int) -> Call:
@@ -179,17 +199,26 @@ class Begun:
 
     def ended(self, status: int) -> None:
         """Give back and count what a request took whose response was read to its end, or is not wanted."""
-        way, mesh = self.way, self.mesh
-        assert isinstance(self.state, EndpointState) and self.berth is not None
-        way.cluster.release(way.breaker, self.state)
-        is_secure = self.berth.key.context is not None
-        self.meter.ended(
-            "http", way.match.cluster, way.target.name, status, None, "-", is_secure, mesh.clock() - self.at
-        )
+        way, mesh, state, meter = self.way, self.mesh, self.state, self.meter
+        assert isinstance(state, EndpointState) and self.berth is not None
+        way.cluster.release(way.breaker, state)
+        match, name = way.match, way.target.name
+        is_secure, duration_s = self.berth.key.context is not None, mesh.clock() - self.at
+        if meter is not None:
+            meter.ended("http", match.cluster, name, status, None, "-", is_secure, duration_s)
+        else:
+            method, route, cluster, endpoint = self.head.method, match.route_name, match.cluster, state.endpoint
+            mesh.emit(
+                CallFinished(
+                    "http", name, method, route, cluster, endpoint, 1, duration_s, status, None, "-", is_secure
+                )
+            )
 
     def body_deadline(self) -> float | None:
         """Return when the response's body must be there, in monotonic seconds; None: no limit."""
-        limit_s = self.way.body_s
+        limit_s, left_s = self.way.body_s, self.left_s
+        if left_s is not None and (limit_s is None or left_s < limit_s):
+            limit_s = left_s
         return None if limit_s is None else self.at + limit_s
 
 
@@ -205,7 +234,7 @@ def begin(
     Returns:
         None: it has to be begun the long way; nothing was done.
     """
-    if express is None or not target.is_plain or peek_request() is not None:
+    if express is None or not target.is_plain:
         return None
     extensions, stream = request.extensions, request.stream
     if not isinstance(stream, ByteStream) or is_traced(extensions):
@@ -220,21 +249,34 @@ def begin(
     body = b"".join(stream)
     if len(body) != shape.length or not is_target(method, wire):
         return None
-    head = RequestHead(
-        method, shape.authority, wire.decode("ascii"), shape.headers, scheme=request.url.scheme, profile=HTTP
-    )
+    headers, lines = shape.headers, shape.lines
+    inbound, left_s, is_repeated = peek_request(), None, False
+    if inbound is not None:
+        is_repeated = inbound.attempt > 1
+        handed = added_to(headers.items, inbound.handed_on)
+        if handed:
+            headers = Headers((*headers.items, *handed))
+            found = plain_lines(handed)
+            if found is None or has_control_headers(headers):
+                return None
+            lines += found[0]
+    head = RequestHead(method, shape.authority, wire.decode("ascii"), headers, scheme=request.url.scheme, profile=HTTP)
     match = target.routes.match(head, mesh.rng, is_prepared=True)
     way: Way | None = target.ways.get(match) if type(match) is RouteMatch else None
     if way is None or not way.is_express:
         return None
     told = express(target)
-    if told is None or told[1] is None or not mesh.tracing.is_idle():
-        return None  # somebody takes events, or spans
+    if told is None or not mesh.tracing.is_idle():
+        return None  # somebody takes spans
     now = mesh.clock()
+    if inbound is not None and inbound.deadline is not None:
+        left_s = inbound.deadline - now
+        if left_s <= 0.0:
+            return None
     state = way.begin(now, mesh.rng)
     if state is None:
         return None
-    begun = Begun(mesh, request, head, way, state, now, told[1])
+    begun = Begun(mesh, request, head, way, state, now, told[1], left_s, is_repeated)
     if type(state) is not EndpointState:
         return begun
     berth: Berth | None = way.known.get(state)
@@ -254,14 +296,22 @@ def begin(
     if berth.key.context is None and head.scheme == "https":
         return begun  # which is refused
     begun.berth = berth
+    limit_s, added = way.limit_s, berth.added
+    if left_s is not None:
+        if limit_s is None or left_s < limit_s:
+            limit_s = left_s
+        if way.expected_s is None or left_s < way.expected_s:
+            written = plain_lines(way.added_within(left_s))
+            assert written is not None  # it is ours
+            added = written[0]
     timeouts = AttemptTimeouts(
         extensions.get("timeout", {}),
-        timeout_s=way.limit_s,
+        timeout_s=limit_s,
         connect_timeout_s=berth.connect_s,
         clock=mesh.clock,
         now=now,
     )
-    line = b"%s %s HTTP/1.1\r\n%s%s\r\n" % (method.encode("ascii"), wire, shape.lines, berth.added)
+    line = b"%s %s HTTP/1.1\r\n%s%s\r\n" % (method.encode("ascii"), wire, lines, added)
     begun.sent = WrittenRequest(method, line, body, berth.origin, extensions, timeouts)
     return begun
 
@@ -284,12 +334,12 @@ def _shape(raw: Raw) -> Shape | None:
     headers = Headers(items)
     if not authority or has_control_headers(headers):
         return None
-    found = plain_lines(authority, items)
-    if found is None:
+    host, found = host_line(authority), plain_lines(items)
+    if host is None or found is None:
         return None
     lines, length, is_common = found
-    shape = Shape(authority, headers, lines, length)
-    if is_common:
+    shape = Shape(authority, headers, host + lines, length)
+    if is_common and len(authority) <= REMEMBERED_CHARACTERS:
         if len(_shapes) >= MAX_SHAPES:
             _shapes.clear()
         _shapes[raw] = shape
@@ -302,7 +352,7 @@ def _berth(
     """Find out how to reach an endpoint, and note it for later requests; None: that cannot be said here."""
     cluster, endpoint = way.cluster, state.endpoint
     tls = cluster.tls_for(endpoint)
-    added = plain_lines("-", way.added)
+    added = plain_lines(way.added)
     try:
         key = pool_key_of(Attempt(1, cluster, endpoint, tls, None, head), mesh, request, way.breaker)
         valid = None if tls is None else validity(tls, view.secrets)
@@ -320,7 +370,7 @@ def _berth(
         origin_of(address, key.context is not None),
         MeshRecord(name, address, 1, "-", (address,)),
         cluster.config.cluster.connect_timeout_s,
-        b"".join(b"%s: %s\r\n" % (name.encode("ascii"), encoded(value)) for name, value in way.added),
+        added[0],
     )
     way.known[state] = berth
     return berth

@@ -7,6 +7,7 @@ import httpx
 from meshlib.call import Call
 from meshlib.clients.connections import Http1Pool
 from meshlib.clients.http1_sync import Http1Connection
+from meshlib.clients.httpx_common import learn_of_trailers
 from meshlib.clients.httpx_errors import body_error
 from meshlib.clients.httpx_express import Begun, Tried
 from meshlib.clients.httpx_sync_exchange import Pool
@@ -92,9 +93,14 @@ class _Body(httpx.SyncByteStream):
         try:
             self._pool.leave(connection, keep=connection.is_reusable)
         finally:
+            if call is None and begun.way.cluster.learner is not None:  # since a moment ago
+                call = begun.answered(self._status)
             if call is None:
                 begun.ended(self._status)
             else:
-                call.close(begun.mesh.clock(), status=self._status)
+                now = begun.mesh.clock()
+                if call.wants_trailers:
+                    learn_of_trailers(call, {"trailers": connection.reader.trailers}, now)
+                call.close(now, status=self._status)
             for pool in self._pools.release(self._lease):
                 pool.close()

@@ -11,7 +11,7 @@ from meshlib.admin.metrics import StandardMetrics
 from meshlib.balancing.endpoint_state import EndpointState
 from meshlib.call import Attempt, Call, Done, Sleep, Step
 from meshlib.clients.http1_response import ResponseHead
-from meshlib.clients.httpx_common import head_of, pool_key_of, record_of, timeouts_for
+from meshlib.clients.httpx_common import call_for, head_of, pool_key_of, record_of, timeouts_for
 from meshlib.clients.httpx_express import Begun, begin
 from meshlib.clients.httpx_requests import http1_request_for
 from meshlib.clients.pools import PoolKey
@@ -27,6 +27,7 @@ from meshlib.model.request import Headers
 from meshlib.model.retry import RetryPolicy
 from meshlib.model.route import InternalRedirectPolicy, RouteAction, SingleCluster
 from meshlib.model.snapshot import ClusterConfig, Snapshot
+from meshlib.runtime.context import InboundContext, entered
 from meshlib.testing import FakeClock, SeededRng, service
 from meshlib.testing.source import FakeMesh
 from meshlib.view import TargetView, View
@@ -100,8 +101,7 @@ def snapshots(draw: st.DrawFn) -> Snapshot:
 
 
 Pairs = tuple[tuple[str, str], ...]
-requests = st.builds(
-    lambda method, path, headers, content: (method, path, headers, content),
+requests = st.tuples(
     st.sampled_from(["GET", "GET", "GET", "POST", "HEAD", "DELETE"]),
     st.sampled_from(["/", "/orders/1?page=2", "/a%20b"]),
     st.sampled_from(
@@ -118,6 +118,12 @@ requests = st.builds(
         ]
     ),
     st.sampled_from([b"", b"", b"body"]),
+)
+# Of a request that is being served: the time that it has left, its attempt, and what goes on.
+served = st.none() | st.tuples(
+    st.sampled_from([None, 0.0, 0.25, 2.0, 60.0]),
+    st.sampled_from([1, 1, 2]),
+    st.sampled_from([(), (("x-request-id", "7"),), (("x-user", "bob"), ("b3", "0"))]),
 )
 answers = st.one_of(
     st.sampled_from([(200, ()), (200, ()), (204, ()), (302, (("location", "/x"),)), (404, ()), (500, ()), (503, ())]),
@@ -136,8 +142,8 @@ answers = st.one_of(
 failures = st.builds(Failure, st.sampled_from(list(FailureKind)), st.booleans()) | st.none()  # given up by the caller
 numbers = st.integers(0, 5)
 actions_on_requests = st.one_of(
-    st.tuples(st.just("begin"), requests),
-    st.tuples(st.just("begin"), requests),
+    st.tuples(st.just("begin"), requests, served),
+    st.tuples(st.just("begin"), requests, served),
     st.tuples(st.just("answer"), numbers, answers),
     st.tuples(st.just("answer"), numbers, answers),
     st.tuples(st.just("fail"), numbers, failures),
@@ -149,20 +155,21 @@ actions_on_requests = st.one_of(
 )
 
 
-class QuietMesh(FakeMesh):
-    """A mesh whose calls only a meter is told of."""
+class ExpressMesh(FakeMesh):
+    """A mesh whose calls a meter counts, or that tells of them in events."""
 
-    def __init__(self, snapshot: Snapshot, seen: list[Any]) -> None:
+    def __init__(self, snapshot: Snapshot, seen: list[Any], *, has_meter: bool) -> None:
         super().__init__(snapshot, clock=FakeClock(), rng=SeededRng(3), guard_unsafe=True, is_disabled=False)
         self.seen = seen
-        self._meter = StandardMetrics()
+        self.metrics = StandardMetrics()
+        self._meter = self.metrics if has_meter else None
 
-    def _express(self, target: TargetView) -> tuple[View, StandardMetrics] | None:
+    def _express(self, target: TargetView) -> tuple[View, StandardMetrics | None] | None:
         return (self.view, self._meter) if self.view.targets.get(target.name) is target else None
 
     def emit(self, event: Event) -> None:
         self.seen.append(event)
-        self._meter(event)
+        self.metrics(event)
 
 
 class Open:
@@ -179,33 +186,37 @@ class Open:
 class World:
     """A mesh whose requests go the long way, or the short one where they can."""
 
-    def __init__(self, snapshot: Snapshot, *, is_express: bool) -> None:
+    def __init__(self, snapshot: Snapshot, *, is_express: bool, has_meter: bool) -> None:
         self.is_express = is_express
         self.seen: list[Any] = []
-        self.mesh = QuietMesh(snapshot, self.seen)
+        self.mesh = ExpressMesh(snapshot, self.seen, has_meter=has_meter)
         self.clock: Any = self.mesh.clock
         self.open: list[Open] = []
         self.taken = 0
 
-    def begin(self, parts: tuple[str, str, Pairs, bytes]) -> None:
+    def begin(
+        self, parts: tuple[str, str, Pairs, bytes], served: tuple[float | None, int, Pairs] | None = None
+    ) -> None:
+        if served is None:
+            self.begin_here(parts)
+            return
+        left_s, attempt, handed = served
+        deadline = None if left_s is None else self.clock() + left_s
+        with entered(InboundContext(deadline, attempt=attempt, handed_on=handed)):
+            self.begin_here(parts)
+
+    def begin_here(self, parts: tuple[str, str, Pairs, bytes]) -> None:
         method, path, headers, content = parts
         made = httpx.Request(method, f"http://a{path}", headers=list(headers), content=content or None)
         made.extensions["timeout"] = {"read": 2.0}
         target = self.mesh.target("a")
         assert target is not None
-        one, now = Open(made), self.clock()
+        one = Open(made)
         self.open.append(one)
         begun = begin(self.mesh, self.mesh._express, made, "a", target) if self.is_express else None
         if begun is None:
-            call = one.call = Call(
-                target,
-                head_of(made, "a"),
-                rng=self.mesh.rng,
-                now=now,
-                hook=self.mesh.emit,
-                meter=self.mesh._meter,
-            )
-            self.follow(one, call.start(now))
+            call = one.call = call_for(self.mesh, target, head_of(made, "a"), made, replayable=True)
+            self.follow(one, call.start(self.clock()))
             return
         self.taken += 1
         if begun.berth is None:
@@ -323,7 +334,7 @@ class World:
         breakers = (cluster.breaker, cluster.high_breaker)
         found: list[Any] = [cluster.attempts, *((breaker.active, breaker.retries) for breaker in breakers)]
         found += [(state.address, state.active, state.is_ejected) for state in cluster.states.values()]
-        return [*found, self.mesh._meter.attempts()]
+        return [*found, self.mesh.metrics.attempts()]
 
     def act(self, name: str, *details: Any) -> None:
         match name:
@@ -339,7 +350,7 @@ class World:
         while self.open:
             self.answer(0, (200, ()))
             self.close(0)
-        metrics = self.mesh._meter
+        metrics = self.mesh.metrics
         loads = [
             None if state.load is None else vars_of(state.load) for state in self.mesh.cluster("a").states.values()
         ]
@@ -360,7 +371,8 @@ def test_express_requests_come_to_the_same(data: st.DataObject) -> None:
     # Drawn here, as the text of a snapshot is long.
     snapshot = data.draw(snapshots())
     actions = data.draw(st.lists(actions_on_requests, min_size=3, max_size=30))
-    long, short = World(snapshot, is_express=False), World(snapshot, is_express=True)
+    has_meter = data.draw(st.booleans())
+    long, short = (World(snapshot, is_express=is_express, has_meter=has_meter) for is_express in (False, True))
     for action in [("begin", GET), ("answer", 0, (200, ())), ("close", 0), *actions]:
         for world in (long, short):
             world.act(*action)

@@ -8,6 +8,7 @@ import asyncio
 import socket
 import struct
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from typing import Any
 
 import httpx
@@ -45,20 +46,21 @@ DRIVERS = ["sync", "asyncio", "uvloop", "trio"]
 
 
 class ExpressMesh(FakeMesh):
-    """A mesh whose calls only a meter is told of. Routes have their ways before the first request."""
+    """A mesh whose calls a meter counts. Routes have their ways before the first request."""
 
     def __init__(self, *, is_express: bool = True) -> None:
         super().__init__()
         self.is_express = is_express
-        self._meter = StandardMetrics()
+        self._meter: Any = StandardMetrics()
 
-    def _express(self, target: TargetView) -> tuple[View, StandardMetrics] | None:
+    def _express(self, target: TargetView) -> tuple[View, StandardMetrics | None] | None:
         is_same = self.view.targets.get(target.name) is target
         return (self.view, self._meter) if self.is_express and is_same else None
 
     def emit(self, event: Event) -> None:
         super().emit(event)
-        self._meter(event)
+        if self._meter is not None:
+            self._meter(event)
 
     def serve(self, name: str, clusters: Any, **options: Any) -> None:
         super().serve(name, clusters, **options)
@@ -278,17 +280,38 @@ def test_requests_that_reach_nobody_come_to_the_same(
 
 
 @pytest.mark.parametrize("name", ["sync", "asyncio"])
-def test_who_serves_a_request_goes_the_long_way(name: str, mesh: ExpressMesh, http_server: Any, taken: Taken) -> None:
+def test_what_is_being_served_has_its_say(name: str, mesh: ExpressMesh, http_server: Any, taken: Taken) -> None:
     """Its deadline holds, and some of its headers go on."""
     server = http_server()
     mesh.serve("checkout", {"c": [server.address]})
     with opened(name, mesh) as driver:
         client = driver.client()
-        with entered(InboundContext(mesh.clock() + 30, handed_on=(("x-request-id", "7"),))):
+        with entered(InboundContext(mesh.clock() + 5, handed_on=(("x-request-id", "7"),))):
             get(client)
-        assert taken.count == 0
         get(client)
-    assert ["7", None] == [headers.get("x-request-id") for _, _, headers, _ in server.requests]
+        with entered(InboundContext(mesh.clock() - 1)), pytest.raises(httpx.ReadTimeout):
+            get(client)
+    first, second = (headers for _, _, headers, _ in server.requests)
+    assert ("7", None) == (first.get("x-request-id"), second.get("x-request-id"))
+    assert int(first["x-envoy-expected-rq-timeout-ms"]) <= 5000
+    assert "15000" == second["x-envoy-expected-rq-timeout-ms"]
+    assert (taken.count, mesh.held("c")) == (2, (0, 0))
+
+
+@pytest.mark.parametrize("name", ["sync", "asyncio"])
+def test_hooks_hear_of_everything(name: str, http_server: Any, taken: Taken) -> None:
+    seen = []
+    server = http_server(404, b"no")
+    for is_express in (True, False):
+        mesh = ExpressMesh(is_express=is_express)
+        mesh._meter = None  # somebody takes events
+        with opened(name, mesh) as driver:
+            mesh.serve("checkout", {"c": [server.address]})
+            mesh.events.clear()
+            get(driver.client())
+        seen.append([replace(event, duration_s=0.0) for event in mesh.events])  # type: ignore[type-var]
+    assert seen[0] == seen[1]
+    assert ["AttemptFinished", "CallFinished"] == [type(event).__name__ for event in seen[0]]
     assert taken.count == 1
 
 
