@@ -16,10 +16,10 @@ SHARE: Final = 0.1
 """Of the time may be spent on updates."""
 LONGEST_REST_S: Final = 0.1
 """How long updates wait before they are looked at; servers themselves collect changes for as long (istiod: 0.1 s). Longer
-would not make them cheaper: with the hundred that come meanwhile, a thirtieth of the work is there for each time."""
+would not make them cheaper: with the hundred that come meanwhile, a thirtieth of the work is there for each response."""
 PATIENCE_S: Final = 0.4
-"""How long the rests within what is done at one time may be in all. With `LONGEST_REST_S` and the work itself this is how
-late an update is taken into use while others follow it closely: about half a second."""
+"""How long the rests within what is done at one time may be in all. An update that others precede and follow waits for those
+under way, and then has its own turn: with `LONGEST_REST_S` it is in use within a second, the window of Envoy's clusters."""
 
 
 class Pace:

@@ -21,6 +21,8 @@ sys.path.append(str(Path(__file__).parents[1]))
 from scale.resources import ADDRESSES, CDS, HEADER, address
 
 XDS_CONFIG = "grpc.TEST_ONLY_DO_NOT_USE_IN_PROD.xds_bootstrap_config"
+SETTLED_S = 1.2
+"""After this long an update is in use, whatever else there was to do (`meshlib.runtime.pace`: a second)."""
 MEASURED, BESIDE = "mesh", "beside"
 """Names of nodes."""
 Result = dict[str, Any]
@@ -299,7 +301,7 @@ def storm(xds: str, rate: float, seconds: float, rounds: int, protocol: str, fea
                 order(xds, do="storm", rate=rate, seconds=seconds, node=node)
             found, others, cpu = times()
             after, applied = _counts(xds), mesh.view.number - number
-            time.sleep(0.3)
+            time.sleep(SETTLED_S)
             result: Result = {
                 f"p50_{name}": round(percentile(found, 0.5), 1),
                 f"p99_{name}": round(percentile(found, 0.99), 1),
