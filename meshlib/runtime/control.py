@@ -10,26 +10,23 @@ from collections.abc import Callable, Iterable, Mapping
 from copy import copy
 from functools import partial
 from types import MappingProxyType
-from typing import Final, Protocol, TypeVar
+from typing import Final, Protocol
 
 from meshlib.events import Event, Hook
 from meshlib.model.dns import DnsAnswer
 from meshlib.model.snapshot import Demand, Snapshot
 from meshlib.ports import Clock, Rng, WallClock
-from meshlib.runtime.ads import AdsEvents, AdsStream, Stream, StreamEvents
 from meshlib.runtime.certificate_sources import CertificateSources
 from meshlib.runtime.certificates import CertificateWatch
-from meshlib.runtime.credentials import TlsFiles
 from meshlib.runtime.dns import DnsLookups, Lookup, look_up
 from meshlib.runtime.host_names import HostNames
 from meshlib.runtime.load_reports import LoadReporter, OpenLoadStream
-from meshlib.runtime.load_stream import LoadStream
+from meshlib.runtime.openers import GrpcStreams
 from meshlib.runtime.orca_reports import OrcaListener
 from meshlib.runtime.pace import Pace
 from meshlib.runtime.pauses import TurnTaking
 from meshlib.runtime.saved_copy import SavedCopy
 from meshlib.runtime.scheduler import Scheduler, Timer
-from meshlib.runtime.separate_streams import SeparateStreams
 from meshlib.runtime.server_link import ConnectionStatus, OpenStream, ServerLink
 from meshlib.runtime.server_links import ServerLinks
 from meshlib.runtime.state_store import StateStore
@@ -45,7 +42,6 @@ from meshlib.xds.load_report import ClusterLoad
 
 __all__ = ["ControlPlane", "Owner"]
 
-T = TypeVar("T")
 _LOG = logging.getLogger(__name__)
 
 TICK_S: Final = 1.0
@@ -109,14 +105,14 @@ class ControlPlane:
         self._wall_clock = wall_clock
         self._rng = rng
         self._emit = emit
-        self._open_stream: OpenStream = open_stream or self._open_ads
+        streams = GrpcStreams(wall_clock)
+        self._open_stream: OpenStream = open_stream or streams.resources
         self._lookup = lookup
         self._loads = loads
         self._view = view
         self._pause = TurnTaking(Pace()) if pause is None else pause
         self._pace = self._pause.pace
-        self._files = TlsFiles()
-        self._open_load_stream: OpenLoadStream = open_load_stream or self._open_beside
+        self._open_load_stream: OpenLoadStream = open_load_stream or streams.loads
         # Guarded by the lock.
         self._lock = threading.Lock()
         self._thread: threading.Thread | None = None
@@ -285,26 +281,14 @@ class ControlPlane:
     def entries(self, timeout_s: float = 2.0) -> tuple[Entry, ...]:
         """Return copies of all cache entries, and what certificate providers brought as secrets without keys; an empty
         tuple when the control thread does not get to it in time."""
-        return self._ask(self._entries, timeout_s) or ()
+        if not self.is_running or threading.current_thread() is self._thread:
+            return self._entries()
+        return self._scheduler.ask(self._entries, timeout_s) or ()
 
     def _entries(self) -> tuple[Entry, ...]:
         since = self._sources.since
         provided = tuple(provided_entry(secret, since[name]) for name, secret in self._sources.secrets.items())
         return tuple(copy(entry) for entry in self._cache.entries()) + provided
-
-    def _ask(self, look: Callable[[], T], timeout_s: float) -> T | None:
-        if not self.is_running or threading.current_thread() is self._thread:
-            return look()
-        answer: list[T] = []
-        answered = threading.Event()
-
-        def run() -> None:
-            answer.append(look())
-            answered.set()
-
-        self._scheduler.post(run)
-        answered.wait(timeout_s)
-        return answer[0] if answer else None
 
     # Fork.
 
@@ -383,14 +367,6 @@ class ControlPlane:
         self._reset_thread_state()
         self._is_stopping = True
         self._owner.changed()
-
-    def _open_ads(self, server: ServerConfig, events: AdsEvents) -> Stream:
-        kind = SeparateStreams if server.is_separate else AdsStream
-        return kind(server, events, self._wall_clock, self._files)
-
-    def _open_beside(self, server: ServerConfig, stream: Stream, events: StreamEvents) -> Stream | None:
-        channel = stream.channel if isinstance(stream, AdsStream | SeparateStreams) else None
-        return None if channel is None else LoadStream(server, channel, events, self._wall_clock)
 
     def _on_change(self, done: Callable[[], None] | None) -> None:
         """Something may have changed.

@@ -2,15 +2,17 @@
 
 import heapq
 import logging
+import threading
 from collections.abc import Callable
 from queue import Empty, SimpleQueue
-from typing import Final
+from typing import Final, TypeVar
 
 from meshlib.ports import Clock
 
 __all__ = ["Scheduler", "Timer"]
 
 Action = Callable[[], None]
+T = TypeVar("T")
 _LOG = logging.getLogger(__name__)
 FEW_TIMERS: Final = 64
 LONGEST_WAIT_S: Final = 60.0
@@ -41,7 +43,7 @@ class Timer:
 
 
 class Scheduler:
-    """`post` may be called by any thread; everything else belongs to the thread that runs it."""
+    """`post` and `ask` are for any thread; everything else belongs to the thread that runs it."""
 
     def __init__(self, clock: Clock) -> None:
         self._clock = clock
@@ -53,6 +55,19 @@ class Scheduler:
     def post(self, action: Action) -> None:
         """Have an action run soon, after those posted before it."""
         self._posted.put(action)
+
+    def ask(self, look: Callable[[], T], timeout_s: float) -> T | None:
+        """Return what `look` returns on the thread that runs this; None: it did not get to it in time. For other threads."""
+        answer: list[T] = []
+        answered = threading.Event()
+
+        def run() -> None:
+            answer.append(look())
+            answered.set()
+
+        self.post(run)
+        answered.wait(timeout_s)
+        return answer[0] if answer else None
 
     def later(self, delay_s: float, action: Action) -> Timer:
         """Have an action run in `delay_s` seconds."""

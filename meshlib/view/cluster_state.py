@@ -17,12 +17,12 @@ from meshlib.model.request import RequestHead
 from meshlib.model.retry import DEFAULT_SAFETY, Safety
 from meshlib.model.secret import ClientTls
 from meshlib.model.snapshot import ClusterConfig
-from meshlib.ports import Lock, Pause, Rng, no_pause
-from meshlib.resilience.budget import RetryAccount
+from meshlib.ports import Pause, Rng, no_pause
 from meshlib.resilience.circuit_breaker import CircuitBreaker
 from meshlib.resilience.health_check import CheckResult, CheckTurn
 from meshlib.resilience.interval_outlier import IntervalDetector
 from meshlib.resilience.outlier import Ejection, OutlierDetector, Trial, Unejection
+from meshlib.view.attempt_counts import AttemptCounts
 from meshlib.view.deferred import DeferredPicker, may_wait
 from meshlib.view.dials import with_dial_order
 from meshlib.view.endpoint_tls import EndpointTls
@@ -33,7 +33,6 @@ from meshlib.view.logical_host import with_spares
 from meshlib.view.outliers import next_detectors, record_grpc, record_http, verdict
 from meshlib.view.passing_hosts import with_passing
 from meshlib.view.trials import Trials, make_trials
-from meshlib.xds.load_report import ClusterLoad
 
 __all__ = ["ClusterState"]
 
@@ -47,16 +46,16 @@ PAUSE_EVERY: Final = 256
 """Endpoints: about 0.2 ms."""
 
 
-class ClusterState:
+class ClusterState(AttemptCounts):
     """One cluster, over all its configurations.
+
+    The lock also guards the ejection flags, and which picker is the newest.
 
     Attributes:
         name: Fixed at creation.
         config: Swapped by updates, one assignment.
         picker: Swapped by updates and ejections, one assignment; never None.
         states: By address; a new mapping with each update that changes endpoints.
-        breaker: Limits and counts of requests of the default priority.
-        high_breaker: Of routes with high priority.
         outlier: Of HTTP requests; None: the cluster has no outlier detection.
         grpc_outlier: Of gRPC calls; None: it has none for them.
         checks: None: the cluster has no active health checks.
@@ -64,9 +63,6 @@ class ClusterState:
         has_dials: Some endpoints have several addresses.
         has_lost: A gRPC call could not connect to an endpoint; one assignment, by any thread.
         safety: Of the process; fixed at creation.
-        attempts: So far; guarded by the lock.
-        account: What retries may still be made by the process's own budget; None: it has none.
-        load: What is counted for the management server; None: it does not want to know.
         memory: What the pickers have in common. Fixed at creation.
         trials: What tries endpoints on probation; None: there are none. Swapped with the picker.
         learner: Who learns from how attempts end, for the policy or for load reports; None: nobody.
@@ -77,21 +73,15 @@ class ClusterState:
         "_generation",
         "_given",
         "_kept",
-        "_lock",
         "_retry_pickers",
         "_tls",
-        "account",
-        "attempts",
-        "breaker",
         "checks",
         "config",
         "drops",
         "grpc_outlier",
         "has_dials",
         "has_lost",
-        "high_breaker",
         "learner",
-        "load",
         "memory",
         "name",
         "outlier",
@@ -120,19 +110,13 @@ class ClusterState:
             seed: 64 bits of this client's own, for policies by which clients differ.
             home: Who knows the local cluster; None: zones do not matter.
         """
+        super().__init__(config.cluster, safety, now)
         self.name = config.cluster.name
         self.safety = safety
-        self.account = None if safety.budget is None else RetryAccount(safety.budget, now)
-        self.attempts = 0
         self._attempts_before = -1  # when the picker was made; the first one is made at once
-        # Guards the counts of both breakers and of the endpoints, the ejection flags, and which picker is the newest.
-        self._lock = Lock()
         self._generation = 0
-        self.breaker = CircuitBreaker(config.cluster.circuit_breakers, self._lock)
-        self.high_breaker = CircuitBreaker(config.cluster.high_priority_circuit_breakers, self._lock)
         self.outlier: OutlierDetector | None = None
         self.grpc_outlier: IntervalDetector | None = None
-        self.load: ClusterLoad | None = None
         self.memory = PolicyMemory(now, seed, self._in_flight, home)
         self.learner: Learner | None = None
         self.states: Mapping[str, EndpointState] = {}
@@ -177,8 +161,7 @@ class ClusterState:
                 if endpoint.dials:
                     has_dials = True
         self.has_dials = has_dials
-        self.breaker.limits = cluster.circuit_breakers
-        self.high_breaker.limits = cluster.high_priority_circuit_breakers
+        self.limit(cluster)
         had_outlier = self.outlier is not None
         before = (self.outlier, self.grpc_outlier)
         self.outlier, self.grpc_outlier = next_detectors(before, cluster.outlier_detection, states, now)
@@ -256,9 +239,6 @@ class ClusterState:
                 return
             self._generation += 1
         self._rebuild()
-
-    def _in_flight(self) -> int:
-        return self.breaker.active + self.high_breaker.active
 
     def _rebuild(self, pause: Pause = no_pause) -> None:
         """Make the picker anew, outside the lock; whoever sees the newest state last has its picker stay."""
@@ -354,32 +334,6 @@ class ClusterState:
     def choose(self, rng: Rng) -> "ClusterState":
         """Return the cluster whose endpoints the next attempt chooses from: itself, unless it is an aggregate."""
         return self
-
-    def acquire(self, breaker: CircuitBreaker, state: EndpointState) -> bool:
-        """Count an attempt in; False: the limit of requests is reached, nothing is counted."""
-        with self._lock:
-            if breaker.active < breaker.limits.max_requests:
-                breaker.active += 1
-                self.attempts += 1
-                state.active += 1
-                if state.load is not None:
-                    state.load.begin()
-                return True
-        if self.load is not None:
-            self.load.drop()
-        return False
-
-    def release(self, breaker: CircuitBreaker, state: EndpointState, *, is_success: bool = True) -> None:
-        """Count an attempt out.
-
-        Args:
-            is_success: For load reports: the service answered, and with no error of its own.
-        """
-        with self._lock:
-            breaker.active -= 1
-            state.active -= 1
-            if state.load is not None:
-                state.load.end(is_success=is_success)
 
     def succeeded(
         self, breaker: CircuitBreaker, state: EndpointState, now: float, rng: Rng

@@ -1,6 +1,7 @@
 """Posted actions and timers, in order, on a clock moved by hand."""
 
 import logging
+import threading
 
 import pytest
 
@@ -14,6 +15,16 @@ def test_posted_actions_run_in_order() -> None:
         scheduler.post(lambda number=number: ran.append(number))  # type: ignore[misc]
     assert scheduler.run(block=False) == 3
     assert ran == [0, 1, 2]
+
+
+def test_who_asks_gets_an_answer_from_the_thread_that_runs_or_none_in_time() -> None:
+    scheduler = Scheduler(FakeClock())
+    assert scheduler.ask(threading.get_ident, 0.0) is None
+    assert 1 == scheduler.run(block=False)  # nobody waits for it any more
+    thread = threading.Thread(target=scheduler.run)
+    thread.start()
+    assert thread.ident == scheduler.ask(threading.get_ident, 60.0)
+    thread.join()
 
 
 def test_timers_run_when_due_and_in_order_of_time() -> None:
