@@ -41,14 +41,9 @@ class _Client:
 
 @dataclass(slots=True)
 class Admission:
-    """Counts the streams of each client.
-
-    Attributes:
-        refused: Streams refused so far.
-    """
+    """Counts the streams of each client."""
 
     limits: StreamLimits = field(default_factory=StreamLimits)
-    refused: int = 0
     _clients: OrderedDict[str, _Client] = field(default_factory=OrderedDict)
 
     def open(self, client: str, now: float) -> float:
@@ -67,7 +62,6 @@ class Admission:
         self._clients.move_to_end(client)
         limits = self.limits
         if found.open >= limits.at_once:
-            self.refused += 1
             raise StreamRefused(
                 "RESOURCE_EXHAUSTED", f"this client has {found.open} streams open, the most that are allowed"
             )
@@ -75,7 +69,6 @@ class Admission:
         free_at = max(found.free_at, now) + 1.0 / limits.per_s
         wait_s = max(0.0, free_at - now - limits.burst / limits.per_s)
         if wait_s > MAX_WAIT_S:
-            self.refused += 1
             raise StreamRefused(
                 "RESOURCE_EXHAUSTED", f"this client opens more than {limits.per_s:g} streams a second: wait and retry"
             )

@@ -12,7 +12,7 @@ import grpc
 
 from xds_server.addresses import Address, bind, check_free
 from xds_server.admin import AdminState, build_admin
-from xds_server.admission import StreamLimits
+from xds_server.admission import Admission, StreamLimits
 from xds_server.authentication import Authentication
 from xds_server.ca import CertificateAuthority, utc_now
 from xds_server.csds import ClientStatusService
@@ -55,7 +55,7 @@ class Config:
         quiet_s: Pause after which a change of files is acted on, in seconds.
         load_interval_s: Seconds between two load reports of a client.
         speakers: Who may register instances of what.
-        stream_limits: Of one client's discovery streams.
+        stream_limits: Of one client's streams for discovery and load reports.
     """
 
     paths: tuple[str, ...]
@@ -149,15 +149,21 @@ class App:
         if self._tokens is not None and self._secrets is not None:
             authentication = Authentication(self._tokens, self._secrets)
         self.load_reports = LoadReports()
+        admission = Admission(config.stream_limits)
         self.load_reporting = LoadReportService(
-            self.load_reports, self._clusters, authentication, interval_s=config.load_interval_s
+            self.load_reports,
+            self._clusters,
+            authentication,
+            interval_s=config.load_interval_s,
+            admission=admission,
+            statistics=self.statistics,
         )
         self.ads = AdsServer(
             self.hub,
             self.publisher.snapshot,
             authentication=authentication,
             statistics=self.statistics,
-            limits=config.stream_limits,
+            admission=admission,
             others=(ClientStatusService(self.hub, authentication), self.load_reporting),
         )
         self._http: HttpServer | None = None

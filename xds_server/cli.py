@@ -53,9 +53,9 @@ def serve(
     admin_allow_remote: Annotated[
         bool, typer.Option("--admin-allow-remote", help="Let --admin be an address that other machines reach.")
     ] = False,
-    max_streams: Annotated[int, typer.Option(min=1, help="Discovery streams that one client may have open.")] = 10_000,
+    max_streams: Annotated[int, typer.Option(min=1, help="Streams that one client may have open.")] = 10_000,
     max_new_streams: Annotated[
-        int, typer.Option(min=1, help="Discovery streams that one client may open in a second, after twice as many.")
+        int, typer.Option(min=1, help="Streams that one client may open in a second, after twice as many.")
     ] = 500,
     may_register: Annotated[
         list[str] | None,

@@ -1,13 +1,17 @@
 """What every gRPC method of the server does around its own work: read, refuse with a status, contain faults."""
 
+import asyncio
 import logging
 import uuid
-from collections.abc import Awaitable
+from collections.abc import AsyncIterator, Awaitable
+from contextlib import asynccontextmanager
 from typing import Any, NoReturn, Protocol
 
 import grpc
 import grpc.aio
 
+from xds_server.admission import Admission
+from xds_server.statistics import Statistics
 from xds_server.stream import StreamRefused
 from xds_server.text import one_line
 
@@ -37,6 +41,26 @@ async def guarded(context: Any, body: Awaitable[None]) -> None:
         incident = uuid.uuid4().hex[:12]
         _log.exception("stream of %s failed, incident %s", context.peer(), incident)
         await _abort(context, "INTERNAL", f"a fault of the management server, see {incident} in its log")
+
+
+@asynccontextmanager
+async def admitted(admission: Admission, client: str, statistics: Statistics) -> AsyncIterator[None]:
+    """Hold a place for a stream among those of its client, once it is its turn.
+
+    Raises:
+        StreamRefused: The client has too many streams, or opens them too fast.
+    """
+    try:
+        wait_s = admission.open(client, asyncio.get_running_loop().time())
+    except StreamRefused:
+        statistics.streams_refused += 1
+        raise
+    try:
+        if wait_s:
+            await asyncio.sleep(wait_s)
+        yield
+    finally:
+        admission.close(client)
 
 
 async def read(context: Any) -> bytes | None:

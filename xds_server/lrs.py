@@ -8,10 +8,12 @@ import grpc
 from google.protobuf.message import DecodeError
 
 from meshlib.protos import message_class
+from xds_server.admission import Admission, client_of
 from xds_server.authentication import Authentication
-from xds_server.grpc_shell import guarded, read
+from xds_server.grpc_shell import admitted, guarded, read
 from xds_server.load_reports import ClusterLoad, LoadReports, Locality, LocalityLoad
 from xds_server.machine import MAX_NAME_CHARS, NODE_MISSING
+from xds_server.statistics import Statistics
 from xds_server.stream import StreamRefused
 from xds_server.wire import Node, decode_node
 
@@ -33,6 +35,7 @@ class LoadReportService:
     Args:
         clusters: Returns the names of the clusters that a client knows.
         interval_s: Between two reports of a client, at least 1 s.
+        admission: Counts the streams of each client, beside those for discovery.
     """
 
     def __init__(
@@ -42,11 +45,15 @@ class LoadReportService:
         authentication: Authentication | None = None,
         *,
         interval_s: float = DEFAULT_INTERVAL_S,
+        admission: Admission | None = None,
+        statistics: Statistics | None = None,
     ) -> None:
         self._reports = reports
         self._clusters = clusters
         self._authentication = authentication
         self._interval_s = max(interval_s, MIN_INTERVAL_S)
+        self._admission = admission or Admission()
+        self._statistics = statistics or Statistics()
         self._streams: set[asyncio.Event] = set()
         self._is_finished = False
 
@@ -75,8 +82,13 @@ class LoadReportService:
         )
 
     async def _run(self, context: Any, is_secure: bool) -> None:
+        identity = None
         if is_secure and self._authentication is not None:
-            self._authentication.require(context)
+            identity = self._authentication.require(context)
+        async with admitted(self._admission, client_of(context.peer(), identity), self._statistics):
+            await self._run_admitted(context)
+
+    async def _run_admitted(self, context: Any) -> None:
         if (data := await read(context)) is None:
             return
         node, loads = decode_report(data)

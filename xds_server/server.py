@@ -9,11 +9,11 @@ from typing import Any
 import grpc
 import grpc.aio
 
-from xds_server.admission import Admission, StreamLimits, client_of
+from xds_server.admission import Admission, client_of
 from xds_server.authentication import Authentication
 from xds_server.delta import DeltaStream
 from xds_server.groups import Group, group_of
-from xds_server.grpc_shell import GrpcService, guarded, read
+from xds_server.grpc_shell import GrpcService, admitted, guarded, read
 from xds_server.hub import Hub, LiveStream
 from xds_server.identity import Identity
 from xds_server.machine import NODE_MISSING
@@ -69,7 +69,7 @@ class AdsServer:
             None: there is no state to serve yet.
         authentication: Needed for a secure listener.
         write_timeout_s: A client that does not take a message in this time loses its stream (BP-2).
-        limits: Of the streams of one client.
+        admission: Counts the streams of each client.
         others: Services on the same listeners.
     """
 
@@ -82,7 +82,7 @@ class AdsServer:
         authentication: Authentication | None = None,
         statistics: Statistics | None = None,
         write_timeout_s: float = 30.0,
-        limits: StreamLimits | None = None,
+        admission: Admission | None = None,
         others: Sequence[GrpcService] = (),
     ) -> None:
         self.statistics = statistics or Statistics()
@@ -91,7 +91,7 @@ class AdsServer:
         self._settings = settings or Settings()
         self._authentication = authentication
         self._write_timeout_s = write_timeout_s
-        self._admission = Admission(limits or StreamLimits())
+        self._admission = admission or Admission()
         self._others = tuple(others)
         self._servers: list[grpc.aio.Server] = []
         self._is_draining = False
@@ -147,21 +147,11 @@ class AdsServer:
         return grpc.stream_stream_rpc_method_handler(handle)
 
     async def _run(self, context: Any, kind: _Kind) -> None:
-        loop = asyncio.get_running_loop()
         identity, expires_at = None, None
         if kind.is_secure and self._authentication is not None:
             identity, expires_at = self._authentication.identify(context)
-        client = client_of(context.peer(), identity)
-        try:
-            wait_s = self._admission.open(client, loop.time())
-        finally:
-            self.statistics.streams_refused = self._admission.refused
-        try:
-            if wait_s:
-                await asyncio.sleep(wait_s)
+        async with admitted(self._admission, client_of(context.peer(), identity), self.statistics):
             await self._run_admitted(context, kind, identity, expires_at)
-        finally:
-            self._admission.close(client)
 
     async def _run_admitted(
         self, context: Any, kind: _Kind, identity: Identity | None, expires_at: float | None

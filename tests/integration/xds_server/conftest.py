@@ -176,9 +176,10 @@ def connect() -> Callable[..., Any]:
         token: str | None = None,
         variant: type[AnyClient] = RawClient,
         method: str = "",
+        options: Sequence[tuple[str, Any]] = (),
     ) -> AsyncIterator[AnyClient]:
         if root is None:
-            channel = grpc.aio.insecure_channel(str(address))
+            channel = grpc.aio.insecure_channel(str(address), options=list(options))
         else:
             channel = grpc.aio.secure_channel(str(address), grpc.ssl_channel_credentials(root))
         async with channel:

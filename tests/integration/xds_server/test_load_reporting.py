@@ -8,6 +8,7 @@ import httpx
 import pytest
 
 from meshlib.protos import from_dict, message_class
+from xds_server.admission import StreamLimits
 from xds_server.lrs import SENDS_ALL
 
 
@@ -90,3 +91,22 @@ async def test_shutdown_ends_the_stream_with_unavailable(mesh, run_server, repor
         await stream.read()
         _, code = await asyncio.gather(app.ads.stop(drain_s=0.0), stream.code())
         assert grpc.StatusCode.UNAVAILABLE == code
+
+
+async def test_streams_of_reports_count_among_those_of_their_client(mesh, run_server, report_on):
+    async with (
+        run_server(stream_limits=StreamLimits(at_once=1)) as app,
+        grpc.aio.insecure_channel(str(app.listen)) as channel,
+    ):
+        first = report_on(channel)
+        await first.write({"node": {"id": "n1"}})
+        await first.read()
+        second = report_on(channel)
+        assert await second.code() == grpc.StatusCode.RESOURCE_EXHAUSTED
+        assert 1 == app.statistics.streams_refused
+        await first.done_writing()
+        assert await first.code() == grpc.StatusCode.OK
+        third = report_on(channel)
+        await third.write({"node": {"id": "n1"}})
+        assert ["c1"] == list((await third.read()).clusters)
+        third.cancel()

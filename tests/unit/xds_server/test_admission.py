@@ -22,7 +22,7 @@ def test_who_would_wait_for_more_than_a_second_is_refused() -> None:
     opened(admission, "a", 30, 100.0)
     with pytest.raises(StreamRefused, match="10 streams a second") as caught:
         admission.open("a", 100.0)
-    assert ("RESOURCE_EXHAUSTED", 1) == (caught.value.code, admission.refused)
+    assert "RESOURCE_EXHAUSTED" == caught.value.code
     assert 0.9 == pytest.approx(admission.open("a", 100.2))
 
 
