@@ -5,7 +5,8 @@ An error of the mesh itself is a `grpc.RpcError`. Its trailing metadata hold a `
 reads. An error of a server keeps its own details. Both have an attribute `mesh`, a `CallInfo`.
 """
 
-from collections.abc import Callable
+import logging
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, NamedTuple, NoReturn
@@ -29,8 +30,11 @@ __all__ = [
     "refusal_of_failure",
     "refusal_of_mesh_error",
     "refusal_of_reply",
+    "run_callbacks",
     "status_of_http",
 ]
+
+_LOG = logging.getLogger(__name__)
 
 if TYPE_CHECKING:
     # Generic in the stubs only.
@@ -132,6 +136,9 @@ class MeshRpcError(grpc.RpcError, grpc.Call, AnyFuture):
 
     __repr__ = __str__
 
+    def __reduce__(self) -> Any:
+        return (type(self), (self._code, self._details, self.mesh))
+
     def code(self) -> grpc.StatusCode:
         return self._code
 
@@ -185,6 +192,15 @@ class MeshRpcError(grpc.RpcError, grpc.Call, AnyFuture):
 
     def __next__(self) -> NoReturn:
         raise self
+
+
+def run_callbacks(callbacks: Iterable[Callable[[], None]]) -> None:
+    """Run the callbacks of a call that is over; one that raises keeps none of the others from it, as in gRPC."""
+    for callback in callbacks:
+        try:
+            callback()
+        except Exception:
+            _LOG.exception("Exception in callback %r", callback)
 
 
 class AioMeshRpcError(grpc.aio.AioRpcError):

@@ -19,7 +19,7 @@ from meshlib.call import Attempt, Sleep, Step
 from meshlib.clients.grpc_common import OK
 from meshlib.clients.grpc_dial import in_callback
 from meshlib.clients.grpc_endpoint import EndpointChannel
-from meshlib.clients.grpc_errors import CANCELLED, CLOSED, AnyFuture, CallInfo, MeshRpcError
+from meshlib.clients.grpc_errors import CANCELLED, CLOSED, AnyFuture, CallInfo, MeshRpcError, run_callbacks
 from meshlib.clients.grpc_flow import Flow
 from meshlib.clients.grpc_invoke import Method, Rpc, SyncInvoker
 from meshlib.clients.grpc_replay import Replay
@@ -47,7 +47,7 @@ class MeshFuture(grpc.Call, AnyFuture):
         self._changed = threading.Condition()
         self._native: Any = None
         self._timer: threading.Timer | None = None
-        self._held: EndpointChannel[grpc.Channel] | None = None  # of an attempt under way; who takes it ends that
+        self._held: list[EndpointChannel[grpc.Channel]] = []  # of an attempt under way; who pops it gives it back
         self._is_cancelled = self._is_closed = False
         self._is_done = False  # nothing happens any more; before that a cancelled one is over for its caller
         self._response: Any = None
@@ -97,11 +97,12 @@ class MeshFuture(grpc.Call, AnyFuture):
                 None,
                 self._rpc.compression,
             )
+            held = [channel]
             with self._changed:
-                self._native, self._held = native, channel
+                self._native, self._held = native, held
                 cancelled = self._is_cancelled
             native.add_done_callback(
-                partial(_over, weakref.ref(self), self._kept, invoker, self._replay, flow, channel, step, began_at)
+                partial(_over, weakref.ref(self), self._kept, invoker, self._replay, flow, held, step, began_at)
             )
             if cancelled:
                 native.cancel()
@@ -123,11 +124,6 @@ class MeshFuture(grpc.Call, AnyFuture):
         self, flow: Flow, channel: EndpointChannel[grpc.Channel], attempt: Attempt, began_at: float, native: Any
     ) -> None:
         invoker = self._invoker
-        with self._changed:
-            held, self._held = self._held, None
-        if held is None:  # given back by who cancelled it
-            self._settle()
-            return
         invoker.release(channel)
         if native.code() is grpc.StatusCode.OK:
             now = invoker.clock()
@@ -173,8 +169,7 @@ class MeshFuture(grpc.Call, AnyFuture):
         self._kept.clear()
         if self._replay is not None:
             self._replay.close()
-        for callback in callbacks:
-            callback()
+        run_callbacks(callbacks)
 
     # grpc.Future
 
@@ -193,16 +188,17 @@ class MeshFuture(grpc.Call, AnyFuture):
             self._error = MeshRpcError(grpc.StatusCode.CANCELLED, details, self.mesh)
             timer, self._timer = self._timer, None
             native, flow = self._native, self._flow
-            held, self._held = self._held, None
+            held = self._held
         if timer is not None:
             timer.cancel()
             if flow is not None:
                 self._settle_cancelled(flow)
         elif native is not None:
             native.cancel()
-            if held is not None and flow is not None:
+            channel = _pop(held)
+            if channel is not None and flow is not None:
                 flow.close(self._invoker.clock(), grpc.StatusCode.CANCELLED.value[0])
-                self._invoker.release(held)
+                self._invoker.release(channel)
         with self._changed:
             self._changed.notify_all()
         return True
@@ -307,7 +303,7 @@ def _over(
     invoker: SyncInvoker,
     replay: Replay | None,
     flow: Flow,
-    channel: EndpointChannel[grpc.Channel],
+    held: list[EndpointChannel[grpc.Channel]],
     attempt: Attempt,
     began_at: float,
     native: Any,
@@ -316,13 +312,25 @@ def _over(
 
     Args:
         kept: Only held: see there.
+        held: Empty: who cancelled the future has given back what there was.
     """
-    found = future()
+    found, channel = future(), _pop(held)
     with in_callback():
-        if found is not None:
+        if channel is None:
+            if found is not None:
+                found._settle()
+        elif found is not None:
             found._attempted(flow, channel, attempt, began_at, native)
-            return
-        invoker.release(channel)
-        flow.close(invoker.clock(), grpc.StatusCode.CANCELLED.value[0])
-        if replay is not None:
-            replay.close()
+        else:
+            invoker.release(channel)
+            flow.close(invoker.clock(), grpc.StatusCode.CANCELLED.value[0])
+            if replay is not None:
+                replay.close()
+
+
+def _pop(held: list[EndpointChannel[grpc.Channel]]) -> EndpointChannel[grpc.Channel] | None:
+    """Take over what is held; only one gets it."""
+    try:
+        return held.pop()
+    except IndexError:
+        return None

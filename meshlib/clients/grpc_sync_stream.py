@@ -20,7 +20,7 @@ from meshlib.clients.grpc_common import OK, STARTED
 from meshlib.clients.grpc_dial import in_callback
 from meshlib.clients.grpc_direct import puller
 from meshlib.clients.grpc_endpoint import EndpointChannel
-from meshlib.clients.grpc_errors import CANCELLED, CLOSED, AnyFuture, CallInfo, MeshRpcError
+from meshlib.clients.grpc_errors import CANCELLED, CLOSED, AnyFuture, CallInfo, MeshRpcError, run_callbacks
 from meshlib.clients.grpc_flow import Flow
 from meshlib.clients.grpc_invoke import Method, Rpc, SyncInvoker
 from meshlib.clients.grpc_replay import Replay
@@ -79,8 +79,7 @@ class _Lease:
             if not self._is_over or not self.callbacks:
                 return
             callbacks, self.callbacks = self.callbacks, []
-        for callback in callbacks:
-            callback()
+        run_callbacks(callbacks)
 
     def drop(self) -> None:
         """Give everything back for a stream that was dropped, which `take` has claimed."""

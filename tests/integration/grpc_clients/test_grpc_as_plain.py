@@ -13,6 +13,7 @@ import grpc.aio
 import pytest
 
 from meshlib.clients.grpc_aio import AioMeshChannel
+from meshlib.clients.grpc_channels import channels_of
 from meshlib.clients.grpc_sync import MeshChannel
 
 UNARY, RESPONSES, REQUESTS, CHAT = (f"/test.Service/{name}" for name in ("Unary", "Responses", "Requests", "Chat"))
@@ -93,6 +94,36 @@ def test_futures_whose_end_somebody_wants_to_hear_of_go_on(opened: Open, one: An
     opened().unary_unary(UNARY).future(b"x").add_done_callback(lambda future: told.set() if future.result() else None)
     gc.collect()
     assert told.wait(20)
+
+
+def test_futures_that_are_cancelled_and_dropped_give_back_once(
+    opened: Open, one: Any, eventually: Any, mesh: Any
+) -> None:
+    method = opened().unary_unary(UNARY)
+    other = method.future(b"wait", timeout=60)
+    eventually(lambda: one.active == 1)
+    for _ in range(5):
+        method.future(b"x").cancel()
+    gc.collect()
+    assert b"x" == method(b"x", timeout=60)[-1:]
+    if mesh.source.cluster("checkout").attempts:
+        assert 1 == mesh.active == channels_of(mesh.source).sync.statistics()["active"]
+    other.cancel()
+    eventually(lambda: not mesh.active)
+
+
+def test_a_callback_that_fails_keeps_none_of_the_others_from_it(opened: Open, one: Any, eventually: Any) -> None:
+    def fail(future: Any) -> None:
+        raise RuntimeError("in a callback")
+
+    channel = opened()
+    for make in (lambda: channel.unary_unary(UNARY).future(b"wait"), lambda: channel.unary_stream(RESPONSES)(b"wait")):
+        told: list[Any] = []
+        call = make()
+        call.add_done_callback(fail)
+        call.add_done_callback(told.append)
+        call.cancel()
+        eventually(lambda told=told, call=call: [call] == told)  # type: ignore[misc]  # mypy cannot tell their types
 
 
 def test_errors_of_futures(opened: Open, one: Any) -> None:

@@ -49,9 +49,10 @@ def test_a_sync_error_is_a_finished_call_and_future() -> None:
         error.result()
 
 
-def test_an_aio_error_can_be_pickled() -> None:
-    copy = pickle.loads(pickle.dumps(AioMeshRpcError(grpc.StatusCode.UNAVAILABLE, "nobody", INFO)))  # noqa: S301
-    assert (grpc.StatusCode.UNAVAILABLE, "nobody", INFO) == (copy.code(), copy.details(), copy.mesh)
+@pytest.mark.parametrize("kind", [MeshRpcError, AioMeshRpcError])
+def test_errors_can_be_pickled_as_task_queues_do(kind: Any) -> None:
+    copy = pickle.loads(pickle.dumps(kind(grpc.StatusCode.UNAVAILABLE, "nobody", INFO)))  # noqa: S301
+    assert (kind, grpc.StatusCode.UNAVAILABLE, "nobody", INFO) == (type(copy), copy.code(), copy.details(), copy.mesh)
 
 
 @pytest.mark.parametrize(
