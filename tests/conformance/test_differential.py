@@ -1,10 +1,10 @@
 """Random routes and requests, decided alike by meshlib and a real Envoy: a slice of what `make conformance` does."""
 
 import json
-import random
 
 import pytest
 from differential import subject
+from differential.command import slice_seed
 from differential.envoy_side import EnvoySide
 from differential.generate import LAYERS
 from differential.managers import random_managers
@@ -19,7 +19,7 @@ MANAGERS = 8
 
 @pytest.fixture(scope="module")
 def side(tmp_path_factory):
-    managers = random_managers(random.SystemRandom().randrange(2**32), MANAGERS)
+    managers = random_managers(slice_seed(), MANAGERS)
     with EnvoySide(tmp_path_factory.mktemp("envoy"), managers=managers) as side:
         yield side
 
@@ -32,8 +32,8 @@ def resource_side(tmp_path_factory):
 
 @pytest.fixture
 def seed(record_property):
-    """A new one for each run; it is in the report, and `python -m differential --seed` repeats it."""
-    drawn = random.SystemRandom().randrange(2**32)
+    """It is in the report, and `python -m differential --seed` repeats it."""
+    drawn = slice_seed()
     record_property("seed", drawn)
     print(f"seed {drawn}")
     return drawn

@@ -6,12 +6,13 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from random import Random, SystemRandom
+from random import Random
 from typing import Any
 
 import httpx
 import pytest
 from differential import limits
+from differential.command import slice_seed
 from peers.envoy import TYPE, Envoy, find_envoy, reserve_port, socket_address, static_cluster
 from peers.upstreams import LOOPBACK, HttpUpstream, Step
 
@@ -326,8 +327,7 @@ def without_wait(seen: Seen) -> Seen:
 
 
 def test_descriptors_are_counted_as_by_envoy(tmp_path: Path, record_property: Callable[[str, object], None]) -> None:
-    seed = SystemRandom().randrange(2**32)
-    report = limits.run(seed, 15, 15, tmp_path)
+    report = limits.run(slice_seed(), 15, 15, tmp_path)
     record_property("report", str(report))
     assert [] == report.disagreements[:1], str(report)
     assert report.limited and report.descriptors
