@@ -211,7 +211,7 @@ def test_slow_servers_are_given_up_when_the_time_of_the_call_is_over(name: str, 
             server.socket.sendall(state.data_to_send())
             time.sleep(0.03)
 
-    mesh.serve("checkout", {"c": [raw_server(Server(ended).handle).address]}, timeout_s=0.3, http2=True)
+    mesh.serve("checkout", {"c": [raw_server(Server(ended).handle).address]}, timeout_s=1.0, http2=True)
     with opened(name, mesh) as driver:
         start = time.monotonic()
         with pytest.raises(httpx.ReadTimeout):
