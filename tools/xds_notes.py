@@ -89,7 +89,7 @@ IN_PART: Mapping[tuple[str, str], str] = {
     (
         "Cluster",
         "cluster_type",
-    ): "aggregate and DNS clusters; without a configuration the names `envoy.cluster.static`, `.strict_dns`, `.logical_dns`",
+    ): "aggregate and DNS clusters; without a configuration, or with a Struct, by the names `envoy.cluster.static`, `.strict_dns`, `.logical_dns`, `.dns`, `envoy.clusters.aggregate`",
     ("Cluster", "load_assignment"): "with STATIC and DNS clusters",
     **{
         ("Cluster", name): "with STRICT_DNS and LOGICAL_DNS"
@@ -119,7 +119,7 @@ IN_PART: Mapping[tuple[str, str], str] = {
     ("Cluster.CommonLbConfig", "consistent_hashing_lb_config"): ("with RING_HASH and MAGLEV"),
     ("Cluster", "lb_subset_config"): "with selectors; not beside `load_balancing_policy`",
     ("Cluster", "typed_extension_protocol_options"): "HttpProtocolOptions",
-    ("Cluster", "upstream_config"): "the HTTP connection pool, Envoy's default",
+    ("Cluster", "upstream_config"): "the HTTP and the generic connection pool, Envoy's usual ones",
     (
         "CircuitBreakers.Thresholds",
         "max_connections",
