@@ -82,6 +82,7 @@ IN_PART: Mapping[tuple[str, str], str] = {
     ("WeightedCluster.ClusterWeight", "metadata_match"): "its `envoy.lb` metadata",
     ("VirtualHost", "hedge_policy"): HEDGED,
     ("VirtualHost", "require_tls"): "ALL; EXTERNAL_ONLY is about requests from outside",
+    ("RequestMirrorPolicy", "cluster_header"): "of routes and above them; refused at a cluster",
     ("RetryPolicy", "retry_host_predicate"): "previous_hosts, omit_canary_hosts, omit_host_metadata",
     ("RetryPolicy", "retry_priority"): "previous_priorities",
     ("RBAC", "rules"): "any, and, or, not, header, url_path, requested_server_name, ports, addresses, authenticated",
