@@ -152,6 +152,7 @@ IN_PART: Mapping[tuple[str, str], str] = {
     ("RingHash", "use_hostname_for_hashing"): "without `consistent_hashing_lb_config`",
     ("Maglev", "table_size"): "up to 131071",
     ("HttpProtocolOptions of an upstream", "http_filters"): "the upstream codec alone",
+    ("HttpProtocolOptions of an upstream", "request_mirror_policies"): "clusters by name; for httpx",
     ("HttpProtocolOptions of an upstream", "explicit_http_config"): "HTTP/1.1 and HTTP/2",
     ("HttpProtocolOptions of an upstream", "auto_config"): "HTTP/1.1 is spoken",
     ("LocalityLbEndpoints", "metadata"): "refused with `envoy.transport_socket_match`",

@@ -15,7 +15,7 @@ from meshlib.model.outcome import LocalReply
 from meshlib.model.profile import HTTP
 from meshlib.model.request import Headers, Moment, RequestHead, is_grpc_type
 from meshlib.model.retry import HedgePolicy, RetryPolicy
-from meshlib.model.route import FaultPolicy, Route, RouteAction, RouteConfiguration, VirtualHost
+from meshlib.model.route import ClusterHeader, FaultPolicy, Route, RouteAction, RouteConfiguration, VirtualHost
 from meshlib.ports import Clock
 from meshlib.routing import RouteMatch
 from meshlib.routing.trace import RouteStep, RouteTrace, Verdict
@@ -274,7 +274,7 @@ def _policy(
     step: RouteStep, route: Route, action: RouteAction, host: VirtualHost, target: TargetView, head: RequestHead
 ) -> PolicyExplanation:
     # What a cluster says itself takes the place of what routes say.
-    owners = _clusters_of(step, target)
+    owners = _clusters_of(step, action, target, head)
     above = action.retry if action.retry is not None else host.retry
     retry = next((owner.retry for owner in owners if owner.retry is not None), above)
     mirrors = next((owner.mirrors for owner in owners if owner.mirrors), action.mirrors)
@@ -306,9 +306,12 @@ def _policy(
     )
 
 
-def _clusters_of(step: RouteStep, target: TargetView) -> list[Cluster]:
-    """Return what a route's clusters say, as far as they are there."""
-    states = (target.clusters.get(name) for name, _ in step.clusters)
+def _clusters_of(step: RouteStep, action: RouteAction, target: TargetView, head: RequestHead) -> list[Cluster]:
+    """Return what a route's clusters say, as far as they are there; one of them may be named by the request."""
+    names = [name for name, _ in step.clusters]
+    if isinstance(action.cluster, ClusterHeader):
+        names += head.values(action.cluster.header.lower())[:1]
+    states = map(target.clusters.get, names)
     return [state.config.cluster for state in states if isinstance(state, ClusterState)]
 
 

@@ -150,7 +150,7 @@ def _mirrors(messages: Any, path: str, problems: Problems) -> tuple[MirrorPolicy
     found = mirror_policies(messages, path, problems)
     for index, mirror in enumerate(found):
         if mirror.cluster_header:  # what routes name by a header is subscribed to when a request has it
-            problems.error(f"{path}[{index}].cluster_header", "is not supported at a cluster")
+            problems.error(f"{path}[{index}].cluster_header", "is not supported")
     return found
 
 

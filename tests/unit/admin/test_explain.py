@@ -181,3 +181,13 @@ def test_keys_of_the_dictionary_stay() -> None:
         found["clusters"][0]
     )
     assert {"number", "name", "verdict", "reason", "leads_to", "clusters"} <= set(found["routes"]["steps"][0])
+
+
+def test_policies_of_a_cluster_that_the_request_names() -> None:
+    own = Cluster("a", EdsDiscovery("a"), retry=RetryPolicy(frozenset({"reset"}), 2))
+    found = explained(
+        Route(RouteMatcher(ROOT), RouteAction(ClusterHeader("X-Cluster"))),
+        clusters={"a": ClusterConfig(own, ClusterLoadAssignment("a"))},
+        headers={"x-cluster": "a"},
+    )
+    assert [(policy.retries, policy.retry_on) for policy in found.policies] == [(2, ("reset",))]
