@@ -90,6 +90,7 @@ class Recorder:
 
     def close(self) -> None:
         self._listener.shutdown(socket.SHUT_RDWR)
+        self._threads[0].join(30)  # before its number is given to another socket, on which it would accept
         self._listener.close()
         with self._lock:
             left = tuple(self._open)

@@ -102,8 +102,8 @@ class TlsServer:
 
     def close(self) -> None:
         self._listener.shutdown(socket.SHUT_RDWR)
+        self._accepting.join()  # before its number is given to another socket, on which it would accept
         self._listener.close()
-        self._accepting.join()
         for thread in self._threads:
             thread.join()
 

@@ -51,6 +51,7 @@ class Peer:
 
     def close(self) -> None:
         self._listener.shutdown(socket.SHUT_RDWR)
+        self._threads[0].join(30)  # before its number is given to another socket, on which it would accept
         self._listener.close()
         for thread in self._threads:
             thread.join(10)

@@ -288,7 +288,7 @@ def eds_cluster(name: str) -> dict[str, Any]:
         "name": name,
         "type": "EDS",
         "eds_cluster_config": {"eds_config": {"ads": {}}},
-        "connect_timeout": "1s",
+        "connect_timeout": "10s",
     }
 
 

@@ -26,12 +26,15 @@ class Wire:
         self.connections = 0
         self._dead: set[int] = set()
         self._sockets: list[socket.socket] = []
-        threading.Thread(target=self._accept, daemon=True).start()
+        self._accepting = threading.Thread(target=self._accept, daemon=True)
+        self._accepting.start()
 
     def swallow(self) -> None:
         self._dead.update(range(1, self.connections + 1))
 
     def close(self) -> None:
+        self._listener.shutdown(socket.SHUT_RDWR)
+        self._accepting.join(30)  # before its number is given to another socket, on which it would accept
         self._listener.close()
         for end in self._sockets:
             end.close()

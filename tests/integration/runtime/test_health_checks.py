@@ -138,8 +138,8 @@ def talker(answer: Callable[[socket.socket], None]) -> Iterator[int]:
         yield int(listening.getsockname()[1])
     finally:
         listening.shutdown(socket.SHUT_RDWR)
+        thread.join(30)  # before its number is given to another socket, on which it would accept
         listening.close()
-        thread.join(10)
 
 
 def test_tcp_probe_wants_its_parts_in_order() -> None:

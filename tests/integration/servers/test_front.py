@@ -151,7 +151,13 @@ class Behind:
         self._handle = handle
         self.listening = socket.create_server((LOOPBACK, 0))
         self.port = self.listening.getsockname()[1]
-        threading.Thread(target=self._run, daemon=True).start()
+        self._thread = threading.Thread(target=self._run, daemon=True)
+        self._thread.start()
+
+    def close(self) -> None:
+        self.listening.shutdown(socket.SHUT_RDWR)
+        self._thread.join(30)  # before its number is given to another socket, on which it would accept
+        self.listening.close()
 
     def _run(self) -> None:
         while True:
@@ -171,7 +177,7 @@ def front() -> Iterator[Callable[[Callable[[socket.socket], None]], tuple[str, i
         listening = listen(LOOPBACK, 0, 100)
         address: tuple[str, int] = listening.getsockname()
         one = GrpcFront(listening, plaintext_port=behind.port, tls_port=1, forwarded={})
-        made.extend([behind.listening, one])
+        made.extend([behind, one])
         return address
 
     yield make
