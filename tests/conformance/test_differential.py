@@ -4,7 +4,7 @@ import json
 
 import pytest
 from differential import subject
-from differential.command import slice_seed
+from differential.command import new_seed
 from differential.envoy_side import EnvoySide
 from differential.generate import LAYERS
 from differential.managers import random_managers
@@ -19,7 +19,7 @@ MANAGERS = 8
 
 @pytest.fixture(scope="module")
 def side(tmp_path_factory):
-    managers = random_managers(slice_seed(), MANAGERS)
+    managers = random_managers(new_seed(), MANAGERS)
     with EnvoySide(tmp_path_factory.mktemp("envoy"), managers=managers) as side:
         yield side
 
@@ -33,7 +33,7 @@ def resource_side(tmp_path_factory):
 @pytest.fixture
 def seed(record_property):
     """It is in the report, and `python -m differential --seed` repeats it."""
-    drawn = slice_seed()
+    drawn = new_seed()
     record_property("seed", drawn)
     print(f"seed {drawn}")
     return drawn

@@ -1,6 +1,6 @@
 """Random gRPC services and calls, as gRPC's own client makes them: a slice of what `make conformance` does."""
 
-from differential.command import slice_seed
+from differential.command import new_seed
 from differential.grpc_calls import run
 from differential.grpc_cases import KINDS
 
@@ -9,7 +9,7 @@ SERVICES = 36
 
 def test_meshlib_calls_as_grpc_does(tmp_path, record_property):
     """The seed is in the report, and `python -m differential.grpc_calls --seed` repeats it."""
-    seed = slice_seed()
+    seed = new_seed()
     record_property("seed", seed)
     report = run(seed, SERVICES, tmp_path)
     record_property("report", str(report))

@@ -12,7 +12,7 @@ from typing import Any
 import httpx
 import pytest
 from differential import limits
-from differential.command import slice_seed
+from differential.command import new_seed
 from peers.envoy import TYPE, Envoy, find_envoy, reserve_port, socket_address, static_cluster
 from peers.upstreams import LOOPBACK, HttpUpstream, Step
 
@@ -327,7 +327,7 @@ def without_wait(seen: Seen) -> Seen:
 
 
 def test_descriptors_are_counted_as_by_envoy(tmp_path: Path, record_property: Callable[[str, object], None]) -> None:
-    report = limits.run(slice_seed(), 15, 15, tmp_path)
+    report = limits.run(new_seed(), 15, 15, tmp_path)
     record_property("report", str(report))
     assert [] == report.disagreements[:1], str(report)
     assert report.limited and report.descriptors

@@ -1,12 +1,12 @@
 """Retries, timeouts and hedging over scripted upstreams, as a real Envoy: a slice of what `make conformance` does."""
 
-from differential.command import slice_seed
+from differential.command import new_seed
 from differential.retries import run
 
 
 def test_meshlib_retries_as_envoy_does(tmp_path, record_property):
     """The report says which cases these are: `python -m differential.retries --seed`."""
-    seed = slice_seed()
+    seed = new_seed()
     report = run(seed, 180, tmp_path, has_grpc=False)  # those are for `make conformance`
     print(report)
     record_property("report", str(report))

@@ -1,18 +1,16 @@
 """How a comparison is run by hand: a seed of its own unless one is given, a folder, what disagrees, and the exit code."""
 
 import argparse
-import os
 import random
 import tempfile
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Protocol, TypeVar
 
-__all__ = ["arguments_of", "compare", "new_seed", "slice_seed"]
+__all__ = ["arguments_of", "compare", "new_seed"]
 
 SHOWN = 5
 """Disagreements printed; further ones seldom say more."""
-SEED_IN_CI = 20_260_401
 
 
 class Comparison(Protocol):
@@ -39,14 +37,6 @@ def arguments_of(name: str, what: str) -> argparse.ArgumentParser:
 
 def new_seed() -> int:
     return random.SystemRandom().randrange(2**32)
-
-
-def slice_seed() -> int:
-    """Return the seed of a slice that the tests play: a new one, and in CI always the same, as Hypothesis does it there.
-
-    CI says whether a change has broken something. What nobody has met yet is looked for at the desk and by `make conformance`.
-    """
-    return SEED_IN_CI if os.environ.get("CI") else new_seed()
 
 
 def compare(

@@ -16,6 +16,7 @@ import aiohttp
 import pytest
 import requests
 from anyio.from_thread import start_blocking_portal
+from sockets import half_close
 
 from meshlib.integrations.aiohttp import MeshMiddleware
 from meshlib.integrations.requests import MeshAdapter
@@ -173,7 +174,7 @@ def test_slow_servers_are_given_up_when_the_time_of_the_call_is_over(by: Any, me
             connection.sendall(b"b")
             time.sleep(0.05)
 
-    mesh.serve("checkout", {"c": [raw_server(handle).address]}, timeout_s=0.3)
+    mesh.serve("checkout", {"c": [raw_server(handle).address]}, timeout_s=1.0)
     with by(mesh) as call:
         start = time.monotonic()
         with pytest.raises(errors_of(by)):
@@ -191,7 +192,7 @@ def test_half_open_peers_are_found_out(by: Any, mesh: Any, raw_server: Any) -> N
         numbers.append(number)
         read_request(connection)
         connection.sendall(LENGTH)
-        connection.shutdown(socket.SHUT_WR)
+        half_close(connection)
         left.release()
         connection.recv(1)
 

@@ -17,6 +17,7 @@ import h2.events
 import httpx
 import pytest
 from httpx_drivers import DRIVERS, opened
+from sockets import half_close
 
 from meshlib.errors import DeadlineExceeded
 from meshlib.model.retry import RetryPolicy
@@ -141,7 +142,7 @@ def test_slow_servers_are_given_up_when_the_time_of_the_call_is_over(name: str, 
             connection.sendall(b"x")
             time.sleep(0.03)
 
-    mesh.serve("checkout", {"c": [raw_server(handle).address]}, timeout_s=0.3)
+    mesh.serve("checkout", {"c": [raw_server(handle).address]}, timeout_s=1.0)
     with opened(name, mesh) as driver:
         client = driver.client(timeout=30)
         for path in ("/head", "/body"):
@@ -163,7 +164,7 @@ def test_half_open_peers_are_found_out(name: str, mesh: Any, raw_server: Any) ->
         numbers.append(number)
         read_request(connection)
         connection.sendall(LENGTH)
-        connection.shutdown(socket.SHUT_WR)
+        half_close(connection)
         left.release()
         read_request(connection)
 

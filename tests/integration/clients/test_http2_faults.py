@@ -20,6 +20,7 @@ import h2.settings
 import httpx
 import pytest
 from httpx_drivers import opened
+from sockets import half_close
 
 from meshlib.clients import http2_async, http2_sync
 from meshlib.model.retry import RetryPolicy
@@ -228,7 +229,7 @@ def test_half_open_peers_are_found_out(name: str, mesh: Any, raw_server: Any) ->
         connection = server.socket
         server.respond(state, stream)
         connection.sendall(state.data_to_send())
-        connection.shutdown(socket.SHUT_WR)
+        half_close(connection)
         left.release()
         while connection.recv(65536):
             pass
