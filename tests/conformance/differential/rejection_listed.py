@@ -29,7 +29,6 @@ OURS = (
     _ours("use_hash_policy", reason=r"is not supported together with cookies that are made up \(ttl\)"),
     _ours("hash_policy", reason=r"cookies that are made up \(ttl\) are not supported here"),
     _ours("request_mirror_policies", reason="is not supported together with vhds"),
-    _ours(r"request_mirror_policies\[\d+\]\.cluster_header", reason="is not supported at a cluster"),
     _ours("leds_cluster_locality_config", reason="is only supported in EDS"),
     _ours("filename", "environment_variable", reason=r"is not supported \(only inline_bytes and inline_string\)"),
     _ours("path", "path_config_source", "api_config_source", reason=r"is not supported \(only ads and self\)"),
