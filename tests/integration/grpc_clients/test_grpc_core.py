@@ -15,6 +15,7 @@ from typing import Any
 
 import grpc
 import pytest
+from server_apart import ServerApart
 
 from meshlib.clients import grpc_channels, grpc_core
 from meshlib.clients.grpc_aio import AioMeshChannel
@@ -73,9 +74,9 @@ def _memory() -> list[str]:
 class Setup:
     """A service with mTLS that core can take over, and how far that has come."""
 
-    def __init__(self, mesh: Any, server: Any, authority: Any, eventually: Any) -> None:
+    def __init__(self, mesh: Any, server: Any, authority: Any, eventually: Any, one: Any = None) -> None:
         self.mesh, self.server, self.authority, self.eventually = mesh, server, authority, eventually
-        self.one = server(authority.server_credentials(CHECKOUT))
+        self.one = one or server(authority.server_credentials(CHECKOUT))
         self.serve()
 
     def serve(self, authority: Any = None) -> None:
@@ -328,8 +329,18 @@ def test_roots_are_rotated(setup: Setup) -> None:
         unary(b"x")
 
 
-def test_both_sides_of_a_fork_call(setup: Setup) -> None:
+@pytest.fixture
+def setup_apart(mesh: Any, server: Any, authority: Any, eventually: Any) -> Iterator[Setup]:
+    """For tests that fork: the server has a process of its own."""
+    theirs = authority.issue(CHECKOUT).value
+    one = ServerApart((theirs.key_pem, theirs.chain_pem, authority.pem))
+    yield Setup(mesh, server, authority, eventually, one)
+    one.stop()
+
+
+def test_both_sides_of_a_fork_call(setup_apart: Setup) -> None:
     """Core is in use before each fork; the child makes its own, the parent goes on."""
+    setup = setup_apart
     with MeshChannel(setup.mesh.source, "xds:///checkout") as channel:
         unary = channel.unary_unary(UNARY)
         for _ in range(3):

@@ -1,7 +1,6 @@
 """gRPC's asyncio side in a forked child: `preload` in the parent, event loops in the workers.
 
-In a process of its own: grpcio cannot use asyncio in a child whose parent has used it before. The server that is called
-has another one: one fork in a hundred under a running gRPC server makes a child that hangs in gRPC.
+In a process of its own: grpcio cannot use asyncio in a child whose parent has used it before.
 """
 
 import asyncio
@@ -15,6 +14,7 @@ from typing import Any
 
 import grpc
 import grpc.aio
+from server_apart import ServerApart, find_helpers
 
 from meshlib.clients.grpc_aio import AioMeshChannel
 from meshlib.clients.grpc_sync import MeshChannel
@@ -29,23 +29,14 @@ def test_aio_client_and_server_in_a_child() -> None:
     assert 0 == done.returncode, done.stderr
 
 
-def find_helpers() -> None:
-    """Have what is beside this file, and what pytest's `pythonpath` has."""
-    here = Path(__file__).parent
-    sys.path[:0] = [str(here), str(here.parents[1] / "conformance")]
-
-
 def main() -> None:
     """What the test runs."""
     find_helpers()
     from conftest import Mesh  # type: ignore[import-not-found]  # beside this file
 
-    server = subprocess.Popen(
-        [sys.executable, __file__, "serve"], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
-    )
-    assert server.stdin is not None and server.stdout is not None
-    mesh, port = Mesh(), int(server.stdout.readline())
-    mesh.serve(f"127.0.0.1:{port}")
+    server = ServerApart()
+    mesh, port = Mesh(), server.port
+    mesh.serve(server.address)
     with MeshChannel(mesh.source, "xds:///checkout") as channel:
         unary = channel.unary_unary(UNARY)
         expected = [b"%d a" % port, b"%d b!" % port]
@@ -60,19 +51,7 @@ def main() -> None:
                     os._exit(code)
             assert b"%d x" % port == unary(b"x", timeout=20)
             assert 0 == _exit_code(pid)
-    server.stdin.close()
-    server.wait(20)
-
-
-def serve() -> None:
-    """The server, until nobody holds its input."""
-    find_helpers()
-    from conftest import Server
-
-    one = Server()
-    print(one.port, flush=True)
-    sys.stdin.read()
-    one.stop()
+    server.stop()
 
 
 async def _serve_and_call(mesh: Any) -> list[bytes]:
@@ -107,4 +86,4 @@ def _exit_code(pid: int) -> int:
 
 
 if __name__ == "__main__":
-    serve() if sys.argv[1:] == ["serve"] else main()
+    main()

@@ -1,10 +1,16 @@
 """A management server that says what it is told to, over real gRPC on loopback."""
 
+import os
+import signal
+import subprocess
+import sys
 import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager, suppress
 from hashlib import sha256
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
 from queue import SimpleQueue
 from typing import Any
 
@@ -386,3 +392,29 @@ def ports() -> Iterator[tuple[int, int]]:
     yield found[0].port, found[1].port
     for upstream in found:
         upstream.close()
+
+
+@pytest.fixture
+def forking() -> Callable[..., Any]:
+    """`forking.py` as a process: it ends, or is ended, with the block."""
+
+    @contextmanager
+    def run(*arguments: str) -> Iterator[subprocess.Popen[str]]:
+        command = [
+            sys.executable,
+            "-W",
+            "ignore::DeprecationWarning",
+            str(Path(__file__).with_name("forking.py")),
+            *arguments,
+        ]
+        pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE}
+        process = subprocess.Popen(command, text=True, start_new_session=True, **pipes)  # type: ignore[call-overload]
+        try:
+            yield process
+            process.communicate(timeout=60)
+        finally:
+            with suppress(ProcessLookupError):
+                os.killpg(process.pid, signal.SIGKILL)
+            process.wait()
+
+    return run

@@ -1,6 +1,5 @@
 """Weights out of load reports (ORCA) over real gRPC and HTTP: in trailers, in headers and out of band."""
 
-import os
 import socket
 import threading
 import time
@@ -278,29 +277,14 @@ def test_pick_first_of_http_passes_over_who_cannot_be_reached(
             assert {int(client.post("http://checkout/").text) for _ in range(5)} == {sites[0]}
 
 
-def test_a_fork_leaves_both_sides_with_reports(ads: Any, tools: Any, backends: Any) -> None:
+def test_a_fork_leaves_both_sides_with_reports(ads: Any, tools: Any, backends: Any, forking: Any) -> None:
+    """Each has a stream of its own to each server; the parent's outlive the child."""
     idle, busy = backends("out of band")
     put(ads, tools, [idle.port, busy.port], enable_oob_load_report=True, oob_reporting_period="0.2s")
-    with Mesh.connect(ads.address, node_id="orders-1", state_dir="") as mesh:
-        mesh.wait_ready("checkout", timeout_s=30)
-
-        def is_reported() -> bool:
-            states = mesh.view.clusters["checkout"].states  # type: ignore[union-attr]
-            return all(state.reported is not None for state in states.values())
-
-        wait_until(is_reported)
-        child = os.fork()
-        if child == 0:
-            status = 1
-            try:
-                wait_until(is_reported, 15.0)
-                status = 0
-            finally:
-                os._exit(status)
-        wait_until(lambda: (idle.streams, busy.streams) == (2, 2) or _has_ended(child))
-        assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
+    with forking("reports", ads.address) as process:
+        wait_until(lambda: (idle.streams, busy.streams) == (2, 2))
+        process.stdin.write("\n")
+        process.stdin.flush()
+        assert process.stdout.readline() == "over\n"
         wait_until(lambda: (idle.streams, busy.streams) == (1, 1))
-
-
-def _has_ended(child: int) -> bool:
-    return os.waitid(os.P_PID, child, os.WEXITED | os.WNOHANG | os.WNOWAIT) is not None
+    assert process.returncode == 0

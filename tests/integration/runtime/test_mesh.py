@@ -1,7 +1,6 @@
 """A mesh against a management server over real gRPC."""
 
 import asyncio
-import os
 import threading
 import time
 from collections.abc import Callable
@@ -319,27 +318,13 @@ def test_no_thread_is_left_after_close(ads: Any) -> None:
     eventually(lambda: not [t for t in threading.enumerate() if t.name in ("meshlib-control", "meshlib-ads")])
 
 
-@pytest.mark.filterwarnings("ignore:.*multi-threaded.*:DeprecationWarning")
-def test_a_fork_leaves_both_sides_with_updates(ads: Any, tools: Any) -> None:
+def test_a_fork_leaves_both_sides_with_updates(ads: Any, tools: Any, forking: Any) -> None:
     """The child uses what the parent knew at once, hears of changes, and exits; the parent goes on hearing of them."""
-    with connect(ads) as mesh:
-        mesh.wait_ready("checkout", timeout_s=30)
-        read, write = os.pipe()
-        child = os.fork()
-        if child == 0:
-            status = 1
-            try:
-                os.write(write, b"known" if mesh.target("checkout") is not None else b"empty")
-                eventually(lambda: ports(mesh) == [8])
-                status = 0
-            finally:
-                os._exit(status)
-        os.close(write)
-        assert os.read(read, 5) == b"known"
-        os.close(read)
+    with forking("updates", ads.address) as process:
+        assert process.stdout.readline() == "known\n"
         ads.put(EDS, tools.load_assignment("checkout", 8))
-        eventually(lambda: ports(mesh) == [8])
-        assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
+        assert process.stdout.readline() == "over\n"
+    assert process.returncode == 0
 
 
 def test_the_local_cluster_of_the_bootstrap_keeps_requests_in_their_zone(ads: Any, tools: Any) -> None:
