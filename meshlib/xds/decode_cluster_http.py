@@ -8,6 +8,7 @@ from meshlib.model.retry import RetryPolicy
 from meshlib.model.route import HashPolicy, MirrorPolicy
 from meshlib.xds.decode_common import any_type, cover, duration, join, pass_over, unpack, wrapped
 from meshlib.xds.decode_hash_policy import hash_policies
+from meshlib.xds.decode_matcher import check_upgrades
 from meshlib.xds.decode_mirror import mirror_policies
 from meshlib.xds.decode_retry import retry_policy
 from meshlib.xds.problems import Problems
@@ -77,6 +78,7 @@ def decode_protocol(message: Any, path: str, problems: Problems, *, has_tls: boo
         limit = protocol.max_requests_per_connection or legacy_limit
         _check_limits(message, message, path, problems)
         pass_over(message.http2_protocol_options, join(path, "http2_protocol_options"), problems)
+        check_upgrades(message.http_protocol_options, join(path, "http_protocol_options"), problems)
         return replace(
             protocol,
             http2=message.HasField("http2_protocol_options"),
@@ -144,6 +146,8 @@ def _pass_over_settings(options: Any, kind: str | None, path: str, problems: Pro
         if kind == "auto_config" and field.name != "http_protocol_options":
             problems.unused(join(place, field.name), "HTTP/1.1 is spoken")
         pass_over(value, join(place, field.name), problems)
+        if field.name == "http_protocol_options":
+            check_upgrades(value, join(place, field.name), problems)
 
 
 def _mirrors(messages: Any, path: str, problems: Problems) -> tuple[MirrorPolicy, ...]:

@@ -20,6 +20,7 @@ from meshlib.xds.decode_common import (
 from meshlib.xds.decode_endpoint import socket_address
 from meshlib.xds.decode_filters import decode_filters
 from meshlib.xds.decode_local_reply import reply_rules
+from meshlib.xds.decode_matcher import check_upgrades
 from meshlib.xds.decode_route import decode_route_configuration
 from meshlib.xds.decode_scopes import scoped_routes
 from meshlib.xds.decode_tls import server_socket
@@ -288,6 +289,7 @@ def _manager(packed: Any, path: str, problems: Problems, *, is_client: bool = Fa
             problems.error(place, f"{item.address_prefix[:100]!r} is not an IP address")
     if manager.codec_type == _HTTP3:
         problems.error(join(path, "codec_type"), "HTTP3 needs a listener for QUIC")
+    check_upgrades(manager.http_protocol_options, join(path, "http_protocol_options"), problems)
     common = join(path, "common_http_protocol_options")
     read = frozenset({"max_stream_duration", "max_response_headers_kb"}) if is_client else _OF_CLUSTERS
     cover(manager.common_http_protocol_options, common, problems, used=read, refused=frozenset())

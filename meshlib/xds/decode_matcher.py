@@ -23,6 +23,7 @@ from meshlib.xds.decode_common import cover, join, unpack_extension
 from meshlib.xds.problems import Problems
 
 __all__ = [
+    "check_upgrades",
     "fraction",
     "header_matcher",
     "header_matchers",
@@ -130,6 +131,13 @@ def string_matcher(message: Any, path: str, problems: Problems) -> StringMatcher
         problems.error(join(path, str(kind or "match_pattern")), "is not supported" if kind else "is required")
         return _ANY_STRING
     return StringMatcher(_STRING_KINDS[kind], getattr(message, kind), bool(message.ignore_case))
+
+
+def check_upgrades(options: Any, path: str, problems: Problems) -> None:
+    """Report the matchers of an Http1ProtocolOptions that are none: it has no effect here, but Envoy compiles them."""
+    for index, item in enumerate(options.ignore_http_11_upgrade):
+        if item.HasField("safe_regex"):
+            string_matcher(item, f"{join(path, 'ignore_http_11_upgrade')}[{index}]", problems)
 
 
 def header_matcher(message: Any, path: str, problems: Problems) -> HeaderMatcher:

@@ -153,8 +153,6 @@ ENVOYS = (
     re.compile(
         "unable to open file|Invalid path: |Environment variable doesn't exist|reuse port cannot be changed during an update$"
     ),
-    # In options of connections, which decide nothing here.
-    re.compile("ignore_case has no effect for safe_regex"),
     # The name of an extension for sessions, which gRPC and meshlib look up by type.
     re.compile(r"Didn't find a registered implementation for name: '"),
 )

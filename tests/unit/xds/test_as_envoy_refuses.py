@@ -58,6 +58,10 @@ def server(**fields: Any) -> dict[str, Any]:
 
 HTTP3 = {"auto_config": {"http3_protocol_options": {}}}
 M, OPTIONS = "api_listener.api_listener", f'typed_extension_protocol_options["{HTTP}"]'
+NO_REGEX, UPGRADES = (
+    {"ignore_http_11_upgrade": [{"safe_regex": {"regex": "("}}]},
+    "ignore_http_11_upgrade[0].safe_regex.regex",
+)
 REFUSED = [
     # Durations, also those that decide nothing here.
     ("CDS", cluster(connect_timeout=TOO_LONG), "connect_timeout"),
@@ -124,6 +128,14 @@ REFUSED = [
             }
         ),
         "transport_socket.typed_config.common_tls_context.alpn_protocols[1]",
+    ),
+    # Options of connections have no effect here, and are compiled by Envoy.
+    ("LDS", manager(http_protocol_options=NO_REGEX), f"{M}.http_protocol_options.{UPGRADES}"),
+    ("CDS", cluster(http_protocol_options=NO_REGEX), f"http_protocol_options.{UPGRADES}"),
+    (
+        "CDS",
+        cluster(**options(use_downstream_protocol_config={"http_protocol_options": NO_REGEX})),
+        f"{OPTIONS}.use_downstream_protocol_config.http_protocol_options.{UPGRADES}",
     ),
     ("LDS", manager(codec_type="HTTP3"), f"{M}.codec_type"),
     (
