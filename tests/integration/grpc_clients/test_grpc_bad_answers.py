@@ -4,6 +4,7 @@ Over plaintext channels and through the relay, whose bytes pass a unix socket.
 """
 
 import asyncio
+import contextlib
 import socket
 import ssl
 import struct
@@ -46,6 +47,7 @@ class Peer:
         self.connections = 0
         self._listener = socket.create_server(("127.0.0.1", 0))
         self.address = f"127.0.0.1:{self._listener.getsockname()[1]}"
+        self._connections: list[socket.socket] = []
         self._threads = [threading.Thread(target=self._accept)]
         self._threads[0].start()
 
@@ -53,6 +55,9 @@ class Peer:
         self._listener.shutdown(socket.SHUT_RDWR)
         self._threads[0].join(30)  # before its number is given to another socket, on which it would accept
         self._listener.close()
+        for connection in self._connections:
+            with contextlib.suppress(OSError):  # TLS has taken it over, or it has ended
+                connection.shutdown(socket.SHUT_RDWR)
         for thread in self._threads:
             thread.join(10)
 
@@ -63,6 +68,7 @@ class Peer:
             except OSError:
                 return
             connection.settimeout(10)
+            self._connections.append(connection)
             self._threads.append(threading.Thread(target=self._serve, args=(connection,)))
             self._threads[-1].start()
 
