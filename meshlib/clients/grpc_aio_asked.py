@@ -9,7 +9,7 @@ import grpc.aio
 
 from meshlib.clients.grpc_errors import CANCELLED
 
-__all__ = ["Asked", "Known", "is_from_core", "metadata_of", "now_of", "status_of"]
+__all__ = ["Asked", "Known", "Said", "metadata_of", "now_of", "status_of", "true_error"]
 
 
 class Asked(ABC):
@@ -71,12 +71,27 @@ class Known:
         return self._error.debug_error_string() or ""
 
 
-def is_from_core(error: Any) -> bool:
+def _is_from_core(error: Any) -> bool:
     return (
         isinstance(error, grpc.aio.AioRpcError)
         and error.code() is grpc.StatusCode.INTERNAL
         and error.details() == "Internal error from Core"
     )
+
+
+def true_error(error: Any, status: grpc.aio.AioRpcError | None) -> Any:
+    """Return what the peer said, when grpc.aio has put its own trouble in the place of it.
+
+    A status that arrives while a request message is being sent is overwritten by "Internal error from Core", as the
+    message cannot be sent any more (seen with 1.85, in one of twenty refused streams).
+
+    Args:
+        error: What grpc.aio raised.
+        status: What `status_of` said when the attempt ended.
+    """
+    if status is not None and _is_from_core(error) and status.code() is not grpc.StatusCode.OK:
+        return status
+    return error
 
 
 def status_of(native: Any) -> grpc.aio.AioRpcError:
@@ -88,6 +103,22 @@ def status_of(native: Any) -> grpc.aio.AioRpcError:
         details=now_of(native.details()),
         debug_error_string=now_of(native.debug_error_string()),
     )
+
+
+class Said:
+    """What a peer said of an attempt that streams requests: the callback at the attempt's end.
+
+    A call of grpc.aio is asked at once: a message that cannot be sent any more overwrites the status, see `true_error`.
+    """
+
+    _status: grpc.aio.AioRpcError | None = None
+
+    def __call__(self, native: Any) -> None:
+        self._status = status_of(native)
+
+    def true(self, error: Any) -> Any:
+        """Return the error that it has come to, for the one that was raised."""
+        return true_error(error, self._status)
 
 
 def metadata_of(pairs: Any) -> grpc.aio.Metadata:

@@ -8,6 +8,7 @@ import grpc
 import grpc.aio
 
 from meshlib.call import Attempt
+from meshlib.clients.grpc_aio_asked import true_error
 from meshlib.clients.grpc_aio_rpc import AioRpc, Over
 from meshlib.clients.grpc_common import OK, STARTED
 from meshlib.clients.grpc_direct_aio import AioDirectCall, aio_puller
@@ -107,7 +108,7 @@ class _StreamResponse(AioRpc):
         try:
             message = await self._native.read()
         except grpc.aio.AioRpcError as raised:
-            error = self._true_error(raised)
+            error = true_error(raised, self._status)
             error.mesh = self.mesh
             self._error = error
             self._settle(error.code())

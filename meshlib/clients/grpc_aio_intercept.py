@@ -1,6 +1,7 @@
 """The interceptors of `grpc_intercept` for `grpc.aio` channels."""
 
 import asyncio
+import contextlib
 from collections.abc import AsyncIterator
 from typing import Any
 
@@ -8,6 +9,7 @@ import grpc
 import grpc.aio
 
 from meshlib.call import Attempt, Sleep, Step
+from meshlib.clients.grpc_aio_asked import Said
 from meshlib.clients.grpc_common import OK, STARTED, HeadMaker
 from meshlib.clients.grpc_endpoint import ChannelKey, EndpointChannel
 from meshlib.clients.grpc_errors import AioMeshRpcError
@@ -43,7 +45,7 @@ class AioInterceptors:
             _close(replay)
             raise
         try:
-            return (await self._first(flow, rpc, continuation, details, request, replay, is_stream=False))[0]
+            return (await self._first(flow, rpc, continuation, details, request, replay, is_stream=False)).call
         finally:
             self._end(flow, None, replay)
 
@@ -57,27 +59,28 @@ class AioInterceptors:
             _close(replay)
             raise
         try:
-            call, first = await self._first(flow, rpc, continuation, details, request, replay, is_stream=True)
+            begun = await self._first(flow, rpc, continuation, details, request, replay, is_stream=True)
         except BaseException:
             self._end(flow, None, replay)
             raise
-        return self._responses(flow, call, first, replay)
+        return self._responses(flow, begun, replay)
 
-    async def _responses(self, flow: Flow, call: Any, first: Any, replay: AioReplay | None) -> AsyncIterator[Any]:
+    async def _responses(self, flow: Flow, begun: "_Begun", replay: AioReplay | None) -> AsyncIterator[Any]:
         code = grpc.StatusCode.CANCELLED
         try:
-            message = first
+            message = begun.first
             while message is not grpc.aio.EOF:
                 yield message
-                message = await call.read()
+                message = await begun.next()
             code = grpc.StatusCode.OK
-        except grpc.aio.AioRpcError as error:
+        except grpc.aio.AioRpcError as raised:
+            error = begun.said.true(raised)
             code = error.code()
-            error.mesh = flow.info()  # type: ignore[attr-defined]  # where users find it
-            raise
+            error.mesh = flow.info()
+            raise error from None
         finally:
             if code is grpc.StatusCode.CANCELLED:
-                call.cancel()
+                begun.call.cancel()
             self._end(flow, code, replay)
 
     async def _begin(self, details: Any) -> tuple[Flow, Rpc]:
@@ -113,8 +116,8 @@ class AioInterceptors:
         replay: AioReplay | None,
         *,
         is_stream: bool,
-    ) -> tuple[Any, Any]:
-        """Get to the response, or the first message; returns the call and the message.
+    ) -> "_Begun":
+        """Get to the response, or the first message.
 
         Raises:
             grpc.aio.AioRpcError: There is none.
@@ -137,12 +140,13 @@ class AioInterceptors:
                     ),
                     request if replay is None else replay.reader(),
                 )
+                begun = _Begun(call, is_stream, sends_stream=replay is not None)
                 try:
-                    first = await self._await(call, step, is_stream)
+                    await begun.begin(step)
                 except (grpc.aio.AioRpcError, TimeoutError) as error:
-                    failed = error
+                    failed = begun.said.true(error)
                 else:
-                    is_over = not is_stream or first is grpc.aio.EOF
+                    is_over = not is_stream or begun.first is grpc.aio.EOF
                     flow.finished(OK if is_over else STARTED, clock())
                     if is_over:
                         if flow.call.wants_trailers:
@@ -150,7 +154,7 @@ class AioInterceptors:
                         flow.close(clock(), 0)
                     elif replay is not None:
                         replay.commit()
-                    return call, first
+                    return begun
                 if replay is not None and replay.is_committed:
                     flow.commit()
                 step, now = self._failed(flow, step, failed, now), clock()
@@ -160,13 +164,6 @@ class AioInterceptors:
                 step = flow.slept(now)
             else:
                 raise invoker.ended(flow, step, failed, AioMeshRpcError)
-
-    async def _await(self, call: Any, attempt: Attempt, is_stream: bool) -> Any:
-        if not is_stream:
-            return await call
-        # The timeout given to gRPC ends the stream; an attempt's own time ends with the first message.
-        async with asyncio.timeout(attempt.timeout_s):
-            return await call.read()
 
     def _failed(self, flow: Flow, attempt: Attempt, error: Any, began_at: float) -> Step:
         if isinstance(error, TimeoutError):
@@ -178,6 +175,46 @@ class AioInterceptors:
     def _end(self, flow: Flow, code: grpc.StatusCode | None, replay: AioReplay | None) -> None:
         flow.close(self._invoker.clock(), None if code is None else code.value[0])
         _close(replay)
+
+
+class _Begun:
+    """An attempt under way.
+
+    Attributes:
+        call: What the continuation gave.
+        first: The first message of a stream of responses, or `grpc.aio.EOF`.
+    """
+
+    first: Any = None
+
+    def __init__(self, call: Any, is_stream: bool, *, sends_stream: bool) -> None:
+        self.call = call
+        # Not `read`: what an interceptor further down makes of a call can be iterated over, and no more than that.
+        self._responses = aiter(call) if is_stream else None
+        self.said = Said()
+        if sends_stream:
+            # The call of an interceptor further down may not have callbacks.
+            with contextlib.suppress(NotImplementedError, AttributeError):
+                call.add_done_callback(self.said)
+
+    async def begin(self, attempt: Attempt) -> None:
+        """Wait for the response, or the first message.
+
+        Raises:
+            grpc.aio.AioRpcError: There is none.
+            TimeoutError: It has taken too long.
+        """
+        if self._responses is None:
+            await self.call
+            return
+        # The timeout given to gRPC ends the stream; an attempt's own time ends with the first message.
+        async with asyncio.timeout(attempt.timeout_s):
+            self.first = await self.next()
+
+    async def next(self) -> Any:
+        """Return the next message, or `grpc.aio.EOF`."""
+        assert self._responses is not None
+        return await anext(self._responses, grpc.aio.EOF)
 
 
 _NO_CHANNEL: EndpointChannel[Any] = EndpointChannel(ChannelKey("", "", (), None, None), None, "", None)

@@ -16,7 +16,7 @@ import grpc
 import grpc.aio
 
 from meshlib.call import Attempt, Done, Sleep, Step
-from meshlib.clients.grpc_aio_asked import Known, is_from_core, status_of
+from meshlib.clients.grpc_aio_asked import Known, status_of, true_error
 from meshlib.clients.grpc_aio_held import AioHeld, Running
 from meshlib.clients.grpc_common import OK
 from meshlib.clients.grpc_endpoint import EndpointChannel
@@ -171,7 +171,7 @@ class AioRpc(AioHeld):
                 first = await self._next()
             except (grpc.aio.AioRpcError, TimeoutError) as error:
                 if not self._is_over:
-                    self._failed(flow, self._true_error(error))
+                    self._failed(flow, true_error(error, self._status))
             else:
                 if not self._is_over:
                     self._has_first(flow, first)
@@ -215,17 +215,6 @@ class AioRpc(AioHeld):
         if is_committed:
             flow.commit()
         self._launch(flow, flow.finished(outcome, self._invoker.clock()), error)
-
-    def _true_error(self, error: Any) -> Any:
-        """Return what the peer said, when grpc.aio has put its own trouble in the place of it.
-
-        A status that arrives while a request message is being sent is overwritten by "Internal error from Core", as
-        the message cannot be sent any more (seen with 1.85, in one of twenty refused streams).
-        """
-        status = self._status
-        if status is not None and is_from_core(error) and status.code() is not grpc.StatusCode.OK:
-            return status
-        return error
 
     async def _sleep(self, seconds: float) -> None:
         pause = self._pause = self._loop.create_future()
