@@ -45,8 +45,12 @@ class Call(Beginnings, HostChoice):
 
     # --- the machine ---------------------------------------------------------------------------------------------
 
-    def start(self, now: float) -> Step:
+    def start(self, now: float, found: RouteMatch | LocalReply | None = None) -> Step:
         """Begin. Call it once.
+
+        Args:
+            found: What the routes say of the call, if they were asked already: where chance has a part in it they would
+                say something else the next time.
 
         Raises:
             RuntimeError: It began already.
@@ -65,7 +69,8 @@ class Call(Beginnings, HostChoice):
             if isinstance(prepared, EarlyAnswer):
                 return self._finish(routes.local_reply(prepared.reply, prepared.head))
             head = self.head = prepared
-        found = routes.match(head, self._rng, is_prepared=True)
+        if found is None:
+            found = routes.match(head, self._rng, is_prepared=True)
         if isinstance(found, LocalReply):
             return self._answer(found, now)
         self.match = found
@@ -286,7 +291,7 @@ class Call(Beginnings, HostChoice):
         self._set_end(action, cluster.config.cluster, head, now)
         if head.memo is not None or head.kin is not None:
             self._keep_way(match, cluster, head)
-        elif self.target.is_plain and profile is HTTP and not options.mirrors:
+        elif self.target.is_plain and profile is HTTP and not (options.mirrors or match.mirrors):
             ways = self.target.ways
             if match not in ways or ((way := ways[match]) is not None and way.config is not cluster.config):
                 self._keep_http_way(match, cluster)

@@ -48,7 +48,7 @@ from meshlib.runtime.context import added_to, peek_request
 from meshlib.runtime.tls import validity
 from meshlib.view import TargetView, View
 
-__all__ = ["Begun", "Express", "Tried", "begin"]
+__all__ = ["Begun", "Express", "Routed", "Tried", "begin"]
 
 P = TypeVar("P")
 
@@ -222,9 +222,53 @@ class Begun:
         return None if limit_s is None else self.at + limit_s
 
 
+class Routed:
+    """A request whose route is known, and that is to begin as all others do. It is not to be looked for again: where chance
+    decides, those that begin here would have had theirs, and only the others a second one."""
+
+    __slots__ = ("at", "found", "head", "is_repeated", "left_s", "mesh", "target")
+
+    berth: Final = None
+
+    def __init__(
+        self,
+        mesh: MeshSource,
+        target: TargetView,
+        head: RequestHead,
+        found: RouteMatch | LocalReply,
+        at: float,
+        left_s: float | None,
+        is_repeated: bool,
+    ) -> None:
+        self.mesh = mesh
+        self.target = target
+        self.head = head
+        self.found = found
+        self.at = at
+        self.left_s = left_s
+        self.is_repeated = is_repeated
+
+    def joined(self) -> tuple[Call, Step]:
+        """As of one that has begun."""
+        mesh = self.mesh
+        call = Call(
+            self.target,
+            self.head,
+            rng=mesh.rng,
+            now=self.at,
+            timeout_s=self.left_s,
+            can_hedge=True,
+            is_repeated=self.is_repeated,
+            guard_unsafe=mesh.guard_unsafe,
+            hook=mesh.emit,
+            meter=getattr(mesh, "_meter", None),
+        )
+        return call, call.start(self.at, self.found)
+
+
 def begin(
     mesh: MeshSource, express: Express | None, request: httpx.Request, authority: str, target: TargetView
-) -> Begun | None:
+) -> Begun | Routed | None:
     """Begin a request that needs nothing special.
 
     Args:
@@ -232,7 +276,7 @@ def begin(
         authority: As in the URL.
 
     Returns:
-        None: it has to be begun the long way; nothing was done.
+        None: it has to be begun the long way; nothing was done. `Routed`: so it has, but its route was found.
     """
     if express is None or not target.is_plain:
         return None
@@ -260,11 +304,6 @@ def begin(
             if found is None or has_control_headers(headers):
                 return None
             lines += found[0]
-    head = RequestHead(method, shape.authority, wire.decode("ascii"), headers, scheme=request.url.scheme, profile=HTTP)
-    match = target.routes.match(head, mesh.rng, is_prepared=True)
-    way: Way | None = target.ways.get(match) if type(match) is RouteMatch else None
-    if way is None or not way.is_express:
-        return None
     told = express(target)
     if told is None or not mesh.tracing.is_idle():
         return None  # somebody takes spans
@@ -273,9 +312,11 @@ def begin(
         left_s = inbound.deadline - now
         if left_s <= 0.0:
             return None
-    state = way.begin(now, mesh.rng)
-    if state is None:
-        return None
+    head = RequestHead(method, shape.authority, wire.decode("ascii"), headers, scheme=request.url.scheme, profile=HTTP)
+    match = target.routes.match(head, mesh.rng, is_prepared=True)
+    way: Way | None = target.ways.get(match) if type(match) is RouteMatch else None
+    if way is None or not way.is_express or (state := way.begin(now, mesh.rng)) is None:
+        return Routed(mesh, target, head, match, now, left_s, is_repeated)
     begun = Begun(mesh, request, head, way, state, now, told[1], left_s, is_repeated)
     if type(state) is not EndpointState:
         return begun

@@ -22,6 +22,7 @@ from meshlib.clients.call_trace import Trace, begin_trace
 from meshlib.clients.source import MeshSource
 from meshlib.model.outcome import LocalReply, Outcome
 from meshlib.model.request import RequestHead
+from meshlib.routing.table import RouteMatch
 from meshlib.runtime.context import InboundContext, peek_request, with_handed_on
 from meshlib.runtime.tracing import report
 from meshlib.view import TargetView
@@ -142,9 +143,9 @@ class TracedCall(Call):
         """As `Call.join`."""
         return self._traced(Call.join(self, way, begun, now))
 
-    def start(self, now: float) -> Step:
+    def start(self, now: float, found: RouteMatch | LocalReply | None = None) -> Step:
         """As `Call.start`."""
-        return self._traced(Call.start(self, now))
+        return self._traced(Call.start(self, now, found))
 
     def slept(self, now: float) -> Step:
         """As `Call.slept`."""

@@ -95,7 +95,7 @@ class TargetView:
         hostname: Of this machine; empty: not known.
         wall_offset_s: Added to monotonic seconds it gives those since the epoch, in which marks of sessions end. Kept up to date from outside.
         has_demands: A request may need what is only subscribed to when one does: see `unmet`.
-        is_plain: Requests are routed as they come, and alike if they are alike: no chance, no clock, nothing to prepare.
+        is_plain: Requests are routed as they come: no clock, nothing to prepare, nothing to be waited for.
         ways: Of HTTP calls, by route; None: that route has none. See `meshlib.call.way`.
     """
 
@@ -164,7 +164,7 @@ class TargetView:
                 _check_retries(routes)
         self.has_demands = self.routes.has_demands
         table = self.routes
-        self.is_plain = not (self.has_demands or table.has_chance or table.needs_moment or table.prepare is not None)
+        self.is_plain = not (self.has_demands or table.needs_moment or table.prepare is not None)
         self.ways: dict[RouteMatch, Any] = {}
 
         # By scope and configuration; what has been counted goes on as long as neither changes.
