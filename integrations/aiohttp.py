@@ -13,7 +13,7 @@ import asyncio
 import inspect
 from collections.abc import Awaitable, Callable, Iterable
 from types import SimpleNamespace
-from typing import Any, assert_never, cast
+from typing import Any, assert_never, cast, get_args
 
 import aiohttp
 from aiohttp.base_protocol import BaseProtocol
@@ -32,6 +32,7 @@ from meshlib.events import CallFinished
 from meshlib.model.outcome import Connected, Failure, FailureKind, LocalReply, Outcome, Response
 from meshlib.model.profile import HTTP
 from meshlib.model.request import Headers, RequestHead, is_grpc_type
+from meshlib.options import check_choice, entries
 from meshlib.runtime.context import remaining_s
 from meshlib.runtime.tls import client_context
 
@@ -75,8 +76,9 @@ class MeshMiddleware:
         filters: Iterable[Filter | AsyncFilter] = (),
     ) -> None:
         self._mesh = mesh
+        check_choice("passthrough", passthrough, get_args(Passthrough))
         self._passthrough = passthrough
-        chosen = tuple(filters)
+        chosen = entries("filters", filters, "filters")
         self._chain = AsyncFilterChain(chosen) if chosen else None
 
     async def __call__(self, request: aiohttp.ClientRequest, handler: Handler) -> aiohttp.ClientResponse:

@@ -13,7 +13,7 @@ import io
 from collections.abc import Iterable, Iterator, Mapping
 from email.message import Message
 from types import SimpleNamespace
-from typing import Any, cast
+from typing import Any, cast, get_args
 
 import httpx
 import requests
@@ -28,6 +28,7 @@ from meshlib.clients.httpx_filters import FilteredTransport
 from meshlib.clients.httpx_sync import MeshTransport
 from meshlib.clients.source import MeshSource
 from meshlib.errors import IdentityError, RoutingError
+from meshlib.options import check_choice, entries
 
 __all__ = ["MeshAdapter"]
 
@@ -63,9 +64,10 @@ class MeshAdapter(BaseAdapter):
     ) -> None:
         super().__init__()
         self._mesh = mesh
+        check_choice("passthrough", passthrough, get_args(Passthrough))
         self._passthrough = passthrough
         transport = MeshTransport(mesh, limits=limits)
-        chosen = tuple(filters)
+        chosen = entries("filters", filters, "filters")
         self._transport = FilteredTransport(transport, chosen) if chosen else transport
         self._plain = HTTPAdapter()
 

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, Final, Self
 from meshlib.admin.metrics import StandardMetrics
 from meshlib.errors import BootstrapError
 from meshlib.model.retry import DEFAULT_SAFETY, RetryBudget
+from meshlib.options import check_type, entries
 from meshlib.ports import Clock, Rng
 from meshlib.runtime import clock as clocks
 from meshlib.runtime.asking import FIRST_USE_TIMEOUT_S
@@ -97,6 +98,8 @@ class Mesh(MeshEngine):
 
         Raises:
             BootstrapError: The dict is not a valid bootstrap.
+            TypeError: An option is of another type than it must be.
+            ValueError: Its value is none that it can have.
         """
         super().__init__(
             bootstrap,
@@ -160,6 +163,7 @@ class Mesh(MeshEngine):
             metadata: The node's metadata.
             **options: As for `Mesh`.
         """
+        check_type("metadata", metadata, Mapping, none=True)
         bootstrap: dict[str, Any] = {
             "xds_servers": [_insecure_server(address)],
             "node": {"id": node_id, "metadata": dict(metadata or {})},
@@ -343,7 +347,7 @@ class Mesh(MeshEngine):
         from meshlib.clients.httpx_sync import MeshTransport
 
         transport = MeshTransport(self, **options)
-        chosen = tuple(filters)
+        chosen = entries("filters", filters, "filters")
         return FilteredTransport(transport, chosen) if chosen else transport
 
     def async_httpx_transport(
@@ -359,7 +363,7 @@ class Mesh(MeshEngine):
         from meshlib.clients.httpx_filters import AsyncFilteredTransport
 
         transport = AsyncMeshTransport(self, **options)
-        chosen = tuple(filters)
+        chosen = entries("filters", filters, "filters")
         return AsyncFilteredTransport(transport, chosen) if chosen else transport
 
     def channel(
@@ -382,7 +386,7 @@ class Mesh(MeshEngine):
         from meshlib.clients.grpc_sync import MeshChannel
 
         channel = MeshChannel(self, target, options=options, compression=compression)
-        chosen = tuple(filters)
+        chosen = entries("filters", filters, "filters")
         if not chosen:
             return channel
         from meshlib.clients.grpc_filters import filtered_channel
@@ -408,7 +412,7 @@ class Mesh(MeshEngine):
         """
         from meshlib.clients.grpc_aio import AioMeshChannel
 
-        chosen = tuple(filters)
+        chosen = entries("filters", filters, "filters")
         if not chosen:
             return AioMeshChannel(self, target, options=options, compression=compression)
         from meshlib.clients.filters import AsyncFilterChain
@@ -455,6 +459,8 @@ class Mesh(MeshEngine):
             headers: Those that routes may look at.
             timeout_s: How long to wait for a service not used yet; None: the mesh's default.
         """
+        check_type("explain: method", method, str)
+        check_type("explain: url", url, str)
         from meshlib.admin.explain import explain
 
         return explain(self, method, url, headers=headers, timeout_s=timeout_s)

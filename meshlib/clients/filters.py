@@ -13,9 +13,12 @@ One mechanism for all clients: `filters=` of `mesh.httpx_transport`, `mesh.async
             request.headers["x-tenant"] = current_tenant()
 """
 
+import inspect
 from collections.abc import Iterable, Iterator, MutableMapping
 from dataclasses import dataclass, field
 from typing import Any
+
+from meshlib.options import check_count, check_type, entries
 
 __all__ = [
     "AsyncFilter",
@@ -48,6 +51,7 @@ class FilterHeaders(MutableMapping[str, str]):
         return [value for key, value in self.items_list if key.lower() == lower]
 
     def __setitem__(self, name: str, value: str) -> None:
+        _check_header(name, value)
         lower = name.lower()
         at = next((index for index, (key, _) in enumerate(self.items_list) if key.lower() == lower), None)
         kept = [item for item in self.items_list if item[0].lower() != lower]
@@ -57,6 +61,7 @@ class FilterHeaders(MutableMapping[str, str]):
 
     def add(self, name: str, value: str) -> None:
         """Add an entry to those that there are."""
+        _check_header(name, value)
         self.items_list.append((name, value))
         self.is_changed = True
 
@@ -128,6 +133,24 @@ class FilterAnswer:
     headers: tuple[tuple[str, str], ...] = ()
     body: bytes = b""
 
+    def __post_init__(self) -> None:
+        """Check the types.
+
+        Raises:
+            TypeError: One is another; the text names the field.
+        """
+        check_count("FilterAnswer: status", self.status, least=0)
+        check_type("FilterAnswer: body", self.body, bytes)
+        for name, value in entries("FilterAnswer: headers", self.headers, "pairs"):
+            _check_header(name, value)
+
+
+def _check_header(name: object, value: object) -> None:
+    if not isinstance(name, str) or not isinstance(value, str):
+        raise TypeError(
+            f"header {name!r}: name and value must be str, not {type(name).__name__} and {type(value).__name__}"
+        )
+
 
 class Filter:
     """Code around calls that does not wait. Override what is needed. One object serves all calls, at the same time."""
@@ -155,6 +178,15 @@ class AsyncFilter:
         """As `Filter.on_error`; not async, since it hears of cancellations too."""
 
 
+def _check_methods(one: Filter) -> None:
+    """Refuse coroutines where nobody would await them."""
+    for name in ("on_request", "on_response", "on_error"):
+        if inspect.iscoroutinefunction(getattr(one, name)):
+            raise TypeError(
+                f"{type(one).__name__}.{name} is a coroutine function: such filters derive from AsyncFilter"
+            )
+
+
 class FilterChain:
     """The filters of a client, for one call after the other. Without state of its own.
 
@@ -169,6 +201,7 @@ class FilterChain:
                 raise TypeError(f"{type(one).__name__} is an AsyncFilter: it can only be used by async clients")
             if not isinstance(one, Filter):
                 raise TypeError(f"{one!r} is no Filter")
+            _check_methods(one)
             found.append(one)
         self._filters = tuple(found)
 
@@ -181,11 +214,12 @@ class FilterChain:
         for count, one in enumerate(self._filters, 1):
             try:
                 answer = one.on_request(request)
+                if answer is not None:
+                    check_type(f"{type(one).__name__}.on_request: the answer", answer, FilterAnswer, none=True)
+                    return answer, count
             except BaseException as error:
                 self.fail(request, error, count - 1)
                 raise
-            if answer is not None:
-                return answer, count
         return None, len(self._filters)
 
     def end(self, request: FilterRequest, response: FilterResponse, count: int) -> None:
@@ -211,17 +245,20 @@ class AsyncFilterChain:
         for one in self._filters:
             if not isinstance(one, Filter | AsyncFilter):
                 raise TypeError(f"{one!r} is no Filter or AsyncFilter")
+            if isinstance(one, Filter):
+                _check_methods(one)
 
     async def begin(self, request: FilterRequest) -> tuple[FilterAnswer | None, int]:
         """As `FilterChain.begin`."""
         for count, one in enumerate(self._filters, 1):
             try:
                 answer = await one.on_request(request) if isinstance(one, AsyncFilter) else one.on_request(request)
+                if answer is not None:
+                    check_type(f"{type(one).__name__}.on_request: the answer", answer, FilterAnswer, none=True)
+                    return answer, count
             except BaseException as error:
                 self.fail(request, error, count - 1)
                 raise
-            if answer is not None:
-                return answer, count
         return None, len(self._filters)
 
     async def end(self, request: FilterRequest, response: FilterResponse, count: int) -> None:

@@ -30,11 +30,13 @@ import tenacity
 from meshlib.call import Attempt, Call, Sleep
 from meshlib.clients.function_attempts import NOTHING, Progress, RetryByPolicy, WaitByPolicy
 from meshlib.clients.response_cache import ResponseCache
-from meshlib.clients.sharing import KeyMaker, Sharing
+from meshlib.clients.sharing import KeyMaker, Sharing, without_endpoint
 from meshlib.clients.source import MeshSource
 from meshlib.clients.tracing import attempt_scope, begin_call
+from meshlib.errors import DeadlineExceeded, UnavailableError
 from meshlib.model.endpoint import Endpoint
 from meshlib.model.request import Headers, RequestHead
+from meshlib.options import check_callable, check_number, check_type, name_of
 from meshlib.runtime.context import remaining_s
 from meshlib.view import TargetView
 
@@ -90,14 +92,18 @@ def decorate(
             or plain lists, dicts and sets.
 
     Raises:
-        TypeError: (from the decorator) It is a generator function.
-        ValueError: (from the decorator) `collapse`, `cache` or `key` make no sense together with the method.
+        TypeError: An option is of another type than it must be; or, from the decorator, it is a generator function or takes
+            no endpoint.
+        ValueError: An option has a value that it cannot have; or, from the decorator, `collapse`, `cache` or `key` make no
+            sense together with the method.
     """
+    _check_options(service, timeout_s, method, path, ignore, collapse, cache, key)
 
     def wrap(function: Callable[..., Any]) -> Callable[..., Any]:
+        check_callable("mesh.call", function)
         if inspect.isgeneratorfunction(function) or inspect.isasyncgenfunction(function):
             raise TypeError(f"{function!r} is a generator function; its calls end before its work begins")
-        head = RequestHead(method, service, path or f"/{function.__name__}", Headers())
+        head = RequestHead(method, service, path or f"/{name_of(function)}", Headers())
         sharing = None
         if collapse or cache is not None or key is not None:
             sharing = Sharing(
@@ -117,15 +123,51 @@ def decorate(
             async def awaited(*args: Any, **kwargs: Any) -> Any:
                 return await policy.arun(args, kwargs)
 
-            return awaited
+            return _shown(awaited, function)
 
         @functools.wraps(function)
         def called(*args: Any, **kwargs: Any) -> Any:
             return policy.run(args, kwargs)
 
-        return called
+        return _shown(called, function)
 
     return cast(Decorator, wrap)
+
+
+def _check_options(
+    service: object,
+    timeout_s: object,
+    method: object,
+    path: object,
+    ignore: object,
+    collapse: object,
+    cache: object,
+    key: object,
+) -> None:
+    if callable(service):
+        raise TypeError('mesh.call: service: must be str, as in @mesh.call("inventory")')
+    check_type("mesh.call: service", service, str)
+    check_type("mesh.call: method", method, str)
+    check_type("mesh.call: path", path, str, none=True)
+    check_number("mesh.call: timeout_s", timeout_s, least=0, none=True)
+    check_type("mesh.call: collapse", collapse, bool)
+    check_type("mesh.call: cache", cache, ResponseCache, none=True)
+    check_callable("mesh.call: key", key, none=True)
+    kinds = ignore if isinstance(ignore, tuple) else (ignore,)
+    if not all(isinstance(kind, type) and issubclass(kind, BaseException) for kind in kinds):
+        raise TypeError("mesh.call: ignore: must be a tuple of classes of exceptions")
+    if not service or "://" in str(service).removeprefix("xds://"):
+        raise ValueError(f"mesh.call: service={service!r}: must be a name as in a URL, inventory or inventory:8080")
+    if not method:
+        raise ValueError("mesh.call: method='': must be one of HTTP")
+    if isinstance(path, str) and not path.startswith("/"):
+        raise ValueError(f"mesh.call: path={path!r}: must begin with /")
+
+
+def _shown(called: Callable[..., Any], function: Callable[..., Any]) -> Callable[..., Any]:
+    """Have frameworks that look at signatures see the one that callers use."""
+    called.__signature__ = without_endpoint(inspect.signature(function))  # type: ignore[attr-defined]
+    return called
 
 
 class _Signature:
@@ -134,6 +176,11 @@ class _Signature:
     def __init__(self, function: Callable[..., Any]) -> None:
         parameters = inspect.signature(function).parameters
         found = parameters.get("endpoint")
+        first = next(iter(parameters.values()), None)
+        if found is None and (
+            first is None or first.kind in (inspect.Parameter.KEYWORD_ONLY, inspect.Parameter.VAR_KEYWORD)
+        ):
+            raise TypeError(f"{name_of(function)}: takes no endpoint: neither as `endpoint` nor as its first argument")
         self._index: int | None = 0
         if found is not None:
             is_keyword = found.kind is inspect.Parameter.KEYWORD_ONLY
@@ -191,13 +238,20 @@ class _Policy:
 
     def _find_and_run(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         mesh = self._mesh
-        target = mesh.target(self._service) or mesh.wait_target(self._service)
+        began_at = mesh.clock()
+        target = mesh.target(self._service)
+        if target is None:
+            try:
+                target = mesh.wait_target(self._service, self._timeout_s)
+            except UnavailableError as error:
+                self._refuse_late(error, began_at)
+                raise
         if target.has_demands:
-            target = mesh.meet(target, self._head)
-        return self._run(target, args, kwargs)
+            target = mesh.meet(target, self._head, self._left_s(began_at))
+        return self._run(target, began_at, args, kwargs)
 
-    def _run(self, target: TargetView, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        call = self._call(target)
+    def _run(self, target: TargetView, began_at: float, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        call = self._call(target, began_at)
         try:
             progress = Progress(call, self._mesh, self._ignore)
             if isinstance(progress.step, Sleep):  # an injected delay
@@ -240,13 +294,20 @@ class _Policy:
 
     async def _find_and_arun(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         mesh = self._mesh
-        target = mesh.target(self._service) or await mesh.wait_target_async(self._service)
+        began_at = mesh.clock()
+        target = mesh.target(self._service)
+        if target is None:
+            try:
+                target = await mesh.wait_target_async(self._service, self._timeout_s)
+            except UnavailableError as error:
+                self._refuse_late(error, began_at)
+                raise
         if target.has_demands:
-            target = await mesh.meet_async(target, self._head)
-        return await self._arun(target, args, kwargs)
+            target = await mesh.meet_async(target, self._head, self._left_s(began_at))
+        return await self._arun(target, began_at, args, kwargs)
 
-    async def _arun(self, target: TargetView, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        call = self._call(target, can_hedge=True)
+    async def _arun(self, target: TargetView, began_at: float, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        call = self._call(target, began_at, can_hedge=True)
         try:
             progress = Progress(call, self._mesh, self._ignore)
             if isinstance(progress.step, Sleep):  # an injected delay
@@ -284,10 +345,19 @@ class _Policy:
         finally:
             call.close(self._mesh.clock())
 
-    def _call(self, target: TargetView, *, can_hedge: bool = False) -> Call:
+    def _left_s(self, began_at: float) -> float | None:
+        """Return the seconds that are left of `timeout_s`; None: no limit."""
+        return None if self._timeout_s is None else max(0.0, began_at + self._timeout_s - self._mesh.clock())
+
+    def _refuse_late(self, error: UnavailableError, began_at: float) -> None:
+        """Say so when it is the call's own time in which the configuration did not come."""
+        if self._left_s(began_at) == 0.0:
+            raise DeadlineExceeded(error.message, resource=error.resource) from error
+
+    def _call(self, target: TargetView, began_at: float, *, can_hedge: bool = False) -> Call:
         mesh = self._mesh
         now = mesh.clock()
-        known = [seconds for seconds in (self._timeout_s, remaining_s(now)) if seconds is not None]
+        known = [seconds for seconds in (self._left_s(began_at), remaining_s(now)) if seconds is not None]
         timeout_s = min(known, default=None)
         return begin_call(mesh, target, self._head, now=now, timeout_s=timeout_s, can_hedge=can_hedge)
 

@@ -23,6 +23,7 @@ from meshlib.clients.grpc_invoke import AioInvoker, Method, Rpc
 from meshlib.clients.grpc_replay import AioReplay
 from meshlib.clients.source import MeshSource
 from meshlib.errors import MeshError
+from meshlib.options import check_type
 from meshlib.runtime.dial import dial_target
 
 __all__ = ["AioMeshChannel"]
@@ -58,9 +59,11 @@ class AioMeshChannel(grpc.aio.Channel):
 
         Raises:
             ConfigError: The target cannot be parsed, or an option contradicts the mesh.
+            TypeError: An argument is of another type than it must be.
         """
         parsed = parse_target(target)
         kept, authority = split_options(options)
+        check_type("compression", compression, grpc.Compression, none=True)
         self._authority = authority or parsed.host
         self._channels = channels_of(mesh)
         self._channels.attach()

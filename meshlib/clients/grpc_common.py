@@ -12,6 +12,7 @@ import grpc
 from meshlib.errors import ConfigError, IdentityError
 from meshlib.model.outcome import GRPC_OK, NO_HEADERS, Failure, FailureKind, Outcome, Response
 from meshlib.model.request import Headers, HeadMemo, RequestHead
+from meshlib.options import check_type, entries
 
 __all__ = [
     "OK",
@@ -77,7 +78,9 @@ def parse_target(target: str) -> Target:
 
     Raises:
         ConfigError: Another scheme, or no name.
+        TypeError: It is no text.
     """
+    check_type("target", target, str)
     scheme, colon, rest = target.partition(":")
     if not colon or scheme.lower() != "xds":
         raise ConfigError(f"target {target!r}: a mesh channel needs an xds: target, e.g. xds:///checkout")
@@ -101,12 +104,19 @@ def split_options(options: Sequence[tuple[str, Any]] | None) -> tuple[tuple[tupl
 
     Raises:
         ConfigError: An option that would take the mesh's decisions away.
+        TypeError: They are no pairs of a name and a value.
     """
     kept = []
     authority = None
-    for key, value in options or ():
+    for option in entries("options", options or (), "pairs"):
+        if not (isinstance(option, tuple | list) and len(option) == 2 and isinstance(option[0], str | bytes)):
+            raise TypeError(
+                f"options: must be pairs of a name and a value, as in grpc.insecure_channel; {option!r} is none"
+            )
+        key, value = option
         if key == "grpc.default_authority":
-            authority = value.decode() if isinstance(value, bytes) else str(value)
+            check_type(key, value, str, bytes)
+            authority = value.decode() if isinstance(value, bytes) else value
         elif key in ("grpc.service_config", "grpc.lb_policy_name"):
             raise ConfigError(f"channel option {key!r} has no effect on a mesh channel: the mesh routes and balances")
         else:

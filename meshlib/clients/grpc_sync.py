@@ -19,6 +19,7 @@ from meshlib.clients.grpc_common import HeadMaker, parse_target, split_options
 from meshlib.clients.grpc_invoke import Method, SyncInvoker
 from meshlib.clients.source import MeshSource
 from meshlib.errors import MeshError
+from meshlib.options import check_type
 from meshlib.runtime.dial import dial_target
 
 __all__ = ["MeshChannel"]
@@ -51,9 +52,11 @@ class MeshChannel(grpc.Channel):
 
         Raises:
             ConfigError: The target cannot be parsed, or an option contradicts the mesh.
+            TypeError: An argument is of another type than it must be.
         """
         parsed = parse_target(target)
         kept, authority = split_options(options)
+        check_type("compression", compression, grpc.Compression, none=True)
         self._authority = authority or parsed.host
         self._channels = channels_of(mesh)
         self._channels.attach()

@@ -23,6 +23,7 @@ from meshlib.clients.httpx_common import (
     Passthrough,
     authority_of,
     call_for,
+    check_options,
     head_of,
     is_replayable,
     local_response,
@@ -41,6 +42,7 @@ from meshlib.clients.source import MeshSource
 from meshlib.clients.warm_up import warm_connections
 from meshlib.errors import MeshError, RoutingError
 from meshlib.model.outcome import Failure, LocalReply, Response
+from meshlib.options import check_count
 from meshlib.ports import Lock
 
 __all__ = ["AsyncMeshTransport"]
@@ -65,6 +67,7 @@ class AsyncMeshTransport(httpx.AsyncBaseTransport):
         self, mesh: MeshSource, *, passthrough: Passthrough = "never", limits: httpx.Limits = DEFAULT_LIMITS
     ) -> None:
         self._mesh = mesh
+        check_options(passthrough, limits)
         self._passthrough = passthrough
         self._limits = limits
         self._express: Express | None = getattr(mesh, "_express", None)
@@ -159,6 +162,7 @@ class AsyncMeshTransport(httpx.AsyncBaseTransport):
 
     async def warm_up(self, url: str, *, connections: int = 1, timeout_s: float = 5.0) -> int:
         """As `MeshTransport.warm_up`."""
+        check_count("warm_up: connections", connections)
         mesh = self._mesh
         request = httpx.Request("GET", url)
         authority = authority_of(request)

@@ -3,7 +3,7 @@
 import importlib.util
 from collections.abc import Mapping, Sequence
 from functools import lru_cache
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal, NamedTuple, get_args
 
 import httpcore
 import httpx
@@ -23,6 +23,7 @@ from meshlib.events import CallFinished
 from meshlib.model.outcome import Connected, LocalReply, Response
 from meshlib.model.profile import HTTP
 from meshlib.model.request import Headers, RequestHead, is_grpc_type
+from meshlib.options import check_choice, check_type
 from meshlib.ports import Clock
 from meshlib.resilience.circuit_breaker import CircuitBreaker
 from meshlib.runtime.context import remaining_s
@@ -39,6 +40,7 @@ __all__ = [
     "address_text",
     "authority_of",
     "call_for",
+    "check_options",
     "head_of",
     "headers_of",
     "is_in_memory",
@@ -56,6 +58,19 @@ __all__ = [
 ]
 
 Passthrough = Literal["never", "unknown"]
+
+
+def check_options(passthrough: Passthrough, limits: httpx.Limits) -> None:
+    """Refuse options of a transport that it could not honour.
+
+    Raises:
+        TypeError: `limits` is none; those of httpx2 are.
+        ValueError: `passthrough` is none of its words.
+    """
+    check_choice("passthrough", passthrough, get_args(Passthrough))
+    if not hasattr(limits, "max_keepalive_connections"):
+        check_type("limits", limits, httpx.Limits)
+
 
 # Per endpoint. Idle connections are kept for less time than the 5 s after which uvicorn and others close them, so that
 # a request seldom meets a connection which its server is just closing. As many may idle as may exist: a lower number

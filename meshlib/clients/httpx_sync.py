@@ -21,6 +21,7 @@ from meshlib.clients.httpx_common import (
     Passthrough,
     authority_of,
     call_for,
+    check_options,
     head_of,
     is_replayable,
     local_response,
@@ -41,6 +42,7 @@ from meshlib.clients.source import MeshSource
 from meshlib.clients.warm_up import warm_connections
 from meshlib.errors import MeshError, RoutingError
 from meshlib.model.outcome import Failure, LocalReply, Response
+from meshlib.options import check_count
 from meshlib.ports import Lock
 
 __all__ = ["MeshTransport"]
@@ -63,6 +65,7 @@ class MeshTransport(httpx.BaseTransport):
         self, mesh: MeshSource, *, passthrough: Passthrough = "never", limits: httpx.Limits = DEFAULT_LIMITS
     ) -> None:
         self._mesh = mesh
+        check_options(passthrough, limits)
         self._passthrough = passthrough
         self._limits = limits
         self._express: Express | None = getattr(mesh, "_express", None)
@@ -179,6 +182,7 @@ class MeshTransport(httpx.BaseTransport):
         Raises:
             httpx.ConnectError: The host is not in the mesh; or `httpx.ReadTimeout`: its configuration was not there in time.
         """
+        check_count("warm_up: connections", connections)
         mesh = self._mesh
         request = httpx.Request("GET", url)
         authority = authority_of(request)

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from email.utils import parsedate_to_datetime
 from typing import Any, Final
 
+from meshlib.options import check_count
 from meshlib.ports import Lock
 
 __all__ = ["CacheStatistics", "ResponseCache"]
@@ -62,10 +63,11 @@ class ResponseCache:
             max_body_bytes: Responses with a larger body are not kept.
 
         Raises:
-            ValueError: A limit below 1.
+            TypeError: A limit that is no whole number.
+            ValueError: One below 1.
         """
-        if max_entries < 1 or max_body_bytes < 1:
-            raise ValueError("ResponseCache: max_entries and max_body_bytes must be at least 1")
+        check_count("ResponseCache: max_entries", max_entries)
+        check_count("ResponseCache: max_body_bytes", max_body_bytes)
         self._max_entries = max_entries
         self._max_body_bytes = max_body_bytes
         # Guarded by the lock:

@@ -56,7 +56,7 @@ class Sharing:
         self._mesh = mesh
         self._function: Hashable = (getattr(function, "__module__", ""), name, id(function))
         self._name = name
-        self._signature = _without_endpoint(inspect.signature(function))
+        self._signature = without_endpoint(inspect.signature(function))
         self._cache = cache
         self._make_key = key
         self._timeout_s = timeout_s
@@ -151,7 +151,7 @@ class Sharing:
         return key, {str(name).lower(): str(value) for name, value in headers.items()}
 
 
-def _without_endpoint(signature: inspect.Signature) -> inspect.Signature:
+def without_endpoint(signature: inspect.Signature) -> inspect.Signature:
     """Return the signature that callers see: without the endpoint, which is the first parameter or the one of that name."""
     parameters = dict(signature.parameters)
     parameters.pop("endpoint" if "endpoint" in parameters else next(iter(parameters), ""), None)

@@ -118,13 +118,15 @@ def register_lb_policy(name: str, *, replace: bool = False) -> Callable[[Made], 
 
     Raises:
         ValueError: The name is empty, has a slash, or is taken.
-        TypeError: The class has no `pick`.
+        TypeError: The name is no text, or the class has no `pick`.
     """
+    if not isinstance(name, str):
+        raise TypeError('give a name to register the policy under: @register_lb_policy("acme.balancing.Nearest")')
     if not name or "/" in name:
         raise ValueError(f"a load-balancing policy's name must not be empty or have a slash: {name!r}")
 
     def register(make: Made) -> Made:
-        if isabstract(make):
+        if isabstract(make) or (isinstance(make, type) and not hasattr(make, "pick")) or not callable(make):
             raise TypeError(f"the load-balancing policy {name!r} has no method `pick`")
         with _lock:
             if name in _registered and not replace:

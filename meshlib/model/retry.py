@@ -3,6 +3,7 @@
 from dataclasses import dataclass, field
 
 from meshlib.model.matcher import Fraction, HeaderMatcher
+from meshlib.options import check_number
 
 __all__ = ["DEFAULT_SAFETY", "HedgePolicy", "RetryBudget", "RetryPolicy", "Safety"]
 
@@ -92,8 +93,11 @@ class RetryBudget:
         """Check the numbers.
 
         Raises:
+            TypeError: One is no number.
             ValueError: One is out of range.
         """
+        for name in ("percent", "min_per_s", "window_s"):
+            check_number(f"RetryBudget: {name}", getattr(self, name))
         if not (self.percent >= 0 and self.min_per_s >= 0 and self.window_s > 0):
             raise ValueError(f"{self}: percent and min_per_s must not be negative, window_s must be above 0")
 

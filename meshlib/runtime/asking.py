@@ -6,6 +6,7 @@ from typing import Final
 from meshlib.errors import DeadlineExceeded, MeshError, RoutingError, UnavailableError
 from meshlib.model.request import RequestHead
 from meshlib.model.snapshot import ConfigFault, Snapshot
+from meshlib.options import check_number, check_type
 from meshlib.ports import Clock
 from meshlib.runtime.context import remaining_s
 from meshlib.runtime.control import ControlPlane
@@ -137,6 +138,9 @@ class TargetDesk(ABC):
             RoutingError: The time is over, and one does not exist.
             UnavailableError: One was not there in time, or cannot be used.
         """
+        for service in services:
+            check_type("wait_ready: a service", service, str)
+        check_number("wait_ready: timeout_s", timeout_s, least=0, none=True)
         limit_s = self._first_use_timeout_s if timeout_s is None else timeout_s
         deadline = self.clock() + limit_s
         for service in services:

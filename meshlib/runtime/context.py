@@ -7,6 +7,7 @@ follows tasks by itself; work handed to a thread pool keeps it through `carry`, 
 The trace context travels with OpenTelemetry's own context (API only), which the same adapters attach.
 """
 
+import re
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
@@ -15,6 +16,7 @@ from dataclasses import dataclass
 from typing import Final, ParamSpec, TypeVar
 
 from meshlib.model.request import Headers, RequestHead
+from meshlib.options import check_callable, check_type, entries
 
 __all__ = [
     "ContextExecutor",
@@ -32,6 +34,8 @@ __all__ = [
     "urgency_of",
     "with_handed_on",
 ]
+
+_HEADER_NAME: Final = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]+")
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -75,10 +79,16 @@ def names_to_hand_on(names: Iterable[str]) -> frozenset[str]:
     """Check the application's choice of headers to hand on.
 
     Raises:
-        ValueError: A header that belongs to one hop, or that the mesh writes itself.
+        TypeError: It is no sequence of names.
+        ValueError: No name of a header; or of one that belongs to one hop, or that the mesh writes itself.
     """
     if isinstance(names, str):
         raise ValueError(f"hand_on={names!r}: give a sequence of header names")
+    names = entries("hand_on", names, "header names")
+    for name in names:
+        check_type("an entry of hand_on", name, str)
+        if not _HEADER_NAME.fullmatch(name):
+            raise ValueError(f"hand_on: {name!r} is no name of a header")
     chosen = frozenset(name.lower() for name in names)
     for name in sorted(chosen):
         if name in NOT_HANDED_ON or name.startswith((":", "x-envoy-", "grpc-")):
@@ -195,6 +205,7 @@ def remaining_s(now: float) -> float | None:
 
 def carry(function: Callable[P, R]) -> Callable[P, R]:
     """Wrap a function so that it runs in the context of where it was wrapped: for executors that drop it."""
+    check_callable("carry", function)
     context = copy_context()
 
     def run(*args: P.args, **kwargs: P.kwargs) -> R:

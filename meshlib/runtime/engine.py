@@ -13,6 +13,7 @@ from meshlib.errors import BootstrapError
 from meshlib.events import Meter
 from meshlib.model.retry import DEFAULT_SAFETY, RetryBudget, Safety
 from meshlib.model.snapshot import Snapshot
+from meshlib.options import check_callable, check_number, check_type
 from meshlib.ports import Clock, Rng
 from meshlib.runtime import clock as clocks
 from meshlib.runtime import fork
@@ -57,6 +58,17 @@ class MeshEngine(TargetDesk, EventHooks):
         open_stream: OpenStream | None = None,
         tracer_provider: TracerProvider | None = None,
     ) -> None:
+        check_type("state_dir", state_dir, str, os.PathLike, none=True)
+        check_type("guard_unsafe", guard_unsafe, bool)
+        check_type("retry_budget", retry_budget, RetryBudget, none=True)
+        check_type("one_retry_layer", one_retry_layer, bool)
+        check_number("first_use_timeout_s", first_use_timeout_s, least=0)
+        check_callable("clock", clock)
+        check_callable("rng.random", getattr(rng, "random", None), none=rng is None)
+        check_callable("open_stream", open_stream, none=True)
+        check_callable(
+            "tracer_provider.get_tracer", getattr(tracer_provider, "get_tracer", None), none=tracer_provider is None
+        )
         TargetDesk.__init__(self, clock, first_use_timeout_s)
         EventHooks.__init__(self)
         # Fixed at creation.
@@ -78,6 +90,7 @@ class MeshEngine(TargetDesk, EventHooks):
         elif isinstance(bootstrap, Mapping):
             self._bootstrap = parse_bootstrap(bootstrap, origin="dict")
         else:
+            check_type("bootstrap", bootstrap, Bootstrap, Mapping, str, os.PathLike)
             self._path = Path(bootstrap)
         self._needs_rebuild = False
         self._health = HealthCheckRunner(

@@ -4,6 +4,7 @@ import logging
 import threading
 
 from meshlib.events import Event, Hook, Meter
+from meshlib.options import check_callable
 
 __all__ = ["EventHooks"]
 
@@ -33,6 +34,7 @@ class EventHooks:
 
     def add_hook(self, hook: Hook) -> None:
         """Have a function called with every event. It runs where the event happens, so it must be quick."""
+        check_callable("hook", hook)
         with self._hooks_lock:
             self._hooks = (*self._hooks, hook)
 
