@@ -3,7 +3,7 @@
 Added to httpcore's connections is what they leave out (1.0.9), by methods of theirs that are not public, which the tests of
 faults would notice to be gone:
 
-- what a server says is checked by h2, and breaking the protocol is the server's fault: httpcore takes a response without a
+- what a server says is checked, and breaking the protocol is the server's fault: httpcore takes a response without a
   status for a 200, and blames the caller for the rest, or lets h2's own exceptions through;
 - a time-out is its request's alone: the connection takes no new requests then, and the others go on. Each has its own time,
   also while another one reads for all;
@@ -15,6 +15,7 @@ faults would notice to be gone:
 - trailers.
 """
 
+import logging
 from collections.abc import Container, Iterable, Iterator
 from contextlib import contextmanager, suppress
 from typing import Any, Final
@@ -26,20 +27,30 @@ import h2.events
 import h2.exceptions
 import httpcore
 from h2.stream import StreamState
+from httpcore._trace import Trace
+
+from meshlib.clients.http2_headers import Field
 
 __all__ = [
     "GONE",
     "H2_CONFIG",
     "LAST_WORDS",
     "OF_STREAMS",
+    "WINDOW",
     "GivenUp",
     "Trailers",
     "acknowledging",
     "body_length",
     "check_length",
+    "traced",
 ]
 
-H2_CONFIG: Final = h2.config.H2Configuration(validate_inbound_headers=True)
+# Headers are `http2_headers`' business.
+H2_CONFIG: Final = h2.config.H2Configuration(
+    validate_inbound_headers=False, validate_outbound_headers=False, normalize_outbound_headers=False
+)
+WINDOW: Final = 2**24
+"""Bytes that a server may send ahead on a stream, as httpcore has it."""
 GONE: Final = (httpcore.NetworkError, httpcore.RemoteProtocolError, httpcore.TimeoutException)
 """What the last words of a connection may end in."""
 
@@ -50,7 +61,36 @@ OF_STREAMS: Final = (
     h2.events.StreamReset,
 )
 
-Field = tuple[bytes, bytes]
+_LOG: Final = logging.getLogger("httpcore.http2")
+
+
+class _Untraced:
+    """Stands for a `Trace` that nobody wants to hear of."""
+
+    __slots__ = ()
+    return_value = property(fset=lambda self, value: None)
+
+    def __enter__(self) -> "_Untraced":
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        pass
+
+    async def __aenter__(self) -> "_Untraced":
+        return self
+
+    async def __aexit__(self, *error: object) -> None:
+        pass
+
+
+_UNTRACED: Final = _Untraced()
+
+
+def traced(name: str, request: httpcore.Request, about: dict[str, Any]) -> Trace | _Untraced:
+    """Return the block in which a step is made: whoever traces the request, or reads httpcore's log, hears of it."""
+    if "trace" in request.extensions or _LOG.isEnabledFor(logging.DEBUG):
+        return Trace(name, _LOG, request, about)
+    return _UNTRACED
 
 
 def body_length(request: httpcore.Request, response: httpcore.Response) -> int | None:

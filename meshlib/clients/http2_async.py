@@ -1,11 +1,10 @@
 """HTTP/2 to one endpoint from event loops; what is added to httpcore is said in `http2.py`."""
 
-import logging
 import time
 from collections import deque
 from collections.abc import AsyncIterator
 from contextlib import nullcontext, suppress
-from typing import Any, Final
+from typing import Any
 
 import anyio
 import h2.config
@@ -13,26 +12,27 @@ import h2.events
 import h2.exceptions
 import httpcore
 import httpx
-from httpcore._trace import Trace
+from httpcore._async.http2 import HTTPConnectionState
 
 from meshlib.clients.http2 import (
     GONE,
     H2_CONFIG,
     LAST_WORDS,
     OF_STREAMS,
+    WINDOW,
     GivenUp,
     Trailers,
     acknowledging,
     body_length,
     check_length,
+    traced,
 )
+from meshlib.clients.http2_headers import Field, receive, request_fields
 from meshlib.clients.network import keepalive_s, left_of
 from meshlib.clients.network_async import AsyncDeadlineBackend, TrioStream
 from meshlib.clients.pools import PoolKey
 
 __all__ = ["AsyncHttp2Pool"]
-
-_HTTP2: Final = logging.getLogger("httpcore.http2")
 
 
 class _Places:
@@ -61,7 +61,7 @@ class _Places:
                 raise
         self._taken += 1
 
-    async def release(self) -> None:
+    def release(self) -> None:
         self._taken -= 1
         self._wake()
 
@@ -91,21 +91,80 @@ class _AsyncHttp2(httpcore.AsyncHTTP2Connection):
         self._writers = 0
         self._given_up = GivenUp()
         self._reading = anyio.Lock()
-        self._places = _Places()
+        self._writing = anyio.Lock()
         # httpcore's own is miscounted when a request is cancelled.
-        self._max_streams_semaphore = self._places  # type: ignore[assignment]  # httpcore calls these two methods
+        self._places = _Places()
 
     async def handle_async_request(self, request: httpcore.Request) -> httpcore.Response:
+        try:
+            fields, has_body = request_fields(request)
+        except h2.exceptions.ProtocolError as error:
+            raise httpcore.LocalProtocolError(error) from error
         await self._look(request)
         if not self._sent_connection_init:
             await self._introduce(request)
         if self._given_up:
             self._given_up.sweep(self._h2_state, time.monotonic(), self._places.limit // 2)
-        response = await super().handle_async_request(request)
-        stream_id = response.extensions["stream_id"]
-        response.extensions["trailers"] = self._trailers.setdefault(stream_id, [])
+        stream_id = await self._begin()
+        about = {"request": request, "stream_id": stream_id}
+        try:
+            self._open(stream_id, fields, has_body=has_body)
+            async with traced("send_request_headers", request, about):
+                await self._write_outgoing_data(request)
+            async with traced("send_request_body", request, about):
+                if has_body:
+                    await self._send_request_body(request, stream_id)
+            async with traced("receive_response_headers", request, about) as trace:
+                trace.return_value = status, headers = await self._receive_response(request, stream_id)
+        except BaseException as error:
+            with anyio.CancelScope(shield=True):
+                await self.end(request, stream_id)
+            if isinstance(error, h2.exceptions.ProtocolError):
+                # A goodbye of the server makes what we say afterwards wrong; else it is our own fault.
+                if self._connection_terminated is not None:
+                    raise httpcore.RemoteProtocolError(self._connection_terminated) from error
+                raise httpcore.LocalProtocolError(error) from error
+            raise
+        response = httpcore.Response(
+            status,
+            headers=headers,
+            content=_Body(self, request, stream_id),
+            extensions={
+                "http_version": b"HTTP/2",
+                "network_stream": self._network_stream,
+                "stream_id": stream_id,
+                "trailers": self._trailers.setdefault(stream_id, []),
+            },
+        )
         self._lengths[stream_id] = body_length(request, response)
         return response
+
+    async def _begin(self) -> int:
+        """Take a stream, when the server takes one more."""
+        if self._state == HTTPConnectionState.CLOSED:
+            raise httpcore.ConnectionNotAvailable
+        self._request_count += 1
+        self._expire_at = None
+        self._state = HTTPConnectionState.ACTIVE
+        await self._places.acquire()
+        try:
+            stream_id: int = self._h2_state.get_next_available_stream_id()
+        except h2.exceptions.NoAvailableStreamIDError:
+            self._places.release()
+            self._used_all_stream_ids = True
+            self._request_count -= 1
+            raise httpcore.ConnectionNotAvailable from None
+        self._events[stream_id] = []
+        return stream_id
+
+    def _open(self, stream_id: int, fields: list[Field], *, has_body: bool) -> None:
+        self._h2_state.send_headers(stream_id, fields, end_stream=not has_body)
+        self._h2_state.increment_flow_control_window(WINDOW, stream_id=stream_id)
+
+    async def end(self, request: httpcore.Request, stream_id: int) -> None:
+        """Let go of a request's stream."""
+        async with traced("response_closed", request, {"stream_id": stream_id}):
+            await self._response_closed(stream_id)
 
     async def _introduce(self, request: httpcore.Request) -> None:
         """Say what has to be said first."""
@@ -113,7 +172,7 @@ class _AsyncHttp2(httpcore.AsyncHTTP2Connection):
             if self._sent_connection_init:
                 return
             try:
-                async with Trace("send_connection_init", _HTTP2, request, {"request": request}):
+                async with traced("send_connection_init", request, {"request": request}):
                     await self._send_connection_init(request)
             except BaseException:
                 with anyio.CancelScope(shield=True):
@@ -157,11 +216,8 @@ class _AsyncHttp2(httpcore.AsyncHTTP2Connection):
             await self._write_outgoing_data(request)
 
     async def _take_turn(self, request: httpcore.Request) -> None:
-        try:
-            self._reading.acquire_nowait()
+        if _takes_at_once(self._reading):
             return
-        except anyio.WouldBlock:
-            pass
         # Whoever reads may have more time than this one.
         left = left_of(request.extensions.get("timeout", {}).get("read"), httpcore.ReadTimeout)
         try:
@@ -208,7 +264,8 @@ class _AsyncHttp2(httpcore.AsyncHTTP2Connection):
     def _room(self, stream_id: int) -> int:
         return min(self._h2_state.local_flow_control_window(stream_id), self._h2_state.max_outbound_frame_size)
 
-    async def _receive_response_body(self, request: httpcore.Request, stream_id: int) -> AsyncIterator[bytes]:
+    async def pieces(self, request: httpcore.Request, stream_id: int) -> AsyncIterator[bytes]:
+        """Yield what comes of a response's body."""
         received = 0
         while not isinstance(event := await self._receive_stream_event(request, stream_id), h2.events.StreamEnded):
             if isinstance(event, h2.events.DataReceived):
@@ -235,7 +292,7 @@ class _AsyncHttp2(httpcore.AsyncHTTP2Connection):
             self._connection_error = True
             raise
         try:
-            events: list[Any] = self._h2_state.receive_data(data)
+            events = receive(self._h2_state, data)
         except h2.exceptions.ProtocolError as error:
             self._read_exception = broken = httpcore.RemoteProtocolError(f"{type(error).__name__}: {error}")
             self._connection_error = True
@@ -246,24 +303,33 @@ class _AsyncHttp2(httpcore.AsyncHTTP2Connection):
     async def _write_outgoing_data(self, request: httpcore.Request) -> None:
         self._writers += 1
         try:
-            async with self._write_lock:
+            if not _takes_at_once(self._writing):
+                await self._writing.acquire()
+            try:
                 if self._write_exception is not None:
                     raise self._write_exception
                 data = self._h2_state.data_to_send()
-                if not data:
-                    return
-                timeout = request.extensions.get("timeout", {}).get("write")
-                try:
-                    # Frames of others are among it. asyncio's transports have all of it before anything is waited for; a
-                    # cancelled write of trio's would leave the peer with a part.
-                    with anyio.CancelScope(shield=isinstance(self._network_stream, TrioStream)):
-                        await self._network_stream.write(data, timeout)
-                except Exception as error:
-                    self._write_exception = error
-                    self._connection_error = True
-                    raise
+                if data:
+                    await self._write(data, request.extensions.get("timeout", {}).get("write"))
+            finally:
+                self._writing.release()
         finally:
             self._writers -= 1
+
+    async def _write(self, data: bytes, timeout: float | None) -> None:
+        stream = self._network_stream
+        try:
+            # Frames of others are among it. asyncio's transports have all of it before anything is waited for; a
+            # cancelled write of trio's would leave the peer with a part.
+            if isinstance(stream, TrioStream):
+                with anyio.CancelScope(shield=True):
+                    await stream.write(data, timeout)
+            else:
+                await stream.write(data, timeout)
+        except Exception as error:
+            self._write_exception = error
+            self._connection_error = True
+            raise
 
     async def _response_closed(self, stream_id: int) -> None:
         self._trailers.pop(stream_id, None)
@@ -275,9 +341,51 @@ class _AsyncHttp2(httpcore.AsyncHTTP2Connection):
         if is_urgent and not self._writers:
             with suppress(*GONE), anyio.CancelScope(shield=True):
                 await self._write_outgoing_data(LAST_WORDS)
-        await super()._response_closed(stream_id)
-        if self._connection_error and not self._events:
+        self._places.release()
+        del self._events[stream_id]
+        if self._events:
+            return
+        if self._connection_terminated is not None or self._connection_error or self._used_all_stream_ids:
             await self.aclose()
+        elif self._state == HTTPConnectionState.ACTIVE:
+            self._state = HTTPConnectionState.IDLE
+            if self._keepalive_expiry is not None:
+                self._expire_at = time.monotonic() + self._keepalive_expiry
+
+
+class _Body:
+    """The body of a response, as httpcore's pools take it."""
+
+    def __init__(self, connection: _AsyncHttp2, request: httpcore.Request, stream_id: int) -> None:
+        self._connection = connection
+        self._request = request
+        self._stream_id = stream_id
+        self._is_closed = False
+
+    async def __aiter__(self) -> AsyncIterator[bytes]:
+        request, stream_id = self._request, self._stream_id
+        try:
+            async with traced("receive_response_body", request, {"request": request, "stream_id": stream_id}):
+                async for piece in self._connection.pieces(request, stream_id):
+                    yield piece
+        except BaseException:
+            with anyio.CancelScope(shield=True):
+                await self.aclose()
+            raise
+
+    async def aclose(self) -> None:
+        if not self._is_closed:
+            self._is_closed = True
+            await self._connection.end(self._request, self._stream_id)
+
+
+def _takes_at_once(lock: anyio.Lock) -> bool:
+    """Take a lock, if that needs no waiting. Else it lets the loop go round once, and a request takes half a dozen."""
+    try:
+        lock.acquire_nowait()
+    except anyio.WouldBlock:
+        return False
+    return True
 
 
 class _AsyncConnection(httpcore.AsyncHTTPConnection):
@@ -296,8 +404,10 @@ class _AsyncConnection(httpcore.AsyncHTTPConnection):
         self._served += 1
         self._running += 1
         try:
-            await self.open(request)
-            response = await super().handle_async_request(request)
+            if self._connection is None:
+                await self.open(request)
+            assert self._connection is not None
+            response = await self._connection.handle_async_request(request)
         except BaseException:
             # No response so far and no request beside this one: nobody else needs the connection.
             is_alone = not self._has_responded and self._running == 1
@@ -357,6 +467,10 @@ class AsyncHttp2Pool(httpcore.AsyncConnectionPool):
         )
         connection.max_requests = key.max_requests
         return connection
+
+    async def _close_connections(self, closing: list[httpcore.AsyncConnectionInterface]) -> None:
+        if closing:  # httpcore shields nothing from cancellation twice a request
+            await super()._close_connections(closing)
 
     async def warm_up(self, request: httpcore.Request, connections: int) -> int:
         """As `http2_sync.Http2Pool.warm_up`."""

@@ -18,8 +18,10 @@ class _Connection(httpcore.HTTPConnection):
 
     def handle_request(self, request: httpcore.Request) -> httpcore.Response:
         self._served += 1
-        self.open(request)
-        return super().handle_request(request)
+        if self._connection is None:
+            self.open(request)
+        assert self._connection is not None
+        return self._connection.handle_request(request)
 
     def open(self, request: httpcore.Request) -> None:
         """Connect as httpcore does, for a connection of ours."""

@@ -9,37 +9,34 @@ others wait for what it finds, each for its own time. A time-out is its request'
 requests then, and the others go on.
 """
 
-import logging
 import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import suppress
-from typing import Any, Final
+from typing import Any
 
 import h2.events
 import h2.exceptions
 import httpcore
-from httpcore._sync.http2 import HTTP2ConnectionByteStream, HTTPConnectionState, has_body_headers
-from httpcore._trace import Trace
+from httpcore._sync.http2 import HTTPConnectionState
 
 from meshlib.clients.http2 import (
     GONE,
     H2_CONFIG,
     LAST_WORDS,
     OF_STREAMS,
+    WINDOW,
     GivenUp,
     Trailers,
     acknowledging,
     body_length,
     check_length,
+    traced,
 )
+from meshlib.clients.http2_headers import Field, receive, request_fields
 from meshlib.clients.network import left_of
 
 __all__ = ["Http2"]
-
-_HTTP2: Final = logging.getLogger("httpcore.http2")
-WINDOW: Final = 2**24
-"""Bytes that a server may send ahead on a stream, as httpcore has it."""
 
 
 class Http2(httpcore.HTTP2Connection):
@@ -61,26 +58,30 @@ class Http2(httpcore.HTTP2Connection):
         self._lengths: dict[int, int | None] = {}
 
     def handle_request(self, request: httpcore.Request) -> httpcore.Response:
-        self._look(request)
-        stream_id = self._begin(request)
-        kwargs = {"request": request, "stream_id": stream_id}
         try:
-            with Trace("send_request_headers", _HTTP2, request, kwargs):
+            fields, has_body = request_fields(request)
+        except h2.exceptions.ProtocolError as error:
+            raise httpcore.LocalProtocolError(error) from error
+        self._look(request)
+        stream_id = self._begin(request, fields, has_body=has_body)
+        about = {"request": request, "stream_id": stream_id}
+        try:
+            with traced("send_request_headers", request, about):
                 self._write_outgoing_data(request)
-            with Trace("send_request_body", _HTTP2, request, kwargs):
-                self._send_request_body(request, stream_id)
-            with Trace("receive_response_headers", _HTTP2, request, kwargs) as trace:
+            with traced("send_request_body", request, about):
+                if has_body:
+                    self._send_request_body(request, stream_id)
+            with traced("receive_response_headers", request, about) as trace:
                 trace.return_value = status, headers = self._receive_response(request, stream_id)
         except BaseException as error:
-            with Trace("response_closed", _HTTP2, request, {"stream_id": stream_id}):
-                self._response_closed(stream_id)
+            self.end(request, stream_id)
             if isinstance(error, h2.exceptions.ProtocolError):
                 raise self._translated(error) from error
             raise
         response = httpcore.Response(
             status,
             headers=headers,
-            content=HTTP2ConnectionByteStream(self, request, stream_id),
+            content=_Body(self, request, stream_id),
             extensions={
                 "http_version": b"HTTP/2",
                 "network_stream": self._network_stream,
@@ -120,7 +121,7 @@ class Http2(httpcore.HTTP2Connection):
         if self.is_closed():
             raise httpcore.ConnectionNotAvailable
 
-    def _begin(self, request: httpcore.Request) -> int:
+    def _begin(self, request: httpcore.Request, fields: list[Field], *, has_body: bool) -> int:
         """Open a stream; its headers are ready to be written."""
         with self._changed:
             if self._state == HTTPConnectionState.CLOSED:
@@ -132,12 +133,12 @@ class Http2(httpcore.HTTP2Connection):
         try:
             with self._init_lock:
                 if not self._sent_connection_init:
-                    with Trace("send_connection_init", _HTTP2, request, {"request": request}):
+                    with traced("send_connection_init", request, {"request": request}):
                         self._send_connection_init(request)
                     self._sent_connection_init = True
             with self._changed:
                 self._wait_for_place(request)
-                return self._open(request)
+                return self._open(fields, has_body=has_body)
         except BaseException:
             if not self._sent_connection_init:
                 self.close()
@@ -153,21 +154,13 @@ class Http2(httpcore.HTTP2Connection):
             if not self._changed.wait(left_of(timeout, httpcore.PoolTimeout)):
                 raise httpcore.PoolTimeout("the server takes no more requests on this connection")
 
-    def _open(self, request: httpcore.Request) -> int:
+    def _open(self, fields: list[Field], *, has_body: bool) -> int:
         """Take a stream and say the headers, in one: streams have to begin in their order. The lock is held."""
-        authority = next(value for name, value in request.headers if name.lower() == b"host")
-        headers = [
-            (b":method", request.method),
-            (b":authority", authority),
-            (b":scheme", request.url.scheme),
-            (b":path", request.url.target),
-            *((name.lower(), value) for name, value in request.headers if name.lower() not in _NOT_SENT),
-        ]
         if self._given_up:
             self._given_up.sweep(self._h2_state, time.monotonic(), self._max_streams // 2)
         try:
             stream_id: int = self._h2_state.get_next_available_stream_id()
-            self._h2_state.send_headers(stream_id, headers, end_stream=not has_body_headers(request))
+            self._h2_state.send_headers(stream_id, fields, end_stream=not has_body)
             self._h2_state.increment_flow_control_window(WINDOW, stream_id=stream_id)
         except h2.exceptions.NoAvailableStreamIDError:
             self._used_all_stream_ids = True
@@ -182,6 +175,11 @@ class Http2(httpcore.HTTP2Connection):
         if self._connection_terminated is not None:
             return httpcore.RemoteProtocolError(self._connection_terminated)
         return httpcore.LocalProtocolError(error)
+
+    def end(self, request: httpcore.Request, stream_id: int) -> None:
+        """Let go of a request's stream."""
+        with traced("response_closed", request, {"stream_id": stream_id}):
+            self._response_closed(stream_id)
 
     def _response_closed(self, stream_id: int) -> None:
         with self._changed:
@@ -257,7 +255,8 @@ class Http2(httpcore.HTTP2Connection):
 
     # Receiving.
 
-    def _receive_response_body(self, request: httpcore.Request, stream_id: int) -> Iterator[bytes]:
+    def pieces(self, request: httpcore.Request, stream_id: int) -> Iterator[bytes]:
+        """Yield what comes of a response's body."""
         received = 0
         while not isinstance(event := self._receive_stream_event(request, stream_id), h2.events.StreamEnded):
             if isinstance(event, h2.events.DataReceived):
@@ -339,7 +338,7 @@ class Http2(httpcore.HTTP2Connection):
     def _take(self, data: bytes) -> Exception | None:
         """Hand out what came; returns what is wrong with it. The lock is held."""
         try:
-            events = self._h2_state.receive_data(data)
+            events = receive(self._h2_state, data)
         except h2.exceptions.ProtocolError as error:
             # For the other streams of the connection too.
             broken = httpcore.RemoteProtocolError(f"{type(error).__name__}: {error}")
@@ -361,4 +360,25 @@ class Http2(httpcore.HTTP2Connection):
         return None
 
 
-_NOT_SENT: Final = frozenset({b"host", b"transfer-encoding"})
+class _Body:
+    """The body of a response, as httpcore's pools take it."""
+
+    def __init__(self, connection: Http2, request: httpcore.Request, stream_id: int) -> None:
+        self._connection = connection
+        self._request = request
+        self._stream_id = stream_id
+        self._is_closed = False
+
+    def __iter__(self) -> Iterator[bytes]:
+        request, stream_id = self._request, self._stream_id
+        try:
+            with traced("receive_response_body", request, {"request": request, "stream_id": stream_id}):
+                yield from self._connection.pieces(request, stream_id)
+        except BaseException:
+            self.close()
+            raise
+
+    def close(self) -> None:
+        if not self._is_closed:
+            self._is_closed = True
+            self._connection.end(self._request, self._stream_id)

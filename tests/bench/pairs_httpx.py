@@ -9,7 +9,7 @@ from typing import Any
 
 import httpx
 from pair import Open, Pair, Runner
-from world import SECURE, SERVICE, World
+from world import CANARY, HTTP2, SECURE, SERVICE, World
 
 SMALL, BIG = "/orders/1", "/big/1"
 MIB = b"x" * 1048576
@@ -18,7 +18,7 @@ MIB = b"x" * 1048576
 @dataclass(frozen=True)
 class Case:
     """Attributes:
-    plain: Whom the plain client calls: `direct`, `tls` or `envoy`.
+    plain: Whom the plain client calls: `direct`, `tls`, `http2` or `envoy`; `canary`: as `direct`.
     path: A path that the servers know.
     content: Body of the request; None: a GET.
     is_stream: Bodies are streamed in pieces of 64 KiB, both ways.
@@ -34,6 +34,10 @@ class Case:
         match self.plain:
             case "tls":
                 return f"https://{world.tls}{self.path}", f"http://{SECURE}{self.path}"
+            case "http2":
+                return f"http://{world.http2}{self.path}", f"http://{HTTP2}{self.path}"
+            case "canary":
+                return f"http://{world.http}{self.path}", f"http://{CANARY}{self.path}"
             case "envoy":
                 return f"http://{world.envoy}{self.path}", f"http://{SERVICE}{self.path}"
             case _:
@@ -45,6 +49,8 @@ class Case:
             import ssl
 
             return {"verify": ssl.create_default_context(cafile=str(world.roots))}
+        if self.plain == "http2":
+            return {"http1": False, "http2": True}
         return {"headers": {"host": f"{SERVICE}.default.svc.cluster.local"}} if self.plain == "envoy" else {}
 
 
@@ -152,7 +158,9 @@ def _all(label: str, case: Case, calls: int, needs: str = "") -> Iterator[Pair]:
 
 PAIRS = (
     *_all("", Case(), 1000),
+    *_all(", canary", Case(plain="canary"), 1000),
     *_all(", mTLS / TLS", Case(plain="tls"), 500),
+    *_all(", HTTP/2", Case(plain="http2"), 300),
     *_all(", mesh / through Envoy", Case(plain="envoy"), 500, needs="envoy"),
     Pair("httpx sync, 1 MiB down", partial(_sync, Case(path=BIG)), 50),
     Pair("httpx sync, 1 MiB up", partial(_sync, Case(content=MIB)), 50),

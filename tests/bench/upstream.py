@@ -1,8 +1,8 @@
 """The servers that benchmarks call, in a process of their own: `python upstream.py [FOLDER]` prints their ports as JSON.
 
 They do as little as a server can, so that what is measured is the client. HTTP/1.1 over asyncio, without a framework, on
-three ports, and one with TLS when a folder has `ca.pem`, `chain.pem` and `key.pem`; gRPC over grpcio, with bytes for
-messages, with and without TLS. They end with their standard input.
+three ports, and one with TLS when a folder has `ca.pem`, `chain.pem` and `key.pem`; HTTP/2 without TLS; gRPC over grpcio,
+with bytes for messages, with and without TLS. They end with their standard input.
 """
 
 import asyncio
@@ -13,6 +13,9 @@ from concurrent import futures
 from pathlib import Path
 
 import grpc
+import h2.config
+import h2.connection
+import h2.events
 
 BODY = b'{"id": 1, "state": "open", "items": ["a", "b", "c"]}'
 MIB = b"x" * 1048576
@@ -56,6 +59,29 @@ class Http(asyncio.Protocol):
                 self._transport.write(self._answer)
 
 
+class Http2(asyncio.Protocol):
+    """Answers every request with little, once its body is there."""
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        assert isinstance(transport, asyncio.Transport)
+        self._transport = transport
+        self._state = h2.connection.H2Connection(h2.config.H2Configuration(client_side=False))
+        self._state.initiate_connection()
+        transport.write(self._state.data_to_send())
+
+    def data_received(self, data: bytes) -> None:
+        state = self._state
+        for event in state.receive_data(data):
+            if isinstance(event, h2.events.DataReceived):
+                state.acknowledge_received_data(event.flow_controlled_length, event.stream_id)
+            elif isinstance(event, h2.events.StreamEnded):
+                length = str(len(BODY))
+                headers = [(":status", "200"), ("content-type", "application/json"), ("content-length", length)]
+                state.send_headers(event.stream_id, headers)
+                state.send_data(event.stream_id, BODY, end_stream=True)
+        self._transport.write(state.data_to_send())
+
+
 def start_grpc(folder: Path | None) -> tuple[grpc.Server, dict[str, int]]:
     """Start a server of `/bench.Orders/{Get,List}`; with a folder also with mutual TLS."""
     handlers = {
@@ -85,6 +111,8 @@ async def main() -> None:
     loop = asyncio.get_running_loop()
     servers = [await loop.create_server(Http, "127.0.0.1", 0, backlog=512) for _ in range(3)]
     ports = {"http": [server.sockets[0].getsockname()[1] for server in servers]}
+    servers.append(await loop.create_server(Http2, "127.0.0.1", 0, backlog=512))
+    ports["http2"] = [servers[-1].sockets[0].getsockname()[1]]
     if sys.argv[1:]:
         secure = await loop.create_server(Http, "127.0.0.1", 0, backlog=512, ssl=tls_context(Path(sys.argv[1])))
         servers.append(secure)

@@ -21,6 +21,8 @@ HERE = Path(__file__).parent
 SERVICE = "bench"
 SECURE = "bench-tls"
 SECURE_GRPC = "bench-grpc-tls"
+HTTP2 = "bench-http2"
+CANARY = "bench-canary"
 SPIFFE = "spiffe://cluster.local/ns/default/sa/bench"
 
 # The issue of the goals: 3 endpoints, 10 routes, retries, circuit breaker, outlier detection.
@@ -67,6 +69,7 @@ class World:
     """Attributes:
     http: Where the servers are without the mesh, as `host:port`.
     tls: The same with TLS.
+    http2: The same for HTTP/2.
     grpc: The same for gRPC.
     grpc_tls: The same for gRPC with mutual TLS.
     xds: Where the management server is.
@@ -77,6 +80,7 @@ class World:
     mesh: meshlib.Mesh
     http: str
     tls: str
+    http2: str
     grpc: str
     grpc_tls: str
     xds: str
@@ -93,16 +97,72 @@ def configuration(ports: Mapping[str, Any]) -> str:
     return CONFIGURATION.format(service=SERVICE, endpoints="\n".join(endpoints), routes="".join(routes))
 
 
-def secure_service(name: str, address: str, authority: Authority, leaf: Leaf) -> list[dict[str, Any]]:
-    """Return a service that is reached over mutual TLS, as native resources."""
-    host, _, port = address.rpartition(":")
-    types = "type.googleapis.com/envoy"
-    manager = f"{types}.extensions.filters.network.http_connection_manager.v3.HttpConnectionManager"
-    route = {"match": {"prefix": "/"}, "route": {"cluster": name, "timeout": "10s"}}
+TYPES = "type.googleapis.com/envoy"
+
+
+def listener(name: str, action: dict[str, Any]) -> dict[str, Any]:
+    """Return the listener of a service, with its one route."""
+    manager = f"{TYPES}.extensions.filters.network.http_connection_manager.v3.HttpConnectionManager"
+    route = {"match": {"prefix": "/"}, "route": {**action, "timeout": "10s"}}
     router = {
         "name": "envoy.filters.http.router",
-        "typed_config": {"@type": f"{types}.extensions.filters.http.router.v3.Router"},
+        "typed_config": {"@type": f"{TYPES}.extensions.filters.http.router.v3.Router"},
     }
+    return {
+        "@type": f"{TYPES}.config.listener.v3.Listener",
+        "name": name,
+        "api_listener": {
+            "api_listener": {
+                "@type": manager,
+                "stat_prefix": name,
+                "route_config": {
+                    "name": name,
+                    "virtual_hosts": [{"name": name, "domains": ["*"], "routes": [route]}],
+                },
+                "http_filters": [router],
+            }
+        },
+    }
+
+
+def cluster(name: str, *addresses: str, **options: Any) -> dict[str, Any]:
+    """Return a cluster whose endpoints are known."""
+    endpoints = []
+    for address in addresses:
+        host, _, port = address.rpartition(":")
+        endpoints.append({"endpoint": {"address": {"socket_address": {"address": host, "port_value": int(port)}}}})
+    return {
+        "@type": f"{TYPES}.config.cluster.v3.Cluster",
+        "name": name,
+        "type": "STATIC",
+        "load_assignment": {"cluster_name": name, "endpoints": [{"lb_endpoints": endpoints}]},
+        **options,
+    }
+
+
+def http2_service(name: str, address: str) -> list[dict[str, Any]]:
+    """Return a service that speaks HTTP/2, as native resources."""
+    protocols = {
+        "@type": f"{TYPES}.extensions.upstreams.http.v3.HttpProtocolOptions",
+        "explicit_http_config": {"http2_protocol_options": {}},
+    }
+    options = {"envoy.extensions.upstreams.http.v3.HttpProtocolOptions": protocols}
+    made = cluster(name, address, typed_extension_protocol_options=options)
+    return [listener(name, {"cluster": name}), made]
+
+
+def canary_service(name: str, *addresses: str) -> list[dict[str, Any]]:
+    """Return a service a fifth of whose requests goes to the last endpoint, as native resources."""
+    clusters = [{"name": f"{name}-old", "weight": 80}, {"name": f"{name}-new", "weight": 20}]
+    return [
+        listener(name, {"weighted_clusters": {"clusters": clusters}}),
+        cluster(f"{name}-old", *addresses[:-1]),
+        cluster(f"{name}-new", addresses[-1]),
+    ]
+
+
+def secure_service(name: str, address: str, authority: Authority, leaf: Leaf) -> list[dict[str, Any]]:
+    """Return a service that is reached over mutual TLS, as native resources."""
     host_names = [{"san_type": "URI", "matcher": {"exact": SPIFFE}}]
     common = {
         "tls_certificates": [
@@ -116,35 +176,12 @@ def secure_service(name: str, address: str, authority: Authority, leaf: Leaf) ->
             "match_typed_subject_alt_names": host_names,
         },
     }
-    context = f"{types}.extensions.transport_sockets.tls.v3.UpstreamTlsContext"
-    endpoint = {"endpoint": {"address": {"socket_address": {"address": host, "port_value": int(port)}}}}
-    return [
-        {
-            "@type": f"{types}.config.listener.v3.Listener",
-            "name": name,
-            "api_listener": {
-                "api_listener": {
-                    "@type": manager,
-                    "stat_prefix": name,
-                    "route_config": {
-                        "name": name,
-                        "virtual_hosts": [{"name": name, "domains": ["*"], "routes": [route]}],
-                    },
-                    "http_filters": [router],
-                }
-            },
-        },
-        {
-            "@type": f"{types}.config.cluster.v3.Cluster",
-            "name": name,
-            "type": "STATIC",
-            "load_assignment": {"cluster_name": name, "endpoints": [{"lb_endpoints": [endpoint]}]},
-            "transport_socket": {
-                "name": "envoy.transport_sockets.tls",
-                "typed_config": {"@type": context, "common_tls_context": common},
-            },
-        },
-    ]
+    context = f"{TYPES}.extensions.transport_sockets.tls.v3.UpstreamTlsContext"
+    socket = {
+        "name": "envoy.transport_sockets.tls",
+        "typed_config": {"@type": context, "common_tls_context": common},
+    }
+    return [listener(name, {"cluster": name}), cluster(name, address, transport_socket=socket)]
 
 
 @contextmanager
@@ -169,23 +206,25 @@ def world(*, with_envoy: bool) -> Iterator[World]:
             (folder / f"{name}.pem").write_bytes(content)
         _, line = stack.enter_context(process(sys.executable, str(HERE / "upstream.py"), str(folder)))
         ports = json.loads(line)
-        found = (ports["http"][0], ports["tls"][0], ports["grpc"], ports["grpc_tls"])
-        http, tls, grpc, grpc_tls = (f"127.0.0.1:{port}" for port in found)
+        found = (ports["http"][0], ports["tls"][0], ports["http2"][0], ports["grpc"], ports["grpc_tls"])
+        http, tls, http2, grpc, grpc_tls = (f"127.0.0.1:{port}" for port in found)
         (folder / "mesh").mkdir()
         (folder / "mesh" / "bench.yaml").write_text(configuration(ports))
-        secure = (
+        native = (
             *secure_service(SECURE, tls, authority, leaf),
             *secure_service(SECURE_GRPC, grpc_tls, authority, leaf),
+            *http2_service(HTTP2, http2),
+            *canary_service(CANARY, *(f"127.0.0.1:{port}" for port in ports["http"])),
         )
-        for number, resource in enumerate(secure):
-            (folder / "mesh" / f"tls-{number}.json").write_text(json.dumps(resource))
+        for number, resource in enumerate(native):
+            (folder / "mesh" / f"native-{number}.json").write_text(json.dumps(resource))
         command = (sys.executable, "-m", "xds_server", "serve", str(folder / "mesh"), "--listen", "127.0.0.1:0")
         _, line = stack.enter_context(process(*command, "--admin", "127.0.0.1:0", "--log-level", "error"))
         words = dict(word.partition("=")[::2] for word in line.split())
         mesh = stack.enter_context(meshlib.Mesh.connect(words["xds"], node_id="bench", state_dir=""))
-        mesh.wait_ready(SERVICE, f"{SERVICE}:81", SECURE, SECURE_GRPC, timeout_s=10)
+        mesh.wait_ready(SERVICE, f"{SERVICE}:81", SECURE, SECURE_GRPC, HTTP2, CANARY, timeout_s=10)
         envoy = _envoy(stack, words["xds"], folder) if with_envoy else ""
-        yield World(mesh, http, tls, grpc, grpc_tls, words["xds"], envoy, folder / "ca.pem")
+        yield World(mesh, http, tls, http2, grpc, grpc_tls, words["xds"], envoy, folder / "ca.pem")
 
 
 def _envoy(stack: ExitStack, server: str, folder: Path) -> str:
