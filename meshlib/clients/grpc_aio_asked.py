@@ -9,7 +9,7 @@ import grpc.aio
 
 from meshlib.clients.grpc_errors import CANCELLED
 
-__all__ = ["Asked", "Known", "Said", "metadata_of", "now_of", "status_of", "true_error"]
+__all__ = ["Asked", "Known", "Said", "metadata_of", "now_of", "said_by", "true_error"]
 
 
 class Asked(ABC):
@@ -79,6 +79,16 @@ def _is_from_core(error: Any) -> bool:
     )
 
 
+def said_by(native: Any, before: grpc.aio.AioRpcError | None) -> grpc.aio.AioRpcError:
+    """Return the status of an attempt whose end its callback has just been told of, before anything can change it.
+
+    Args:
+        before: What this said at an earlier end of the same attempt: older versions tell of an overwritten status too.
+    """
+    status = _status_of(native)
+    return before if before is not None and _is_from_core(status) else status
+
+
 def true_error(error: Any, status: grpc.aio.AioRpcError | None) -> Any:
     """Return what the peer said, when grpc.aio has put its own trouble in the place of it.
 
@@ -87,15 +97,14 @@ def true_error(error: Any, status: grpc.aio.AioRpcError | None) -> Any:
 
     Args:
         error: What grpc.aio raised.
-        status: What `status_of` said when the attempt ended.
+        status: What `said_by` said when the attempt ended.
     """
     if status is not None and _is_from_core(error) and status.code() is not grpc.StatusCode.OK:
         return status
     return error
 
 
-def status_of(native: Any) -> grpc.aio.AioRpcError:
-    """Return the status of an attempt that has just ended, before anything can change it."""
+def _status_of(native: Any) -> grpc.aio.AioRpcError:
     return grpc.aio.AioRpcError(
         now_of(native.code()),
         now_of(native.initial_metadata()),
@@ -114,7 +123,7 @@ class Said:
     _status: grpc.aio.AioRpcError | None = None
 
     def __call__(self, native: Any) -> None:
-        self._status = status_of(native)
+        self._status = said_by(native, self._status)
 
     def true(self, error: Any) -> Any:
         """Return the error that it has come to, for the one that was raised."""

@@ -16,7 +16,7 @@ import grpc
 import grpc.aio
 
 from meshlib.call import Attempt, Done, Sleep, Step
-from meshlib.clients.grpc_aio_asked import Known, status_of, true_error
+from meshlib.clients.grpc_aio_asked import Known, said_by, true_error
 from meshlib.clients.grpc_aio_held import AioHeld, Running
 from meshlib.clients.grpc_common import OK
 from meshlib.clients.grpc_endpoint import EndpointChannel
@@ -120,6 +120,7 @@ class AioRpc(AioHeld):
 
     def _send(self, flow: Flow, attempt: Attempt, channel: EndpointChannel[grpc.aio.Channel], now: float) -> Any:
         """Start an attempt on a channel; returns gRPC's call."""
+        self._status = None
         native = self._invoker.multicallable(channel, self._method, attempt)(
             self._request if self._replay is None else self._replay.reader(),
             timeout=self._native_timeout_s(flow, attempt, now),
@@ -269,7 +270,7 @@ class AioRpc(AioHeld):
     def native_over(self, native: Any) -> None:
         """gRPC says that an attempt has ended; a reader who waits for it is woken after this."""
         if self._replay is not None and native is self._native:
-            self._status = status_of(native)
+            self._status = said_by(native, self._status)
         if self._is_over:
             return
         if self._is_committed:
