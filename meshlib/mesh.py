@@ -398,6 +398,7 @@ class Mesh(MeshEngine):
         target: str,
         options: Any = None,
         compression: "grpc.Compression | None" = None,
+        interceptors: "Iterable[grpc.aio.ClientInterceptor] | None" = None,
         *,
         filters: "Iterable[Filter | AsyncFilter]" = (),
     ) -> "grpc.aio.Channel":
@@ -405,22 +406,30 @@ class Mesh(MeshEngine):
 
         Args:
             compression: As of `grpc.aio.insecure_channel`.
+            interceptors: As of `grpc.aio.insecure_channel`, in order: once per call, before its filters and the mesh.
             filters: The application's own code around each call, in order.
 
         Raises:
             TypeError: A filter is none at all.
+            ValueError: An interceptor is none of grpc.aio's.
         """
         from meshlib.clients.grpc_aio import AioMeshChannel
 
-        chosen = entries("filters", filters, "filters")
-        if not chosen:
+        chosen, brought = (
+            entries("filters", filters, "filters"),
+            entries("interceptors", interceptors or (), "interceptors"),
+        )
+        if not chosen and not brought:
             return AioMeshChannel(self, target, options=options, compression=compression)
         from meshlib.clients.filters import AsyncFilterChain
+        from meshlib.clients.grpc_aio_brought import InterceptedAioChannel, by_kind
         from meshlib.clients.grpc_aio_filters import FilteredAioChannel
 
-        chain = AsyncFilterChain(chosen)
-        channel = AioMeshChannel(self, target, options=options, compression=compression)
-        return FilteredAioChannel(channel, target.removeprefix("xds:").lstrip("/"), chain)
+        chain, kinds = AsyncFilterChain(chosen), by_kind(brought)  # they refuse what is none
+        channel: grpc.aio.Channel = AioMeshChannel(self, target, options=options, compression=compression)
+        if chosen:
+            channel = FilteredAioChannel(channel, target.removeprefix("xds:").lstrip("/"), chain)
+        return InterceptedAioChannel(channel, kinds) if brought else channel
 
     def intercept(self, channel: "grpc.Channel", **options: Any) -> "grpc.Channel":
         """Return a channel that applies the mesh's policy to calls over a channel which the application made.

@@ -181,6 +181,11 @@ class _StreamRequest(AioRpc):
         self._check_style()
         self._replay.finish()
 
+    @property
+    def _done_writing_flag(self) -> bool:
+        # grpc.aio's call objects for intercepted calls ask for it before they write.
+        return self._replay.is_finished
+
     def _check_style(self) -> None:
         if not self._replay.is_written:
             raise grpc.aio.UsageError("The iterator and read/write APIs may not be mixed on a single RPC.")

@@ -20,7 +20,7 @@ from meshlib.clients.filters import (
 )
 from meshlib.clients.grpc_aio_asked import Asked, Known
 
-__all__ = ["FilteredAioChannel"]
+__all__ = ["FilteredAioChannel", "MethodBase"]
 
 if TYPE_CHECKING:
     # Generic in the stubs only.
@@ -237,6 +237,11 @@ class _StreamRequest(_Filtered):
     async def done_writing(self) -> None:
         """There are no more messages."""
         await (await self._call()).done_writing()
+
+    @property
+    def _done_writing_flag(self) -> bool:
+        # See `grpc_aio_calls`.
+        return self._inner is not None and self._inner._done_writing_flag
 
 
 class _UnaryUnary(_UnaryResponse, UnaryUnaryBase):

@@ -202,6 +202,11 @@ class AioReplay:
         return self._pump is None
 
     @property
+    def is_finished(self) -> bool:
+        """Whether there are no more messages."""
+        return self._is_exhausted
+
+    @property
     def is_committed(self) -> bool:
         """Whether the stream cannot be sent again."""
         return self._kept.is_committed

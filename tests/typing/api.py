@@ -90,9 +90,11 @@ async def call_http_async(mesh: meshlib.Mesh) -> int:
         return (await client.get("http://checkout/orders")).status_code
 
 
-def call_grpc(mesh: meshlib.Mesh, own: grpc.Channel) -> None:
+def call_grpc(mesh: meshlib.Mesh, own: grpc.Channel, interceptors: Sequence[grpc.aio.ClientInterceptor]) -> None:
     assert_type(mesh.channel("xds:///greeter", options=[("grpc.max_send_message_length", -1)]), grpc.Channel)
     assert_type(mesh.aio_channel("xds:///greeter"), grpc.aio.Channel)
+    assert_type(mesh.aio_channel("xds:///greeter", interceptors=interceptors), grpc.aio.Channel)
+    mesh.aio_channel("xds:///greeter", interceptors=[own])  # type: ignore[list-item]  # no interceptor
     assert_type(mesh.intercept(own, target="dns:///greeter:80"), grpc.Channel)
 
 
