@@ -217,7 +217,7 @@ class CallEndings(CallFacts):
 
         Args:
             status: HTTP status given to the caller; 0: as in the result, if it has one.
-            grpc_status: gRPC status of a call that has ended; None: as in the result, if it has one.
+            grpc_status: gRPC status of a call that has ended; None: as in the result, if it is one of gRPC.
         """
         if self._state == CLOSED:
             return
@@ -244,7 +244,9 @@ class CallEndings(CallFacts):
         hook, result = self._hook, self.result
         if result is not None and not isinstance(result, Failure):
             status = status or result.status
-            grpc_status = result.grpc_status if grpc_status is None else grpc_status
+            # Answers of the mesh have one for either kind of call.
+            if grpc_status is None and self.head.is_grpc:
+                grpc_status = result.grpc_status
         if hook is not None and ejected is not None:
             hook(ejected)
         meter, duration_s = self._meter, now - self._began_at

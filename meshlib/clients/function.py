@@ -87,7 +87,8 @@ def decorate(
         cache: Keeps what the function returns, if that is a response of httpx or requests, for as long as its
             `Cache-Control` or `Expires` says, and hands it to calls with equal arguments; an old one stands in for a
             failure if it says `stale-if-error`. Request headers count as far as they are in an argument called
-            `headers`: a response that varies by others is not kept. With `GET` only.
+            `headers`: a response that varies by others is not kept (`accept`, `accept-encoding` and `user-agent` aside).
+            With `GET` only.
         key: Makes of the arguments what equal calls have in common. Default: all arguments, which must then be hashable
             or plain lists, dicts and sets.
 

@@ -163,7 +163,7 @@ def body_error(
     if failure is not None and timeouts is not None:
         call.cut_off(failure, now, is_idle=timeouts.is_idle)
     record = call.error(f"the response to {request.method} {request.url} was cut off: {error}")
-    return with_record(found, record, error)
+    return with_record(type(found)(str(record), request=request), record, error)
 
 
 def refusal(authority: str, error: MeshError, request: httpx.Request) -> httpx.TransportError:

@@ -58,7 +58,8 @@ def test_response_that_ends_at_any_byte(name: str, wire: bytes, end: str, mesh: 
         else:
             read_request(connection)
 
-    mesh.serve("checkout", {"c": [raw_server(handle).address]}, timeout_s=0.0)
+    address = raw_server(handle).address
+    mesh.serve("checkout", {"c": [address]}, timeout_s=0.0)
     with opened(name, mesh) as driver:
         client = driver.client(timeout=30)
         for size in range(len(wire)):
@@ -66,6 +67,7 @@ def test_response_that_ends_at_any_byte(name: str, wire: bytes, end: str, mesh: 
             with pytest.raises((httpx.ReadError, httpx.RemoteProtocolError)) as caught:
                 client.post("http://checkout/")
             assert caught.value.mesh.flag == "UC"
+            assert f"(flag UC; cluster 'c'; endpoints {address}; attempts 1)" in str(caught.value)
             assert mesh.held("c") == (0, 0)
         after.append(len(wire))
         assert client.get("http://checkout/").status_code == 200

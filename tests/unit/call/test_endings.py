@@ -118,6 +118,22 @@ def test_idle_timeout_runs_through_retries(driver: MakeDriver) -> None:
     assert step.timeout_s == 0.5
 
 
+@pytest.mark.parametrize(("grpc", "expected"), [(False, None), (True, 14)])
+def test_answers_of_the_mesh_have_a_grpc_status_for_grpc_alone(
+    driver: MakeDriver, grpc: bool, expected: int | None
+) -> None:
+    """Access logs wrote `status=14` of an HTTP request that no endpoint could take."""
+    d = driver(service("a"))
+    call = d.call(grpc=grpc)
+
+    call.start(d.clock())
+    call.close(d.clock())
+
+    event = d.events[-1]
+    assert isinstance(event, CallFinished)
+    assert (503, expected, "UH") == (event.status, event.grpc_status, event.flag)
+
+
 @pytest.mark.parametrize(("idle_s", "grpc"), [(0.0, False), (2.0, True)])
 def test_idle_timeout_of_zero_is_none_and_grpc_has_none(driver: MakeDriver, idle_s: float, grpc: bool) -> None:
     d = driver(service("a", "h:1", action=idle(idle_s)))
