@@ -18,6 +18,7 @@ _FAILURES = {
     FailureKind.CONNECT: "no connection to the endpoint",
     FailureKind.IDENTITY: "the endpoint did not prove the identity it must have",
     FailureKind.RESET: "the connection ended before the response",
+    FailureKind.STREAM_RESET: "the endpoint reset the stream before the response",
     FailureKind.REFUSED_STREAM: "the endpoint refused the request unprocessed",
     FailureKind.TIMEOUT: "the time allowed is over",
     FailureKind.OVERFLOW: "too many requests wait for a connection",

@@ -28,7 +28,7 @@ class StreamProtocol(asyncio.Protocol):
 
     Attributes:
         waiter: Resolved when there is something to read; a result of False: time is over.
-        room: Resolved when there is room for writing again.
+        room: Resolved when there is room for writing again, or something to read for one that `listens`.
     """
 
     __slots__ = (
@@ -42,6 +42,7 @@ class StreamProtocol(asyncio.Protocol):
         "is_full",
         "is_lost",
         "is_paused",
+        "listens",
         "room",
         "size",
         "transport",
@@ -62,6 +63,7 @@ class StreamProtocol(asyncio.Protocol):
         self.error: Exception | None = None
         self.waiter: asyncio.Future[bool] | None = None
         self.room: asyncio.Future[bool] | None = None
+        self.listens = False
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self.transport = transport  # type: ignore[assignment]  # of the kind that it was made as
@@ -73,9 +75,12 @@ class StreamProtocol(asyncio.Protocol):
         if waiter is not None:
             if not waiter.done():
                 waiter.set_result(True)
-        elif self.size > HIGH_WATER_BYTES and not self.is_paused and self.transport is not None:
-            self.is_paused = True
-            self.transport.pause_reading()
+        else:
+            if self.listens:
+                self._wake(self.room)
+            if self.size > HIGH_WATER_BYTES and not self.is_paused and self.transport is not None:
+                self.is_paused = True
+                self.transport.pause_reading()
 
     def wait(self, left_s: float | None) -> "asyncio.Future[bool]":
         """Return a `waiter` for what comes next.
@@ -111,6 +116,8 @@ class StreamProtocol(asyncio.Protocol):
     def eof_received(self) -> None:
         self.is_eof = True
         self._wake(self.waiter)
+        if self.listens:
+            self._wake(self.room)
 
     def connection_lost(self, exc: Exception | None) -> None:
         self.is_eof = self.is_lost = True

@@ -8,6 +8,7 @@ import httpcore
 from httpcore._async.http11 import AsyncHTTP11UpgradeStream
 from httpcore._trace import Trace
 
+from meshlib.clients.http1_overheard import Answered, Overheard
 from meshlib.clients.http1_request import JOINED_BYTES, Http1Request, framed, too_little, too_much
 from meshlib.clients.http1_response import ResponseHead, ResponseReader
 from meshlib.clients.http1_sync import refuse_http2
@@ -121,11 +122,19 @@ class AsyncHttp1Connection:
                 # A server may answer before it has read everything, and close. That answer is worth having.
                 if not timeouts.has_sent:
                     raise
+            except Answered as answered:
+                head = reader.head(answered.data) or await self._receive_head(request, stream)
+                return self._closing(request, head)
             head = reader.head(await stream.read(READ_BYTES, timeouts.step_s("read")))
             if head is None:
                 head = await self._receive_head(request, stream)
         if request.closes:
             reader.is_reusable = False
+        return head
+
+    def _closing(self, request: Http1Request, head: ResponseHead) -> ResponseHead:
+        if request.closes:
+            self.reader.is_reusable = False
         return head
 
     def extensions(self, request: Http1Request, head: ResponseHead) -> dict[str, Any]:
@@ -147,6 +156,7 @@ class AsyncHttp1Connection:
         """As `send`, step by step."""
         traced = cast(httpcore.Request, request)
         kwargs = {"request": traced}
+        early: ResponseHead | None = None
         try:
             async with Trace("send_request_headers", _HTTP11, traced, kwargs):
                 await self._write(request, stream, request.head)
@@ -155,8 +165,10 @@ class AsyncHttp1Connection:
         except httpcore.WriteError:
             if not request.timeouts.has_sent:
                 raise
+        except Answered as answered:
+            early = self.reader.head(answered.data)
         async with Trace("receive_response_headers", _HTTP11, traced, kwargs) as trace:
-            head = await self._receive_head(request, stream)
+            head = early or await self._receive_head(request, stream)
             trace.return_value = (head.version, head.status, head.reason, head.headers)
         return head
 
@@ -175,14 +187,18 @@ class AsyncHttp1Connection:
                 await self._write(request, stream, request.head + body if body else request.head)
             else:
                 await self._write(request, stream, request.head)
-                await self._write(request, stream, body)
+                overheard = Overheard(request)
+                await self._write_hearing(request, stream, body, overheard)
+                self._is_sent = True
+                if overheard.data:
+                    raise Answered(overheard.data)
             self._is_sent = True
 
     async def _send_pieces(self, request: Http1Request, stream: AsyncSocketStream) -> None:
-        left = request.length
+        left, overheard = request.length, Overheard(request)
         made = aiter(cast(AsyncIterator[bytes], request.stream))
         try:
-            left = await self._send_each(request, stream, made, left)
+            left = await self._send_each(request, stream, made, left, overheard)
         except BaseException:
             # The generator of the application ends here and not when it is collected, which trio complains of.
             if isinstance(made, AsyncGenerator):
@@ -193,20 +209,27 @@ class AsyncHttp1Connection:
         elif left:
             raise too_little()
         self._is_sent = True
+        if overheard.data:
+            raise Answered(overheard.data)
 
     async def _send_each(
-        self, request: Http1Request, stream: AsyncSocketStream, made: AsyncIterator[bytes], left: int | None
+        self,
+        request: Http1Request,
+        stream: AsyncSocketStream,
+        made: AsyncIterator[bytes],
+        left: int | None,
+        overheard: Overheard,
     ) -> int | None:
         async for piece in made:
             if left is None:
                 if piece:
-                    await self._write(request, stream, framed(piece))
+                    await self._write_hearing(request, stream, framed(piece), overheard)
                 continue
             left -= len(piece)
             if left < 0:
                 raise too_much()
             if piece:
-                await self._write(request, stream, piece)
+                await self._write_hearing(request, stream, piece, overheard)
         return left
 
     async def _write(self, request: Http1Request, stream: AsyncSocketStream, data: bytes) -> None:
@@ -218,6 +241,17 @@ class AsyncHttp1Connection:
         except httpcore.WriteError:
             if not had_sent and not stream.wrote:
                 timeouts.has_sent = False  # the socket took nothing: it was dead before
+            raise
+
+    async def _write_hearing(
+        self, request: Http1Request, stream: AsyncSocketStream, data: bytes, overheard: Overheard
+    ) -> None:
+        """As `_write`, of a body; what the server says meanwhile is listened to."""
+        try:
+            await stream.write_hearing(data, request.timeouts.get("write"), overheard)
+        except httpcore.WriteError:
+            if overheard.data:
+                raise Answered(overheard.data) from None
             raise
 
     def _push(self, request: Http1Request, stream: AsyncioStream, data: bytes) -> bool:

@@ -13,6 +13,7 @@ import httpcore
 from httpcore._sync.http11 import HTTP11UpgradeStream
 from httpcore._trace import Trace
 
+from meshlib.clients.http1_overheard import Answered, Overheard
 from meshlib.clients.http1_request import JOINED_BYTES, Http1Request, framed, too_little, too_much
 from meshlib.clients.http1_response import ResponseHead, ResponseReader
 from meshlib.clients.network import SocketStream, backend_for
@@ -120,9 +121,16 @@ class Http1Connection:
                 # A server may answer before it has read everything, and close. That answer is worth having.
                 if not request.timeouts.has_sent:
                     raise
+            except Answered as answered:
+                return self._closing(request, reader.head(answered.data) or self._receive_head(request, stream))
             head = self._receive_head(request, stream)
         if request.closes:
             reader.is_reusable = False
+        return head
+
+    def _closing(self, request: Http1Request, head: ResponseHead) -> ResponseHead:
+        if request.closes:
+            self.reader.is_reusable = False
         return head
 
     def extensions(self, request: Http1Request, head: ResponseHead) -> dict[str, Any]:
@@ -144,6 +152,7 @@ class Http1Connection:
         """As `send`, step by step."""
         traced = cast(httpcore.Request, request)
         kwargs = {"request": traced}
+        early: ResponseHead | None = None
         try:
             with Trace("send_request_headers", _HTTP11, traced, kwargs):
                 self._write(request, stream, request.head)
@@ -152,8 +161,10 @@ class Http1Connection:
         except httpcore.WriteError:
             if not request.timeouts.has_sent:
                 raise
+        except Answered as answered:
+            early = self.reader.head(answered.data)
         with Trace("receive_response_headers", _HTTP11, traced, kwargs) as trace:
-            head = self._receive_head(request, stream)
+            head = early or self._receive_head(request, stream)
             trace.return_value = (head.version, head.status, head.reason, head.headers)
         return head
 
@@ -169,26 +180,31 @@ class Http1Connection:
             raise too_much() if len(body) > request.length else too_little()
         else:
             self._write(request, stream, request.head)
-            self._write(request, stream, body)
+            overheard = Overheard(request)
+            self._write_hearing(request, stream, body, overheard)
             self._is_sent = True
+            if overheard.data:
+                raise Answered(overheard.data)
 
     def _send_pieces(self, request: Http1Request, stream: SocketStream) -> None:
-        left = request.length
+        left, overheard = request.length, Overheard(request)
         for piece in cast(Iterator[bytes], request.stream):
             if left is None:
                 if piece:
-                    self._write(request, stream, framed(piece))
+                    self._write_hearing(request, stream, framed(piece), overheard)
                 continue
             left -= len(piece)
             if left < 0:
                 raise too_much()
             if piece:
-                self._write(request, stream, piece)
+                self._write_hearing(request, stream, piece, overheard)
         if left is None:
             self._write(request, stream, b"0\r\n\r\n")
         elif left:
             raise too_little()
         self._is_sent = True
+        if overheard.data:
+            raise Answered(overheard.data)
 
     def _write(self, request: Http1Request, stream: SocketStream, data: bytes) -> None:
         timeouts = request.timeouts
@@ -201,6 +217,17 @@ class Http1Connection:
         except httpcore.WriteError:
             if not had_sent and not stream.wrote:
                 timeouts.has_sent = False  # the socket took nothing: it was dead before
+            raise
+
+    def _write_hearing(self, request: Http1Request, stream: SocketStream, data: bytes, overheard: Overheard) -> None:
+        """As `_write`, of a body; what the server says meanwhile is listened to."""
+        if overheard.listens and stream.is_readable and (found := stream.read_at_once(READ_BYTES)) is not None:
+            overheard.take(found)
+        try:
+            stream.write_hearing(data, request.timeouts.get("write"), overheard)
+        except httpcore.WriteError:
+            if overheard.data:
+                raise Answered(overheard.data) from None
             raise
 
     def _receive_head(self, request: Http1Request, stream: SocketStream) -> ResponseHead:

@@ -12,6 +12,7 @@ faults would notice to be gone:
 - what has come over an idle connection is read before it is used again: a server that has said goodbye meanwhile, or has
   gone, gets no request;
 - a stream that is given up is reset, and what was not read of it acknowledged;
+- an answer that comes before its request is whole ends the request;
 - trailers.
 """
 
@@ -42,6 +43,7 @@ __all__ = [
     "acknowledging",
     "body_length",
     "check_length",
+    "is_answered",
     "traced",
 ]
 
@@ -107,6 +109,11 @@ def check_length(declared: int | None, received: int) -> None:
     """h2 does so where the body ends the stream, but not where trailers do."""
     if declared is not None and declared != received:
         raise httpcore.RemoteProtocolError(f"the body has {received} bytes, and should have {declared}")
+
+
+def is_answered(events: Iterable[Any]) -> bool:
+    """Whether a server is done with a stream, be its request whole or not. Servers reset what they do not want to read."""
+    return any(isinstance(event, h2.events.StreamEnded | h2.events.StreamReset) for event in events)
 
 
 class Trailers(dict[int, list[Field]]):

@@ -2,9 +2,9 @@
 
 import time
 from collections import deque
-from collections.abc import AsyncIterator
+from collections.abc import AsyncGenerator, AsyncIterable, AsyncIterator
 from contextlib import nullcontext, suppress
-from typing import Any
+from typing import Any, cast
 
 import anyio
 import h2.config
@@ -25,6 +25,7 @@ from meshlib.clients.http2 import (
     acknowledging,
     body_length,
     check_length,
+    is_answered,
     traced,
 )
 from meshlib.clients.http2_headers import Field, receive, request_fields
@@ -203,23 +204,24 @@ class _AsyncHttp2(httpcore.AsyncHTTP2Connection):
         """Read once, when it is this request's turn, unless somebody else has read what it waits for.
 
         Args:
-            stream_id: None: what is waited for is room to send, or anything at all.
+            stream_id: None: what is waited for is anything at all.
         """
         with nullcontext() if stream_id is None else acknowledging():
-            await self._take_turn(request)
+            step = "pool" if stream_id is None else "read"
+            await self._take_turn(request, step)
             try:
                 if stream_id is None or not self._events.get(stream_id):
                     self._check_alive(stream_id)
-                    await self._take(request)
+                    await self._take(request, step)
             finally:
                 self._reading.release()
             await self._write_outgoing_data(request)
 
-    async def _take_turn(self, request: httpcore.Request) -> None:
+    async def _take_turn(self, request: httpcore.Request, step: str) -> None:
         if _takes_at_once(self._reading):
             return
         # Whoever reads may have more time than this one.
-        left = left_of(request.extensions.get("timeout", {}).get("read"), httpcore.ReadTimeout)
+        left = left_of(request.extensions.get("timeout", {}).get(step), httpcore.ReadTimeout)
         try:
             with anyio.fail_after(left):
                 await self._reading.acquire()
@@ -235,8 +237,8 @@ class _AsyncHttp2(httpcore.AsyncHTTP2Connection):
                 raise httpcore.ConnectionNotAvailable  # the server has not looked at the request
             raise httpcore.RemoteProtocolError(self._connection_terminated)
 
-    async def _take(self, request: httpcore.Request) -> None:
-        for event in await self._read_incoming_data(request):
+    async def _take(self, request: httpcore.Request, step: str) -> None:
+        for event in await self._read_incoming_data(request, step):
             if isinstance(event, h2.events.RemoteSettingsChanged):
                 # A server that says nothing of it sets no limit.
                 ours, theirs = self._h2_state.local_settings, self._h2_state.remote_settings
@@ -249,17 +251,53 @@ class _AsyncHttp2(httpcore.AsyncHTTP2Connection):
             elif isinstance(event, h2.events.ConnectionTerminated):
                 self._connection_terminated = event
 
-    async def _wait_for_outgoing_flow(self, request: httpcore.Request, stream_id: int) -> int:
-        while not (room := self._room(stream_id)):
-            await self._take_turn(request)
-            try:
-                if not self._room(stream_id):
-                    self._check_alive(stream_id)
-                    await self._take(request)
-            finally:
-                self._reading.release()
+    async def _send_request_body(self, request: httpcore.Request, stream_id: int) -> None:
+        made = aiter(cast(AsyncIterable[bytes], request.stream))
+        try:
+            await self._send_pieces(request, stream_id, made)
+        finally:
+            # As for HTTP/1.1: the application's generator ends here and not when it is collected.
+            if isinstance(made, AsyncGenerator):
+                await made.aclose()
+
+    async def _send_pieces(self, request: httpcore.Request, stream_id: int, made: AsyncIterator[bytes]) -> None:
+        events = self._events[stream_id]
+        async for piece in made:
+            if not self._reading.locked() and self._network_stream.get_extra_info("has_data"):
+                await self._read_for(request, stream_id)  # the server may not want the rest
+            while piece:
+                room = await self._wait_for_outgoing_flow(request, stream_id)
+                if is_answered(events):
+                    return
+                self._h2_state.send_data(stream_id, piece[:room])
+                piece = piece[room:]
+                await self._write_outgoing_data(request)
+        if not is_answered(events):
+            self._h2_state.end_stream(stream_id)
             await self._write_outgoing_data(request)
-        return room
+
+    async def _wait_for_outgoing_flow(self, request: httpcore.Request, stream_id: int) -> int:
+        """Wait until something can be sent, or need not be; returns how much."""
+        events = self._events[stream_id]
+        while not is_answered(events):
+            room = self._room(stream_id)
+            if room > 0:
+                return room
+            await self._read_for(request, stream_id)
+        return 0
+
+    async def _read_for(self, request: httpcore.Request, stream_id: int) -> None:
+        """Read once for a request that is not whole, when it is its turn, unless that brought what it waits for."""
+        await self._take_turn(request, "write")
+        try:
+            if not is_answered(self._events[stream_id]) and self._room(stream_id) <= 0:
+                self._check_alive(stream_id)
+                await self._take(request, "write")
+            elif self._network_stream.get_extra_info("has_data"):
+                await self._take(request, "write")
+        finally:
+            self._reading.release()
+        await self._write_outgoing_data(request)
 
     def _room(self, stream_id: int) -> int:
         return min(self._h2_state.local_flow_control_window(stream_id), self._h2_state.max_outbound_frame_size)
@@ -276,11 +314,11 @@ class _AsyncHttp2(httpcore.AsyncHTTP2Connection):
                 yield event.data or b""
         check_length(self._lengths.get(stream_id), received)
 
-    async def _read_incoming_data(self, request: httpcore.Request) -> list[Any]:
+    async def _read_incoming_data(self, request: httpcore.Request, step: str = "read") -> list[Any]:
         if self._read_exception is not None:
             raise self._read_exception
         try:
-            timeout = request.extensions.get("timeout", {}).get("read")
+            timeout = request.extensions.get("timeout", {}).get(step)
             data = await self._network_stream.read(self.READ_NUM_BYTES, timeout)
             if not data:
                 raise httpcore.RemoteProtocolError("Server disconnected")

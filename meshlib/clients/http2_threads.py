@@ -11,9 +11,9 @@ requests then, and the others go on.
 
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import suppress
-from typing import Any
+from typing import Any, cast
 
 import h2.events
 import h2.exceptions
@@ -31,10 +31,11 @@ from meshlib.clients.http2 import (
     acknowledging,
     body_length,
     check_length,
+    is_answered,
     traced,
 )
 from meshlib.clients.http2_headers import Field, receive, request_fields
-from meshlib.clients.network import left_of
+from meshlib.clients.network import SocketStream, left_of
 
 __all__ = ["Http2"]
 
@@ -112,7 +113,7 @@ class Http2(httpcore.HTTP2Connection):
                 return
             self._is_reading = True
         try:
-            self._read(request)
+            self._read(request, "pool")
             self._write_outgoing_data(request)
         except GONE:
             self.close()
@@ -214,23 +215,41 @@ class Http2(httpcore.HTTP2Connection):
 
     # Sending.
 
-    def _send_stream_data(self, request: httpcore.Request, stream_id: int, data: bytes) -> None:
+    def _send_request_body(self, request: httpcore.Request, stream_id: int) -> None:
+        for piece in cast(Iterable[bytes], request.stream):
+            self._read_what_came(request)
+            if not self._sent_data(request, stream_id, piece):
+                return
+        with self._changed:
+            if not is_answered(self._events[stream_id]):
+                self._h2_state.end_stream(stream_id)
+        self._write_outgoing_data(request)
+
+    def _sent_data(self, request: httpcore.Request, stream_id: int, data: bytes) -> bool:
+        """Send a piece of a body; False: the answer is there, and nobody wants the rest."""
+        events = self._events[stream_id]
         while data:
-            self._read_until(request, stream_id, lambda: self._room(stream_id) > 0)
+            self._read_until(request, stream_id, lambda: is_answered(events) or self._room(stream_id) > 0, "write")
             with self._changed:
+                if is_answered(events):
+                    return False
                 room = self._room(stream_id)
                 if room > 0:  # another one may have taken it
                     self._h2_state.send_data(stream_id, data[:room])
                     data = data[room:]
             self._write_outgoing_data(request)
+        return True
+
+    def _read_what_came(self, request: httpcore.Request) -> None:
+        """Read what is there while a body goes out, unless somebody else does: the server may not want the rest."""
+        with self._changed:
+            if self._is_reading or not self._network_stream.get_extra_info("is_readable"):
+                return
+            self._is_reading = True
+        self._read(request, "write", at_once=True)
 
     def _room(self, stream_id: int) -> int:
         return min(self._h2_state.local_flow_control_window(stream_id), self._h2_state.max_outbound_frame_size)
-
-    def _send_end_stream(self, request: httpcore.Request, stream_id: int) -> None:
-        with self._changed:
-            self._h2_state.end_stream(stream_id)
-        self._write_outgoing_data(request)
 
     def _write_outgoing_data(self, request: httpcore.Request) -> None:
         with self._writing:
@@ -277,13 +296,16 @@ class Http2(httpcore.HTTP2Connection):
             raise httpcore.RemoteProtocolError(event)
         return event
 
-    def _read_until(self, request: httpcore.Request, stream_id: int, holds: Callable[[], bool]) -> None:
+    def _read_until(
+        self, request: httpcore.Request, stream_id: int, holds: Callable[[], bool], step: str = "read"
+    ) -> None:
         """Wait until something holds, reading if nobody else does.
 
         Args:
             holds: Called with the lock held.
+            step: Whose time-out it is. Time that runs from the end of a request begins with its first `read`.
         """
-        timeout = request.extensions.get("timeout", {}).get("read")
+        timeout = request.extensions.get("timeout", {}).get(step)
         while True:
             with self._changed:
                 while not holds():
@@ -296,7 +318,7 @@ class Http2(httpcore.HTTP2Connection):
                         raise httpcore.ReadTimeout("timed out")
                 else:
                     return
-            self._read(request)
+            self._read(request, step)
             with acknowledging():
                 self._write_outgoing_data(request)
 
@@ -312,13 +334,20 @@ class Http2(httpcore.HTTP2Connection):
         if self._state == HTTPConnectionState.CLOSED:
             raise httpcore.ReadError("the connection was closed")
 
-    def _read(self, request: httpcore.Request) -> None:
-        """Read once and hand out what came. `_is_reading` has been set by the caller, and is not any more afterwards."""
+    def _read(self, request: httpcore.Request, step: str, *, at_once: bool = False) -> None:
+        """Read once and hand out what came. `_is_reading` has been set by the caller, and is not any more afterwards.
+
+        Args:
+            at_once: Wait for nothing: what has come may be TLS's own.
+        """
         failure: Exception | None = None
-        data = b""
+        data: bytes | None = b""
         try:
-            data = self._network_stream.read(self.READ_NUM_BYTES, request.extensions.get("timeout", {}).get("read"))
-            if not data:
+            if at_once:
+                data = cast(SocketStream, self._network_stream).read_at_once(self.READ_NUM_BYTES)
+            else:
+                data = self._network_stream.read(self.READ_NUM_BYTES, request.extensions.get("timeout", {}).get(step))
+            if data == b"":
                 failure = httpcore.RemoteProtocolError("Server disconnected")
         except Exception as error:
             failure = error

@@ -2,6 +2,7 @@
 
 import ssl
 from collections.abc import Mapping
+from typing import Final
 
 import httpcore
 import httpx
@@ -44,6 +45,7 @@ _BY_KIND: Mapping[FailureKind, type[httpx.TransportError]] = {
     FailureKind.CONNECT: httpx.ConnectError,
     FailureKind.IDENTITY: httpx.ConnectError,
     FailureKind.RESET: httpx.ReadError,
+    FailureKind.STREAM_RESET: httpx.RemoteProtocolError,
     FailureKind.REFUSED_STREAM: httpx.RemoteProtocolError,
     FailureKind.TIMEOUT: httpx.ReadTimeout,
     FailureKind.OVERFLOW: httpx.PoolTimeout,
@@ -76,8 +78,10 @@ def failure_of(error: Exception, timeouts: AttemptTimeouts) -> Failure | None:
             return Failure(FailureKind.OVERFLOW, False, error)
         case httpcore.ReadTimeout() | httpcore.WriteTimeout():
             return Failure(FailureKind.TIMEOUT, timeouts.has_sent, error)
-        case httpcore.RemoteProtocolError() if _is_refused_stream(error):
-            return Failure(FailureKind.REFUSED_STREAM, False, error)
+        case httpcore.RemoteProtocolError() if (code := _reset_code(error)) is not None:
+            if code == _REFUSED_STREAM:
+                return Failure(FailureKind.REFUSED_STREAM, False, error)
+            return Failure(FailureKind.STREAM_RESET, timeouts.has_sent, error)
         case httpcore.ReadError() | httpcore.WriteError() | httpcore.RemoteProtocolError():
             return Failure(FailureKind.RESET, timeouts.has_sent, error)
         case _:
@@ -126,9 +130,15 @@ def _origin_of(error: BaseException | None, kind: type[BaseException]) -> BaseEx
     return None
 
 
-def _is_refused_stream(error: httpcore.RemoteProtocolError) -> bool:
-    # httpcore wraps h2's StreamReset event; 7 is REFUSED_STREAM (RFC 9113, section 7).
-    return bool(error.args) and getattr(error.args[0], "error_code", None) == 7
+_REFUSED_STREAM: Final = 7
+"""RFC 9113, section 7."""
+
+
+def _reset_code(error: httpcore.RemoteProtocolError) -> int | None:
+    """Return why a server has reset a stream; None: it has done something else."""
+    # httpcore wraps h2's event; that of a goodbye has a code too, and names a stream as its last one.
+    event = error.args[0] if error.args else None
+    return None if hasattr(event, "last_stream_id") else getattr(event, "error_code", None)
 
 
 def httpx_error(call: Call, failure: Failure, request: httpx.Request) -> httpx.TransportError:

@@ -7,13 +7,14 @@ Others are passed on as they are.
 `meshlib.clients.network_async` is the same for event loops.
 """
 
+import contextlib
 import select
 import socket
 import ssl
 import time
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any, Final
+from typing import Any, Final, Protocol
 
 import httpcore
 import httpx
@@ -23,6 +24,7 @@ from meshlib.clients.timeouts import Hold, Until
 from meshlib.runtime.eyeballs import Address, addresses_of, in_turns, race
 
 __all__ = [
+    "Listener",
     "SocketOption",
     "SocketStream",
     "backend_for",
@@ -32,6 +34,8 @@ __all__ = [
 ]
 
 SocketOption = tuple[int, int, int] | tuple[int, int, bytes | bytearray] | tuple[int, int, None, int]
+WRITE_BYTES: Final = 65536
+"""Written in one go to a peer that is listened to meanwhile."""
 _TOLERANCE_S: Final = 0.001
 """A socket's time-out is not worth a system call when it is off by less than that."""
 
@@ -58,6 +62,17 @@ def _mapped(expired: type[Exception], failed: type[Exception]) -> Iterator[None]
         raise expired(error) from error
     except OSError as error:
         raise failed(error) from error
+
+
+class Listener(Protocol):
+    """Who wants to hear what a peer says while it is written to."""
+
+    @property
+    def listens(self) -> bool:
+        """There is a point in reading more."""
+
+    def take(self, data: bytes) -> None:
+        """Take what came; empty: the peer says nothing any more."""
 
 
 class SocketStream(httpcore.NetworkStream):
@@ -135,6 +150,61 @@ class SocketStream(httpcore.NetworkStream):
             raise httpcore.WriteTimeout(error) from error
         except OSError as error:
             raise httpcore.WriteError(error) from error
+
+    def write_hearing(self, data: bytes, timeout: float | None, listener: Listener) -> None:
+        """Write what may be much, to a peer that may have something to say about it.
+
+        Args:
+            listener: Takes what comes while there is no room; it raises if the rest is not wanted.
+        """
+        rest, listens = memoryview(data), listener.listens
+        try:
+            while rest:
+                if not self._has_room(left_of(timeout, httpcore.WriteTimeout), listens):
+                    found = self.read_at_once()
+                    if found is None:
+                        listens = False  # it was TLS's own, or is not all there, and would be met again
+                    else:
+                        listener.take(found)
+                        listens = listener.listens
+                    continue
+                self._set_limit(0.0)
+                with contextlib.suppress(BlockingIOError, ssl.SSLWantWriteError, ssl.SSLWantReadError):
+                    rest = rest[self._socket.send(rest[:WRITE_BYTES]) :]
+                    self.wrote, listens = True, listener.listens
+        except TimeoutError as error:
+            raise httpcore.WriteTimeout(error) from error
+        except OSError as error:
+            raise httpcore.WriteError(error) from error
+
+    def _has_room(self, left: float | None, listens: bool) -> bool:
+        """Wait until something can be written or, if that is asked for, read; returns whether it is the former.
+
+        Raises:
+            TimeoutError: Neither.
+        """
+        used, reading = [self._socket], [self._socket] if listens else []
+        if hasattr(select, "poll"):
+            poll = select.poll()
+            poll.register(self._socket, select.POLLOUT | (select.POLLIN if listens else 0))
+            found = poll.poll(None if left is None else left * 1000)
+            is_any, has_room = bool(found), bool(found and found[0][1] & ~select.POLLIN)
+        else:  # pragma: no cover - not on POSIX
+            readable, writable, _ = select.select(reading, used, [], left)
+            is_any, has_room = bool(readable or writable), bool(writable)
+        if not is_any:
+            raise TimeoutError("timed out")
+        return has_room
+
+    def read_at_once(self, max_bytes: int = 65536) -> bytes | None:
+        """Read without waiting; None: nothing has come, or a part of a TLS record."""
+        try:
+            self._set_limit(0.0)
+            return self._socket.recv(max_bytes)
+        except (BlockingIOError, ssl.SSLWantReadError, ssl.SSLWantWriteError):
+            return None
+        except OSError as error:
+            raise httpcore.ReadError(error) from error
 
     def close(self) -> None:
         self._socket.close()

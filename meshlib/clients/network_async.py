@@ -15,7 +15,7 @@ import httpcore
 from httpcore._backends.auto import AutoBackend
 
 from meshlib.clients.asyncio_protocol import StreamProtocol, TlsProtocol, TlsWire
-from meshlib.clients.network import SocketOption, left_of
+from meshlib.clients.network import Listener, SocketOption, left_of
 from meshlib.runtime.eyeballs import HAPPY_EYEBALLS_S, Address, addresses_of, connect_first, in_turns
 
 __all__ = ["AsyncDeadlineBackend", "AsyncSocketStream", "AsyncioStream", "TrioStream"]
@@ -69,7 +69,7 @@ class AsyncioStream(httpcore.AsyncNetworkStream):
             raise httpcore.ReadError(protocol.error) from protocol.error
         return b""
 
-    def push(self, buffer: bytes) -> bool:
+    def push(self, buffer: "bytes | memoryview[int]") -> bool:
         """Send what is not much; True: `drain` is to follow, before anything else is sent.
 
         Raises:
@@ -104,6 +104,25 @@ class AsyncioStream(httpcore.AsyncNetworkStream):
             if protocol.is_full:
                 await self.drain(timeout)
 
+    async def write_hearing(self, data: bytes, timeout: float | None, listener: Listener) -> None:
+        """As `SocketStream.write_hearing`."""
+        protocol = self._protocol
+        view = memoryview(data)
+        for at in range(0, len(view), WRITE_BYTES):
+            await self._hear(listener)
+            self.push(view[at : at + WRITE_BYTES])
+            while protocol.is_full:
+                protocol.listens = listener.listens
+                try:
+                    await self.drain(timeout)
+                finally:
+                    protocol.listens = False
+                await self._hear(listener)
+
+    async def _hear(self, listener: Listener) -> None:
+        if self.is_readable and listener.listens:
+            listener.take(await self.read(WRITE_BYTES))
+
     async def drain(self, timeout: float | None) -> None:
         """Wait until there is room for writing."""
         protocol, loop = self._protocol, self._loop
@@ -135,6 +154,8 @@ class AsyncioStream(httpcore.AsyncNetworkStream):
         protocol = self._protocol
         return bool(protocol.chunks) or protocol.is_eof
 
+    has_data = is_readable
+
     async def start_tls(
         self, ssl_context: ssl.SSLContext, server_hostname: str | None = None, timeout: float | None = None
     ) -> "AsyncioStream":
@@ -156,7 +177,7 @@ class AsyncioStream(httpcore.AsyncNetworkStream):
 
     def get_extra_info(self, info: str) -> Any:
         match info:
-            case "is_readable":
+            case "is_readable" | "has_data":
                 return self.is_readable
             case "client_addr":
                 return self._transport.get_extra_info("sockname")
@@ -184,6 +205,19 @@ class TrioStream(httpcore.AsyncNetworkStream):
     async def aclose(self) -> None:
         await self._inner.aclose()
 
+    async def write_hearing(self, data: bytes, timeout: float | None, listener: Listener) -> None:
+        """As `AsyncioStream.write_hearing`, but while it waits for room it hears nothing."""
+        view = memoryview(data)
+        for at in range(0, len(view), WRITE_BYTES):
+            if self.has_data and listener.listens:
+                listener.take(await self.read(WRITE_BYTES))
+            await self.write(bytes(view[at : at + WRITE_BYTES]), timeout)
+
+    @property
+    def has_data(self) -> bool:
+        """A read gives something at once. With TLS nobody knows: what has come may be its own, or a part of something."""
+        return self._inner.get_extra_info("ssl_object") is None and self.is_readable
+
     @property
     def is_readable(self) -> bool:
         """As `AsyncioStream.is_readable`."""
@@ -203,7 +237,13 @@ class TrioStream(httpcore.AsyncNetworkStream):
         return TrioStream(await self._inner.start_tls(ssl_context, server_hostname, left))
 
     def get_extra_info(self, info: str) -> Any:
-        return self.is_readable if info == "is_readable" else self._inner.get_extra_info(info)
+        match info:
+            case "is_readable":
+                return self.is_readable
+            case "has_data":
+                return self.has_data
+            case _:
+                return self._inner.get_extra_info(info)
 
 
 AsyncSocketStream = AsyncioStream | TrioStream

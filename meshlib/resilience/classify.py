@@ -28,6 +28,7 @@ _FLAGS = {
     FailureKind.CONNECT: "UF",
     FailureKind.IDENTITY: "UF",
     FailureKind.RESET: "UC",
+    FailureKind.STREAM_RESET: "UR",
     FailureKind.REFUSED_STREAM: "UR",
     FailureKind.TIMEOUT: "UT",
     FailureKind.OVERFLOW: "UO",

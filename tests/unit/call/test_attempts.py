@@ -103,6 +103,7 @@ def test_failure_gives_the_permit_back_at_once(driver: MakeDriver) -> None:
         (FailureKind.CONNECT, "UF", UnavailableError),
         (FailureKind.IDENTITY, "UF", IdentityError),
         (FailureKind.RESET, "UC", UnavailableError),
+        (FailureKind.STREAM_RESET, "UR", UnavailableError),
         (FailureKind.REFUSED_STREAM, "UR", UnavailableError),
         (FailureKind.TIMEOUT, "UT", DeadlineExceeded),
     ],

@@ -64,6 +64,22 @@ def test_refused_stream_is_known_by_its_code():
     assert (failure.kind, failure.request_sent) == (FailureKind.REFUSED_STREAM, False)
 
 
+def test_reset_of_a_stream_is_not_the_end_of_its_connection():
+    """Of a connection that was kept the latter is repeated without a word."""
+
+    class StreamReset:
+        error_code = 2
+
+    class Goodbye(StreamReset):
+        last_stream_id = 5
+
+    found = [failure_of(httpcore.RemoteProtocolError(event()), timeouts("write")) for event in (StreamReset, Goodbye)]
+    assert [FailureKind.STREAM_RESET, FailureKind.RESET] == [failure.kind for failure in found if failure]
+    assert [False, True] == [
+        is_safe_to_resend(head("GET"), timeouts("write"), failure, replayable=True) for failure in found if failure
+    ]
+
+
 @pytest.mark.parametrize(
     "name",
     [

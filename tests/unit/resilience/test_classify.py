@@ -26,6 +26,7 @@ def test_http_response_counts_as_itself() -> None:
         (FailureKind.CONNECT, 503, "UF", 14),
         (FailureKind.IDENTITY, 503, "UF", 14),
         (FailureKind.RESET, 503, "UC", 14),
+        (FailureKind.STREAM_RESET, 503, "UR", 14),
         (FailureKind.REFUSED_STREAM, 503, "UR", 14),
         (FailureKind.TIMEOUT, 504, "UT", 4),
     ],

@@ -41,6 +41,7 @@ def response(status: int, **headers: str) -> Response:
         (Failure(FailureKind.RESET, False), False, (0, 0, 1, 1, 1, 1)),
         (Failure(FailureKind.RESET, False), True, (0, 0, 0, 1, 1, 1)),
         (Failure(FailureKind.RESET, True), False, (0, 0, 0, 1, 1, 1)),
+        (Failure(FailureKind.STREAM_RESET, True), False, (0, 0, 0, 1, 1, 1)),
         (Failure(FailureKind.REFUSED_STREAM, False), False, (0, 1, 1, 1, 1, 1)),
         (Failure(FailureKind.REFUSED_STREAM, True), False, (0, 1, 0, 1, 1, 1)),
         (Failure(FailureKind.TIMEOUT, True), False, (0, 0, 0, 1, 1, 1)),
@@ -118,6 +119,7 @@ def test_grpc_words_look_at_the_status_in_the_headers(word: str, code: int) -> N
     [
         (FailureKind.CONNECT, "unavailable"),
         (FailureKind.RESET, "unavailable"),
+        (FailureKind.STREAM_RESET, "unavailable"),
         (FailureKind.REFUSED_STREAM, "unavailable"),
         (FailureKind.TIMEOUT, "deadline-exceeded"),
     ],
