@@ -13,6 +13,7 @@ import grpc.aio
 from meshlib.clients.grpc_endpoint import CoreChannel, Options
 from meshlib.ports import Lock
 from meshlib.runtime.core import new_node_id, open_aio, open_sync
+from meshlib.runtime.own_channels import own_aio_channel, own_channel
 
 __all__ = ["AioDialler", "Dialler", "SyncDialler", "in_callback"]
 
@@ -72,9 +73,7 @@ class SyncDialler:
         self, target: str, credentials: grpc.ChannelCredentials | None, options: Options, compression: Any
     ) -> grpc.Channel:
         """As `Dialler.dial`."""
-        if credentials is None:
-            return grpc.insecure_channel(target, options, compression)
-        return grpc.secure_channel(target, credentials, options, compression)
+        return own_channel(target, credentials, options, compression)
 
     def open_core(
         self, uri: str, providers: Providers, options: Options, compression: Any
@@ -130,9 +129,7 @@ class AioDialler:
         self, target: str, credentials: grpc.ChannelCredentials | None, options: Options, compression: Any
     ) -> grpc.aio.Channel:
         """As `Dialler.dial`."""
-        if credentials is None:
-            return grpc.aio.insecure_channel(target, options, compression)
-        return grpc.aio.secure_channel(target, credentials, options, compression)
+        return own_aio_channel(target, credentials, options, compression)
 
     def open_core(
         self, uri: str, providers: Providers, options: Options, compression: Any

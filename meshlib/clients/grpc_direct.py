@@ -20,6 +20,7 @@ from typing import Any, Final
 import grpc
 
 from meshlib.runtime.clock import wall
+from meshlib.runtime.own_channels import own_channel
 
 try:
     from grpc import _channel, _common, _compression, _observability
@@ -232,7 +233,7 @@ def is_usable() -> bool:
     if is_switched_off() or not is_known(grpc.__version__):
         return False
     try:
-        with grpc.insecure_channel(TRIAL_TARGET, (("grpc.enable_http_proxy", 0),)) as channel:
+        with own_channel(TRIAL_TARGET, None, (("grpc.enable_http_proxy", 0),)) as channel:
             DirectUnary(channel, "/meshlib.Direct/Trial", None, None)(b"", TRIAL_S, (("a", "b"),), None, None)
     except grpc.RpcError as error:
         found: Any = error

@@ -26,6 +26,7 @@ from meshlib.clients.grpc_direct import (
     is_switched_off,
 )
 from meshlib.runtime.clock import wall
+from meshlib.runtime.own_channels import own_aio_channel
 
 __all__ = ["AioDirectCall", "AioDirectUnary", "aio_puller", "make_aio_unary"]
 
@@ -232,7 +233,7 @@ def _is_tried() -> bool:
 
 
 async def _try() -> bool:
-    async with grpc.aio.insecure_channel(TRIAL_TARGET, (("grpc.enable_http_proxy", 0),)) as channel:
+    async with own_aio_channel(TRIAL_TARGET, None, (("grpc.enable_http_proxy", 0),)) as channel:
         unary = AioDirectUnary(channel, "/meshlib.Direct/Trial", None, None)
         first, second = (unary(b"", TRIAL_S, (("a", "b"),), None, None) for _ in range(2))
         if type(first) is not AioDirectCall or not second.cancel():

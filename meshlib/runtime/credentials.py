@@ -19,6 +19,7 @@ import grpc
 from meshlib.errors import ConfigError
 from meshlib.ports import WallClock
 from meshlib.runtime.certificate_files import check_pair
+from meshlib.runtime.own_channels import own_channel
 from meshlib.xds.bootstrap import GoogleDefaultCreds, InsecureCreds, ServerConfig, TlsCreds
 
 __all__ = ["TlsFiles", "authorization", "is_local", "open_channel", "read_token"]
@@ -105,11 +106,11 @@ def open_channel(server: ServerConfig, files: TlsFiles) -> grpc.Channel:
         case InsecureCreds():
             if server.call_creds and not is_local(server.uri):
                 raise ConfigError(f"a bearer token may not go to {server.uri} in the clear; use channel_creds tls")
-            return grpc.insecure_channel(server.uri, options=options)
+            return own_channel(server.uri, None, options)
         case TlsCreds() as tls:
-            return grpc.secure_channel(server.uri, _tls(files.read(tls)), options=options)
+            return own_channel(server.uri, _tls(files.read(tls)), options)
         case GoogleDefaultCreds():
-            return grpc.secure_channel(server.uri, _google(), options=options)
+            return own_channel(server.uri, _google(), options)
 
 
 def authorization(server: ServerConfig, wall_clock: WallClock) -> tuple[tuple[str, str], ...]:

@@ -11,6 +11,7 @@ import grpc
 from meshlib.errors import IdentityError, MeshError
 from meshlib.model.secret import ClientTls
 from meshlib.runtime.dial import dial_target
+from meshlib.runtime.own_channels import own_channel
 from meshlib.runtime.relay import TlsRelay
 from meshlib.runtime.relay_link import RelayRoute
 from meshlib.runtime.tls import client_context
@@ -70,13 +71,13 @@ class OrcaStream:
         )
         self._tls = tls
         if tls is None:
-            self._channel = grpc.insecure_channel(dial_target(address, dials), options)
+            self._channel = own_channel(dial_target(address, dials), None, options)
         else:
             self._route = relay.open(
                 address, _context(tls, view), server_name=tls.sni, connect_timeout_s=timeout_s, dials=dials
             )
             local = grpc.local_channel_credentials(grpc.LocalConnectionType.UDS)
-            self._channel = grpc.secure_channel(self._route.target, local, options)
+            self._channel = own_channel(self._route.target, local, options)
         self._lock = threading.Lock()
         self._cancel: Callable[[], object] | None = None  # guarded by the lock
         self._is_closed = False  # guarded by the lock

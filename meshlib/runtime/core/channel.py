@@ -8,6 +8,7 @@ import grpc
 import grpc.aio
 
 from meshlib.runtime.core.resources import LISTENER, bootstrap_json, fail_closed
+from meshlib.runtime.own_channels import own_aio_channel, own_channel
 
 __all__ = ["is_unsent", "new_node_id", "open_aio", "open_sync"]
 
@@ -54,7 +55,7 @@ def open_sync(
         options: The application's.
     """
     made = _target_options(server_uri, node_id, providers, options)
-    return grpc.secure_channel(f"xds:///{LISTENER}", fail_closed(), made, compression)
+    return own_channel(f"xds:///{LISTENER}", fail_closed(), made, compression)
 
 
 def open_aio(
@@ -66,7 +67,7 @@ def open_aio(
 ) -> grpc.aio.Channel:
     """As `open_sync`, for the running event loop."""
     made = _target_options(server_uri, node_id, providers, options)
-    return grpc.aio.secure_channel(f"xds:///{LISTENER}", fail_closed(), made, compression)
+    return own_aio_channel(f"xds:///{LISTENER}", fail_closed(), made, compression)
 
 
 def is_unsent(error: Any, node_id: str) -> bool:
