@@ -27,6 +27,7 @@ from meshlib.clients.filters import AsyncFilter, AsyncFilterChain, Filter, Filte
 from meshlib.clients.httpx_common import MeshRecord, Passthrough, address_text, record_of
 from meshlib.clients.source import MeshSource
 from meshlib.clients.tracing import begin_call
+from meshlib.clients.unrouted import count_unrouted
 from meshlib.errors import DeadlineExceeded, IdentityError, MeshError, RoutingError, UnavailableError
 from meshlib.events import CallFinished
 from meshlib.model.outcome import Connected, Failure, FailureKind, LocalReply, Outcome, Response
@@ -123,6 +124,7 @@ class MeshMiddleware:
         mesh = self._mesh
         authority = _authority(request.url)
         head = _head(request, authority)
+        began_at = mesh.clock()
         try:
             target = mesh.target(authority) or await mesh.wait_target_async(authority)
             if target.has_demands:
@@ -130,6 +132,7 @@ class MeshMiddleware:
         except MeshError as error:
             if self._passthrough == "unknown" and isinstance(error, RoutingError):
                 return await self._pass(request, handler, authority)
+            count_unrouted(mesh, error, kind="http", authority=authority, method=request.method, began_at=began_at)
             raise MeshUnavailable(error) from error
         now = mesh.clock()
         body = cast(Any, request.body)

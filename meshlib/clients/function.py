@@ -33,7 +33,8 @@ from meshlib.clients.response_cache import ResponseCache
 from meshlib.clients.sharing import KeyMaker, Sharing, without_endpoint
 from meshlib.clients.source import MeshSource
 from meshlib.clients.tracing import attempt_scope, begin_call
-from meshlib.errors import DeadlineExceeded, UnavailableError
+from meshlib.clients.unrouted import count_unrouted
+from meshlib.errors import DeadlineExceeded, MeshError, UnavailableError
 from meshlib.model.endpoint import Endpoint
 from meshlib.model.request import Headers, RequestHead
 from meshlib.options import check_callable, check_number, check_type, name_of
@@ -240,15 +241,13 @@ class _Policy:
     def _find_and_run(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         mesh = self._mesh
         began_at = mesh.clock()
-        target = mesh.target(self._service)
-        if target is None:
-            try:
-                target = mesh.wait_target(self._service, self._timeout_s)
-            except UnavailableError as error:
-                self._refuse_late(error, began_at)
-                raise
-        if target.has_demands:
-            target = mesh.meet(target, self._head, self._left_s(began_at))
+        try:
+            target = mesh.target(self._service) or mesh.wait_target(self._service, self._timeout_s)
+            if target.has_demands:
+                target = mesh.meet(target, self._head, self._left_s(began_at))
+        except MeshError as error:
+            self._unrouted(error, began_at)
+            raise
         return self._run(target, began_at, args, kwargs)
 
     def _run(self, target: TargetView, began_at: float, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
@@ -296,15 +295,13 @@ class _Policy:
     async def _find_and_arun(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         mesh = self._mesh
         began_at = mesh.clock()
-        target = mesh.target(self._service)
-        if target is None:
-            try:
-                target = await mesh.wait_target_async(self._service, self._timeout_s)
-            except UnavailableError as error:
-                self._refuse_late(error, began_at)
-                raise
-        if target.has_demands:
-            target = await mesh.meet_async(target, self._head, self._left_s(began_at))
+        try:
+            target = mesh.target(self._service) or await mesh.wait_target_async(self._service, self._timeout_s)
+            if target.has_demands:
+                target = await mesh.meet_async(target, self._head, self._left_s(began_at))
+        except MeshError as error:
+            self._unrouted(error, began_at)
+            raise
         return await self._arun(target, began_at, args, kwargs)
 
     async def _arun(self, target: TargetView, began_at: float, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
@@ -350,10 +347,21 @@ class _Policy:
         """Return the seconds that are left of `timeout_s`; None: no limit."""
         return None if self._timeout_s is None else max(0.0, began_at + self._timeout_s - self._mesh.clock())
 
-    def _refuse_late(self, error: UnavailableError, began_at: float) -> None:
-        """Say so when it is the call's own time in which the configuration did not come."""
-        if self._left_s(began_at) == 0.0:
-            raise DeadlineExceeded(error.message, resource=error.resource) from error
+    def _unrouted(self, error: MeshError, began_at: float) -> None:
+        """Count a call without a configuration, and say so where it came too late for the call's own time.
+
+        Raises:
+            DeadlineExceeded: It did.
+        """
+        late = None
+        if isinstance(error, UnavailableError) and self._left_s(began_at) == 0.0:
+            late = DeadlineExceeded(error.message, resource=error.resource)
+        method = self._head.method
+        count_unrouted(
+            self._mesh, late or error, kind="http", authority=self._service, method=method, began_at=began_at
+        )
+        if late is not None:
+            raise late from error
 
     def _call(self, target: TargetView, began_at: float, *, can_hedge: bool = False) -> Call:
         mesh = self._mesh

@@ -14,7 +14,7 @@ from meshlib.clients.grpc_common import OK, STARTED, HeadMaker
 from meshlib.clients.grpc_endpoint import ChannelKey, EndpointChannel
 from meshlib.clients.grpc_errors import AioMeshRpcError
 from meshlib.clients.grpc_flow import Flow
-from meshlib.clients.grpc_invoke import Invoker, Method, Rpc, left_s, refused
+from meshlib.clients.grpc_invoke import Invoker, Method, Rpc, left_s
 from meshlib.clients.grpc_own_endpoint import OwnEndpoint, measure
 from meshlib.clients.grpc_replay import AioReplay
 from meshlib.clients.source import MeshSource
@@ -102,7 +102,8 @@ class AioInterceptors:
                 target = await self._mesh.meet_async(target, heads(rpc.metadata), left_s(rpc, began_at, now))
                 now = invoker.clock()
         except MeshError as error:
-            raise refused(error, AioMeshRpcError, is_late=left_s(rpc, began_at, invoker.clock()) == 0.0) from error
+            is_late = left_s(rpc, began_at, invoker.clock()) == 0.0
+            raise invoker.refused(error, AioMeshRpcError, heads.plain.path, began_at, is_late=is_late) from error
         timeout_s = None if rpc.timeout_s is None else rpc.timeout_s - (now - began_at)
         return invoker.flow(target, Method("", heads, None, None), rpc, now=now, timeout_s=timeout_s), rpc
 

@@ -22,7 +22,6 @@ from meshlib.clients.grpc_common import OK
 from meshlib.clients.grpc_endpoint import EndpointChannel
 from meshlib.clients.grpc_errors import AioMeshRpcError
 from meshlib.clients.grpc_flow import Flow
-from meshlib.clients.grpc_invoke import refused
 from meshlib.clients.grpc_race import arace_unary
 from meshlib.errors import IdentityError, MeshError
 from meshlib.model.outcome import Failure, FailureKind, Outcome
@@ -59,7 +58,8 @@ class AioRpc(AioHeld):
             target = invoker.mesh.target(invoker.authority)
         except MeshError as error:
             if not self._rpc.wait_for_ready:
-                self._error = refused(error, AioMeshRpcError)
+                path = self._method.heads.plain.path
+                self._error = invoker.refused(error, AioMeshRpcError, path, self._began_at)
                 self._settle(self._error.code())
                 return
             target = None
@@ -147,7 +147,7 @@ class AioRpc(AioHeld):
         invoker = self._invoker
         if self._flow is None:
             try:
-                target = await invoker.wait(self._rpc, self._began_at)
+                target = await invoker.wait(self._method, self._rpc, self._began_at)
                 target = await invoker.meet(target, self._method, self._rpc, self._began_at)
             except AioMeshRpcError as error:
                 self._error = error

@@ -17,7 +17,8 @@ from meshlib.clients.grpc_endpoint import EndpointChannel, Options
 from meshlib.clients.grpc_errors import AioMeshRpcError, CallInfo, MeshRpcError, refusal_of_mesh_error
 from meshlib.clients.grpc_flow import Flow, pause_s
 from meshlib.clients.source import MeshSource
-from meshlib.errors import MeshError, RoutingError
+from meshlib.clients.unrouted import count_unrouted, flag_of
+from meshlib.errors import MeshError
 from meshlib.events import Meter
 from meshlib.model.outcome import Outcome
 from meshlib.model.request import RequestHead
@@ -25,7 +26,7 @@ from meshlib.runtime.context import peek_request, remaining_s
 from meshlib.runtime.core import is_unsent
 from meshlib.view import TargetView, View
 
-__all__ = ["AioInvoker", "Invoker", "Method", "Rpc", "SyncInvoker", "left_s", "refused"]
+__all__ = ["AioInvoker", "Invoker", "Method", "Rpc", "SyncInvoker", "left_s"]
 
 C = TypeVar("C")
 E = TypeVar("E", MeshRpcError, AioMeshRpcError)
@@ -104,6 +105,23 @@ class Invoker(Generic[C]):
         # Ends of calls that were dropped by their callers. Finalizers run anywhere, also while this thread holds the
         # very lock that giving back needs, so they only leave a note here; the next RPC does it.
         self.abandoned: deque[Callable[[], None]] = deque()
+
+    def refused(self, error: MeshError, make: type[E], method: str, began_at: float, *, is_late: bool = False) -> E:
+        """Translate and count an error from before there was a call; `is_late`: in which the RPC's own time ended."""
+        refusal = refusal_of_mesh_error(error)
+        code = grpc.StatusCode.DEADLINE_EXCEEDED if is_late else refusal.code
+        made = make(code, refusal.details, CallInfo(error.cluster, error.endpoints, error.attempts, flag_of(error)))
+        made.__cause__ = error
+        count_unrouted(
+            self.mesh,
+            error,
+            kind="grpc",
+            authority=self.authority,
+            method=method,
+            began_at=began_at,
+            grpc_status=code.value[0],
+        )
+        return made
 
     def closed(self) -> Exception:
         """Return what gRPC raises for RPCs on a closed channel."""
@@ -227,20 +245,6 @@ class Invoker(Generic[C]):
             give_back()
 
 
-def refused(error: MeshError, make: type[E], *, is_late: bool = False) -> E:
-    """Translate an error from before there was a call.
-
-    Args:
-        is_late: The RPC's own time is over.
-    """
-    refusal = refusal_of_mesh_error(error)
-    code = grpc.StatusCode.DEADLINE_EXCEEDED if is_late else refusal.code
-    flag = error.flag or ("NR" if isinstance(error, RoutingError) else "")
-    made = make(code, refusal.details, CallInfo(error.cluster, error.endpoints, error.attempts, flag))
-    made.__cause__ = error
-    return made
-
-
 class SyncInvoker(Invoker[grpc.Channel]):
     """For threads."""
 
@@ -279,13 +283,13 @@ class SyncInvoker(Invoker[grpc.Channel]):
             target = self.mesh.target(self.authority)
         except MeshError as error:
             if not rpc.wait_for_ready:
-                raise refused(error, MeshRpcError) from error
+                raise self.refused(error, MeshRpcError, method.heads.plain.path, now) from error
             target = None
         timeout_s = rpc.timeout_s
         if target is None or target.has_demands:
             began_at = now
             if target is None:
-                target = self._wait(rpc, began_at)
+                target = self._wait(method, rpc, began_at)
             if target.has_demands:
                 target = self._meet(target, method, rpc, began_at)
             now = self.clock()
@@ -300,7 +304,7 @@ class SyncInvoker(Invoker[grpc.Channel]):
         """Give a channel back."""
         self.channels.release(channel)
 
-    def _wait(self, rpc: Rpc, began_at: float) -> TargetView:
+    def _wait(self, method: Method, rpc: Rpc, began_at: float) -> TargetView:
         pauses = 0
         while True:
             try:
@@ -309,9 +313,9 @@ class SyncInvoker(Invoker[grpc.Channel]):
             except MeshError as error:
                 rest_s = left_s(rpc, began_at, self.clock())
                 if rest_s == 0.0:
-                    raise refused(error, MeshRpcError, is_late=True) from error
+                    raise self.refused(error, MeshRpcError, method.heads.plain.path, began_at, is_late=True) from error
                 if not rpc.wait_for_ready or self.is_closed:
-                    raise refused(error, MeshRpcError) from error
+                    raise self.refused(error, MeshRpcError, method.heads.plain.path, began_at) from error
                 time.sleep(pause_s(pauses) if rest_s is None else min(pause_s(pauses), rest_s))
                 pauses += 1
 
@@ -319,7 +323,7 @@ class SyncInvoker(Invoker[grpc.Channel]):
         try:
             return self.mesh.meet(target, method.heads(rpc.metadata), left_s(rpc, began_at, self.clock()))
         except MeshError as error:
-            raise refused(error, MeshRpcError) from error
+            raise self.refused(error, MeshRpcError, method.heads.plain.path, began_at) from error
 
 
 class AioInvoker(Invoker[grpc.aio.Channel]):
@@ -349,7 +353,7 @@ class AioInvoker(Invoker[grpc.aio.Channel]):
             self._last = last = (loop, self._all.aio(loop))
         return last[1]
 
-    async def wait(self, rpc: Rpc, began_at: float) -> TargetView:
+    async def wait(self, method: Method, rpc: Rpc, began_at: float) -> TargetView:
         """Wait for the configuration of a service that is used for the first time.
 
         Raises:
@@ -363,9 +367,11 @@ class AioInvoker(Invoker[grpc.aio.Channel]):
             except MeshError as error:
                 rest_s = left_s(rpc, began_at, self.clock())
                 if rest_s == 0.0:
-                    raise refused(error, AioMeshRpcError, is_late=True) from error
+                    raise self.refused(
+                        error, AioMeshRpcError, method.heads.plain.path, began_at, is_late=True
+                    ) from error
                 if not rpc.wait_for_ready or self.is_closed:
-                    raise refused(error, AioMeshRpcError) from error
+                    raise self.refused(error, AioMeshRpcError, method.heads.plain.path, began_at) from error
                 await asyncio.sleep(pause_s(pauses) if rest_s is None else min(pause_s(pauses), rest_s))
                 pauses += 1
 
@@ -380,7 +386,7 @@ class AioInvoker(Invoker[grpc.aio.Channel]):
         try:
             return await self.mesh.meet_async(target, method.heads(rpc.metadata), left_s(rpc, began_at, self.clock()))
         except MeshError as error:
-            raise refused(error, AioMeshRpcError) from error
+            raise self.refused(error, AioMeshRpcError, method.heads.plain.path, began_at) from error
 
     def must_wait(self, target: TargetView, method: Method, rpc: Rpc) -> bool:
         """Whether an RPC needs what the target does not have yet."""

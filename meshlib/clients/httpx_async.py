@@ -39,6 +39,7 @@ from meshlib.clients.httpx_redirects import FollowedRedirects
 from meshlib.clients.mirrors import AsyncMirrors
 from meshlib.clients.pools import PoolKey, Pools
 from meshlib.clients.source import MeshSource
+from meshlib.clients.unrouted import count_unrouted
 from meshlib.clients.warm_up import warm_connections
 from meshlib.errors import MeshError, RoutingError
 from meshlib.model.outcome import Failure, LocalReply, Response
@@ -92,11 +93,15 @@ class AsyncMeshTransport(httpx.AsyncBaseTransport):
             return await self._direct().handle_async_request(request)
         authority = authority_of(request)
         try:
-            target = mesh.target(authority) or await mesh.wait_target_async(authority)
+            target = mesh.target(authority)
         except MeshError as error:
-            if self._passthrough == "unknown" and isinstance(error, RoutingError):
-                return await self._pass(request, authority)
-            raise refusal(authority, error, request) from error
+            return await self._unrouted(request, authority, error)
+        if target is None:
+            began_at = mesh.clock()
+            try:
+                target = await mesh.wait_target_async(authority)
+            except MeshError as error:
+                return await self._unrouted(request, authority, error, began_at)
         step: Step | None = None
         early: Tried[Pool] | None = None
         begun = begin(mesh, self._express, request, authority, target)
@@ -112,10 +117,11 @@ class AsyncMeshTransport(httpx.AsyncBaseTransport):
             replayable = is_replayable(request)
             head = head_of(request, authority)
             if target.has_demands:
+                began_at = mesh.clock()
                 try:
                     target = await mesh.meet_async(target, head)
                 except MeshError as error:
-                    raise refusal(authority, error, request) from error
+                    return await self._unrouted(request, authority, error, began_at)
             call = call_for(mesh, target, head, request, replayable=replayable)
         exchange = Exchange(
             mesh,
@@ -181,6 +187,19 @@ class AsyncMeshTransport(httpx.AsyncBaseTransport):
             finally:
                 await close_all(self._pools.release(lease))
         return opened
+
+    async def _unrouted(
+        self, request: httpx.Request, authority: str, error: MeshError, began_at: float | None = None
+    ) -> httpx.Response:
+        """Send a request past the mesh that leads it nowhere, where the application says so.
+
+        Raises:
+            httpx.TransportError: Else.
+        """
+        if self._passthrough == "unknown" and isinstance(error, RoutingError):
+            return await self._pass(request, authority)
+        count_unrouted(self._mesh, error, kind="http", authority=authority, method=request.method, began_at=began_at)
+        raise refusal(authority, error, request) from error
 
     async def _pass(self, request: httpx.Request, authority: str) -> httpx.Response:
         clock = self._mesh.clock
