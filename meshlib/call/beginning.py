@@ -10,8 +10,9 @@ from meshlib.call.endings import DELAYED
 from meshlib.call.hedging import HedgedSteps
 from meshlib.call.limiting import Passage
 from meshlib.call.limits import asked_limits, is_control_name
+from meshlib.call.repeat import capped_retries
 from meshlib.call.steps import Sleep, Step
-from meshlib.call.way import Way, is_the_same_for_all, takes_requests_as_they_are
+from meshlib.call.way import Way, is_the_same_for_all
 from meshlib.model.outcome import LocalReply
 from meshlib.model.profile import GRPC, HTTP
 from meshlib.model.request import Headers, HeadMemo, RequestHead
@@ -131,13 +132,13 @@ class Beginnings(HedgedSteps):
         way: Way | None = None
         if (
             is_the_same_for_all(match)
-            and takes_requests_as_they_are(match)
+            and not match.filters_requests
             and not cluster.config.cluster.maintenance_percent
-            and self._rules is plan.rules
             and not plan.rules.needs_request
             and target.clusters.get(match.cluster) is cluster
         ):
-            way = Way(target, match, plan, cluster, self._breaker, self._rules, self._retries_left, _ANY_HEAD)
+            retries = capped_retries(plan.rules.num_retries, HTTP)
+            way = Way(target, match, plan, cluster, self._breaker, plan.rules, retries, _ANY_HEAD)
         ways[match] = way
 
     def _begin_session(self, match: RouteMatch, session: Session, now: float) -> RouteMatch:

@@ -329,6 +329,10 @@ class Call(Beginnings, HostChoice):
         """
         if self._state != NEW:
             raise self._unexpected(NEW)
+        if way.rewrites and way.profile is HTTP:
+            out = way.rewritten(self.head)
+            assert out is not None  # or it would not have begun there
+            self._out = out
         return self._along(way, now, begun)
 
     def answered(self, response: Response) -> None:

@@ -5,7 +5,7 @@ from types import EllipsisType
 from typing import Any, Final
 
 from meshlib.balancing.endpoint_state import EndpointState
-from meshlib.call.limits import is_control_name, written_head
+from meshlib.call.limits import is_control_name, without_retry_headers, written_head
 from meshlib.call.replies import NO_HOST, OVERFLOW
 from meshlib.model.outcome import LocalReply
 from meshlib.model.profile import HTTP
@@ -18,7 +18,7 @@ from meshlib.routing.reads import names_read
 from meshlib.routing.table import RouteMatch
 from meshlib.view import ClusterState, RoutePlan, TargetView
 
-__all__ = ["Way", "is_the_same_for_all", "takes_requests_as_they_are"]
+__all__ = ["Way", "is_the_same_for_all"]
 
 _MAX_SPARED: Final = 256
 """Names of metadata that are known to have no say; applications use a few, and what makes names up shall cost no memory."""
@@ -30,8 +30,8 @@ class Way:
     gRPC calls without metadata share a head, so what is worked out for the first of them holds for all, as long as chance
     has no part in it: routes that draw lots, faults, limits, sessions, hedging and aggregate clusters leave none. It holds for
     calls with metadata too that the way `spares`. HTTP calls that take one route share a way where besides nothing of the
-    head matters after that: the route changes none. What may change from call to call is looked at anew: the configuration,
-    drops, the endpoint, breakers, time.
+    head matters after that but how the route changes it. What may change from call to call is looked at anew: the
+    configuration, drops, the endpoint, breakers, time.
 
     Nine calls in ten go well at the first attempt, and then a `Call` of their own would have nothing to decide: where
     `is_express` a shell may `begin` one here, and tell the cluster that it `succeeded`, unless that has a learner by then.
@@ -50,6 +50,8 @@ class Way:
         expected_s: How long a first attempt may take, as it says itself; None: no limit.
         added: Headers that a first attempt gets from the mesh.
         is_express: `begin` can be asked.
+        rewrites: Heads of HTTP calls are not sent as they are: `rewritten` says how.
+        final_below: The HTTP status below which a response may go to the caller without more ado; 0: none.
         known: For a shell: what it keeps by endpoint.
     """
 
@@ -63,6 +65,7 @@ class Way:
         "cluster",
         "config",
         "expected_s",
+        "final_below",
         "is_express",
         "known",
         "limit_s",
@@ -71,6 +74,7 @@ class Way:
         "plan",
         "profile",
         "retries",
+        "rewrites",
         "rules",
         "stream_s",
         "target",
@@ -115,6 +119,9 @@ class Way:
         self.known: dict[object, Any] = {}
         self.expected_s = _least(per_try_s, timeout_s)
         self.added = self.added_within(self.expected_s)
+        self.rewrites = match.changes_requests
+        is_final = not (match.changes_responses or match.include_attempt_count_in_response or action.internal_redirect)
+        self.final_below = 500 if is_final else 0
         self.is_express = (
             not target.has_demands
             and not action.auto_host_rewrite
@@ -127,6 +134,12 @@ class Way:
         """Return what the headers of a first attempt get that may take no longer than that."""
         nothing = RequestHead("GET", "", "/", Headers(), profile=self.profile)
         return written_head(nothing, 1, self.match.include_attempt_count, expected_s, None).headers.items
+
+    def rewritten(self, head: RequestHead) -> RequestHead | None:
+        """Return the head of an HTTP call as the route changes it; None: that says more of retries, as a `Call` would see."""
+        match = self.match
+        out = match.rewrite(head)
+        return out if without_retry_headers(out, counts_attempts=match.include_attempt_count) is out else None
 
     def holds(self, target: TargetView) -> bool:
         """Whether nothing has changed since."""
@@ -175,16 +188,6 @@ class Way:
 
 def _least(*limits: float | None) -> float | None:
     return min((limit_s for limit_s in limits if limit_s is not None), default=None)
-
-
-def takes_requests_as_they_are(match: RouteMatch) -> bool:
-    """Whether neither a request's head nor that of its response is changed on a route, and its answers are final."""
-    return not (
-        match.changes_requests
-        or match.changes_responses
-        or match.include_attempt_count_in_response
-        or match.action.internal_redirect is not None
-    )
 
 
 def is_the_same_for_all(match: RouteMatch) -> bool:

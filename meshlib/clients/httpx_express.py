@@ -22,16 +22,17 @@ from meshlib.call import Attempt, Call, Step
 from meshlib.call.limits import has_control_headers
 from meshlib.call.way import Way
 from meshlib.clients.http1_request import (
-    REMEMBERED_CHARACTERS,
     WrittenRequest,
+    encoded,
     host_line,
     is_target,
     is_traced,
     plain_lines,
 )
 from meshlib.clients.http1_response import RawResponse, ResponseHead
-from meshlib.clients.httpx_common import MeshRecord, headers_of, lower_name, pool_key_of
+from meshlib.clients.httpx_common import MeshRecord, headers_of, pool_key_of
 from meshlib.clients.httpx_requests import origin_of
+from meshlib.clients.httpx_shapes import known_shapes, make_shape
 from meshlib.clients.pools import Lease, PoolKey
 from meshlib.clients.source import MeshSource
 from meshlib.clients.timeouts import AttemptTimeouts
@@ -40,7 +41,7 @@ from meshlib.events import AttemptFinished, CallFinished, Meter
 from meshlib.model.endpoint import Endpoint
 from meshlib.model.outcome import LocalReply, Response
 from meshlib.model.profile import HTTP
-from meshlib.model.request import Headers, RequestHead, is_grpc_type
+from meshlib.model.request import Headers, RequestHead
 from meshlib.resilience.health_check import IMMEDIATE_FAILURE
 from meshlib.routing.table import RouteMatch
 from meshlib.runtime.clock import wall
@@ -52,25 +53,7 @@ __all__ = ["Begun", "Express", "Routed", "Tried", "begin"]
 
 P = TypeVar("P")
 
-MAX_SHAPES: Final = 512
-Raw = tuple[tuple[bytes, bytes], ...]
 Express = Callable[[TargetView], tuple[View, Meter | None] | None]
-
-
-class Shape(NamedTuple):
-    """What requests with the same headers have in common.
-
-    Attributes:
-        authority: Their host.
-        headers: The others.
-        lines: All of them as they are written.
-        length: Of the body.
-    """
-
-    authority: str
-    headers: Headers
-    lines: bytes
-    length: int
 
 
 class Berth(NamedTuple):
@@ -169,7 +152,7 @@ class Begun:
         """Whether a response goes to the caller, and nobody has to know more of it. If so, it has been counted."""
         way, status = self.way, head.status
         cluster, rules = way.cluster, way.rules
-        if not 200 <= status < 500 or cluster.learner is not None:
+        if not 200 <= status < way.final_below or cluster.learner is not None:
             return False
         if cluster.checks is None and (rules.spares_good if status < 400 else not rules.on):
             outcome = _without_headers(status)
@@ -284,9 +267,9 @@ def begin(
     if not isinstance(stream, ByteStream) or is_traced(extensions):
         return None
     raw = tuple(request.headers.raw)
-    shape = _shapes.get(raw)
+    shape = known_shapes.get(raw)
     if shape is None:
-        shape = _shape(raw)
+        shape = make_shape(raw)
         if shape is None:
             return None
     method, wire = request.method, extensions.get("target") or request.url.raw_path
@@ -315,18 +298,26 @@ def begin(
     head = RequestHead(method, shape.authority, wire.decode("ascii"), headers, scheme=request.url.scheme, profile=HTTP)
     match = target.routes.match(head, mesh.rng, is_prepared=True)
     way: Way | None = target.ways.get(match) if type(match) is RouteMatch else None
-    if way is None or not way.is_express or (state := way.begin(now, mesh.rng)) is None:
+    if way is None or not way.is_express:
+        return Routed(mesh, target, head, match, now, left_s, is_repeated)
+    if way.rewrites:
+        changed = _rewritten(way, head, shape.length)
+        if changed is None:
+            return Routed(mesh, target, head, match, now, left_s, is_repeated)
+        wire, lines = changed
+    state = way.begin(now, mesh.rng)
+    if state is None:
         return Routed(mesh, target, head, match, now, left_s, is_repeated)
     begun = Begun(mesh, request, head, way, state, now, told[1], left_s, is_repeated)
-    if type(state) is not EndpointState:
-        return begun
     berth: Berth | None = way.known.get(state)
     if (
         berth is None
-        or berth.endpoint is not state.endpoint
+        or berth.endpoint is not state.endpoint  # type: ignore[union-attr]  # there is none of a reply
         or berth.secrets is not told[0].secrets
         or (berth.valid is not None and not berth.valid[0] <= wall() <= berth.valid[1])
     ):
+        if type(state) is not EndpointState:
+            return begun
         try:
             berth = _berth(mesh, request, head, way, state, told[0])
         except BaseException:
@@ -357,34 +348,15 @@ def begin(
     return begun
 
 
-_shapes: dict[Raw, Shape] = {}
-
-
-def _shape(raw: Raw) -> Shape | None:
-    """Work out what requests with some headers have in common; None: they need a closer look each time."""
-    authority = ""
-    items = []
-    for raw_name, raw_value in raw:
-        name, value = lower_name(raw_name), raw_value.decode("latin-1")
-        if name == "host" and not authority:
-            authority = value
-        elif name == "host" or (name == "content-type" and is_grpc_type(value)):
-            return None
-        else:
-            items.append((name, value))
-    headers = Headers(items)
-    if not authority or has_control_headers(headers):
+def _rewritten(way: Way, head: RequestHead, length: int) -> tuple[bytes, bytes] | None:
+    """Return what a route makes of a request's target and headers, as they are written; None: they need a closer look."""
+    out = way.rewritten(head)
+    if out is None:
         return None
-    host, found = host_line(authority), plain_lines(items)
-    if host is None or found is None:
+    wire, host, found = encoded(out.path), host_line(out.authority), plain_lines(out.headers.items)
+    if host is None or found is None or found[1] != length or not is_target(out.method, wire):
         return None
-    lines, length, is_common = found
-    shape = Shape(authority, headers, host + lines, length)
-    if is_common and len(authority) <= REMEMBERED_CHARACTERS:
-        if len(_shapes) >= MAX_SHAPES:
-            _shapes.clear()
-        _shapes[raw] = shape
-    return shape
+    return wire, host + found[0]
 
 
 def _berth(

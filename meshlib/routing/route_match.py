@@ -94,6 +94,11 @@ class RouteMatch:
         return rewrite_host(head, endpoint.hostname, append_forwarded=self.action.append_x_forwarded_host)
 
     @property
+    def filters_requests(self) -> bool:
+        """A filter on the way to the route changes the heads of some requests."""
+        return self._filter is not None
+
+    @property
     def changes_requests(self) -> bool:
         """The route, or a filter on the way to it, changes the heads of some requests."""
         return self._filter is not None or self._rewrite is not None

@@ -19,6 +19,7 @@ from meshlib.clients.timeouts import AttemptTimeouts
 from meshlib.events import Event
 from meshlib.model.cluster import CircuitBreakers, Cluster, EdsDiscovery, LeastRequest, LoadReports, OutlierDetection
 from meshlib.model.endpoint import DropOverload
+from meshlib.model.headers import NO_MUTATION, AppendAction, HeaderAdd, HeaderMutation
 from meshlib.model.health import HealthCheck, TcpProbe
 from meshlib.model.lb_policy import PeakEwma, PickFirst, Random, RingHash, RoundRobin
 from meshlib.model.matcher import (
@@ -95,16 +96,42 @@ actions = st.builds(
     max_stream_duration_s=st.sampled_from([None, None, 0.0, 3.0]),
     high_priority=st.booleans(),
     auto_host_rewrite=st.sampled_from([False] * 15 + [True]),
-    prefix_rewrite=st.sampled_from([""] * 15 + ["/new"]),
-    internal_redirect=st.sampled_from([None] * 15 + [InternalRedirectPolicy()]),
+    prefix_rewrite=st.sampled_from([""] * 3 + ["/new"]),
+    host_rewrite_literal=st.sampled_from([""] * 3 + ["other", "b\u00f6se"]),
+    internal_redirect=st.sampled_from([None] * 7 + [InternalRedirectPolicy()]),
     mirrors=st.sampled_from([()] * 7 + [(MirrorPolicy("b", Fraction(50)),)]),
     hash_policies=st.just((HashPolicy("header", "x-user"),)),
 )
 
 
+# What is written, what a format makes of the request, and what has a say in retries, times and lengths.
+added = st.builds(
+    HeaderAdd,
+    st.sampled_from(
+        ["x-new", "x-new", "x-user", "x-envoy-max-retries", "x-envoy-upstream-rq-timeout-ms", "connection"]
+    ),
+    st.sampled_from(["1", "1", "%REQ(x-user)%", "\u00e4", "%REQ(:path)%"]),
+    st.sampled_from(list(AppendAction)),
+)
+mutations = st.just(NO_MUTATION) | st.builds(
+    HeaderMutation,
+    request_remove=st.sampled_from([(), ("x-user",), ("x-number", "content-length")]),
+    request_add=st.lists(added, max_size=2).map(tuple),
+    response_remove=st.sampled_from([(), (), (), ("x-again",)]),
+    response_add=st.sampled_from([(), (), (), (HeaderAdd("x-seen", "%RESPONSE_CODE%"),)]),
+)
+
 # Mostly a canary. The third cluster does not exist.
 shares = st.lists(
-    st.builds(ClusterWeight, st.sampled_from(["a", "b", "b", "c"]), st.integers(1, 5)), min_size=1, max_size=3
+    st.builds(
+        ClusterWeight,
+        st.sampled_from(["a", "b", "b", "c"]),
+        st.integers(1, 5),
+        mutation=mutations,
+        host_rewrite=st.sampled_from(["", "canary"]),
+    ),
+    min_size=1,
+    max_size=3,
 )
 usual: list[SingleCluster | WeightedClusters] = [
     SingleCluster("a"),
@@ -136,7 +163,7 @@ def snapshots(draw: st.DrawFn) -> Snapshot:
         drops = draw(st.sampled_from([()] * 15 + [(DropOverload("lb", 20, 100),)]))
         made[name] = replace(config, assignment=replace(config.assignment, drop_overloads=drops))
     action = replace(draw(actions), cluster=draw(destinations), retry=draw(retries))
-    routes = [any_path(action, name="default")]
+    routes = [replace(any_path(action, name="default"), mutation=draw(mutations))]
     if draw(st.booleans()):
         other = draw(st.sampled_from([action.cluster, SingleCluster("b")]))
         routes.insert(0, Route(draw(matchers), replace(action, cluster=other, mirrors=()), name="first"))
@@ -305,6 +332,7 @@ class World:
         assert isinstance(step, Done)
         if isinstance(step.result, Response):
             self.answered(one, step.result.status, call.body_deadline, call.idle_s, record_of(call, step))
+            self.seen.append(call.response_headers(step.result.headers).items)
             return
         self.seen.append((step.result, step.flag, call.cluster_name, call.endpoints))
         call.close(self.clock())
@@ -338,6 +366,7 @@ class World:
             if begun.is_final(ResponseHead(b"HTTP/1.1", status, b"OK", raw)):
                 idle_s = begun.way.match.action.idle_timeout_s or None
                 self.answered(one, status, begun.body_deadline(), idle_s, begun.berth.record)
+                self.seen.append(headers)
                 return
         call = self.joined(one)
         self.follow(one, call.finished(Response(status, Headers(headers)), self.clock()))

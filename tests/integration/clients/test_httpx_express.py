@@ -22,9 +22,12 @@ from meshlib.clients.httpx_async import AsyncMeshTransport
 from meshlib.errors import IdentityError
 from meshlib.events import Event
 from meshlib.model.cluster import CircuitBreakers
+from meshlib.model.headers import NO_MUTATION, HeaderAdd, HeaderMutation
+from meshlib.model.matcher import PathKind, PathMatcher
 from meshlib.model.profile import HTTP
 from meshlib.model.request import Headers, RequestHead
 from meshlib.model.retry import RetryPolicy
+from meshlib.model.route import InternalRedirectPolicy, Route, RouteAction, RouteMatcher, SingleCluster
 from meshlib.runtime.context import InboundContext, entered
 from meshlib.view import TargetView, View
 
@@ -221,6 +224,52 @@ def test_answers_come_to_the_same(name: str, ask: Callable[[Any], Any], taken: T
     assert express == general
     assert sent_to(servers[0]) == sent_to(servers[1])
     assert (taken.count > 2) == (ask in (get, post))
+
+
+SENDS = HeaderMutation(request_remove=("cookie",), request_add=(HeaderAdd("x-path", "%REQ(:PATH)%"),))
+ANSWERS = HeaderMutation(response_add=(HeaderAdd("x-code", "%RESPONSE_CODE%"),))
+
+
+@pytest.mark.parametrize("name", DRIVERS)
+@pytest.mark.parametrize(
+    ("mutation", "options"),
+    [
+        (SENDS, {"host_rewrite_literal": "inner", "prefix_rewrite": "/new/"}),
+        (ANSWERS, {}),
+        (NO_MUTATION, {"internal_redirect": InternalRedirectPolicy(max_redirects=2)}),
+    ],
+    ids=["requests", "answers", "redirects"],
+)
+def test_routes_that_change_something_come_to_the_same(
+    name: str, mutation: HeaderMutation, options: dict[str, Any], taken: Taken, http_server: Any
+) -> None:
+    """A response that has to be changed, or looked into, is the general machine's business from there on."""
+    servers: list[Any] = []
+
+    def calls(driver: Any, mesh: ExpressMesh) -> Iterator[Callable[[], Any]]:
+        left = iter([200, 302, 503, 200, 404])
+
+        def answer(handler: Any, body: bytes) -> None:
+            status = next(left, 200)
+            handler.send_response(status)
+            if status == 302:
+                handler.send_header("location", "http://checkout/elsewhere")
+            handler.send_header("content-length", "5")
+            handler.end_headers()
+            handler.wfile.write(b"hello")
+
+        servers.append(http_server(answer=answer))
+        action = RouteAction(SingleCluster("c"), retry=RETRY, **options)
+        path = RouteMatcher(PathMatcher(PathKind.PREFIX, "/"))
+        mesh.serve("checkout", {"c": [servers[-1].address]}, route=Route(path, action, mutation=mutation))
+        client = driver.client()
+        for _ in range(4):
+            yield lambda: get(client)
+
+    express, general = compare(name, calls, lambda: [server.address for server in servers[-1:]])
+    assert express == general
+    assert sent_to(servers[0]) == sent_to(servers[1])
+    assert (taken.count > 2) == (mutation is SENDS)
 
 
 @pytest.mark.parametrize("name", DRIVERS)
