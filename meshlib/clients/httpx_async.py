@@ -5,6 +5,8 @@ the client work as ever.
 """
 
 import contextlib
+from collections.abc import Callable
+from functools import partial
 from typing import assert_never
 
 import anyio
@@ -36,6 +38,7 @@ from meshlib.clients.httpx_errors import (
 )
 from meshlib.clients.httpx_express import Express, Tried, begin
 from meshlib.clients.httpx_redirects import FollowedRedirects
+from meshlib.clients.loops import Work, handed_to_this_loop
 from meshlib.clients.mirrors import AsyncMirrors
 from meshlib.clients.pools import PoolKey, Pools
 from meshlib.clients.source import MeshSource
@@ -75,11 +78,16 @@ class AsyncMeshTransport(httpx.AsyncBaseTransport):
         expiry = limits.keepalive_expiry
         idle_s = 60.0 if expiry is None else expiry
         self._pools: Pools[Pool] = Pools(self._make_pool, clock=mesh.clock, idle_s=idle_s, known=KnownAddresses(mesh))
+        if (tidying_up := getattr(mesh, "_tidying_up", None)) is not None:
+            tidying_up.add(self._tidy)
+        self._hand_over: Callable[[Work], None] | None = None  # to the loop of the connections, once there are some
         self._mirrors = AsyncMirrors()
         self._lock = Lock()
         self._plain: httpx.AsyncHTTPTransport | None = None  # guarded by the lock
 
     def _make_pool(self, key: PoolKey) -> Pool:
+        if self._hand_over is None:
+            self._hand_over = handed_to_this_loop()
         return AsyncHttp2Pool(key, self._limits) if key.http2 else AsyncHttp1Pool(key, self._limits)
 
     async def handle_async_request(self, request: httpx.Request) -> httpx.Response:
@@ -217,6 +225,12 @@ class AsyncMeshTransport(httpx.AsyncBaseTransport):
             if self._plain is None:
                 self._plain = httpx.AsyncHTTPTransport()
             return self._plain
+
+    def _tidy(self) -> None:
+        """Have connections closed that have idled for long enough; called by the mesh, once a second."""
+        closing = self._pools.sweep()
+        if closing and self._hand_over is not None:
+            self._hand_over(partial(close_all, closing))
 
     async def aclose(self) -> None:
         """Close every connection. Calls that are still running fail."""

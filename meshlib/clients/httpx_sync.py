@@ -73,6 +73,8 @@ class MeshTransport(httpx.BaseTransport):
         expiry = limits.keepalive_expiry
         idle_s = 60.0 if expiry is None else expiry
         self._pools: Pools[Pool] = Pools(self._make_pool, clock=mesh.clock, idle_s=idle_s, known=KnownAddresses(mesh))
+        if (tidying_up := getattr(mesh, "_tidying_up", None)) is not None:
+            tidying_up.add(self._tidy)
         self._mirrors = Mirrors()
         self._threads = HedgeThreads()
         self._lock = Lock()
@@ -238,6 +240,11 @@ class MeshTransport(httpx.BaseTransport):
             if self._plain is None:
                 self._plain = httpx.HTTPTransport()
             return self._plain
+
+    def _tidy(self) -> None:
+        """Close connections that have idled for long enough; called by the mesh, once a second."""
+        for pool in self._pools.sweep():
+            pool.close()
 
     def close(self) -> None:
         """Close every connection. Calls that are still running fail."""

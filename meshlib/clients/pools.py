@@ -5,7 +5,8 @@ httpcore 1.0.9 spends 14.7 ms a request that way, and 0.2 ms with a pool per end
 
 Nobody has to say that an endpoint is gone or a certificate was rotated: calls then stop asking for that pool, and a
 pool without a call for `idle_s` is closed, or within a second when its endpoint is in the configuration no more. Calls
-that are running finish on theirs. The bookkeeping does no I/O; it hands out the pools that the shell closes.
+look for such pools, and once a second the mesh does, for transports that nobody uses: their connections would stay open, and
+count against the cluster's limit for everybody else. Calls that are running finish on theirs. The bookkeeping does no I/O; it hands out the pools that the shell closes.
 """
 
 import os
@@ -135,12 +136,28 @@ class Pools(Generic[P]):
             if not lease.active and (not lease.shared or self._is_closed) and lease in self._leases:
                 self._drop(lease, closing)
             if now >= self._next_sweep:
-                self._next_sweep = now + SWEEP_INTERVAL_S
-                for other in [o for o in self._leases if not o.active and now - o.last_used > self._idle_s]:
-                    self._drop(other, closing)
-                if self._known is not None:
-                    self._drain(self._known(), closing)
+                self._sweep(now, closing)
             return closing
+
+    def sweep(self) -> list[P]:
+        """Look for pools that have been idle for too long, whether or not there are calls; hands them out for closing."""
+        now = self._clock()
+        closing: list[P] = []
+        with self._lock:
+            self._sweep(now, closing)
+        return closing
+
+    def _sweep(self, now: float, closing: list[P]) -> None:
+        self._next_sweep = now + SWEEP_INTERVAL_S
+        for lease in [lease for lease in self._leases if not lease.active and self._is_quiet(lease, now)]:
+            self._drop(lease, closing)
+        if self._known is not None:
+            self._drain(self._known(), closing)
+
+    def _is_quiet(self, lease: Lease[P], now: float) -> bool:
+        """Whether all connections of a pool have idled for as long as they may."""
+        of_cluster = lease.key.idle_s  # 0: no limit
+        return now - lease.last_used > (min(of_cluster, self._idle_s) if of_cluster else self._idle_s)
 
     def _drain(self, known: Collection[str], closing: list[P]) -> None:
         """Let go of what belongs to endpoints that are gone."""

@@ -21,7 +21,8 @@ class MeshSource(Protocol):
         tracing: Makes spans.
 
     A source may have a `_meter` besides, an `events.Meter` or None: it counts calls instead of `emit`; and an `_express`, which
-    says to which targets RPCs and requests may do without a `Call` (see `grpc_express`, `httpx_express`).
+    says to which targets RPCs and requests may do without a `Call` (see `grpc_express`, `httpx_express`). Its `_tidying_up`
+    looks after what grows old without a call (see `Pools.sweep`).
     """
 
     clock: Clock

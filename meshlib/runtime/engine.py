@@ -27,6 +27,7 @@ from meshlib.runtime.pace import Pace
 from meshlib.runtime.pauses import TurnTaking
 from meshlib.runtime.server_link import OpenStream
 from meshlib.runtime.state_store import StateStore, default_directory
+from meshlib.runtime.tidying import TidyingUp
 from meshlib.runtime.tracing import Tracing
 from meshlib.runtime.wait import Waiters
 from meshlib.view import TargetView, View, build_view
@@ -93,6 +94,7 @@ class MeshEngine(TargetDesk, EventHooks):
             check_type("bootstrap", bootstrap, Bootstrap, Mapping, str, os.PathLike)
             self._path = Path(bootstrap)
         self._needs_rebuild = False
+        self._tidying_up = TidyingUp()
         self._health = HealthCheckRunner(
             lambda: self._view, clock=self.clock, rng=self.rng, emit=self.emit, changed=self.changed
         )
@@ -199,6 +201,7 @@ class MeshEngine(TargetDesk, EventHooks):
         for event in view.sweep(now, self.rng):
             self.emit(event)
         view.keep_time(clocks.wall() - now)
+        self._tidying_up.run()
 
     def changed(self) -> None:
         """Have everyone who waits look again. Called by the control thread."""
@@ -223,6 +226,7 @@ class MeshEngine(TargetDesk, EventHooks):
         """Start again on first use. Called by the fork hooks."""
         self._lock = threading.Lock()
         self._hooks_lock = threading.Lock()
+        self._tidying_up.after_fork_in_child()
         self._waiters = Waiters()
         self._health.after_fork_in_child()
         self._parked = []

@@ -40,6 +40,26 @@ def test_pool_without_calls_is_handed_out_for_closing_by_the_next_release(pools,
     assert len(pools) == 1
 
 
+def test_pool_without_calls_is_handed_out_by_a_look_without_a_call(pools, clock):
+    pools.release(pools.acquire(A))
+    busy = pools.acquire(B)
+    clock.advance(4.0)
+    assert pools.sweep() == []
+    clock.advance(0.5)
+    assert pools.sweep() == [[A]]
+    assert pools.sweep() == []
+    assert pools.release(busy) == []
+
+
+@pytest.mark.parametrize(("of_cluster_s", "expected_s"), [(1.0, 1.0), (60.0, 4.0), (0.0, 4.0), (None, 4.0)])
+def test_pool_goes_when_the_cluster_lets_none_of_its_connections_idle_longer(pools, clock, of_cluster_s, expected_s):
+    pools.release(pools.acquire(A._replace(idle_s=of_cluster_s)))
+    clock.advance(expected_s - 0.25)
+    assert pools.sweep() == []
+    clock.advance(0.5)
+    assert len(pools.sweep()) == 1
+
+
 def test_pool_in_use_is_never_closed(pools, clock):
     pools.acquire(A)
     clock.advance(3600.0)
