@@ -17,90 +17,16 @@ import grpc
 
 from meshlib.call import Attempt, Sleep, Step
 from meshlib.clients.grpc_common import OK, STARTED
-from meshlib.clients.grpc_dial import in_callback
 from meshlib.clients.grpc_direct import puller
-from meshlib.clients.grpc_endpoint import EndpointChannel
-from meshlib.clients.grpc_errors import CANCELLED, CLOSED, AnyFuture, CallInfo, MeshRpcError, run_callbacks
+from meshlib.clients.grpc_errors import CANCELLED, CLOSED, AnyFuture, CallInfo, MeshRpcError
 from meshlib.clients.grpc_flow import Flow
 from meshlib.clients.grpc_invoke import Method, Rpc, SyncInvoker
 from meshlib.clients.grpc_replay import Replay
+from meshlib.clients.grpc_sync_lease import Lease
 from meshlib.errors import IdentityError
 from meshlib.model.outcome import Failure, FailureKind
 
 __all__ = ["MeshStream"]
-
-
-class _Lease:
-    """What a stream holds until it ends. gRPC's callback refers to this, never to the stream, which may be dropped."""
-
-    def __init__(self, invoker: SyncInvoker, flow: Flow, replay: Replay | None) -> None:
-        self.invoker = invoker
-        self.flow = flow
-        self.replay = replay
-        self.channel: EndpointChannel[grpc.Channel] | None = None
-        self.is_committed = False
-        self._lock = threading.Lock()
-        self._is_over = False
-        self.callbacks: list[Callable[[], None]] = []
-
-    @property
-    def is_over(self) -> bool:
-        return self._is_over
-
-    def on_over(self, callback: Callable[[], None]) -> bool:
-        """Run a callback at the end; False: it is over."""
-        with self._lock:
-            if self._is_over:
-                return False
-            self.callbacks.append(callback)
-            return True
-
-    def take(self) -> bool:
-        """Claim the end of the stream; only one gets it."""
-        with self._lock:
-            was_over, self._is_over = self._is_over, True
-            return not was_over
-
-    def end(self, status: grpc.StatusCode, native: Any = None) -> None:
-        """Give everything back; idempotent. `call_back` is to follow.
-
-        Args:
-            native: gRPC's call, when it has ended by itself.
-        """
-        if self.take():
-            if native is not None:
-                self.flow.learn(native.trailing_metadata, self.invoker.clock())
-            self.flow.close(self.invoker.clock(), status.value[0])
-            self.release()
-
-    def call_back(self) -> None:
-        """Run the callbacks of a stream that is over, once; without a lock, as they may ask the stream anything."""
-        with self._lock:
-            if not self._is_over or not self.callbacks:
-                return
-            callbacks, self.callbacks = self.callbacks, []
-        run_callbacks(callbacks)
-
-    def drop(self) -> None:
-        """Give everything back for a stream that was dropped, which `take` has claimed."""
-        self.flow.close(self.invoker.clock(), grpc.StatusCode.CANCELLED.value[0])
-        self.release()
-
-    def release(self) -> None:
-        channel, self.channel = self.channel, None
-        if channel is not None:
-            self.invoker.release(channel)
-        if self.replay is not None:
-            self.replay.close()
-
-    def native_over(self, native: "weakref.ref[Any]") -> None:
-        """gRPC says that an attempt has ended; before the first message that is the reader's business."""
-        if not self.is_committed:
-            return
-        with in_callback():
-            found = native()
-            self.end(grpc.StatusCode.CANCELLED if found is None else found.code(), found)
-            self.call_back()
 
 
 class MeshStream(grpc.Call, AnyFuture):
@@ -113,7 +39,7 @@ class MeshStream(grpc.Call, AnyFuture):
         self._request = request
         self._replay = replay
         self._native: Any = None
-        self._lease: _Lease | None = None
+        self._lease: Lease | None = None
         self._error: Any = None
         self._is_drained = False
         self._peeked: list[Any] = []
@@ -138,7 +64,7 @@ class MeshStream(grpc.Call, AnyFuture):
         except MeshRpcError as error:
             self._error = error
             return
-        self._lease = _Lease(self._invoker, flow, self._replay)
+        self._lease = Lease(self._invoker, flow, self._replay)
         with self._driving:
             self._pending = self._launch(flow.start(self._invoker.clock()))
 
@@ -222,7 +148,7 @@ class MeshStream(grpc.Call, AnyFuture):
                 self._advance(lease)
         lease.call_back()
 
-    def _advance(self, lease: _Lease) -> None:
+    def _advance(self, lease: Lease) -> None:
         invoker, flow = self._invoker, lease.flow
         step, self._pending = self._pending, None
         if self._cancelled.is_set():
@@ -241,7 +167,7 @@ class MeshStream(grpc.Call, AnyFuture):
                 self._error = invoker.ended(flow, step, self._native, MeshRpcError)
                 lease.release()
 
-    def _await_first(self, lease: _Lease) -> Step | None:
+    def _await_first(self, lease: Lease) -> Step | None:
         """Wait for the first message of an attempt; None: it is there, or the stream has ended well."""
         invoker, native, flow = self._invoker, self._native, lease.flow
         attempt = self._attempt
@@ -295,17 +221,17 @@ class MeshStream(grpc.Call, AnyFuture):
         timer.start()
         return timer
 
-    def _commit(self, lease: _Lease) -> None:
+    def _commit(self, lease: Lease) -> None:
         """The stream belongs to this endpoint from now on."""
         lease.flow.finished(STARTED, self._invoker.clock())
         lease.is_committed = True
         if self._replay is not None:
             self._replay.commit()
 
-    def _is_settled(self, lease: _Lease) -> bool:
+    def _is_settled(self, lease: Lease) -> bool:
         return lease.is_committed or self._error is not None
 
-    def _end_cancelled(self, lease: _Lease) -> None:
+    def _end_cancelled(self, lease: Lease) -> None:
         self._error = MeshRpcError(
             grpc.StatusCode.CANCELLED, CLOSED if self._is_closed else CANCELLED, lease.flow.info()
         )
