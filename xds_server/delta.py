@@ -9,8 +9,9 @@ from dataclasses import dataclass
 
 from xds_server.collective import covers, is_glob
 from xds_server.delta_subscription import DeltaSubscription
-from xds_server.machine import MAX_NAMES, StreamMachine
+from xds_server.machine import StreamMachine
 from xds_server.ordering import EDS, LEDS, PUSH_ORDER, RDS, SDS, VHDS
+from xds_server.requests import MAX_NAMES, check_limits
 from xds_server.snapshot import EMPTY, Resource, Snapshot, TypeState
 from xds_server.stream import Response, Settings, StreamRefused
 from xds_server.wire import DeltaRequest, ResourceError, decode_delta_request, delta_field, encode_delta_response
@@ -78,7 +79,7 @@ class DeltaStream(StreamMachine[DeltaSubscription]):
         type_url = self._check(request.node, request.type_url)
         subscription = self.subscriptions.get(type_url)
         held = subscription.names if subscription is not None else frozenset()
-        self._check_limits(type_url, request.subscribe, len(held) + len(set(request.subscribe) - held))
+        check_limits(self.subscriptions, type_url, request.subscribe, len(held) + len(set(request.subscribe) - held))
         if subscription is None:  # whatever nonce it carries is of another stream
             if len(request.initial) > MAX_NAMES:
                 raise StreamRefused("RESOURCE_EXHAUSTED", f"a client has at most {MAX_NAMES} resources of a type")

@@ -12,7 +12,7 @@ from xds_server.admission import Admission, client_of
 from xds_server.authentication import Authentication
 from xds_server.grpc_shell import admitted, guarded, read
 from xds_server.load_reports import ClusterLoad, LoadReports, Locality, LocalityLoad
-from xds_server.machine import MAX_NAME_CHARS, NODE_MISSING
+from xds_server.requests import MAX_NAME_CHARS, NODE_MISSING
 from xds_server.statistics import Statistics
 from xds_server.stream import StreamRefused
 from xds_server.wire import Node, decode_node

@@ -13,7 +13,7 @@ The two variants of the protocol differ in what a request says and what a respon
 """
 
 from abc import ABC, abstractmethod
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from typing import Generic, TypeVar
 
 from xds_server.collective import find_all
@@ -30,23 +30,17 @@ from xds_server.ordering import (
     short_name,
 )
 from xds_server.references import Reference
+from xds_server.requests import check_node, check_type
 from xds_server.retained import RETAINED_TYPES, Retained
 from xds_server.snapshot import EMPTY, Changes, Resource, Snapshot, TypeState
-from xds_server.stream import Response, Settings, StreamRefused
+from xds_server.stream import Response, Settings
 from xds_server.subscription import InFlight, Subscription
 from xds_server.ttl import next_refresh, schedule, supports_ttl, take_due, take_late
 from xds_server.versions import type_version
 from xds_server.wire import DeltaRequest, Node, Request, ResourceError
 
-# What one stream may ask for; ten times what the largest meshes do.
-MAX_TYPES = 64
-MAX_NAMES = 200_000
-MAX_NAME_CHARS = 2048
-
 MAX_ERROR_BYTES = 500_000
 """Of the names of one response that do not exist, with their texts; the others follow in the next one (LIM-1)."""
-
-NODE_MISSING = "the first request must carry a node with an id"
 
 NOT_FOUND = 5
 PERMISSION_DENIED = 7
@@ -190,46 +184,8 @@ class StreamMachine(ABC, Generic[S]):
         Raises:
             StreamRefused: It must end.
         """
-        if self.node is None:
-            if node is None or not node.id:
-                raise StreamRefused("INVALID_ARGUMENT", NODE_MISSING)
-            if len(node.id) > MAX_NAME_CHARS:
-                raise StreamRefused("INVALID_ARGUMENT", f"a node's id has at most {MAX_NAME_CHARS} characters")
-            self.node = node
-        elif node is not None and node.id and node.id != self.node.id:
-            raise StreamRefused(
-                "INVALID_ARGUMENT",
-                f"the stream belongs to node {self.node.id!r}, open another one for {node.id!r}",
-            )
-        if self.service_type is not None:
-            if type_url not in ("", self.service_type):
-                raise StreamRefused(
-                    "INVALID_ARGUMENT",
-                    f"this service is for {self.service_type}, not {type_url!r}: open a stream of that type's service, "
-                    "or an aggregated one",
-                )
-            return self.service_type
-        if not type_url:
-            raise StreamRefused("INVALID_ARGUMENT", "a request on an aggregated stream must name its type_url")
-        return type_url
-
-    def _check_limits(self, type_url: str, names: Collection[str], count: int) -> None:
-        """Check that a client does not ask for ever more.
-
-        Args:
-            names: All that a request names.
-            count: How many of its type the stream would have.
-
-        Raises:
-            StreamRefused: It does.
-        """
-        if type_url not in self.subscriptions and len(self.subscriptions) >= MAX_TYPES:
-            raise StreamRefused("RESOURCE_EXHAUSTED", f"a stream has at most {MAX_TYPES} types")
-        others = sum(len(each.names) for each in self.subscriptions.values() if each.type_url != type_url)
-        if others + count > MAX_NAMES:
-            raise StreamRefused("RESOURCE_EXHAUSTED", f"a stream asks for at most {MAX_NAMES} names")
-        if any(len(name) > MAX_NAME_CHARS for name in (type_url, *names)):
-            raise StreamRefused("INVALID_ARGUMENT", f"names have at most {MAX_NAME_CHARS} characters")
+        self.node = check_node(node, self.node)
+        return check_type(type_url, self.service_type)
 
     def _answered(self, subscription: S, in_flight: InFlight, error: str | None, now: float) -> None:
         """Record the ACK or NACK of the response in flight."""

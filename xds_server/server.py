@@ -16,8 +16,8 @@ from xds_server.groups import Group, group_of
 from xds_server.grpc_shell import GrpcService, admitted, guarded, read
 from xds_server.hub import Hub, LiveStream
 from xds_server.identity import Identity
-from xds_server.machine import NODE_MISSING
 from xds_server.ordering import SDS, short_name
+from xds_server.requests import NODE_MISSING
 from xds_server.services import DISCOVERY_SERVICES
 from xds_server.snapshot import EMPTY, Snapshot
 from xds_server.sotw import SotwStream

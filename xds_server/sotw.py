@@ -8,6 +8,7 @@ from collections.abc import Mapping
 
 from xds_server.machine import StreamMachine
 from xds_server.ordering import DELTA_TYPES
+from xds_server.requests import check_limits
 from xds_server.snapshot import EMPTY, Resource, TypeState
 from xds_server.stream import Response, StreamRefused
 from xds_server.subscription import SotwSubscription
@@ -47,7 +48,7 @@ class SotwStream(StreamMachine[SotwSubscription]):
         Source: management server rules, section 3.1; the row numbers are the table's.
         """
         type_url = self._check(request.node, request.type_url)
-        self._check_limits(type_url, request.names, len(request.names))
+        check_limits(self.subscriptions, type_url, request.names, len(request.names))
         subscription = self.subscriptions.get(type_url)
         if subscription is None:  # row 1; whatever nonce it carries is of another stream
             subscription = SotwSubscription(type_url)

@@ -520,7 +520,7 @@ def test_str_3_another_type_ends_a_stream_for_one_type(request, make):
 
 
 def test_stream_that_asks_for_too_much_ends(delta, monkeypatch):
-    monkeypatch.setattr("xds_server.machine.MAX_NAMES", 2)
+    monkeypatch.setattr("xds_server.requests.MAX_NAMES", 2)
     delta.ask(EDS, "+a", "+b")
     delta.ask(EDS, "+a", "+b")  # the same ones
     with pytest.raises(StreamRefused, match="at most 2 names"):

@@ -450,8 +450,8 @@ def test_lim_1_many_missing_names_are_said_in_several_responses(peer, monkeypatc
     ],
 )
 def test_stream_that_asks_for_too_much_ends(peer, monkeypatch, limit, asked, text):
-    monkeypatch.setattr("xds_server.machine.MAX_NAME_CHARS", 200)
-    monkeypatch.setattr(f"xds_server.machine.{limit}", 2)
+    monkeypatch.setattr("xds_server.requests.MAX_NAME_CHARS", 200)
+    monkeypatch.setattr(f"xds_server.requests.{limit}", 2)
     for each in asked[:-1]:
         peer.ask(*each)
     with pytest.raises(StreamRefused, match=text):
