@@ -7,7 +7,7 @@ from meshlib.certificates_library import serialization, x509
 from meshlib.errors import ConfigError
 from meshlib.model.secret import Secret, TlsCertificate, TrustedCa
 from meshlib.xds.bootstrap import FileWatcherConfig
-from meshlib.xds.follow import provider_secret_names
+from meshlib.xds.follow_resources import provider_secret_names
 from meshlib.xds.spiffe_bundles import parse_bundle_map
 
 __all__ = ["check_pair", "read_provider"]

@@ -10,7 +10,7 @@ from meshlib.events import CertificateExpiring, CertificateRotated, Event
 from meshlib.identity.certificates import CertificateInfo, parse_chain
 from meshlib.model.secret import SecretRef, TlsCertificate, TrustedCa
 from meshlib.model.snapshot import ClusterConfig, InboundConfig, Snapshot
-from meshlib.xds.follow import PROVIDER_PREFIX
+from meshlib.xds.follow_resources import PROVIDER_PREFIX
 
 __all__ = [
     "CertificateFacts",

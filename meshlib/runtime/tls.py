@@ -20,7 +20,7 @@ from meshlib.model.secret import ClientTls, Secret, SecretRef, ServerTls, TlsCer
 from meshlib.ports import WallClock
 from meshlib.runtime.clock import wall as system_wall
 from meshlib.runtime.tls_context import MeshContext, load_identity, load_trust, peer_identity
-from meshlib.xds.follow import provider_secret_names
+from meshlib.xds.follow_resources import provider_secret_names
 
 __all__ = [
     "PeerNames",

@@ -20,7 +20,7 @@ from meshlib.ports import Rng
 from meshlib.runtime.scheduler import Scheduler, Timer
 from meshlib.xds.backoff import ReconnectBackoff
 from meshlib.xds.bootstrap import WorkloadApiConfig
-from meshlib.xds.follow import provider_secret_names
+from meshlib.xds.follow_resources import provider_secret_names
 
 __all__ = ["WorkloadApi", "check_library", "secrets_of"]
 

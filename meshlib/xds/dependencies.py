@@ -28,15 +28,8 @@ from meshlib.model.snapshot import ClusterConfig, ConfigFault, Demand, InboundCo
 from meshlib.ports import Pause, no_pause
 from meshlib.xds.cache import Key, ResourceCache
 from meshlib.xds.dns import DnsWish
-from meshlib.xds.follow import (
-    DNS,
-    PROVIDER_PREFIX,
-    SECRET,
-    Facts,
-    Scope,
-    clusters_of,
-    provider_secret_names,
-)
+from meshlib.xds.follow import clusters_of
+from meshlib.xds.follow_resources import DNS, PROVIDER_PREFIX, SECRET, Facts, Scope, provider_secret_names
 from meshlib.xds.follow_targets import Follower
 from meshlib.xds.parts import Parts, Table
 from meshlib.xds.resources import SDS, TYPE_URLS

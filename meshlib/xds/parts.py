@@ -7,7 +7,8 @@ from typing import Generic, TypeVar
 from meshlib.model.snapshot import ClusterConfig, ConfigFault
 from meshlib.ports import Pause
 from meshlib.xds.cache import Key
-from meshlib.xds.follow import ClusterFollower, Scope
+from meshlib.xds.follow import ClusterFollower
+from meshlib.xds.follow_resources import Scope
 from meshlib.xds.resources import RTDS
 
 __all__ = ["Parts", "Table"]

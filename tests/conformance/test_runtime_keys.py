@@ -21,7 +21,7 @@ from meshlib.xds.cache import ResourceCache, ResourceState
 from meshlib.xds.decode import decode_resource
 from meshlib.xds.decode_runtime import runtime_values
 from meshlib.xds.dependencies import resolve
-from meshlib.xds.follow import Facts
+from meshlib.xds.follow_resources import Facts
 from meshlib.xds.problems import Problems
 from meshlib.xds.resources import CDS, LDS
 
