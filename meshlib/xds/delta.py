@@ -33,7 +33,8 @@ from meshlib.xds.nack import error_problem, problem, refusal
 from meshlib.xds.names import covers, is_collection, normal
 from meshlib.xds.resources import TYPE_URLS, VHDS
 from meshlib.xds.sotw import SotwMachine
-from meshlib.xds.stream_machine import NOT_FOUND, StreamMachine, Taken
+from meshlib.xds.stream_machine import StreamMachine, Taken
+from meshlib.xds.verdicts import NOT_FOUND
 from meshlib.xds.wire import AnyBytes, DeltaResponse, SendDelta, decode_delta_response
 
 __all__ = ["DeltaMachine", "new_machine"]
@@ -110,7 +111,8 @@ class DeltaMachine(StreamMachine):
         result._collections = self._collections
         result.want({type_url: state.wanted for type_url, state in self._types.items()})
         result._timers.inherit(self._timers)
-        result._undeleted, result.server_uri = self._undeleted, self.server_uri
+        result._verdicts.inherit(self._verdicts)
+        result.server_uri = self.server_uri
         return result
 
     def _asked(self, type_url: str) -> frozenset[str]:

@@ -6,7 +6,6 @@ does not hold.
 
 - A timer for a resource that may not exist starts when a request naming it was really taken by the transport, and dies
   with the stream: a server that cannot be reached says nothing about what exists.
-- A resource that is refused keeps the value it had, unless the server asked for `fail_on_data_errors`.
 - A resource with a time to live is dropped when it has passed, whether the stream is up or not: that is what a server
   gives it for. A heartbeat (a `Resource` with a time to live and nothing in it) only begins the time anew.
 
@@ -18,17 +17,18 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from types import MappingProxyType
 from typing import ClassVar, Final, NamedTuple
 
-from meshlib.events import ResourceAccepted, ResourceRejected
+from meshlib.events import ResourceRejected
 from meshlib.model.discovery import Collection
 from meshlib.ports import Pause, no_pause
 from meshlib.xds.bootstrap import SEPARATE_FEATURE, WILDCARD_CDS_FEATURE, WILDCARD_LDS_FEATURE
 from meshlib.xds.cache import Entry, Key, ResourceCache, ResourceState
 from meshlib.xds.collections import Collections
-from meshlib.xds.commands import Command, DeletionIgnored, Report
+from meshlib.xds.commands import Command, Report
 from meshlib.xds.decode import Decoded, decode_resource
 from meshlib.xds.names import WILDCARD, covers, is_collection, normal
 from meshlib.xds.resource_timers import ResourceTimers
 from meshlib.xds.resources import CDS, LDS, short_name
+from meshlib.xds.verdicts import Verdicts
 from meshlib.xds.wire import AnyBytes, ResourceError, peek_name
 
 __all__ = ["DOES_NOT_EXIST_S", "StreamMachine", "Taken", "has_expired"]
@@ -37,8 +37,6 @@ DOES_NOT_EXIST_S: Final = 15.0
 """Envoy's `initial_fetch_timeout` and gRPC's timer (A57)."""
 TRANSIENT_S: Final = 30.0
 """With `resource_timer_is_transient_error` (A88)."""
-NOT_FOUND: Final = 5
-PERMISSION_DENIED: Final = 7
 EXPIRED: Final = "its time to live has passed"
 
 
@@ -91,13 +89,11 @@ class StreamMachine(ABC):
         self._is_open = False
         self._is_separate = SEPARATE_FEATURE in features
         self._introduced: set[str] = set()
-        self._fails_on_data_errors = "fail_on_data_errors" in features
-        self._ignores_deletion = "ignore_resource_deletion" in features
         self._timer_is_transient = "resource_timer_is_transient_error" in features
         self._timers = ResourceTimers(cache, TRANSIENT_S if self._timer_is_transient else DOES_NOT_EXIST_S)
+        self._verdicts = Verdicts(features)
         self._unserved: dict[str, str] = dict(self.NEVER_SERVED)  # by type, why: nothing is asked of these
         self._paused: set[str] = set()  # types whose streams have ended by themselves
-        self._undeleted: set[Key] = set()  # in use although the server deleted them
         self.server_uri = ""
         """For texts; set by the shell."""
         self.is_patient = False
@@ -352,10 +348,9 @@ class StreamMachine(ABC):
             self._timers.cancel((type_url, match), commands)
             self._cache.drop_spare(type_url, match)
             if decoded.value is None:
-                self._refuse(entry, ResourceState.NACKED, "; ".join(errors), version, now)
-                commands.append(Report(ResourceRejected(type_url, match, version, entry.error)))
+                self._verdicts.refuse(entry, "; ".join(errors), version, now, commands)
             else:
-                self._accept(entry, decoded, body, version, now, commands)
+                self._verdicts.accept(entry, decoded, body, version, now, commands)
                 self._timers.set_expiry(entry, resource.ttl_s, now, commands)
         return Taken(name, errors, () if errors else tuple(entries))
 
@@ -372,20 +367,6 @@ class StreamMachine(ABC):
             if entry is not None and entry.value is not None and not entry.is_spare:
                 self._timers.set_expiry(entry, resource.ttl_s, now, commands)
         return Taken(normal(resource.name))
-
-    def _accept(
-        self, entry: Entry, decoded: Decoded, body: bytes, version: str, now: float, commands: list[Command]
-    ) -> None:
-        value = entry.value if entry.value is not None and entry.body == body else decoded.value
-        if entry.value is not value or entry.is_spare or entry.state is not ResourceState.ACKED:
-            commands.append(Report(ResourceAccepted(entry.type_url, entry.name, version)))
-        if entry.value is not value:
-            entry.updated_at = now
-        entry.value, entry.body, entry.version, entry.unused = value, body, version, decoded.unused
-        entry.state, entry.error, entry.failed_version = ResourceState.ACKED, "", ""
-        entry.is_absent = entry.is_spare = False
-        if self._undeleted:
-            self._end_undeleted((entry.type_url, entry.name), commands)
 
     def _take_error(
         self,
@@ -409,41 +390,12 @@ class StreamMachine(ABC):
                 continue
             self._timers.cancel((type_url, name), commands)
             self._cache.drop_spare(type_url, name)
-            if entry.is_spare:
-                entry.drop_value()
-            text = error.message or ("does not exist" if error.code == NOT_FOUND else f"error code {error.code}")
-            final = error.code in (NOT_FOUND, PERMISSION_DENIED)
-            self._refuse(entry, ResourceState.RECEIVED_ERROR, text, version, now, drops=final)
-            if error.code == NOT_FOUND and deletes and not self._ignores_deletion:
-                entry.drop_value()
-            entry.is_absent = error.code == NOT_FOUND and entry.value is None
-            commands.append(Report(ResourceRejected(type_url, name, version, text)))
+            self._verdicts.report(entry, error, version, now, commands, deletes=deletes)
 
     def _remove(self, entry: Entry, version: str, now: float, commands: list[Command]) -> None:
         """The server does not have a resource that is in use any more."""
-        entry.state, entry.error, entry.failed_at = ResourceState.DOES_NOT_EXIST, "was removed", now
-        entry.failed_version = version
-        if not self._ignores_deletion or self._fails_on_data_errors:
-            entry.drop_value()
-            entry.is_absent = True
-        elif (key := (entry.type_url, entry.name)) not in self._undeleted:
-            self._undeleted.add(key)
-            commands.append(DeletionIgnored(key))
         self._timers.set_expiry(entry, None, now, commands)
-        commands.append(Report(ResourceRejected(entry.type_url, entry.name, version, "was removed")))
-
-    def _end_undeleted(self, key: Key, commands: list[Command]) -> None:
-        if key in self._undeleted:
-            self._undeleted.discard(key)
-            commands.append(DeletionIgnored(key, is_over=True))
-
-    def _refuse(
-        self, entry: Entry, state: ResourceState, error: str, version: str, now: float, *, drops: bool = True
-    ) -> None:
-        entry.state, entry.error, entry.failed_version, entry.failed_at = state, error, version, now
-        entry.is_spare = entry.is_absent = False
-        if self._fails_on_data_errors and drops:
-            entry.drop_value()
+        self._verdicts.remove(entry, version, now, commands)
 
     def _decoded(self, type_url: str, body: bytes) -> Decoded:
         try:
@@ -457,8 +409,7 @@ class StreamMachine(ABC):
         keep = self._collections.retain(type_url, keep)
         self._cache.retain(type_url, keep)
         self._timers.retain(type_url, keep, commands)
-        for key in sorted(key for key in self._undeleted if key[0] == type_url and key[1] not in keep):
-            self._end_undeleted(key, commands)
+        self._verdicts.retain(type_url, keep, commands)
 
 
 def has_expired(entry: Entry | None) -> bool:
