@@ -2,8 +2,8 @@
 
 The authority is part of it because gRPC sets `:authority` per channel only. A channel leaves the books when its
 endpoint is gone from the configuration, or its certificate has been replaced; it is closed when its last call has ended
-(closing a sync channel cancels what is in flight). New calls then make or find another. Connections without calls end
-by gRPC's own idle timeout.
+(closing a sync channel cancels what is in flight). New calls then make or find another. Calls look for what is to leave, and
+once a second the mesh does. Connections without calls end by gRPC's own idle timeout.
 
 Transports, chosen per endpoint: plaintext; the TLS relay, over a unix socket with local credentials (so that call
 credentials may be sent); or gRPC's own TLS, to which `grpc_core` hands endpoints over that the relay has verified. A
@@ -171,6 +171,11 @@ class Channels(Books[C]):
         made = self._dialler.dial(target, credentials, tuple(options.items()), key.compression)
         return EndpointChannel(key, made, dialled, route, secrets=secrets)
 
+    def tidy(self, view: View) -> None:
+        """Follow the configuration without a call, if there is anything to retire."""
+        if self._open and view is not self.view:
+            self.follow(view)
+
     def follow(self, view: View) -> None:
         """Retire the channels that a new configuration has no use for."""
         addresses: set[str] = set()
@@ -225,7 +230,8 @@ def _context(tls: ClientTls, view: View) -> ssl.SSLContext:
 class MeshChannels:
     """All endpoint channels of one mesh, and its relay."""
 
-    def __init__(self) -> None:
+    def __init__(self, mesh: MeshSource) -> None:
+        self._mesh = weakref.ref(mesh)  # which holds these
         self.relay = TlsRelay()
         self.core = CorePath(self._kinds)
         self.sync: Channels[grpc.Channel] = Channels(self.relay, SyncDialler(), self.core.wake)
@@ -235,6 +241,8 @@ class MeshChannels:
             weakref.WeakKeyDictionary()
         )
         self._users = 0
+        if (tidying_up := getattr(mesh, "_tidying_up", None)) is not None:
+            tidying_up.add(self._tidy)
 
     def aio(self, loop: asyncio.AbstractEventLoop) -> Channels[grpc.aio.Channel]:
         """Return the channels that belong to an event loop."""
@@ -263,6 +271,13 @@ class MeshChannels:
             channels.close()
         self.core.close()
 
+    def _tidy(self) -> None:
+        """Retire what the configuration has no use for, though there is no call that would; called once a second."""
+        if (mesh := self._mesh()) is not None:
+            view = mesh.view
+            for channels in self._kinds():
+                channels.tidy(view)
+
     def tls_status(self) -> CoreStatus:
         """Return how calls over TLS are made."""
         return self.core.status()
@@ -281,7 +296,7 @@ def channels_of(mesh: MeshSource) -> MeshChannels:
     with _lock:
         found = _by_mesh.get(mesh)
         if found is None:
-            found = _by_mesh[mesh] = MeshChannels()
+            found = _by_mesh[mesh] = MeshChannels(mesh)
         return found
 
 
