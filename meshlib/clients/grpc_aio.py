@@ -138,11 +138,17 @@ class AioMeshChannel(grpc.aio.Channel):
         return grpc.ChannelConnectivity.READY if known else grpc.ChannelConnectivity.IDLE
 
     async def wait_for_state_change(self, last_observed_state: grpc.ChannelConnectivity) -> None:
-        """Wait until `get_state` would answer otherwise; looks ten times a second."""
+        """Wait until `get_state` would answer otherwise; looks ten times a second.
+
+        Raises:
+            grpc.aio.UsageError: The channel is closed.
+        """
         if self._direct is not None:
             await self._direct.wait_for_state_change(last_observed_state)
             return
         while self.get_state() is last_observed_state:
+            if last_observed_state is grpc.ChannelConnectivity.SHUTDOWN:
+                raise grpc.aio.UsageError("Channel is closed.")  # there is no other state after this one
             await asyncio.sleep(0.1)
 
     async def channel_ready(self) -> None:

@@ -39,6 +39,7 @@ class Books(Generic[C]):
         # Guarded by the lock:
         self._lock = Lock()
         self._open: dict[ChannelKey, EndpointChannel[C]] = {}
+        self._leaving: set[EndpointChannel[C]] = set()  # retired, with calls on them
         self._cores: dict[tuple[Options, grpc.Compression | None], CoreChannel[C]] = {}
         # Until when the relay has to serve, in monotonic seconds; None: the time begins with the next look.
         self._distrusted: dict[ChannelKey, float | None] = {}
@@ -153,6 +154,7 @@ class Books(Generic[C]):
         """
         for channel in channels:
             channel.is_retired = True
+            self._leaving.add(channel)
         return [channel for channel in channels if not channel.calls]
 
     def _dispose(self, channels: "tuple[EndpointChannel[C], ...] | list[EndpointChannel[C]]") -> None:
@@ -162,6 +164,7 @@ class Books(Generic[C]):
                 if channel.is_closed:
                     continue
                 channel.is_closed = True
+                self._leaving.discard(channel)
                 if core is not None:
                     core.uses -= 1
                     if core.uses:

@@ -100,6 +100,7 @@ class Channels(Books[C]):
                 else:
                     # An attempt of an older configuration: for this call only.
                     channel.is_retired = True
+                    self._leaving.add(channel)
             channel.calls.append(None)
         if channel is not made:
             self._dispose((made,))
@@ -107,14 +108,20 @@ class Channels(Books[C]):
             self._on_secured()
         return channel
 
-    def close(self) -> None:
-        """Retire every channel; those without calls are closed now, the others with their last call."""
+    def close(self, *, at_once: bool = False) -> None:
+        """Retire every channel; those without calls are closed now, the others with their last call.
+
+        Args:
+            at_once: Close them all, which ends their calls as CANCELLED.
+        """
         with self._lock:
             retired = tuple(self._open.values())
             self._open.clear()
             self.view = None
-            idle = self._retire(retired)
-        self._dispose(idle)
+            leaving = self._retire(retired)
+            if at_once:
+                leaving = list(self._leaving)
+        self._dispose(leaving)
 
     def statistics(self) -> dict[str, int]:
         """Return the number of channels, and of calls on them."""
@@ -138,6 +145,7 @@ class Channels(Books[C]):
             channel.expires_at = 0.0  # not to be taken again
         _inherited.append((self._open, self._cores))
         self._open = {}
+        self._leaving = set()
         self._cores = {}
         self._distrusted = {}
         self.view = None
@@ -258,11 +266,12 @@ class MeshChannels:
             self._users += 1
 
     def detach(self) -> None:
-        """One mesh channel fewer; with the last one, all endpoint channels go."""
+        """One mesh channel fewer; with the last one, all endpoint channels go, and blocking calls of other threads."""
         with self._lock:
             self._users -= 1
             if self._users > 0:
                 return
+        self.sync.close(at_once=True)
         self.close()
 
     def close(self) -> None:

@@ -158,7 +158,8 @@ class MeshChannel(grpc.Channel):
     def close(self) -> None:
         """Take no more RPCs, and cancel streams and futures that are running.
 
-        Blocking unary RPCs of other threads run to their end. Endpoint channels close with the mesh's last channel.
+        Endpoint channels close with the mesh's last channel, which ends blocking RPCs of other threads as CANCELLED;
+        until then these go on to the end of their attempt.
         """
         invoker = self._invoker
         if invoker.is_closed:

@@ -11,7 +11,7 @@ import grpc
 from meshlib.call import Attempt, Done, Sleep, Step
 from meshlib.clients.grpc_common import OK
 from meshlib.clients.grpc_direct import as_call, trailing_metadata
-from meshlib.clients.grpc_errors import MeshRpcError
+from meshlib.clients.grpc_errors import CLOSED, MeshRpcError
 from meshlib.clients.grpc_express import Begun, begin, joined, note_berth, succeeded
 from meshlib.clients.grpc_flow import Flow
 from meshlib.clients.grpc_invoke import Method, Rpc, SyncInvoker
@@ -98,6 +98,8 @@ class _Multicallable:
                                 replay.reader(), step.timeout_s, metadata, rpc.credentials, None, rpc.compression
                             )
                     except grpc.RpcError as raised:
+                        if invoker.is_closed:
+                            raise _ended_by_closing(raised, flow) from None
                         if invoker.is_unsent(raised, channel) and (replay is None or not replay.is_committed):
                             continue
                         error = raised
@@ -117,6 +119,8 @@ class _Multicallable:
                     step = machine.finished(outcome, now)
                 elif type(step) is Sleep:
                     time.sleep(step.seconds)
+                    if invoker.is_closed:
+                        raise MeshRpcError(grpc.StatusCode.CANCELLED, CLOSED, flow.info())
                     now = clock()
                     step = machine.slept(now)
                 else:
@@ -140,6 +144,12 @@ class _Multicallable:
         self._running.add(stream)
         stream.start()
         return stream
+
+
+def _ended_by_closing(error: Any, flow: Flow) -> Any:
+    """Return what the caller gets of an attempt that failed on a channel that has been closed: there is no other."""
+    error.mesh = flow.info()
+    return error
 
 
 class UnaryUnary(_Multicallable, UnaryUnaryBase):
@@ -237,6 +247,8 @@ class UnaryUnary(_Multicallable, UnaryUnaryBase):
                 flow.close(now, 0)
                 return answer
             elif isinstance(error, grpc.RpcError) and isinstance(step, Attempt):
+                if invoker.is_closed:
+                    raise _ended_by_closing(error, flow)
                 if not invoker.is_unsent(error, berth.channel):
                     outcome = invoker.outcome_of(error, berth.channel, step, began_at)
                     step = flow.finished(outcome, invoker.clock())

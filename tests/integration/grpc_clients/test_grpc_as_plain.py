@@ -185,6 +185,32 @@ def test_channels_that_are_closed_end_their_calls_with_an_error(opened: Open, on
     assert isinstance(stream.exception(20), grpc.RpcError)
 
 
+def test_channels_that_are_closed_end_the_blocking_calls_of_other_threads(
+    opened: Open, one: Any, eventually: Any, mesh: Any
+) -> None:
+    channel = opened()
+    unary, requests = channel.unary_unary(UNARY), channel.stream_unary(REQUESTS)
+    unary(b"x")  # so that the next one is as most are
+    more, found = threading.Event(), []
+
+    def messages() -> Iterator[bytes]:
+        yield b"x"
+        more.wait(60)
+
+    calls = (lambda: unary(b"wait"), lambda: unary.with_call(b"wait"), lambda: requests(messages()))
+    threads = [threading.Thread(target=lambda call=call: found.append(raised_by(call))) for call in calls]  # type: ignore[misc]
+    for thread in threads:
+        thread.start()
+    eventually(lambda: one.active == 3)
+    channel.close()
+    for thread in threads:
+        thread.join(60)
+    more.set()
+    assert [grpc.StatusCode.CANCELLED] * 3 == [seen[2] for seen in found]
+    assert all("Channel closed!" in seen[3] for seen in found)
+    eventually(lambda: not one.active and not mesh.active)
+
+
 @pytest.mark.parametrize("kind", ["none", "fails"])
 def test_requests_that_cannot_be_serialized(opened: Open, kind: str) -> None:
     channel = opened()
@@ -262,6 +288,9 @@ async def test_aio_channels_that_are_closed(aopened: Open) -> None:
     await channel.close()
     with pytest.raises(grpc.aio.UsageError, match=r"^Channel is closed\.$"):
         await method(b"x")
+    assert grpc.ChannelConnectivity.SHUTDOWN is channel.get_state()
+    with pytest.raises(grpc.aio.UsageError, match=r"^Channel is closed\.$"):
+        await channel.wait_for_state_change(grpc.ChannelConnectivity.SHUTDOWN)
 
 
 async def test_aio_requests_are_written_or_iterated(aopened: Open) -> None:

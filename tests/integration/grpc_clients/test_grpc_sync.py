@@ -2,6 +2,7 @@
 
 import threading
 from collections.abc import Callable, Iterator
+from types import SimpleNamespace
 from typing import Any
 
 import grpc
@@ -9,6 +10,7 @@ import pytest
 from google.rpc import error_details_pb2
 from grpc_status import rpc_status
 
+from meshlib.clients import grpc_sync_calls
 from meshlib.clients.grpc_channels import channels_of
 from meshlib.clients.grpc_errors import MeshRpcError
 from meshlib.clients.grpc_sync import MeshChannel
@@ -280,6 +282,46 @@ def test_a_closed_channel_takes_no_calls(server: Any, mesh: Any, eventually: Any
     with pytest.raises(ValueError, match="closed channel"):
         channel.unary_unary(UNARY)(b"x")
     eventually(lambda: one.active == 0)
+
+
+def test_blocking_calls_end_with_the_last_channel_of_the_mesh(
+    server: Any, mesh: Any, channel: MeshChannel, eventually: Any
+) -> None:
+    """Also when their endpoint has gone meanwhile."""
+    one, other = server(), MeshChannel(mesh.source, "xds:///checkout")
+    mesh.serve(one.address)
+    codes: list[Any] = []
+
+    def call() -> None:
+        with pytest.raises(grpc.RpcError) as caught:
+            channel.unary_unary(UNARY)(b"wait")
+        codes.append(caught.value.code())  # type: ignore[attr-defined]  # every error of gRPC's has one
+
+    thread = threading.Thread(target=call)
+    thread.start()
+    eventually(lambda: one.active == 1)
+    channel.close()
+    two = server()
+    mesh.serve(two.address)
+    assert b"%d x" % two.port == other.unary_unary(UNARY)(b"x")
+    assert 1 == one.active and thread.is_alive()
+    other.close()
+    thread.join(60)
+    assert [grpc.StatusCode.CANCELLED] == codes
+    eventually(lambda: not one.active and not mesh.active)
+
+
+def test_a_channel_that_is_closed_during_a_pause_makes_no_other_attempt(
+    server: Any, mesh: Any, channel: MeshChannel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    one = server()
+    one.refusals = 1
+    mesh.serve(one.address, retries=1)
+    monkeypatch.setattr(grpc_sync_calls, "time", SimpleNamespace(sleep=lambda seconds: channel.close()))
+    with pytest.raises(grpc.RpcError, match="Channel closed!") as caught:
+        channel.unary_unary(UNARY)(b"x")
+    assert grpc.StatusCode.CANCELLED is caught.value.code()  # type: ignore[attr-defined]  # every error of gRPC's has one
+    assert 1 == len(one.seen) and 0 == mesh.active
 
 
 def test_channel_ready_future_is_ready_with_the_configuration(mesh: Any, channel: MeshChannel) -> None:
