@@ -157,6 +157,7 @@ CLIENTS: list[Json] = [
         filters=FILTERS,
         local_reply_config=REPLIES,
         common_http_protocol_options={"max_stream_duration": "5s"},
+        stream_idle_timeout="300s",
         scheme_header_transformation={"scheme_to_overwrite": "https"},
     ),
     client(filters=[a_filter("fault.v3.HTTPFault", **OTHER_FAULT)]),

@@ -45,6 +45,10 @@ IN_PART: Mapping[tuple[str, str], str] = {
             *("merge_slashes", "normalize_path", "path_with_escaped_slashes_action", "scheme_header_transformation"),
         )
     },
+    (
+        "HttpConnectionManager",
+        "stream_idle_timeout",
+    ): "in clients, for routes without an `idle_timeout`; none unless it is set",
     ("HttpConnectionManager", "local_reply_config"): (
         "in clients; filters of mappers: all but extension_filter, and traceable_filter beside `tracing`; metadata_filter finds no "
         "key and log_type_filter no log, as nothing here has them; bodies and formats inline"

@@ -293,7 +293,7 @@ def _policy(
         _fault_words(_fault(route, host, target.config.routes, target)),
         per_try_timeout_s=per_try_s,
         stream_s=stream_s,
-        idle_s=action.idle_timeout_s or None,
+        idle_s=plan.idle_s,
         retries=retries,
         retry_on=() if retry is None else tuple(sorted(retry.retry_on)),
         repeats="all" if _may_repeat(head, route) else "unprocessed",

@@ -41,7 +41,17 @@ class Flight:
         is_recorded: Outlier detection has heard of it.
     """
 
-    __slots__ = ("attempt", "began_at", "breaker", "cluster", "is_deadline_next", "is_followed", "is_recorded", "state")
+    __slots__ = (
+        "attempt",
+        "began_at",
+        "breaker",
+        "cluster",
+        "is_deadline_next",
+        "is_followed",
+        "is_recorded",
+        "is_stream_next",
+        "state",
+    )
 
     def __init__(
         self,
@@ -51,6 +61,7 @@ class Flight:
         began_at: float,
         *,
         is_deadline_next: bool,
+        is_stream_next: bool,
     ) -> None:
         self.attempt = attempt
         self.state = state
@@ -58,6 +69,7 @@ class Flight:
         self.breaker = breaker
         self.began_at = began_at
         self.is_deadline_next = is_deadline_next
+        self.is_stream_next = is_stream_next
         self.is_followed = False
         self.is_recorded = False
 
@@ -99,9 +111,7 @@ class CallEndings(CallFacts):
     _hash: int | None
     _one_layer: bool
     _per_try_s: float | None
-    _idle_try_s: float | None
     _timeout_at: float | None
-    _timeout_s: float | None
     _retries_left: int
     _ends_at: float | None
     _is_deadline_next: bool
@@ -190,23 +200,30 @@ class CallEndings(CallFacts):
         """Note that a response broke off after its headers. `close` has to follow.
 
         A connection that was lost counts against the endpoint, beside the status that it sent before (in Envoy a local
-        failure); a time that is over does not. How a gRPC call ends is counted by `close`.
+        failure), and so does one over which nothing came for the policy's `per_try_idle_timeout`; another time that is
+        over does not. How a gRPC call ends is counted by `close`.
 
         Args:
-            is_idle: Nothing came for as long as the route's idle timeout allows.
+            is_idle: Nothing came for as long as `idle_s` allows.
         """
         held, cluster = self._held, self.cluster
         if held is None or cluster is None or self._state != DONE:
             return
         self._is_good = False
         if failure.kind is FailureKind.TIMEOUT:
+            if not self._replayable:
+                self._see_whose_time_is_over(now)
             if self.deadline is not None and now >= self.deadline:
                 self._add_flag(self._deadline_flag())
-            elif (ends_at := self.body_deadline) is not None and now >= ends_at:
+                return
+            if (ends_at := self._attempt_ends_at) is not None and now >= ends_at:
                 self._add_flag("UMSDR")
-            elif is_idle:
+                return
+            if not is_idle:
+                return
+            if self._idle_try_s is None or self._idle_try_s != self.idle_s:
                 self._add_flag("SI")
-            return
+                return
         self._add_flag(failure_flag(failure))
         ejected = None if self._is_unrecorded else self._record_end(cluster, held, failure, now)
         if ejected is not None and self._hook is not None:
@@ -330,14 +347,26 @@ class CallEndings(CallFacts):
                 return "UMSDR"
         return failure_flag(failure)
 
-    def _is_idle_timeout(self, outcome: Outcome) -> bool:
-        """Whether the route's idle timeout ended an attempt: that says nothing of its endpoint (as in Envoy)."""
-        return (
-            self._ends_at != self.deadline
-            and self._is_deadline_next
-            and isinstance(outcome, Failure)
-            and outcome.kind is FailureKind.TIMEOUT
-        )
+    def _is_limit_of_stream(self, failure: Failure) -> bool:
+        """Whether what ended an attempt was a limit of the exchange: that says nothing of its endpoint (as in Envoy).
+
+        These are idle timeouts and durations of streams. Of a gRPC call gRPC counts how it ended, whoever ended it.
+        """
+        if failure.kind is not FailureKind.TIMEOUT or self.head.profile.grpc_outliers:
+            return False
+        if self._is_deadline_next:
+            return self._ends_at != self.deadline or self.deadline != self._timeout_at
+        return self._is_stream_next
+
+    def _see_whose_time_is_over(self, now: float) -> None:
+        """Of a request that is still being made: the limits of the whole exchange have run meanwhile, the others not."""
+        ends_at = self.upload_deadline
+        if ends_at is None or now < ends_at:
+            return
+        self._is_deadline_next = ends_at != self._attempt_ends_at
+        self._is_stream_next = not self._is_deadline_next
+        if self._is_deadline_next:
+            self.deadline = self._ends_at = ends_at
 
     def _timeout_flag(self) -> str:
         if self._ends_at is not None and self._ends_at != self.deadline:

@@ -15,7 +15,14 @@ from meshlib.routing.session import SessionMark
 from meshlib.routing.table import RouteMatch
 from meshlib.view import ClusterState, TargetView
 
-__all__ = ["CallFacts", "counted"]
+__all__ = ["CallFacts", "counted", "least"]
+
+
+def least(one: float | None, other: float | None) -> float | None:
+    """Return the shorter of two limits, or the earlier of two moments; None: there is none."""
+    if one is None or other is None:
+        return other if one is None else one
+    return min(one, other)
 
 
 class CallFacts:
@@ -46,6 +53,13 @@ class CallFacts:
     _answered: EndpointState | None = None
     # How long an attempt may take, response body included; when it began is `_attempt_at`.
     _stream_try_s: float | None = None
+    # Seconds, of the call.
+    _timeout_s: float | None
+    # When a request that is still being made must be over, whenever that may be.
+    _whole_at: float | None = None
+    # How long nothing may come, of the whole exchange and of an attempt.
+    _idle_stream_s: float | None = None
+    _idle_try_s: float | None
     # Limiting filters on the way; None: there are none.
     _passage: Passage | None = None
     # Values of `set-cookie` for the caller, made because its request had no cookie to hash.
@@ -102,8 +116,27 @@ class CallFacts:
         """When the response's body must be there, in monotonic seconds: the deadline, or the attempt's own before it."""
         if self._stream_try_s is None:
             return self.deadline
-        ends_at = self._attempt_at + self._stream_try_s
-        return ends_at if self.deadline is None else min(ends_at, self.deadline)
+        return least(self.deadline, self._attempt_ends_at)
+
+    @property
+    def upload_deadline(self) -> float | None:
+        """When a request that is still being made must be over, its response included, in monotonic seconds.
+
+        Time-outs that run from the end of the request are not in it.
+        """
+        return least(self.deadline if self._timeout_s is None else self._whole_at, self._attempt_ends_at)
+
+    def body_deadline_after(self, sent_at: float) -> float | None:
+        """As `body_deadline`, of a request that was still being made.
+
+        Args:
+            sent_at: When it was whole.
+        """
+        return least(self.upload_deadline, None if self._timeout_s is None else sent_at + self._timeout_s)
+
+    @property
+    def _attempt_ends_at(self) -> float | None:
+        return None if self._stream_try_s is None else self._attempt_at + self._stream_try_s
 
     @property
     def has_session(self) -> bool:
@@ -112,8 +145,11 @@ class CallFacts:
 
     @property
     def idle_s(self) -> float | None:
-        """How long nothing may come of a response, in seconds (the route's `idle_timeout`); None: no limit."""
-        return None if self.match is None else self.match.action.idle_timeout_s or None
+        """How long nothing may come of a response, in seconds; None: no limit.
+
+        It is the idle timeout of the route, or of an attempt if that is shorter.
+        """
+        return least(self._idle_stream_s, self._idle_try_s)
 
     @property
     def is_secure(self) -> bool:

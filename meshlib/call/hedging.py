@@ -80,7 +80,7 @@ class HedgedSteps(RetryDecisions, ABC):
                 return self._crowded_out(flight, outcome, now)
             if outcome.kind is FailureKind.TIMEOUT and flight.is_deadline_next:
                 return self._out_of_time(flight, outcome, now)
-        self._is_deadline_next = flight.is_deadline_next
+        self._is_deadline_next, self._is_stream_next = flight.is_deadline_next, flight.is_stream_next
         ejected = self._record(flight, outcome, now)
         was_pending = self._state == WAITING
         wait_s: float | None = None
@@ -139,7 +139,10 @@ class HedgedSteps(RetryDecisions, ABC):
         """Put a new attempt among those in flight."""
         held, self._held = self._held, None
         assert held is not None
-        self._flights.append(Flight(attempt, held, self._breaker, now, is_deadline_next=self._is_deadline_next))
+        is_deadline_next, is_stream_next = self._is_deadline_next, self._is_stream_next
+        self._flights.append(
+            Flight(attempt, held, self._breaker, now, is_deadline_next=is_deadline_next, is_stream_next=is_stream_next)
+        )
         self._wake_at = None if self._patience_s is None else now + self._patience_s
         attempt.is_raced = True
         return attempt
@@ -217,7 +220,7 @@ class HedgedSteps(RetryDecisions, ABC):
     def _out_of_time(self, flight: Flight, outcome: Failure, now: float) -> RaceStep:
         """The call's time is over, for all attempts."""
         self._is_deadline_next = True
-        if not self._is_idle_timeout(outcome):
+        if not self._is_limit_of_stream(outcome):
             for other in tuple(self._flights):
                 self._record_timeout(other, now)
         self._answered = flight.state
@@ -240,7 +243,10 @@ class HedgedSteps(RetryDecisions, ABC):
                     return None  # its status is counted at its end
             elif self.head.is_grpc:
                 outcome = as_grpc_answer(outcome)
-        if flight.is_recorded and isinstance(outcome, Failure) and outcome.kind is FailureKind.TIMEOUT:
+        is_timeout = isinstance(outcome, Failure) and outcome.kind is FailureKind.TIMEOUT
+        if is_timeout and flight.is_recorded:
+            return None
+        if isinstance(outcome, Failure) and self._is_limit_of_stream(outcome):
             return None
         return self._record_end(flight.cluster, flight.state, outcome, now)
 

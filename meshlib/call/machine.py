@@ -26,7 +26,6 @@ from meshlib.model.cluster import Cluster
 from meshlib.model.outcome import GRPC_OK, NOT_REACHED, FailureKind, LocalReply, Outcome, Response
 from meshlib.model.profile import HTTP
 from meshlib.model.request import Moment, RequestHead
-from meshlib.model.route import RouteAction
 from meshlib.resilience.classify import as_grpc_answer
 from meshlib.resilience.health_check import IMMEDIATE_FAILURE
 from meshlib.resilience.retry import NO_RETRIES
@@ -145,7 +144,9 @@ class Call(Beginnings, HostChoice):
                 return self._overflowed(state.endpoint, failure, now)
             if profile.connects_first and failure.kind in NOT_REACHED:
                 cluster.has_lost = True
-            is_recorded = not self._is_idle_timeout(failure)
+            if not self._replayable and failure.kind is FailureKind.TIMEOUT:
+                self._see_whose_time_is_over(now)
+            is_recorded = not self._is_limit_of_stream(failure)
         if self._has_session:
             self._answered_at = now
         assert self.match is not None
@@ -288,7 +289,7 @@ class Call(Beginnings, HostChoice):
         if options.hash_policies:
             self._own_hashes = options.hash_policies
 
-        self._set_end(action, cluster.config.cluster, head, now)
+        self._set_end(cluster.config.cluster, head, now)
         if head.memo is not None or head.kin is not None:
             self._keep_way(match, cluster, head)
         elif self.target.is_plain and profile is HTTP and not (options.mirrors or match.mirrors):
@@ -297,10 +298,12 @@ class Call(Beginnings, HostChoice):
                 self._keep_http_way(match, cluster)
         return self._attempt(match, cluster, now)
 
-    def _set_end(self, action: RouteAction, options: Cluster, head: RequestHead, now: float) -> None:
+    def _set_end(self, options: Cluster, head: RequestHead, now: float) -> None:
         """Work out when the call, and its attempts, must be over."""
         # "The global timeout starts when the request is complete and an attempt exists": not during an injected delay.
         if self._timeout_s is not None:
+            if not self._replayable:
+                self._whole_at = self.deadline
             ends_at = now + self._timeout_s
             if self._timeout_at is None or ends_at < self._timeout_at:
                 self._timeout_at = ends_at
@@ -312,8 +315,10 @@ class Call(Beginnings, HostChoice):
             if self._is_asking:
                 self._ask_more(head.headers)
         self._ends_at = self.deadline
-        if action.idle_timeout_s and not by_grpc:
-            idle_at = now + action.idle_timeout_s
+        idle_s = self._plan.idle_s
+        if idle_s is not None and not by_grpc:
+            self._idle_stream_s = idle_s
+            idle_at = now + idle_s
             if self.deadline is None or idle_at < self.deadline:
                 self._ends_at = idle_at
 
@@ -352,7 +357,7 @@ class Call(Beginnings, HostChoice):
         deadline = self._timeout_at = self.deadline
         if stream_s is not None and (deadline is None or self._began_at + stream_s < deadline):
             self.deadline = self._began_at + stream_s
-        self._set_end(way.match.action, way.config.cluster, self.head, now)
+        self._set_end(way.config.cluster, self.head, now)
         if isinstance(begun, LocalReply):
             return self._unable(begun)
         return self._attempt(way.match, way.cluster, now, begun)

@@ -40,7 +40,8 @@ class RetryDecisions(CallEndings):
         pushback_s = grpc_pushback_s(outcome) if by_code else None
         if pushback_s is not None and pushback_s < 0:
             return None
-        self._is_timeout_retry = isinstance(outcome, Failure) and outcome.kind is FailureKind.TIMEOUT
+        is_timeout = isinstance(outcome, Failure) and outcome.kind is FailureKind.TIMEOUT
+        self._is_timeout_retry = is_timeout and not self._is_stream_next
         wait_s = self._permit_s(pushback_s, now)
         retry = self._plan.retry
         if wait_s is not None and retry is not None and retry.reset_headers and isinstance(outcome, Response):

@@ -66,6 +66,7 @@ class Way:
         "config",
         "expected_s",
         "final_below",
+        "idle_s",
         "is_express",
         "known",
         "limit_s",
@@ -110,12 +111,13 @@ class Way:
         self.rules = rules
         self.retries = retries
         options, action = cluster.config.cluster, match.action
+        self.idle_s = _least(plan.idle_s, plan.idle_try_s)
         timeout_s, per_try_s, self.stream_s = plan.grpc if self.profile.grpc_times else plan.http
         self.body_s = _least(timeout_s, self.stream_s)
         self.limit_s = _least(self.body_s, per_try_s, plan.idle_try_s)
         if not self.profile.grpc_times:
             self.body_s = _least(self.body_s, options.max_stream_duration_s)
-            self.limit_s = _least(self.limit_s, self.body_s, action.idle_timeout_s or None)
+            self.limit_s = _least(self.limit_s, self.body_s, plan.idle_s)
         self.known: dict[object, Any] = {}
         self.expected_s = _least(per_try_s, timeout_s)
         self.added = self.added_within(self.expected_s)

@@ -110,7 +110,7 @@ class Exchange:
             match = self._call.match
             if match is not None and match.mirrors and attempt.number == 1 and self._mirrors is not None:
                 self._copy(attempt, match.mirrors, self._mirrors)
-            timeouts = timeouts_for(attempt, self._request, self._mesh.clock, replayable=self._replayable)
+            timeouts = timeouts_for(attempt, self._request, self._mesh.clock, self._call, replayable=self._replayable)
             outcome = await self._try(attempt, timeouts, fresh=False)
         if isinstance(outcome, Failure) and is_safe_to_resend(
             attempt.head, timeouts, outcome, replayable=self._replayable
@@ -147,8 +147,13 @@ class Exchange:
         return failure_or_raise(error, timeouts, self._call, self._request)
 
     def _received(self, raw: _Raw, timeouts: AttemptTimeouts) -> Response:
-        # A request that was streamed has had its own time: the call's began before it.
-        timeouts.begin_body(self._call.body_deadline if self._replayable else None, self._call.idle_s)
+        call = self._call
+        if self._replayable:
+            ends_at = call.body_deadline
+        else:  # a request that was streamed has had its own time: the call's began before it
+            sent_at = timeouts.sent_at
+            ends_at = call.body_deadline_after(self._mesh.clock() if sent_at is None else sent_at)
+        timeouts.begin_body(ends_at, call.idle_s)
         self._raw = raw
         return response_of(raw)
 

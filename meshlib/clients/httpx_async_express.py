@@ -30,7 +30,7 @@ async def send_express(begun: Begun, pools: Pools[Pool]) -> httpx.Response | Tri
         return Tried(sent.timeouts, lease, error)
     if not begun.is_final(head):
         return Tried(sent.timeouts, lease, pool.response(connection, head, sent))
-    sent.timeouts.begin_body(begun.body_deadline(), begun.way.match.action.idle_timeout_s or None)
+    sent.timeouts.begin_body(begun.body_deadline(), begun.way.idle_s)
     extensions = connection.extensions(sent, head)
     extensions["mesh"] = berth.record
     body = _Body(begun, pools, lease, pool, connection, head.status)

@@ -173,11 +173,12 @@ def call_for(
 
 
 def timeouts_for(
-    attempt: Attempt, request: httpx.Request, clock: Clock, *, replayable: bool, hold: Hold | None = None
+    attempt: Attempt, request: httpx.Request, clock: Clock, call: Call, *, replayable: bool, hold: Hold | None = None
 ) -> AttemptTimeouts:
     """Begin the time of an attempt.
 
     Args:
+        replayable: The body is there; else the application is still making it.
         hold: By which another thread may end it.
     """
     return AttemptTimeouts(
@@ -186,6 +187,7 @@ def timeouts_for(
         connect_timeout_s=attempt.cluster.config.cluster.connect_timeout_s,
         clock=clock,
         after_body=not replayable,
+        whole_at=None if replayable else call.upload_deadline,
         hold=hold,
     )
 

@@ -94,6 +94,8 @@ class AttemptTimeouts:
     Attributes:
         has_connected: A new connection was asked for; else the attempt ran on one from before.
         has_sent: Bytes of the request may have left.
+        sent_at: When a body that the application was still making had been sent, in monotonic seconds; None: not yet, or
+            no time runs from then.
         is_idle: The latest reading may last no longer than the idle timeout, and nothing else is shorter.
     """
 
@@ -109,6 +111,7 @@ class AttemptTimeouts:
         "has_connected",
         "has_sent",
         "is_idle",
+        "sent_at",
     )
 
     def __init__(
@@ -119,6 +122,7 @@ class AttemptTimeouts:
         connect_timeout_s: float,
         clock: Clock,
         after_body: bool = False,
+        whole_at: float | None = None,
         hold: Hold | None = None,
         now: float | None = None,
     ) -> None:
@@ -130,6 +134,7 @@ class AttemptTimeouts:
             connect_timeout_s: For the connection with its TLS handshake.
             after_body: The time runs from the end of the request body. For bodies that the application is still making:
                 Envoy's time-outs too start when the request is complete.
+            whole_at: With `after_body`: when all must be over, in monotonic seconds; None: no limit.
             hold: As for `Until.at`.
             now: When it begins; None: as the clock says.
         """
@@ -137,10 +142,11 @@ class AttemptTimeouts:
         self._clock = clock
         self._connect_s = connect_timeout_s
         if timeout_s is None or after_body:
-            self._deadline: float | None = None
+            self._deadline = whole_at
         else:
             self._deadline = (clock() if now is None else now) + timeout_s
         self._pending_s = timeout_s if after_body else None
+        self.sent_at: float | None = None
         self._hold = hold
         self._idle_s: float | None = None  # between two pieces of a response body
         self._until: Until | None = None  # most steps have the same time-out
@@ -167,6 +173,7 @@ class AttemptTimeouts:
             idle_s: Seconds in which something must come; None: no limit.
         """
         self._deadline = deadline
+        self._pending_s = None
         self._idle_s = idle_s
 
     def begin_again(self) -> None:
@@ -206,7 +213,9 @@ class AttemptTimeouts:
             self.has_sent = True
         elif name == "read":
             if self._pending_s is not None:
-                self._deadline = self._clock() + self._pending_s
+                self.sent_at = self._clock()
+                ends_at = self.sent_at + self._pending_s
+                self._deadline = ends_at if self._deadline is None else min(ends_at, self._deadline)
                 self._pending_s = None
             idle_s = self._idle_s
             if idle_s is not None:

@@ -86,6 +86,7 @@ class ClientListener:
     Attributes:
         routes: Inline, or the name of an RDS resource, or how one is chosen for each request.
         max_stream_duration_s: Default for routes; None: absent.
+        stream_idle_timeout_s: The same for `idle_timeout` of routes.
         has_fault_filter: Without it, fault overrides of routes have no effect.
         fault: The filter's own configuration.
         has_session_filter: Without it, overrides of routes concerning stateful sessions have no effect.
@@ -110,6 +111,7 @@ class ClientListener:
     reply_rules: ReplyRules | None = None
     header_filters: tuple[ListedHeaderFilter, ...] = ()
     max_stream_duration_s: float | None = None
+    stream_idle_timeout_s: float | None = None
     discovered: tuple[DiscoveredFilter, ...] = ()
     on_demand_timeout_s: float | None = None
     retry_percent: int = 100

@@ -33,18 +33,31 @@ class RoutePlan:
         action: The route's action, and
         retry: the retry policy in force: they are what the plan was made of.
         rules: Compiled retry conditions.
-        idle_try_s: How long nothing may come of one attempt; None: no limit.
+        idle_s: How long nothing may come of the exchange; None: no limit. Not for gRPC.
+        idle_try_s: The same of one attempt.
         http: Limits in seconds, None for none: of the call, of one attempt, of the whole exchange.
         grpc: The same for gRPC calls.
     """
 
-    __slots__ = ("action", "grpc", "http", "idle_try_s", "retry", "rules")
+    __slots__ = ("action", "grpc", "http", "idle_s", "idle_try_s", "retry", "rules")
 
-    def __init__(self, action: RouteAction, retry: RetryPolicy | None, max_stream_duration_s: float | None) -> None:
+    def __init__(
+        self,
+        action: RouteAction,
+        retry: RetryPolicy | None,
+        max_stream_duration_s: float | None,
+        stream_idle_s: float | None = None,
+    ) -> None:
+        """Work it out.
+
+        Args:
+            max_stream_duration_s: The listener's default, and so is `stream_idle_s`.
+        """
         self.action = action
         self.retry = retry
         self.rules = RetryRules.of_policy(retry)
         per_try_s = None if retry is None else retry.per_try_timeout_s
+        self.idle_s = (stream_idle_s if action.idle_timeout_s is None else action.idle_timeout_s) or None
         self.idle_try_s = None if retry is None else retry.per_try_idle_timeout_s
         timeout_s = route_timeout_s(action)
         self.http = (
@@ -220,7 +233,9 @@ class TargetView:
         if plan is None:
             if len(self._plans) >= MAX_PLANS:
                 self._plans.clear()  # clusters with policies of their own, which have changed many times
-            plan = self._plans[key] = RoutePlan(action, retry, self.max_stream_duration_s)
+            plan = self._plans[key] = RoutePlan(
+                action, retry, self.max_stream_duration_s, self.config.listener.stream_idle_timeout_s
+            )
         return plan
 
 

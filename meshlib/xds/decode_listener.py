@@ -130,6 +130,7 @@ def _client_listener(message: Any, path: str, problems: Problems) -> ClientListe
         )
         if manager.HasField("local_reply_config")
         else None,
+        stream_idle_timeout_s=duration(manager, "stream_idle_timeout", place, problems),
         max_stream_duration_s=duration(
             manager.common_http_protocol_options,
             "max_stream_duration",
@@ -278,7 +279,7 @@ def _manager(packed: Any, path: str, problems: Problems, *, is_client: bool = Fa
     # 1 is KEEP_UNCHANGED.
     if manager.path_with_escaped_slashes_action == 1:
         used |= {"path_with_escaped_slashes_action"}
-    used |= _MANAGER_OF_CLIENTS if is_client else frozenset()
+    used |= _MANAGER_OF_CLIENTS | {"stream_idle_timeout"} if is_client else frozenset()
     cover(manager, path, problems, used=used, refused=_MANAGER_REFUSED | _MANAGER_OF_CLIENTS)
     kinds = [item.upgrade_type.lower() for item in manager.upgrade_configs]
     if len(set(kinds)) < len(kinds):

@@ -316,7 +316,7 @@ class World:
         one.step = step
         if isinstance(step, Attempt):
             key = pool_key_of(step, self.mesh, one.request, call.breaker)
-            timeouts = timeouts_for(step, one.request, self.clock, replayable=True)
+            timeouts = timeouts_for(step, one.request, self.clock, call, replayable=True)
             try:
                 sent = http1_request_for(step, one.request, timeouts, key)
             except Exception as error:  # it cannot be sent like that
@@ -364,8 +364,7 @@ class World:
             assert begun is not None and begun.berth is not None
             raw = [(name.encode(), value.encode()) for name, value in headers]
             if begun.is_final(ResponseHead(b"HTTP/1.1", status, b"OK", raw)):
-                idle_s = begun.way.match.action.idle_timeout_s or None
-                self.answered(one, status, begun.body_deadline(), idle_s, begun.berth.record)
+                self.answered(one, status, begun.body_deadline(), begun.way.idle_s, begun.berth.record)
                 self.seen.append(headers)
                 return
         call = self.joined(one)

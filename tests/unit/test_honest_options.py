@@ -43,7 +43,7 @@ DESCRIPTIVE = {
 }
 
 READ_AT = {
-    ("RouteAction", "idle_timeout_s"): ("call/machine.py", "action.idle_timeout_s"),
+    ("RouteAction", "idle_timeout_s"): ("view/target.py", "action.idle_timeout_s"),
     ("Cluster", "idle_timeout_s"): ("clients/httpx_common.py", "cluster.idle_timeout_s"),
     ("RouteAction", "timeout_s"): ("resilience/deadline.py", "action.timeout_s"),
     ("RouteAction", "max_stream_duration_s"): ("resilience/deadline.py", "action.max_stream_duration_s"),

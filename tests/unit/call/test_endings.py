@@ -1,6 +1,7 @@
 """Responses that stop coming: before their headers, and after."""
 
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -116,6 +117,100 @@ def test_idle_timeout_runs_through_retries(driver: MakeDriver) -> None:
 
     assert isinstance(step, Attempt)
     assert step.timeout_s == 0.5
+
+
+@pytest.mark.parametrize(("route_s", "expected"), [(None, 5.0), (2.0, 2.0), (0.0, None)])
+def test_idle_timeout_of_the_listener_is_for_routes_without_one(
+    driver: MakeDriver, route_s: float | None, expected: float | None
+) -> None:
+    action = RouteAction(SingleCluster("a"), timeout_s=0.0, idle_timeout_s=route_s)
+    snapshot = service("a", "h:1", action=action)
+    config = snapshot.targets["a"]
+    listener = replace(config.listener, stream_idle_timeout_s=5.0)
+    d = driver(replace(snapshot, targets={"a": replace(config, listener=listener)}))
+    call = d.call()
+    step = call.start(d.clock())
+    assert isinstance(step, Attempt)
+    assert (step.timeout_s, call.idle_s) == (expected, expected)
+
+
+@pytest.mark.parametrize("is_of_cluster", [False, True])
+def test_end_of_a_stream_duration_says_nothing_of_the_endpoint(driver: MakeDriver, is_of_cluster: bool) -> None:
+    """As in Envoy; gRPC counts it."""
+    limit = 2.0 if is_of_cluster else None
+    action = RouteAction(SingleCluster("a"), max_stream_duration_s=None if is_of_cluster else 2.0)
+    template = replace(TWO_STRIKES, max_stream_duration_s=limit)
+    d = driver(service("a", "h:1", action=action, template=template))
+    for grpc in (False, False, *((True,) * 2 if not is_of_cluster else ())):
+        assert d.mesh.cluster("a").outlier.ejections_detected == 0
+        call = d.call(grpc=grpc)
+        assert isinstance(call.start(d.clock()), Attempt)
+        d.clock.advance(2.0)
+        done = call.finished(OVER, d.clock())
+        assert isinstance(done, Done)
+        assert done.flag == ("UMSDR" if is_of_cluster else "DT")
+        call.close(d.clock())
+    detectors = d.mesh.cluster("a")
+    assert not detectors.states["h:1"].is_ejected
+
+
+def test_retry_after_a_stream_duration_is_no_timeout_retry(driver: MakeDriver) -> None:
+    """As in Envoy, where it is a local reset."""
+    retry = RetryPolicy(frozenset({"reset"}), per_try_timeout_s=3.0, base_interval_s=0.001)
+    limited = replace(TWO_STRIKES, max_stream_duration_s=2.0)
+    for template, word in ((limited, "false"), (TWO_STRIKES, "true")):
+        snapshot = service("a", "h:1", retry=retry, template=template)
+        config = snapshot.targets["a"]
+        routes = replace(
+            config.routes, virtual_hosts=(replace(config.routes.virtual_hosts[0], include_timeout_retry=True),)
+        )
+        listener = replace(config.listener, routes=routes)
+        d = driver(replace(snapshot, targets={"a": replace(config, listener=listener, routes=routes)}))
+        call = d.call()
+        assert isinstance(call.start(d.clock()), Attempt)
+        step = call.finished(OVER, d.clock() + 3.0)
+        assert isinstance(step, Attempt)
+        assert step.head.headers.get("x-envoy-is-timeout-retry") == word
+
+
+def test_idle_timeout_of_an_attempt_holds_for_the_body_and_counts(driver: MakeDriver) -> None:
+    retry = RetryPolicy(frozenset({"connect-failure"}), per_try_idle_timeout_s=1.0)
+    d = driver(service("a", "h:1", action=idle(2.0), retry=retry, template=TWO_STRIKES))
+    state = d.mesh.cluster("a").states["h:1"]
+    call = answered(d, Response(500))
+    assert call.idle_s == 1.0
+    call.cut_off(OVER, d.clock(), is_idle=True)
+    assert state.is_ejected, "that and the status are two"
+    call.close(d.clock())
+    assert last_flag(d) == "UT"
+
+
+@pytest.mark.parametrize(
+    ("fields", "stream_s", "expected"),
+    [
+        # The route's time-out begins when the request is whole, durations of streams with the request.
+        ({"timeout_s": 3.0}, None, (None, 103.0)),
+        ({"timeout_s": 3.0}, 50.0, (50.0, 50.0)),
+        ({"max_stream_duration_s": 7.0}, None, (7.0, 7.0)),
+        ({"max_stream_duration_s": 7.0}, 5.0, (5.0, 5.0)),
+    ],
+)
+def test_request_that_is_still_being_made_has_the_times_of_streams(
+    driver: MakeDriver, fields: dict[str, float], stream_s: float | None, expected: tuple[float | None, float]
+) -> None:
+    template = replace(TWO_STRIKES, max_stream_duration_s=stream_s)
+    d = driver(service("a", "h:1", action=RouteAction(SingleCluster("a"), **fields), template=template))
+    began = d.clock()
+    call = d.call(replayable=False)
+    assert isinstance(call.start(began), Attempt)
+
+    found = (call.upload_deadline, call.body_deadline_after(began + 100.0))
+    assert tuple(None if one is None else one - began for one in found) == expected
+
+    if expected[0] is not None:
+        done = call.finished(OVER, began + expected[0])
+        assert isinstance(done, Done)
+        assert done.flag == ("UMSDR" if stream_s is not None else "DT")
 
 
 @pytest.mark.parametrize(("grpc", "expected"), [(False, None), (True, 14)])

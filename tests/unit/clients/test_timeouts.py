@@ -51,6 +51,17 @@ def test_steps_show_how_far_the_attempt_came(clock):
     assert (found.has_connected, found.has_sent) == (False, False)
 
 
+def test_streamed_request_has_an_end_that_does_not_wait_for_its_own(clock):
+    found = AttemptTimeouts(
+        {}, timeout_s=10.0, connect_timeout_s=5.0, clock=clock, after_body=True, whole_at=clock() + 4.0
+    )
+    clock.advance(1.0)
+    assert (found.get("write"), found.sent_at) == (3.0, None)
+    assert (found.get("read"), found.sent_at) == (3.0, clock())
+    clock.advance(3.0)
+    assert found.is_over
+
+
 def test_time_of_a_streamed_request_begins_at_its_end(clock):
     found = timeouts(clock, timeout_s=1.0, after_body=True)
     clock.advance(30.0)

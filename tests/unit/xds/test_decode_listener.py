@@ -168,11 +168,15 @@ def test_harmless_options_of_a_connection_manager(decode_client):
         codec_type="HTTP2",
         normalize_path=False,
         path_with_escaped_slashes_action="KEEP_UNCHANGED",
-        stream_idle_timeout="1s",
         access_log=[{"name": "x"}],
     )
     assert decoded.errors == ()
-    assert set(decoded.unused) == {f"{MANAGER}.stream_idle_timeout", f"{MANAGER}.access_log"}
+    assert set(decoded.unused) == {f"{MANAGER}.access_log"}
+
+
+def test_stream_idle_timeout_of_a_client(decode_client):
+    decoded = decode_client(stream_idle_timeout="1s")
+    assert (value_of(decoded).stream_idle_timeout_s, decoded.errors, decoded.unused) == (1.0, (), ())
 
 
 def test_other_things_than_a_connection_manager_are_refused(decode, packed):
