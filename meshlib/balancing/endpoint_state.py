@@ -1,9 +1,9 @@
 """What is remembered about an endpoint while configurations come and go."""
 
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Final, Protocol
 
-from meshlib.model.endpoint import Endpoint, HealthStatus
+from meshlib.model.endpoint import Endpoint, HealthStatus, Locality
 
 if TYPE_CHECKING:
     from meshlib.balancing.peak_ewma import Latency
@@ -12,6 +12,7 @@ if TYPE_CHECKING:
 
 __all__ = ["EndpointState", "LoadCount"]
 
+NOWHERE: Final = Locality()
 _UNKNOWN, _HEALTHY_STATUS = HealthStatus.UNKNOWN, HealthStatus.HEALTHY
 _HEALTHY = frozenset({HealthStatus.UNKNOWN, HealthStatus.HEALTHY})
 
@@ -31,12 +32,13 @@ class LoadCount(Protocol):
 class EndpointState:
     """The lasting side of one endpoint of one cluster; its identity is the address.
 
-    An endpoint that leaves the cluster and comes back gets a new state. Calls in flight keep the old one, so that what
-    they took is given back to where it came from.
+    An endpoint that leaves the cluster and comes back gets a new state, and so does one that moves to another locality
+    or gets another name. Calls in flight keep the old one, so that what they took is given back to where it came from.
 
     Attributes:
         address: `host:port`; fixed at creation.
         endpoint: The newest configuration; swapped by updates, one assignment.
+        locality: Fixed at creation.
         is_ejected: Outlier detection took it out; written by the cluster only.
         is_on_probation: It is out, and a trickle of requests tries it; written by the cluster only.
         is_failed: It does not pass its health checks, or has not been checked yet; written by the cluster only, like
@@ -45,7 +47,8 @@ class EndpointState:
         is_held_out: It asked not to be counted, or waits for its first check where new endpoints do.
         active: Attempts in flight; guarded by the cluster's lock.
         load: None: nobody wants to know. Guarded by the cluster's lock.
-        healthy_since: When it first was healthy, or became so again by a health check; None: not yet. For slow start.
+        healthy_since: When it first was healthy, or last passed its health checks after it had failed; None: not yet. For
+            slow start.
 
     What policies know of it, each one immutable value that is replaced by one assignment:
 
@@ -69,13 +72,15 @@ class EndpointState:
         "is_selected",
         "latency",
         "load",
+        "locality",
         "reported",
         "unreachable",
     )
 
-    def __init__(self, endpoint: Endpoint) -> None:
+    def __init__(self, endpoint: Endpoint, locality: Locality = NOWHERE) -> None:
         self.address = endpoint.address
         self.endpoint = endpoint
+        self.locality = locality
         self.is_ejected = False
         self.is_on_probation = False
         self.is_failed = False
@@ -91,7 +96,7 @@ class EndpointState:
 
     def as_if_in(self) -> "EndpointState":
         """Return a copy for pickers, as if it were not ejected; nothing is counted on it."""
-        copy = EndpointState(self.endpoint)
+        copy = EndpointState(self.endpoint, self.locality)
         for name in ("is_failed", "is_marked_degraded", "is_held_out", "healthy_since", "reported", "latency"):
             setattr(copy, name, getattr(self, name))
         return copy

@@ -134,8 +134,6 @@ class Call(Beginnings, HostChoice):
         began_at = self._attempt_at
         profile, failure = self.head.profile, None
         if isinstance(outcome, Response):
-            if cluster.checks is not None and IMMEDIATE_FAILURE in outcome.headers:
-                cluster.fail_at_once(state)
             is_recorded = not profile.grpc_results or outcome.grpc_status is not None
             is_good = self._is_success(outcome)
         else:
@@ -169,6 +167,9 @@ class Call(Beginnings, HostChoice):
                 ejected = cluster.record(state, counted, now, self._rng, is_grpc=by_grpc)
             elif failure is None:
                 self._is_unrecorded = True
+        if cluster.checks is not None and isinstance(outcome, Response) and IMMEDIATE_FAILURE in outcome.headers:
+            # After outlier detection, as in Envoy: the endpoint may go for good with this.
+            cluster.fail_at_once(state)
         learner = cluster.learner
         if learner is not None:
             learner.finished(state, outcome, now - began_at, now, is_grpc=profile.grpc_weights)

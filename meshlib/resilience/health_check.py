@@ -85,11 +85,10 @@ class EndpointCheck:
     Attributes:
         is_failed: It is out.
         is_degraded: It works, but others are to be preferred.
-        is_excluded: It is not even counted: it asked for that, or waits for its first check where new endpoints do.
         is_first: No check has ended yet.
     """
 
-    __slots__ = ("_healthy", "_unhealthy", "is_degraded", "is_excluded", "is_failed", "is_first")
+    __slots__ = ("_asked_out", "_healthy", "_unhealthy", "_waits", "is_degraded", "is_failed", "is_first")
 
     def __init__(self, *, waits: bool = False) -> None:
         """Begin.
@@ -99,10 +98,16 @@ class EndpointCheck:
         """
         self.is_failed = True
         self.is_degraded = False
-        self.is_excluded = waits
         self.is_first = True
+        self._waits = waits
+        self._asked_out = False
         self._healthy = 0
         self._unhealthy = 0
+
+    @property
+    def is_excluded(self) -> bool:
+        """Not even counted: it asked for that, or waits for its first check where new endpoints do."""
+        return self._waits or self._asked_out
 
     def ended(self, result: CheckResult, config: HealthCheck, rng: Rng, *, has_traffic: bool) -> CheckTurn:
         """Take a result in.
@@ -112,6 +117,8 @@ class EndpointCheck:
         """
         before = (self.is_failed, self.is_degraded, self.is_excluded)
         was_first, self.is_first = self.is_first, False
+        # The first result ends the waiting of a new endpoint, whatever it is.
+        self._waits = False
         events: list[str] = []
         if result.failure is None:
             is_pending = self._passed(result, config, events, was_first=was_first)
@@ -121,11 +128,17 @@ class EndpointCheck:
         wait_s = self._wait_s(config, rng, is_healthy=result.failure is None, is_pending=is_pending, has=has_traffic)
         return CheckTurn(wait_s, is_news, tuple(events), was_first)
 
+    def anew(self) -> "EndpointCheck":
+        """Return the check of the same endpoint for a host that is made anew: its state stays, the next result is a first."""
+        made = EndpointCheck(waits=self._waits)
+        made.is_failed, made.is_degraded = self.is_failed, self.is_degraded
+        return made
+
     def fail_at_once(self) -> bool:
         """Take the endpoint out because its answer to a request asks for it; True: that is news."""
         was = (self.is_failed, self.is_excluded)
         self._healthy = 0
-        self.is_failed = self.is_excluded = True
+        self.is_failed = self._asked_out = True
         return was != (True, True)
 
     def _passed(self, result: CheckResult, config: HealthCheck, events: list[str], *, was_first: bool) -> bool:
@@ -134,7 +147,7 @@ class EndpointCheck:
         if self.is_failed:
             self._healthy += 1
             if was_first or self._healthy >= config.healthy_threshold:
-                self.is_failed = self.is_excluded = False
+                self.is_failed = self._asked_out = False
                 self._healthy = 0
                 has_changed = True
                 events.append("add_healthy")
@@ -161,8 +174,8 @@ class EndpointCheck:
                 events.append("eject_unhealthy")
             else:
                 is_pending = True
-        # The first result ends the waiting of a new endpoint, whatever it is.
-        self.is_excluded = result.is_immediate or (self.is_excluded and not was_first)
+        if result.is_immediate:
+            self._asked_out = True
         if was_first or config.always_log_failures:
             events.append("health_check_failure")
         return is_pending

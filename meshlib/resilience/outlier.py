@@ -13,7 +13,7 @@ failure takes it out again at once, for longer. It counts as out all the while.
 Source: Envoy, `DetectorImpl`; each rule is quoted by its section of Envoy's "Outlier detection" page.
 """
 
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from dataclasses import dataclass
 from enum import Enum
 
@@ -131,11 +131,16 @@ class OutlierDetector:
         self.ejections_overflow = 0
         self.ejections_detected = 0
 
-    def update(self, config: OutlierDetection, addresses: Iterable[str]) -> None:
-        """Take over a configuration and the hosts; those that stay keep their counters, others start fresh."""
+    def update(self, config: OutlierDetection, addresses: Iterable[str], anew: Collection[str] = ()) -> None:
+        """Take over a configuration and the hosts; those that stay keep their counters, others start fresh.
+
+        Args:
+            anew: Start fresh though they are known.
+        """
         with self._lock:
             self.config = config
-            self._hosts = {address: self._hosts.get(address) or _Host() for address in addresses}
+            known = self._hosts if not anew else {key: host for key, host in self._hosts.items() if key not in anew}
+            self._hosts = {address: known.get(address) or _Host() for address in addresses}
             self._compares = self._has_enough()
             self.ejections_active = sum(host.ejected_at is not None for host in self._hosts.values())
 

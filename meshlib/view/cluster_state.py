@@ -26,7 +26,7 @@ from meshlib.view.attempt_counts import AttemptCounts
 from meshlib.view.deferred import DeferredPicker, may_wait
 from meshlib.view.dials import with_dial_order
 from meshlib.view.endpoint_tls import EndpointTls
-from meshlib.view.health import HealthChecks
+from meshlib.view.health import HealthChecks, is_another
 from meshlib.view.learning import Learner, make_learner
 from meshlib.view.load_counts import count_by_locality, load_of
 from meshlib.view.logical_host import with_spares
@@ -145,7 +145,10 @@ class ClusterState(AttemptCounts):
         self.memory.now = now
         states: dict[str, EndpointState] = {}
         has_dials = False
+        has_checks = self.checks is not None and cluster.health_check is not None
+        anew: set[str] = set()
         for locality in config.assignment.localities:
+            place = locality.locality
             for index, endpoint in enumerate(locality.endpoints):
                 if not index % PAUSE_EVERY:
                     pause()
@@ -154,7 +157,12 @@ class ClusterState(AttemptCounts):
                     continue  # "later duplicates dropped"
                 state = old.get(address)
                 if state is None:
-                    state = EndpointState(endpoint)
+                    state = EndpointState(endpoint, place)
+                elif (state.locality is not place and state.locality != place) or (
+                    state.endpoint is not endpoint and is_another(state.endpoint, endpoint, has_checks=has_checks)
+                ):
+                    state = EndpointState(endpoint, place)
+                    anew.add(address)
                 elif state.endpoint is not endpoint:
                     state.endpoint = endpoint
                 states[address] = state
@@ -164,7 +172,7 @@ class ClusterState(AttemptCounts):
         self.limit(cluster)
         had_outlier = self.outlier is not None
         before = (self.outlier, self.grpc_outlier)
-        self.outlier, self.grpc_outlier = next_detectors(before, cluster.outlier_detection, states, now)
+        self.outlier, self.grpc_outlier = next_detectors(before, cluster.outlier_detection, states, now, anew)
         load = load_of(cluster, self.load, now, self._lock)
         with self._lock:
             self.load = load
@@ -215,19 +223,21 @@ class ClusterState(AttemptCounts):
             checks = self.checks
             if checks is None or self.states.get(state.address) is not state:
                 return None
-            was_healthy = state.is_healthy
+            was_failed = state.is_failed
             turn = checks.ended(state, result, now, rng, has_traffic=self.attempts > 0)
             if turn is None:
                 return None
-            if state.is_healthy and not was_healthy:
-                state.healthy_since = now  # slow start begins anew
+            if was_failed and not state.is_failed:
+                state.healthy_since = now  # slow start begins anew, whatever else is said of it
             if turn.is_news:
                 self._generation += 1
         if result.failure is None and not state.is_failed and state.is_ejected:
             for detector in (self.outlier, self.grpc_outlier):
                 if detector is not None and detector.uneject(state.address, now):
                     unejected = self._follow(state) or unejected
-        if turn.is_news or unejected:
+        if state.is_failed and state.address in self._kept:
+            self._configure(self._given, now)
+        elif turn.is_news or unejected:
             self.memory.now = now
             self._rebuild()
         return turn
@@ -238,7 +248,10 @@ class ClusterState(AttemptCounts):
             if self.checks is None or not self.checks.fail_at_once(state):
                 return
             self._generation += 1
-        self._rebuild()
+        if state.address in self._kept:
+            self._configure(self._given, self.memory.now)
+        else:
+            self._rebuild()
 
     def _rebuild(self, pause: Pause = no_pause) -> None:
         """Make the picker anew, outside the lock; whoever sees the newest state last has its picker stay."""
@@ -395,8 +408,6 @@ class ClusterState(AttemptCounts):
     def sweep(self, now: float, rng: Rng) -> tuple[Event, ...]:
         """Do the periodic work of outlier detection when it is due."""
         self.memory.now = now
-        if self._kept and any(state.is_failed for address in self._kept if (state := self.states.get(address))):
-            self._configure(self._given, now)
         detectors = (self.outlier, self.grpc_outlier)
         changes = [change for found in detectors if found is not None for change in found.sweep(now, rng)]
         if not changes:

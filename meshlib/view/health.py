@@ -9,7 +9,7 @@ from meshlib.model.health import HealthCheck
 from meshlib.ports import Lock, Rng
 from meshlib.resilience.health_check import CheckResult, CheckTurn, EndpointCheck
 
-__all__ = ["CheckFacts", "HealthChecks"]
+__all__ = ["CheckFacts", "HealthChecks", "is_another"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,7 +64,7 @@ class HealthChecks:
         """Take over the configuration and the endpoints; those that stay keep what is known of them. The lock is held.
 
         Args:
-            old: Those before. One that was not checked until now goes on as it is until its first result.
+            old: Those before. Where no endpoint was checked until now, they go on as they are until their first result.
             counts: An endpoint counts before its first result, as one that is out.
         """
         self.config = config
@@ -73,10 +73,15 @@ class HealthChecks:
             if not self.concerns(state.endpoint):
                 state.is_failed = state.is_marked_degraded = state.is_held_out = False
                 continue
-            check = before.get(address)
+            check, known = before.get(address), old.get(address)
+            is_new = known is None
+            if known is not None and known is not state:
+                # A host made anew: what is known of it stands until its next check, unless it is checked elsewhere.
+                is_new = _place(known.endpoint) != _place(state.endpoint)
+                check = None if check is None or is_new else check.anew()
             if check is None:
-                check = EndpointCheck(waits=not counts and address not in old)
-                check.is_failed = address not in old
+                check = EndpointCheck(waits=not counts and is_new)
+                check.is_failed = is_new
             self._checks[address] = check
             _show(check, state)
         self._facts = {address: facts for address, facts in self._facts.items() if address in self._checks}
@@ -123,6 +128,20 @@ class HealthChecks:
             return False
         _show(check, state)
         return True
+
+
+def is_another(old: Endpoint, new: Endpoint, *, has_checks: bool) -> bool:
+    """Whether Envoy makes a host anew though its address stays: it has another name, or is checked elsewhere or not at all.
+
+    Args:
+        has_checks: Of the cluster.
+    """
+    return old.hostname != new.hostname or (has_checks and _place(old) != _place(new))
+
+
+def _place(endpoint: Endpoint) -> tuple[str, int, bool]:
+    check = endpoint.check
+    return ("", 0, False) if check is None else (check.address, check.port, check.is_off)
 
 
 def _show(check: EndpointCheck, state: EndpointState) -> None:

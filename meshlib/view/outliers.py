@@ -4,7 +4,7 @@ Each hears of the calls of its profile alone and decides by its peer's rules. An
 for all calls: there is one picker.
 """
 
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from typing import TypeAlias
 
 from meshlib.model.cluster import OutlierDetection
@@ -20,16 +20,20 @@ Detectors: TypeAlias = tuple[OutlierDetector | None, IntervalDetector | None]
 
 
 def next_detectors(
-    before: Detectors, config: OutlierDetection | None, addresses: Iterable[str], now: float
+    before: Detectors, config: OutlierDetection | None, addresses: Iterable[str], now: float, anew: Collection[str] = ()
 ) -> Detectors:
-    """Return the detectors of a configuration; those that stay keep what they know."""
+    """Return the detectors of a configuration; those that stay keep what they know.
+
+    Args:
+        anew: Hosts that Envoy takes for other ones than before, though their addresses are the same; gRPC does not.
+    """
     http, grpc = before
     if config is None:
         return None, None
     if http is None:
         http = OutlierDetector(config, addresses, now)
     else:
-        http.update(config, addresses)
+        http.update(config, addresses, anew)
     if not compares_grpc_calls(config):
         grpc = None
     elif grpc is None:

@@ -16,7 +16,7 @@ __all__ = ["with_passing"]
 
 MAX_KEPT: Final = 4096
 """Endpoints that are kept though the resource names them no more."""
-_GOOD: Final = frozenset({HealthStatus.UNKNOWN, HealthStatus.HEALTHY, HealthStatus.DEGRADED})
+_BAD: Final = frozenset({HealthStatus.UNHEALTHY, HealthStatus.TIMEOUT})
 
 
 def with_passing(
@@ -46,4 +46,4 @@ def with_passing(
 
 def _stays(endpoint: Endpoint, states: Mapping[str, EndpointState]) -> bool:
     state = states.get(endpoint.address)
-    return state is not None and not state.is_failed and HealthChecks.concerns(endpoint) and endpoint.health in _GOOD
+    return state is not None and not state.is_failed and HealthChecks.concerns(endpoint) and endpoint.health not in _BAD

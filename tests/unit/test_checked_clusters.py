@@ -129,9 +129,18 @@ def test_an_endpoint_that_discovery_drops_stays_while_it_passes() -> None:
     assert {"h:1", "h:2", "h:3"} == set(cluster.states)
 
     ended(cluster, "h:2", BAD)
-    cluster.sweep(2.0, RNG)
-    assert {"h:1", "h:3"} == set(cluster.states)
+    assert {"h:1", "h:3"} == set(cluster.states), "it goes with the check that it fails"
     assert {"h:1"} == picks(cluster)
+
+
+def test_a_kept_endpoint_goes_when_its_answer_asks_for_it_or_it_was_draining() -> None:
+    cluster = ClusterState(config("h:1", Endpoint("h:2", health=HealthStatus.DRAINING)), 0.0)
+    ended(cluster, "h:1", GOOD)
+    ended(cluster, "h:2", GOOD)
+    cluster.update(config("h:1"), 1.0)
+    assert {"h:1", "h:2"} == set(cluster.states), "draining is no reason to go"
+    cluster.fail_at_once(cluster.states["h:2"])
+    assert {"h:1"} == set(cluster.states)
 
 
 def test_one_that_discovery_drops_goes_at_once_when_it_is_out_or_checks_do_not_count() -> None:
@@ -153,7 +162,6 @@ def test_an_endpoint_that_comes_back_is_the_resource_s_again() -> None:
     cluster.update(config("h:1"), 1.0)
     cluster.update(config("h:1", "h:2"), 2.0)
     ended(cluster, "h:2", BAD)
-    cluster.sweep(3.0, RNG)
     assert {"h:1", "h:2"} == set(cluster.states)
 
 
@@ -212,6 +220,71 @@ def test_slow_start_begins_when_a_check_passes() -> None:
     assert 5.0 == cluster.states["h:1"].healthy_since
     ended(cluster, "h:1", BAD, GOOD, GOOD, now=9.0)
     assert 9.0 == cluster.states["h:1"].healthy_since
+
+
+def test_slow_start_begins_with_checks_and_nothing_else() -> None:
+    outlier = OutlierDetection(consecutive_5xx=1, max_ejection_percent=100, check_unejects=False)
+    cluster = ClusterState(config("h:1", template=replace(TEMPLATE, outlier_detection=outlier)), 0.0)
+    ended(cluster, "h:1", CheckResult(is_degraded=True), now=5.0)
+    ended(cluster, "h:1", GOOD, now=6.0)
+    assert 5.0 == cluster.states["h:1"].healthy_since, "it has not failed: to be preferred again is no new beginning"
+    cluster.record(cluster.states["h:1"], Response(500), 7.0, RNG)
+    ended(cluster, "h:1", BAD, GOOD, GOOD, now=9.0)
+    assert cluster.states["h:1"].is_ejected
+    cluster.sweep(100.0, RNG)
+    assert (False, 9.0) == (cluster.states["h:1"].is_ejected, cluster.states["h:1"].healthy_since)
+
+
+def moved(cluster: ClusterState, endpoint: Endpoint, *, zone: str = "r") -> None:
+    groups = (LocalityEndpoints(Locality(zone), (endpoint,), weight=1),)
+    cluster.update(ClusterConfig(cluster.config.cluster, ClusterLoadAssignment("c", groups)), 5.0)
+
+
+@pytest.mark.parametrize("change", ["zone", "name"])
+@pytest.mark.parametrize("result", [GOOD, BAD])
+def test_an_endpoint_that_moves_or_is_renamed_begins_anew_but_for_its_checks(change: str, result: CheckResult) -> None:
+    outlier = OutlierDetection(consecutive_5xx=1, max_ejection_percent=100, check_unejects=False)
+    cluster = ClusterState(config("h:1", template=replace(TEMPLATE, outlier_detection=outlier)), 0.0)
+    ended(cluster, "h:1", result)
+    before = cluster.states["h:1"]
+    cluster.record(before, Response(500), 1.0, RNG)
+    assert before.is_ejected
+    moved(cluster, Endpoint("h:1", hostname="b" if change == "name" else ""), zone="z" if change == "zone" else "r")
+    after = cluster.states["h:1"]
+    assert after is not before
+    assert (False, result is BAD) == (after.is_ejected, after.is_failed)
+    assert cluster.outlier is not None and 0 == cluster.outlier.ejections_active
+    ended(cluster, "h:1", GOOD)
+    assert not after.is_failed, "its next result is a first one, which decides alone"
+
+
+def test_what_only_describes_an_ejected_endpoint_leaves_it_out() -> None:
+    outlier = OutlierDetection(consecutive_5xx=1, max_ejection_percent=100)
+    template = replace(TEMPLATE, outlier_detection=outlier, health_check=None)
+    cluster = ClusterState(config("h:1", template=template), 0.0)
+    cluster.record(cluster.states["h:1"], Response(500), 1.0, RNG)
+    moved(cluster, Endpoint("h:1", weight=7, health=HealthStatus.DEGRADED, metadata={"a": {"b": 1}}))
+    assert cluster.states["h:1"].is_ejected
+
+
+def test_an_endpoint_that_is_checked_elsewhere_is_out_until_it_has_been() -> None:
+    cluster = ClusterState(config("h:1"), 0.0)
+    ended(cluster, "h:1", GOOD)
+    moved(cluster, Endpoint("h:1", check=CheckTarget(port=9)))
+    assert cluster.states["h:1"].is_failed
+    moved(cluster, Endpoint("h:1", check=CheckTarget(is_off=True)))
+    assert not cluster.states["h:1"].is_failed
+    moved(cluster, Endpoint("h:1"))
+    assert cluster.states["h:1"].is_failed
+
+
+def test_a_first_check_does_not_take_back_that_an_endpoint_asked_not_to_be_counted() -> None:
+    cluster = ClusterState(config("h:1", template=replace(TEMPLATE, counts_new_hosts=False)), 0.0)
+    cluster.fail_at_once(cluster.states["h:1"])
+    ended(cluster, "h:1", BAD)
+    assert cluster.states["h:1"].is_excluded
+    ended(cluster, "h:1", GOOD, GOOD)
+    assert not cluster.states["h:1"].is_excluded
 
 
 def test_a_new_target_is_ready_when_all_its_endpoints_have_been_checked() -> None:

@@ -4,7 +4,7 @@ import json
 import os
 import socket
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -84,6 +84,10 @@ class Envoy(Child):
         """Return the counters and gauges whose name matches a regex."""
         found = json.loads(self.admin(f"/stats?format=json&filter={pattern}"))["stats"]
         return {one["name"]: one["value"] for one in found if "name" in one}
+
+    def change_runtime(self, values: Mapping[str, str]) -> None:
+        """Set runtime keys, where the bootstrap has an admin layer; empty: the value is the configuration's again."""
+        self._http.post(f"{self._admin}/runtime_modify", params=dict(values)).raise_for_status()
 
     def config_dump(self, resource: str = "") -> list[dict[str, Any]]:
         """Return the dump, or one kind of resource in it."""
