@@ -143,7 +143,7 @@ class PeerRule:
         return (
             (self._of_chain(leaf, chain, now) if chain is not None and self.needs_chain(leaf) else "")
             or self._of_pins(leaf)
-            or self._of_names(leaf.names)
+            or self._of_names(leaf)
         )
 
     def _of_chain(self, leaf: LeafFacts, chain: Chain, now: float) -> str:
@@ -184,11 +184,14 @@ class PeerRule:
             return ""
         return f"its certificate (SHA-256 {leaf.certificate_hash.hex()}) and key are not pinned"
 
-    def _of_names(self, names: PeerNames) -> str:
+    def _of_names(self, leaf: LeafFacts) -> str:
+        names = leaf.names
         if self.accepts is None or self.accepts(names):
             return ""
         shown = ", ".join((*names.uris, *names.dns, *names.ips)) or names.subject or "nobody by name"
-        return f"the peer is {shown}, expected {self.expected}"
+        # A SPIFFE id that looks like the one expected, and is none.
+        is_malformed = leaf.spiffe_id is None and any(uri.startswith("spiffe:") for uri in names.uris)
+        return f"the peer is {shown}, expected {self.expected}" + (f": {leaf.spiffe_problem}" if is_malformed else "")
 
 
 @lru_cache(256)
