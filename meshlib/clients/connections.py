@@ -26,7 +26,7 @@ from meshlib.clients.pools import PoolKey, PoolOverflow
 from meshlib.ports import Lock
 from meshlib.resilience.circuit_breaker import CircuitBreaker
 
-__all__ = ["Http1Pool"]
+__all__ = ["Http1Body", "Http1Pool"]
 
 
 class _Turn(threading.Event):
@@ -72,7 +72,7 @@ class Http1Pool:
 
     def response(self, connection: Http1Connection, head: ResponseHead, request: Http1Request) -> RawResponse:
         """Return the response of an exchange; closing it gives the connection back."""
-        return RawResponse(head, _Body(self, connection, request), connection.extensions(request, head))
+        return RawResponse(head, Http1Body(self, connection, request), connection.extensions(request, head))
 
     def exchange(self, request: Http1Request) -> tuple[Http1Connection, ResponseHead]:
         """Send a request and return its connection with the response's head; `leave` has to follow.
@@ -84,6 +84,8 @@ class Http1Pool:
         try:
             return connection, connection.send(request)
         except BaseException:
+            if connection.reader.has_begun:
+                request.timeouts.has_connected = True
             self.leave(connection, keep=False)
             raise
 
@@ -292,7 +294,7 @@ def _is_old(connection: Http1Connection, now: float) -> bool:
     return connection.expires_at is not None and now >= connection.expires_at
 
 
-class _Body(httpx.SyncByteStream):
+class Http1Body(httpx.SyncByteStream):
     """A response body that gives its connection back."""
 
     __slots__ = ("_connection", "_is_closed", "_pool", "_request")
@@ -305,6 +307,11 @@ class _Body(httpx.SyncByteStream):
 
     def __iter__(self) -> Iterator[bytes]:
         return self._connection.body(self._request)
+
+    def cut(self) -> None:
+        """Close the socket at once; `close` has to follow. For finalisers: no lock is taken."""
+        if not self._is_closed and not self._connection.is_reusable:
+            self._connection.close()
 
     def close(self) -> None:
         if self._is_closed:

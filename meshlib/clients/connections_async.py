@@ -64,6 +64,8 @@ class AsyncHttp1Pool:
         try:
             return connection, await connection.send(request)
         except BaseException:
+            if connection.reader.has_begun:
+                request.timeouts.has_connected = True
             await self.close_all(self.leave(connection, keep=False))
             raise
 
@@ -228,7 +230,7 @@ def _is_old(connection: AsyncHttp1Connection, now: float) -> bool:
 
 
 class _AsyncBody(httpx.AsyncByteStream):
-    """As `_Body`."""
+    """As `Http1Body`."""
 
     __slots__ = ("_connection", "_is_closed", "_pool", "_request")
 

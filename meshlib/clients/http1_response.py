@@ -347,6 +347,11 @@ class ResponseReader:
                 return ResponseHead(b"HTTP/" + event.http_version, event.status_code, event.reason, headers)
 
     @property
+    def has_begun(self) -> bool:
+        """Something of a response has come that is not complete, or no good."""
+        return bool(self._buffer) or self._h11 is not None
+
+    @property
     def leading_data(self) -> bytes:
         """What came after the head of a switch of protocols; it belongs to the other protocol."""
         return self.rest if self._h11 is None else bytes(self._h11.trailing_data[0])

@@ -78,6 +78,7 @@ class AsyncMeshTransport(httpx.AsyncBaseTransport):
         expiry = limits.keepalive_expiry
         idle_s = 60.0 if expiry is None else expiry
         self._pools: Pools[Pool] = Pools(self._make_pool, clock=mesh.clock, idle_s=idle_s, known=KnownAddresses(mesh))
+        self._dropped = self._pools.dropped
         if (tidying_up := getattr(mesh, "_tidying_up", None)) is not None:
             tidying_up.add(self._tidy)
         self._hand_over: Callable[[Work], None] | None = None  # to the loop of the connections, once there are some
@@ -99,6 +100,8 @@ class AsyncMeshTransport(httpx.AsyncBaseTransport):
         mesh = self._mesh
         if mesh.is_disabled:
             return await self._direct().handle_async_request(request)
+        if self._dropped:
+            await self._close_dropped()
         authority = authority_of(request)
         try:
             target = mesh.target(authority)
@@ -227,13 +230,23 @@ class AsyncMeshTransport(httpx.AsyncBaseTransport):
             return self._plain
 
     def _tidy(self) -> None:
-        """Have connections closed that have idled for long enough; called by the mesh, once a second."""
+        """Have closed what has idled for long enough and responses that were dropped; called by the mesh, once a second."""
         closing = self._pools.sweep()
-        if closing and self._hand_over is not None:
-            self._hand_over(partial(close_all, closing))
+        if self._hand_over is not None:
+            if closing:
+                self._hand_over(partial(close_all, closing))
+            if self._dropped:
+                self._hand_over(self._close_dropped)
+
+    async def _close_dropped(self) -> None:
+        while self._dropped:
+            # Its loop may be closed meanwhile, which is not the fault of whoever came by.
+            with contextlib.suppress(Exception):
+                await self._dropped.popleft().aclose()
 
     async def aclose(self) -> None:
         """Close every connection. Calls that are still running fail."""
+        await self._close_dropped()
         await self._mirrors.aclose()
         for pool in self._pools.close():
             await pool.aclose()

@@ -203,10 +203,13 @@ class Exchange:
             else:
                 async for part in cast(httpx.AsyncByteStream, raw.stream):
                     yield part
-        except Exception as error:
-            raise body_error(  # noqa: B904 - it carries its cause
-                self._call, error, self._request, self._timeouts, self._mesh.clock()
-            )
+        except BaseException as error:
+            found = error
+            if isinstance(error, Exception):
+                found = body_error(self._call, error, self._request, self._timeouts, self._mesh.clock())
+            with anyio.CancelScope(shield=True):
+                await self.aclose()
+            raise found  # noqa: B904 - it carries its cause
 
     async def _paced(self, raw: _Raw) -> AsyncIterator[bytes]:
         """Yield a body no faster than an injected fault lets it come."""
@@ -227,17 +230,32 @@ class Exchange:
             async for _ in self.parts(raw):
                 pass
         finally:
-            await self.end(raw)
+            await self.aclose()
 
-    async def end(self, raw: _Raw) -> None:
-        try:
-            await cast(httpx.AsyncByteStream, raw.stream).aclose()
-        finally:
-            now = self._mesh.clock()
-            if self._call.wants_trailers:
-                learn_of_trailers(self._call, raw.extensions, now)
-            self._call.close(now, status=raw.status)
-            await self._release()
+    async def aclose(self) -> None:
+        raw, self._raw = self._raw, None
+        if raw is not None:
+            try:
+                await cast(httpx.AsyncByteStream, raw.stream).aclose()
+            finally:
+                self._end(raw)
+                await self._release()
+
+    def forsake(self) -> None:
+        """For finalisers: nobody is going to close the response."""
+        if self._raw is not None:
+            self._pools.dropped.append(self)
+
+    def give_back(self) -> None:
+        raw, self._raw = self._raw, None
+        if raw is not None:
+            self._end(raw)
+
+    def _end(self, raw: _Raw) -> None:
+        now = self._mesh.clock()
+        if self._call.wants_trailers:
+            learn_of_trailers(self._call, raw.extensions, now)
+        self._call.close(now, status=raw.status)
 
     async def _release(self) -> None:
         lease, self._lease = self._lease, None
@@ -275,7 +293,7 @@ async def _send_copy(mesh: MeshSource, pools: Pools[Pool], copy: Copy) -> None:
 
 
 class _Body(httpx.AsyncByteStream):
-    """A response body; the call's permits are held until it is closed."""
+    """A response body; the call's permits are held until it is closed, or dropped."""
 
     __slots__ = ("_exchange", "_raw")
 
@@ -287,4 +305,7 @@ class _Body(httpx.AsyncByteStream):
         return self._exchange.parts(self._raw)
 
     async def aclose(self) -> None:
-        await self._exchange.end(self._raw)
+        await self._exchange.aclose()
+
+    def __del__(self) -> None:
+        self._exchange.forsake()

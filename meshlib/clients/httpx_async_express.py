@@ -38,9 +38,22 @@ async def send_express(begun: Begun, pools: Pools[Pool]) -> httpx.Response | Tri
 
 
 class _Body(httpx.AsyncByteStream):
-    """A response body, and its iterator: an async generator would cost as much as a request's headers."""
+    """A response body, and its iterator if it is there already: an async generator would cost as much as a request's
+    headers. What the request took is held until the body is there or closed, or dropped."""
 
-    __slots__ = ("_begun", "_call", "_connection", "_is_closed", "_lease", "_pieces", "_pool", "_pools", "_status")
+    __slots__ = (
+        "_begun",
+        "_call",
+        "_closing",
+        "_connection",
+        "_idle",
+        "_is_closed",
+        "_lease",
+        "_pieces",
+        "_pool",
+        "_pools",
+        "_status",
+    )
 
     def __init__(
         self,
@@ -60,25 +73,46 @@ class _Body(httpx.AsyncByteStream):
         self._pieces: list[bytes] | None = None
         self._call: Call | None = None
         self._is_closed = False
+        self._closing: list[AsyncHttp1Connection] | None = None
+        self._idle: list[Pool] | None = None
 
     def __aiter__(self) -> AsyncIterator[bytes]:
+        connection = self._connection
+        reader = connection.reader
+        try:
+            pieces = self._pieces = reader.open_body()
+        except Exception as error:
+            self._pools.dropped.append(self)  # closing may have to wait
+            raise self._broken(error)  # noqa: B904 - it carries its cause
+        if not reader.is_complete:
+            return self._rest(pieces)
+        # Mostly it came together with the head.
+        if connection.is_reusable:
+            self._leave()
         return self
 
     async def __anext__(self) -> bytes:
-        connection = self._connection
-        reader, pieces = connection.reader, self._pieces
-        try:
-            if pieces is None:
-                pieces = self._pieces = reader.open_body()
-            while not pieces and not reader.is_complete:
-                stream = connection.stream
-                data = await stream.read(READ_BYTES, self._begun.sent.timeouts.step_s("read"))
-                pieces = self._pieces = reader.body(data)
-        except Exception as error:
-            raise self._broken(error)  # noqa: B904 - it carries its cause
-        if pieces:
-            return pieces.pop(0)
+        if self._pieces:
+            return self._pieces.pop(0)
         raise StopAsyncIteration
+
+    async def _rest(self, pieces: list[bytes]) -> AsyncIterator[bytes]:
+        connection, timeouts = self._connection, self._begun.sent.timeouts
+        reader, stream = connection.reader, connection.stream
+        try:
+            for piece in pieces:
+                yield piece
+            while not reader.is_complete:
+                for piece in reader.body(await stream.read(READ_BYTES, timeouts.step_s("read"))):
+                    yield piece
+        except BaseException as error:
+            found = self._broken(error) if isinstance(error, Exception) else error
+            await self.aclose()
+            raise found  # noqa: B904 - it carries its cause
+
+    def __del__(self) -> None:
+        if not self._is_closed or self._closing or self._idle:
+            self._pools.dropped.append(self)
 
     def _broken(self, error: Exception) -> Exception:
         begun = self._begun
@@ -86,24 +120,38 @@ class _Body(httpx.AsyncByteStream):
         return body_error(call, error, begun.request, begun.sent.timeouts, begun.mesh.clock())
 
     async def aclose(self) -> None:
-        if self._is_closed:
-            return
+        if not self._is_closed:
+            self._leave()
+        closing, self._closing = self._closing, None
+        if closing:
+            await self._pool.close_all(closing)
+        idle, self._idle = self._idle, None
+        if idle:
+            await close_all(idle)
+
+    def _leave(self) -> None:
+        """Give everything back; what is to be closed then is left for `aclose`."""
         self._is_closed = True
-        begun, pool, connection, call = self._begun, self._pool, self._connection, self._call
+        connection = self._connection
         try:
-            closing = pool.leave(connection, keep=connection.is_reusable)
-            if closing:
-                await pool.close_all(closing)
+            self._closing = self._pool.leave(connection, keep=connection.is_reusable)
         finally:
-            if call is None and begun.way.cluster.learner is not None:  # since a moment ago
-                call = begun.answered(self._status)
-            if call is None:
-                begun.ended(self._status)
-            else:
-                now = begun.mesh.clock()
-                if call.wants_trailers:
-                    learn_of_trailers(call, {"trailers": connection.reader.trailers}, now)
-                call.close(now, status=self._status)
-            idle = self._pools.release(self._lease)
-            if idle:
-                await close_all(idle)
+            self._end()
+            self._idle = self._pools.release(self._lease)
+
+    def give_back(self) -> None:
+        if not self._is_closed:
+            self._is_closed = True
+            self._end()
+
+    def _end(self) -> None:
+        begun, call = self._begun, self._call
+        if call is None and begun.way.cluster.learner is not None:  # since a moment ago
+            call = begun.answered(self._status)
+        if call is None:
+            begun.ended(self._status)
+        else:
+            now = begun.mesh.clock()
+            if call.wants_trailers:
+                learn_of_trailers(call, {"trailers": self._connection.reader.trailers}, now)
+            call.close(now, status=self._status)

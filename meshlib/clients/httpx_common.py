@@ -136,15 +136,21 @@ def authority_of(request: httpx.Request) -> str:
 
 
 def head_of(request: httpx.Request, authority: str) -> RequestHead:
-    """Return what the mesh needs to know of a request. Values are read as latin-1, which keeps every byte."""
+    """Return what the mesh needs to know of a request. Values are read as latin-1, which keeps every byte.
+
+    Raises:
+        httpx.LocalProtocolError: It has two hosts: one would be routed by, and who knows which one served.
+    """
     host = authority
     items = []
-    is_grpc = False
+    is_grpc = has_host = False
     for raw_name, raw_value in request.headers.raw:
         name = lower_name(raw_name)
         value = raw_value.decode("latin-1")
         if name == "host":
-            host = value
+            if has_host:
+                raise httpx.LocalProtocolError("Found multiple Host: headers", request=request)
+            host, has_host = value, True
             continue
         if name == "content-type":
             is_grpc = is_grpc_type(value)
@@ -363,8 +369,9 @@ def local_response(reply: LocalReply, request: httpx.Request, record: MeshRecord
         headers.append(("content-type", "text/plain"))
     if "content-length" not in names:
         headers.append(("content-length", str(len(reply.body))))
-    body = b"" if request.method == "HEAD" else reply.body
-    return httpx.Response(reply.status, headers=headers, content=body, extensions={"mesh": record})
+    # A stream, which httpx's clients read and close as any other: whoever asks for `elapsed` or hooks in sees no difference.
+    body = httpx.ByteStream(b"" if request.method == "HEAD" else reply.body)
+    return httpx.Response(reply.status, headers=headers, stream=body, extensions={"mesh": record})
 
 
 def passthrough_event(request: httpx.Request, authority: str, duration_s: float, status: int) -> CallFinished:

@@ -73,6 +73,7 @@ class MeshTransport(httpx.BaseTransport):
         expiry = limits.keepalive_expiry
         idle_s = 60.0 if expiry is None else expiry
         self._pools: Pools[Pool] = Pools(self._make_pool, clock=mesh.clock, idle_s=idle_s, known=KnownAddresses(mesh))
+        self._dropped = self._pools.dropped
         if (tidying_up := getattr(mesh, "_tidying_up", None)) is not None:
             tidying_up.add(self._tidy)
         self._mirrors = Mirrors()
@@ -92,6 +93,8 @@ class MeshTransport(httpx.BaseTransport):
         mesh = self._mesh
         if mesh.is_disabled:
             return self._direct().handle_request(request)
+        if self._dropped:
+            self._close_dropped()
         authority = authority_of(request)
         try:
             target = mesh.target(authority)
@@ -242,12 +245,20 @@ class MeshTransport(httpx.BaseTransport):
             return self._plain
 
     def _tidy(self) -> None:
-        """Close connections that have idled for long enough; called by the mesh, once a second."""
+        """Close what has idled for long enough and responses that were dropped; called by the mesh, once a second."""
+        self._close_dropped()
         for pool in self._pools.sweep():
             pool.close()
 
+    def _close_dropped(self) -> None:
+        while self._dropped:
+            # Another thread may be quicker; and what goes wrong is not the fault of whoever came by.
+            with contextlib.suppress(Exception):
+                self._dropped.popleft().close()
+
     def close(self) -> None:
         """Close every connection. Calls that are still running fail."""
+        self._close_dropped()
         self._mirrors.close()
         self._threads.close()
         for pool in self._pools.close():

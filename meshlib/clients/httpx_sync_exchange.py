@@ -10,7 +10,7 @@ import httpcore
 import httpx
 
 from meshlib.call import Attempt, Call
-from meshlib.clients.connections import Http1Pool
+from meshlib.clients.connections import Http1Body, Http1Pool
 from meshlib.clients.drive import Shell, run
 from meshlib.clients.hedge_threads import HedgeThreads
 from meshlib.clients.http1_response import RawResponse
@@ -221,9 +221,17 @@ class Exchange:
             else:
                 yield from cast(httpx.SyncByteStream, raw.stream)
         except Exception as error:
-            raise body_error(  # noqa: B904 - it carries its cause
-                self._call, error, self._request, self._timeouts, self._mesh.clock()
-            )
+            found = body_error(self._call, error, self._request, self._timeouts, self._mesh.clock())
+            self.close()
+            raise found  # noqa: B904 - it carries its cause
+        except GeneratorExit:  # as of a `break`, and perhaps in a finaliser
+            if isinstance(raw, RawResponse):
+                cast(Http1Body, raw.stream).cut()
+            self.forsake()
+            raise
+        except BaseException:
+            self.close()
+            raise
 
     def _paced(self, raw: _Raw) -> Iterator[bytes]:
         """Yield a body no faster than an injected fault lets it come."""
@@ -244,17 +252,32 @@ class Exchange:
             for _ in self.parts(raw):
                 pass
         finally:
-            self.end(raw)
+            self.close()
 
-    def end(self, raw: _Raw) -> None:
-        try:
-            cast(httpx.SyncByteStream, raw.stream).close()
-        finally:
-            now = self._mesh.clock()
-            if self._call.wants_trailers:
-                learn_of_trailers(self._call, raw.extensions, now)
-            self._call.close(now, status=raw.status)
-            self._release()
+    def close(self) -> None:
+        raw, self._raw = self._raw, None
+        if raw is not None:
+            try:
+                cast(httpx.SyncByteStream, raw.stream).close()
+            finally:
+                self._end(raw)
+                self._release()
+
+    def forsake(self) -> None:
+        """For finalisers: nobody is going to close the response."""
+        if self._raw is not None:
+            self._pools.dropped.append(self)
+
+    def give_back(self) -> None:
+        raw, self._raw = self._raw, None
+        if raw is not None:
+            self._end(raw)
+
+    def _end(self, raw: _Raw) -> None:
+        now = self._mesh.clock()
+        if self._call.wants_trailers:
+            learn_of_trailers(self._call, raw.extensions, now)
+        self._call.close(now, status=raw.status)
 
     def _release(self) -> None:
         lease, self._lease = self._lease, None
@@ -286,7 +309,7 @@ def _send_copy(mesh: MeshSource, pools: Pools[Pool], copy: Copy) -> None:
 
 
 class _Body(httpx.SyncByteStream):
-    """A response body; the call's permits are held until it is closed."""
+    """A response body; the call's permits are held until it is closed, or dropped."""
 
     __slots__ = ("_exchange", "_raw")
 
@@ -298,4 +321,7 @@ class _Body(httpx.SyncByteStream):
         return self._exchange.parts(self._raw)
 
     def close(self) -> None:
-        self._exchange.end(self._raw)
+        self._exchange.close()
+
+    def __del__(self) -> None:
+        self._exchange.forsake()

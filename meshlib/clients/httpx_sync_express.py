@@ -42,7 +42,7 @@ def send_express(begun: Begun, pools: Pools[Pool]) -> httpx.Response | Tried[Poo
 
 
 class _Body(httpx.SyncByteStream):
-    """A response body; what the request took is held until it is closed."""
+    """A response body; what the request took is held until it is there or closed, or dropped."""
 
     __slots__ = ("_begun", "_call", "_connection", "_is_closed", "_lease", "_pool", "_pools", "_status")
 
@@ -69,16 +69,37 @@ class _Body(httpx.SyncByteStream):
         try:
             pieces = reader.open_body()
         except Exception as error:
-            raise self._broken(error)  # noqa: B904 - it carries its cause
+            found = self._broken(error)
+            self.close()
+            raise found  # noqa: B904 - it carries its cause
+        if not reader.is_complete:
+            return self._rest(pieces)
         # Mostly it came together with the head.
-        return iter(pieces) if reader.is_complete else self._rest(pieces)
+        if self._connection.is_reusable:
+            self.close()
+        return iter(pieces)
 
     def _rest(self, pieces: list[bytes]) -> Iterator[bytes]:
         try:
             yield from pieces
             yield from self._connection.pieces(self._begun.sent)
         except Exception as error:
-            raise self._broken(error)  # noqa: B904 - it carries its cause
+            found = self._broken(error)
+            self.close()
+            raise found  # noqa: B904 - it carries its cause
+        except GeneratorExit:  # as of a `break`, and perhaps in a finaliser
+            if not self._is_closed:
+                if not self._connection.is_reusable:
+                    self._connection.close()
+                self._pools.dropped.append(self)
+            raise
+        except BaseException:
+            self.close()
+            raise
+
+    def __del__(self) -> None:
+        if not self._is_closed:
+            self._pools.dropped.append(self)
 
     def _broken(self, error: Exception) -> Exception:
         begun = self._begun
@@ -89,18 +110,27 @@ class _Body(httpx.SyncByteStream):
         if self._is_closed:
             return
         self._is_closed = True
-        begun, connection, call = self._begun, self._connection, self._call
+        connection = self._connection
         try:
             self._pool.leave(connection, keep=connection.is_reusable)
         finally:
-            if call is None and begun.way.cluster.learner is not None:  # since a moment ago
-                call = begun.answered(self._status)
-            if call is None:
-                begun.ended(self._status)
-            else:
-                now = begun.mesh.clock()
-                if call.wants_trailers:
-                    learn_of_trailers(call, {"trailers": connection.reader.trailers}, now)
-                call.close(now, status=self._status)
+            self._end()
             for pool in self._pools.release(self._lease):
                 pool.close()
+
+    def give_back(self) -> None:
+        if not self._is_closed:
+            self._is_closed = True
+            self._end()
+
+    def _end(self) -> None:
+        begun, call = self._begun, self._call
+        if call is None and begun.way.cluster.learner is not None:  # since a moment ago
+            call = begun.answered(self._status)
+        if call is None:
+            begun.ended(self._status)
+        else:
+            now = begun.mesh.clock()
+            if call.wants_trailers:
+                learn_of_trailers(call, {"trailers": self._connection.reader.trailers}, now)
+            call.close(now, status=self._status)

@@ -12,13 +12,14 @@ count against the cluster's limit for everybody else. Calls that are running fin
 import os
 import ssl
 import weakref
+from collections import deque
 from collections.abc import Callable, Collection
-from typing import Any, Generic, NamedTuple, TypeVar
+from typing import Any, Generic, NamedTuple, Protocol, TypeVar
 
 from meshlib.ports import Clock, Lock
 from meshlib.resilience.circuit_breaker import CircuitBreaker
 
-__all__ = ["Lease", "PoolKey", "PoolOverflow", "Pools"]
+__all__ = ["Dropped", "Lease", "PoolKey", "PoolOverflow", "Pools"]
 
 P = TypeVar("P")
 
@@ -58,6 +59,13 @@ class PoolOverflow(Exception):
     """Too many requests of a cluster wait for a connection."""
 
 
+class Dropped(Protocol):
+    """What a response holds that nobody closed and nobody can close any more. It can be closed, too, as responses are."""
+
+    def give_back(self) -> None:
+        """Count its request out, and no more: its connections are nobody's any more."""
+
+
 class Lease(Generic[P]):
     """A pool in use by some calls. Fields below `pool` are guarded by the lock of `Pools`."""
 
@@ -78,6 +86,10 @@ class Pools(Generic[P]):
         make: Creates a pool without any I/O.
         idle_s: A pool without a call for so long is closed. Not shorter than the keep-alive time of its connections.
         known: Returns the addresses of the endpoints that there are, the same object as long as they are the same.
+
+    Attributes:
+        dropped: Of responses that were dropped before they were closed. Finalisers put it there, since they run
+            anywhere, also where a lock is held; the transport closes it.
     """
 
     def __init__(
@@ -99,7 +111,17 @@ class Pools(Generic[P]):
         self._leases: set[Lease[P]] = set()
         self._next_sweep = 0.0
         self._is_closed = False
+        self.dropped: deque[Any] = deque()
         _all_pools.add(self)
+        while _orphans:
+            _orphans.popleft().give_back()
+
+    def __del__(self) -> None:
+        found, self.dropped = (
+            self.dropped,
+            _orphans,
+        )  # where responses put themselves whose finalisers run after this one
+        _orphans.extend(found)
 
     def acquire(self, key: PoolKey, *, fresh: bool = False) -> Lease[P]:
         """Take a pool for one attempt; `release` must follow.
@@ -198,6 +220,8 @@ class Pools(Generic[P]):
 
 
 _all_pools: "weakref.WeakSet[Pools[Any]]" = weakref.WeakSet()
+_orphans: deque[Dropped] = deque()
+"""What was dropped of transports that were dropped themselves; whoever makes the next one gives it back."""
 
 
 def _forget_all() -> None:

@@ -92,7 +92,8 @@ class AttemptTimeouts:
     time-outs (which are per operation) allow.
 
     Attributes:
-        has_connected: A new connection was asked for; else the attempt ran on one from before.
+        has_connected: A new connection was asked for, or the server began to answer; else the attempt ran on a connection
+            from before, which may have been dead.
         has_sent: Bytes of the request may have left.
         sent_at: When a body that the application was still making had been sent, in monotonic seconds; None: not yet, or
             no time runs from then.

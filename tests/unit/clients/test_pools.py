@@ -1,3 +1,4 @@
+import gc
 import ssl
 
 import pytest
@@ -89,3 +90,35 @@ def test_forked_child_starts_without_pools(pools):
     pools.forget()
     assert pools.acquire(A).pool is not lease.pool
     assert pools.release(lease) == []
+
+
+class Body:
+    """Of a response, as far as pools know it; `counts` has the number that are held."""
+
+    def __init__(self, pools: Pools[list[PoolKey]], counts: list[int]) -> None:
+        self.pools, self.counts = pools, counts
+        self.cycle = self  # as between httpx's responses and their streams
+        self.held = 1
+        counts[0] += 1
+
+    def __del__(self) -> None:
+        self.pools.dropped.append(self)
+
+    def give_back(self) -> None:
+        self.counts[0] -= self.held
+        self.held = 0
+
+
+def test_what_was_dropped_with_its_transport_is_given_back_when_the_next_is_made(clock):
+    counts = [0]
+
+    def leave_behind() -> None:
+        pools = Pools(lambda key: [key], clock=clock, idle_s=4.0)
+        pools.dropped.append(Body(pools, counts))
+        Body(pools, counts)  # its finaliser runs before that of its pools, or after
+
+    leave_behind()
+    gc.collect()
+    assert [2] == counts
+    Pools(lambda key: [key], clock=clock, idle_s=4.0)
+    assert [0] == counts
