@@ -100,7 +100,8 @@ class AioHeld(Asked):
             if running is not None:
                 running.discard(ref)
             if native is not None:
-                native.cancel()  # our callback at its end makes it a cycle, which is collected at some time only
+                with contextlib.suppress(RuntimeError):  # the loop is closed
+                    native.cancel()  # our callback at its end makes it a cycle, which is collected at some time only
             flow.close(clock(), grpc.StatusCode.CANCELLED.value[0])
             if channel is not None:
                 channels.release(channel)

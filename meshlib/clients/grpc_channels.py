@@ -253,12 +253,19 @@ class MeshChannels:
             tidying_up.add(self._tidy)
 
     def aio(self, loop: asyncio.AbstractEventLoop) -> Channels[grpc.aio.Channel]:
-        """Return the channels that belong to an event loop."""
+        """Return the channels that belong to an event loop; the first time, those of closed loops go.
+
+        Nothing else lets go of these: a channel of grpc.aio holds its loop.
+        """
         with self._lock:
             channels = self._aio.get(loop)
-            if channels is None:
-                channels = self._aio[loop] = Channels(self.relay, AioDialler(loop), self.core.wake)
-            return channels
+            if channels is not None:
+                return channels
+            gone = [self._aio.pop(one) for one in tuple(self._aio) if one.is_closed()]
+            channels = self._aio[loop] = Channels(self.relay, AioDialler(loop), self.core.wake)
+        for one in gone:
+            one.close(at_once=True)
+        return channels
 
     def attach(self) -> None:
         """One more mesh channel uses these."""

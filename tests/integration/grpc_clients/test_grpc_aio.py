@@ -1,6 +1,7 @@
 """The aio mesh channel against real servers."""
 
 import asyncio
+import gc
 from collections.abc import AsyncIterator
 from typing import Any
 
@@ -278,4 +279,44 @@ def test_every_loop_has_channels_of_its_own(server: Any, mesh: Any) -> None:
         return await channel.unary_unary(UNARY)(b"x")
 
     assert [b"%d x" % one.port] * 2 == [asyncio.run(call()) for _ in range(2)]
+    asyncio.run(channel.close())
+
+
+def test_loops_that_are_closed_leave_nothing_behind(server: Any, mesh: Any, authority: Any) -> None:
+    """As with one `asyncio.run` for each task of a worker."""
+    one = server(authority.server_credentials("spiffe://cluster.local/ns/default/sa/checkout"))
+    mesh.serve_tls(one.address, authority, authority.issue("spiffe://cluster.local/ns/default/sa/orders"))
+    channel = AioMeshChannel(mesh.source, "xds:///checkout")
+
+    async def call() -> None:
+        await channel.unary_unary(UNARY)(b"x")
+
+    for _ in range(4):
+        asyncio.run(call())
+        assert 1 == channels_of(mesh.source).relay.statistics()["routes"]
+    asyncio.run(channel.close())
+    assert 0 == channels_of(mesh.source).relay.statistics()["routes"]
+
+
+def test_a_loop_that_was_closed_with_calls_under_way_does_not_disturb_the_next(server: Any, mesh: Any) -> None:
+    one = server()
+    mesh.serve(one.address)
+    channel = AioMeshChannel(mesh.source, "xds:///checkout")
+    loop = asyncio.new_event_loop()
+
+    async def begin() -> list[Any]:
+        calls = [channel.unary_unary(UNARY)(b"wait"), channel.unary_stream(RESPONSES)(b"wait")]
+        await soon(lambda: one.active == 2)
+        return calls
+
+    calls = loop.run_until_complete(begin())
+    loop.close()
+    calls.clear()
+    gc.collect()
+
+    async def call() -> Any:
+        return await channel.unary_unary(UNARY)(b"x")
+
+    assert b"%d x" % one.port == asyncio.run(call())
+    assert 0 == mesh.active
     asyncio.run(channel.close())
