@@ -5,6 +5,7 @@ import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
+from differential import combinations
 from differential.command import arguments_of, new_seed
 from differential.envoy_side import EnvoySide
 from differential.generate import LAYERS
@@ -13,14 +14,14 @@ from differential.rejection import resources, routes, run_rejection
 from differential.resource_side import ResourceSide
 from differential.run import Report, run
 
-REJECTION, RESOURCES = "rejection", "resources"
+REJECTION, RESOURCES, COMBINATIONS = "rejection", "resources", "combinations"
 KINDS = ("clusters", "endpoints", "managers", "listeners")
 MANAGERS = 24
 
 
 def main() -> int:
     parser = arguments_of("differential", "meshlib's routing with Envoy's")
-    parser.add_argument("--layer", choices=(*LAYERS, REJECTION, RESOURCES, "each"), default="all")
+    parser.add_argument("--layer", choices=(*LAYERS, REJECTION, RESOURCES, COMBINATIONS, "each"), default="all")
     parser.add_argument("--cases", type=int, default=10_000, help="of each layer")
     parser.add_argument("--requests", type=int, default=10, help="for each configuration")
     parser.add_argument("--kind", choices=KINDS, default=None, help="of resources; default: all")
@@ -37,8 +38,13 @@ def main() -> int:
     return 1 if disagreeing else 0
 
 
-def _reports(layer: str, seed: int, cases: int, requests: int, wanted: str | None) -> Iterator[Report]:
+def _reports(
+    layer: str, seed: int, cases: int, requests: int, wanted: str | None
+) -> Iterator[Report | combinations.Report]:
     with tempfile.TemporaryDirectory() as folder:
+        if layer == COMBINATIONS:
+            yield combinations.run_combinations(seed, cases, Path(folder))
+            return
         if layer == RESOURCES:
             with ResourceSide(Path(folder)) as side:
                 for kind in resources(side):

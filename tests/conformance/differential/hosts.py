@@ -40,7 +40,7 @@ CASE = "x-case"
 SESSION = "x-session"
 _POLICIES = "envoy.extensions.load_balancing_policies."
 _LINE = "%REQ(X-CASE)% %RESPONSE_FLAGS% %UPSTREAM_HOST%\n"
-_PREVIOUS_HOSTS = {
+PREVIOUS_HOSTS = {
     "name": "envoy.retry_host_predicates.previous_hosts",
     "typed_config": {"@type": TYPE + "envoy.extensions.retry.host.previous_hosts.v3.PreviousHostsPredicate"},
 }
@@ -88,9 +88,10 @@ class HostGenerator:
     primes: tuple[int, ...] = (2, 3, 11, 101, 1021, 65537)
     ring_sizes: tuple[int, ...] = (1, 2, 10, 100, 5000)
     has_default_sizes = True
+    host_counts: tuple[int, ...] = (0, 1, 2, 3, 5, 9)
     filters: tuple[Json, ...] = ()
 
-    def __init__(self, seed: int) -> None:
+    def __init__(self, seed: int | str) -> None:
         self._random = random.Random(seed)
 
     @staticmethod
@@ -101,10 +102,17 @@ class HostGenerator:
     def _maybe(self, chance: float) -> bool:
         return self._random.random() < chance
 
-    def cluster(self, number: int) -> Json:
+    def _begin_cluster(self) -> None:
+        self._host = 0
+
+    def _address(self, host: int) -> str:
+        """Return where a host is, by its number."""
+        return f"127.77.0.{host}:9"
+
+    def cluster(self, number: int | str) -> Json:
         """Return a Cluster in proto3 JSON."""
         name = f"c{number}"
-        self._host = 0
+        self._begin_cluster()
         self._healths = ("HEALTHY",) if self._maybe(0.4) else _HEALTHS
         self._is_weighted = self._maybe(0.6)
         is_localised = self._maybe(0.4)
@@ -138,13 +146,13 @@ class HostGenerator:
         return result
 
     def _group(self, priority: int, zone: int, is_localised: bool) -> Json:
-        hosts = [self._endpoint() for _ in range(self._random.choice((0, 1, 2, 3, 5, 9)))]
+        hosts = [self._endpoint() for _ in range(self._random.choice(self.host_counts))]
         weight = {"load_balancing_weight": self._random.randint(1, 9)} if is_localised and self._maybe(0.9) else {}
         return {"priority": priority, "locality": {"zone": str(zone)}, "lb_endpoints": hosts, **weight}
 
     def _endpoint(self) -> Json:
         self._host += 1
-        endpoint: Json = {"address": socket_address(f"127.77.0.{self._host}:9")}
+        endpoint: Json = {"address": socket_address(self._address(self._host))}
         # Each has a name of its own: hosts with equal keys stand in the order of their places in Envoy's memory.
         endpoint["hostname"] = f"host-{self._host}"
         result: Json = {"endpoint": endpoint, "health_status": self._random.choice(self._healths)}
@@ -189,8 +197,8 @@ class HostGenerator:
         most = {"maximum_ring_size": least + self._random.choice((0, 1, 50))} if self._maybe(0.4) else {}
         return {"minimum_ring_size": least, **most}
 
-    def route(self, cluster: str) -> Json:
-        """Return the route to a cluster, by prefix."""
+    def _hash_policies(self) -> list[Json]:
+        """Return hash policies; the last of them has the key that each request brings."""
         policies: list[Json] = []
         for _ in range(self._random.choice((0, 0, 1, 2))):
             policy = self._random.choice(
@@ -203,7 +211,11 @@ class HostGenerator:
             )
             policies.append({**policy, "terminal": self._maybe(0.3)})
         policies.append({"header": {"header_name": "x-key"}})
-        action: Json = {"cluster": cluster, "hash_policy": policies, "timeout": "5s"}
+        return policies
+
+    def route(self, cluster: str) -> Json:
+        """Return the route to a cluster, by prefix."""
+        action: Json = {"cluster": cluster, "hash_policy": self._hash_policies(), "timeout": "5s"}
         if self._maybe(0.6):
             action["retry_policy"] = {
                 "retry_on": "connect-failure",
@@ -213,7 +225,7 @@ class HostGenerator:
             if self._maybe(0.8):
                 attempts = self._random.choice(("1", "2", "5"))
                 action["retry_policy"] |= {
-                    "retry_host_predicate": [_PREVIOUS_HOSTS],
+                    "retry_host_predicate": [PREVIOUS_HOSTS],
                     "host_selection_retry_max_attempts": attempts,
                 }
         return {"match": {"prefix": f"/{cluster}/"}, "route": action}

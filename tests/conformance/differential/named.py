@@ -20,7 +20,7 @@ class NamedGenerator(HostGenerator):
     ring_sizes = (10, 50)
     has_default_sizes = False
 
-    def cluster(self, number: int) -> Json:
+    def cluster(self, number: int | str) -> Json:
         result = super().cluster(number)
         inner = result.get("load_balancing_policy")
         if inner is None:

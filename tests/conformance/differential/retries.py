@@ -12,7 +12,7 @@ import random
 import sys
 import time
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -25,7 +25,7 @@ from peers.upstreams import LOOPBACK, Step
 
 from differential.command import arguments_of, compare
 from differential.generate import TYPE, Json
-from differential.scripted import ScriptedUpstream
+from differential.scripted import Met, ScriptedUpstream
 from meshlib.clients.httpx_sync import MeshTransport
 from meshlib.model.cluster import CircuitBreakers, Cluster, EdsDiscovery
 from meshlib.model.listener import ClientListener
@@ -146,7 +146,7 @@ class Cases:
         if (timeout := self._pick(*timeouts)) is not None:
             action["timeout"] = timeout
         if self._maybe(0.9):
-            action["retry_policy"] = self._policy()
+            action["retry_policy"] = self.policy()
         if self._maybe(0.35):
             action["hedge_policy"] = {"hedge_on_per_try_timeout": self._maybe(0.8)}
         if self._has_grpc and self._maybe(0.15):
@@ -155,13 +155,14 @@ class Cases:
                 max_stream_duration="50s", grpc_timeout_header_max="40s", grpc_timeout_header_offset="1s"
             )
         if is_redirected := self._maybe(0.25):
-            action["internal_redirect_policy"] = self._redirects()
+            action["internal_redirect_policy"] = self.redirects()
             # Envoy takes it off twice then: see DIFFERENCES.md.
             action.get("max_stream_duration", {}).pop("grpc_timeout_header_offset", None)
-        script = tuple(self._step(is_redirected) for _ in range(self._pick(0, 1, 2, 3, 4, 5)))
-        return Case(number, self._pick(*HOSTS), action, tuple(self._headers()), script)
+        script = tuple(self.step(is_redirected) for _ in range(self._pick(0, 1, 2, 3, 4, 5)))
+        return Case(number, self._pick(*HOSTS), action, tuple(self.headers()), script)
 
-    def _policy(self) -> Json:
+    def policy(self) -> Json:
+        """Return a retry policy."""
         words = self._random.sample(WORDS, self._random.randrange(4))
         if self._maybe(0.8) and "5xx" not in words:
             words.append(self._pick("5xx", "5xx", "gateway-error", "reset", "retriable-4xx"))
@@ -183,7 +184,8 @@ class Cases:
             result["retriable_request_headers"] = [{"name": "x-may"}]
         return result
 
-    def _headers(self) -> Iterator[tuple[str, str]]:
+    def headers(self) -> Iterator[tuple[str, str]]:
+        """Make the headers by which a request may ask for retries and times."""
         chances: dict[str, tuple[float, tuple[str, ...]]] = {
             "x-may": (0.4, ("1",)),
             "x-envoy-retry-on": (0.25, ("5xx", "retriable-4xx, reset", "retriable-status-codes", "made-up", "")),
@@ -203,7 +205,8 @@ class Cases:
             if self._maybe(chance):
                 yield name, self._pick(*values)
 
-    def _redirects(self) -> Json:
+    def redirects(self) -> Json:
+        """Return a policy of internal redirects."""
         result: Json = {}
         if self._maybe(0.7):
             result["max_internal_redirects"] = self._pick(0, 1, 2, 3)
@@ -219,18 +222,25 @@ class Cases:
             result["predicates"] = [{"name": kind, "typed_config": config}]
         return result
 
-    def _step(self, is_redirected: bool = False) -> Step:
+    def step(self, is_redirected: bool = False, slow: float = 0.25, locations: Sequence[str] = LOCATIONS) -> Step:
+        """Return what an upstream does with a request.
+
+        Args:
+            is_redirected: Redirects are among the answers.
+            slow: How often an answer comes late.
+            locations: Where redirects lead.
+        """
         if self._maybe(0.15):
             return Step(is_reset=True)
         headers = []
         if is_redirected and self._maybe(0.6):
             if self._maybe(0.5):
                 headers.append(("x-copied", self._pick("1", "2")))
-            return Step(self._pick(301, 302, 302, 303, 307), headers=(*headers, ("location", self._pick(*LOCATIONS))))
+            return Step(self._pick(301, 302, 302, 303, 307), headers=(*headers, ("location", self._pick(*locations))))
         for name, value in (("x-again", "1"), ("x-envoy-ratelimited", "true"), ("grpc-status", "14")):
             if self._maybe(0.12):
                 headers.append((name, value))
-        delay_s = SLOW_S if self._maybe(0.25) else 0.0
+        delay_s = SLOW_S if self._maybe(slow) else 0.0
         return Step(self._pick(200, 500, 502, 503, 503, 503, 504, 409, 404, 429), delay_s, headers=tuple(headers))
 
 
@@ -395,14 +405,15 @@ class MeshlibSide:
         return End(case.status(status, flags), attempts, flags, _told(self._up.take(path), mark), count)
 
 
-def _told(seen: list[dict[str, str]], mark: str, *, leaves_old: bool = False) -> tuple[tuple[str, ...], ...]:
+def _told(seen: list[Met], mark: str, *, leaves_old: bool = False) -> tuple[tuple[str, ...], ...]:
     """Return what the upstream heard of each attempt; hedges may come in any order.
 
     Args:
         leaves_old: The first attempt after a redirect may carry what the leg before it was told (Envoy's alone).
     """
     found = []
-    for headers in seen:
+    for met in seen:
+        headers = dict(met.headers)
         told = [headers.get(name, "").replace(mark, "*") for name in COMPARED]
         if leaves_old and told[0] == "1" and told[2]:
             told[1] = ""

@@ -11,11 +11,11 @@ from typing import Any
 from differential.generate import TYPE, Json
 from differential.hosts import SESSION, Decision, HostGenerator, HostRequest
 
-__all__ = ["SessionGenerator"]
+__all__ = ["FILTER", "SESSION_TYPE", "SessionGenerator", "is_same_mark"]
 
-_FILTER = "envoy.filters.http.stateful_session"
+FILTER = "envoy.filters.http.stateful_session"
 _STATE = f"{TYPE}envoy.extensions.http.stateful_session"
-_SESSION_TYPE = f"{TYPE}envoy.extensions.filters.http.stateful_session.v3.StatefulSession"
+SESSION_TYPE = f"{TYPE}envoy.extensions.filters.http.stateful_session.v3.StatefulSession"
 _STATUSES = ("UNKNOWN", "HEALTHY", "UNHEALTHY", "DRAINING", "TIMEOUT", "DEGRADED")
 _VALUE = re.compile(r'^(\w+)="([^"]*)"')
 
@@ -38,22 +38,14 @@ class SessionGenerator(HostGenerator):
     primes = (11, 101)
     ring_sizes = (10, 50)
     has_default_sizes = False
-    filters = ({"name": _FILTER, "typed_config": {"@type": _SESSION_TYPE}},)
+    filters = ({"name": FILTER, "typed_config": {"@type": SESSION_TYPE}},)
 
     @staticmethod
     def is_same(one: Decision, other: Decision) -> bool:
         """As of any host; of two cookies the ends may be a few seconds apart."""
-        if one[:2] != other[:2]:
-            return False
-        first, second = _VALUE.match(one[2]), _VALUE.match(other[2])
-        if first is None or second is None or "Max-Age" not in one[2]:
-            return one[2] == other[2]
-        if _VALUE.sub("", one[2]) != _VALUE.sub("", other[2]) or first[1] != second[1]:
-            return False
-        decoded = [_split(base64.b64decode(match[2])) for match in (first, second)]
-        return decoded[0][0] == decoded[1][0] and abs(decoded[0][1] - decoded[1][1]) <= 20
+        return one[:2] == other[:2] and is_same_mark(one[2], other[2])
 
-    def cluster(self, number: int) -> Json:
+    def cluster(self, number: int | str) -> Json:
         result = super().cluster(number)
         if self._maybe(0.5):
             listed = [status for status in _STATUSES if self._maybe(0.5)]
@@ -63,9 +55,16 @@ class SessionGenerator(HostGenerator):
 
     def route(self, cluster: str) -> Json:
         result = super().route(cluster)
-        state: Json
         self._kinds = getattr(self, "_kinds", {})
         kind = self._kinds[cluster] = self._random.choice(("cookie", "cookie", "header", "envelope", "off"))
+        override: Json = {"disabled": True} if kind == "off" else {"stateful_session": self._session(kind, cluster)}
+        packed = {"@type": f"{SESSION_TYPE}PerRoute", **override}
+        result["typed_per_filter_config"] = {FILTER: packed}
+        return result
+
+    def _session(self, kind: str, cluster: str) -> Json:
+        """Return how sessions are kept: by a cookie, a header or an envelope."""
+        state: Json
         if kind == "cookie":
             cookie: Json = {"name": "session"}
             if self._maybe(0.6):
@@ -82,10 +81,7 @@ class SessionGenerator(HostGenerator):
         policy: Json = {"session_state": {"name": f"envoy.http.stateful_session.{kind}", "typed_config": state}}
         if self._maybe(0.3):
             policy["strict"] = True
-        override: Json = {"disabled": True} if kind == "off" else {"stateful_session": policy}
-        packed = {"@type": f"{_SESSION_TYPE}PerRoute", **override}
-        result["typed_per_filter_config"] = {_FILTER: packed}
-        return result
+        return policy
 
     def request(self, cluster: str) -> HostRequest:
         base = super().request(cluster)
@@ -93,12 +89,13 @@ class SessionGenerator(HostGenerator):
         kind = self._kinds[cluster]
         address = f"127.77.0.{self._random.randrange(1, self._hosts + 3)}:9" if self._maybe(0.95) else "9.9.9.9:1"
         if self._maybe(0.85):
-            if kind == "cookie":
-                headers.append(("cookie", self._cookie(address)))
-            else:
-                headers.append((SESSION, self._header(address, kind)))
+            headers.append(self._mark(kind, address))
         path = base.path.replace(f"/{cluster}/", f"/{cluster}/deep") if self._maybe(0.3) else base.path
         return HostRequest(cluster, path, tuple(headers))
+
+    def _mark(self, kind: str, address: str) -> tuple[str, str]:
+        """Return the header of a request that belongs to a host."""
+        return ("cookie", self._cookie(address)) if kind == "cookie" else (SESSION, self._header(address, kind))
 
     def _cookie(self, address: str) -> str:
         now = int(time.time())
@@ -131,6 +128,17 @@ class SessionGenerator(HostGenerator):
         own = base64.b64encode(b"own-value").decode()
         choices: Any = (f"{text};UV:{own}", f"{text};UV:{own}", f"{text};x:1;UV:{own}", text, f"{text};UV:", "plain")
         return str(self._random.choice(choices))
+
+
+def is_same_mark(one: str, other: str) -> bool:
+    """Whether two marks are one; of two cookies the ends may be a few seconds apart."""
+    first, second = _VALUE.match(one), _VALUE.match(other)
+    if first is None or second is None or "Max-Age" not in one:
+        return one == other
+    if _VALUE.sub("", one) != _VALUE.sub("", other) or first[1] != second[1]:
+        return False
+    decoded = [_split(base64.b64decode(match[2])) for match in (first, second)]
+    return decoded[0][0] == decoded[1][0] and abs(decoded[0][1] - decoded[1][1]) <= 20
 
 
 def _split(value: bytes) -> tuple[bytes, int]:

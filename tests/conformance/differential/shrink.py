@@ -1,8 +1,9 @@
 """Making a disagreement small: parts of the configuration and the request are left out while it persists."""
 
 import copy
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from dataclasses import replace
+from itertools import islice
 from typing import Any
 
 from differential.generate import WEIGHT_HEADER, Json, Request
@@ -33,10 +34,35 @@ def shrink(configuration: Json, request: Request, persists: Callable[[Json, Requ
     return configuration, request
 
 
-def smaller_configurations(configuration: Json) -> Iterator[Json]:
-    """Leave out one part after the other."""
+def shrink_json(value: Json, persists: Callable[[Json], bool], kept: Collection[str]) -> Json:
+    """Return a smaller value for which `persists` still holds; each part is tried once.
+
+    Args:
+        kept: Keys of which neither they nor what is in them is left out.
+    """
+    tried = 0
+    while tried < MAX_TRIES:
+        # What is left out was after all that has been tried.
+        for candidate in islice(smaller_configurations(value, kept), tried, None):
+            if persists(candidate):
+                value = candidate
+                break
+            tried += 1
+        else:
+            break
+    return value
+
+
+def smaller_configurations(configuration: Json, kept: Collection[str] = ()) -> Iterator[Json]:
+    """Leave out one part after the other.
+
+    Args:
+        kept: As for `shrink_json`.
+    """
     # Large parts first: their paths are short.
     for path in sorted(_paths(configuration), key=len):
+        if any(step in kept for step in path):
+            continue
         if path == ("name",) or path[-1] == "header_name":
             continue  # by the one Envoy knows the configuration, without the other weights are left to chance
         candidate = copy.deepcopy(configuration)

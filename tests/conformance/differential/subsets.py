@@ -33,6 +33,7 @@ class SubsetGenerator(HostGenerator):
     primes = (3, 11, 101)
     ring_sizes = (1, 10, 50)
     has_default_sizes = False
+    fallbacks: tuple[str, ...] = ("NO_FALLBACK", "ANY_ENDPOINT", "DEFAULT_SUBSET")
 
     def _metadata(self, values: Any, chance: float) -> Json:
         return {key: self._random.choice(values[key]) for key in values if self._maybe(chance)}
@@ -44,10 +45,10 @@ class SubsetGenerator(HostGenerator):
             known |= self._metadata(_VALUES, 0.8)
         return result
 
-    def cluster(self, number: int) -> Json:
+    def cluster(self, number: int | str) -> Json:
         result = super().cluster(number)
         subsets: Json = {
-            "fallback_policy": self._random.choice(("NO_FALLBACK", "ANY_ENDPOINT", "DEFAULT_SUBSET")),
+            "fallback_policy": self._random.choice(self.fallbacks),
             "subset_selectors": [self._selector() for _ in range(self._random.choice((1, 2, 3, 4)))],
         }
         if self._maybe(0.6):

@@ -24,6 +24,7 @@ PARTS: tuple[tuple[str, str, dict[str, int], tuple[str, ...]], ...] = (
     ("outliers, checks, panic, EDS", "differential.ejections", {"--steps": 120}, ("--clusters", "12")),
     ("limits", "differential.limits", {"--managers": 100}, ("--requests", "20")),
     ("retries", "differential.retries", {"--cases": 1000}, ()),
+    ("combinations", "differential", {"--cases": 1000}, ("--layer", "combinations")),
     ("TLS", "differential.tls", {"--cases": 1000}, ()),
     ("gRPC calls", "differential.grpc_calls", {"--cases": 480}, ()),
 )
