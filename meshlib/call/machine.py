@@ -385,7 +385,7 @@ class Call(Beginnings, HostChoice):
             if match.session is not None and not tried:
                 state, is_final = self._of_session(match.session, cluster)
                 if is_final:
-                    return self._local(NO_HOST)
+                    return self._unable(NO_HOST)
             if state is None and cluster.config.cluster.named_by:
                 state = self._next_named(cluster)
             if state is None and cluster.trials is not None and not tried:

@@ -87,6 +87,19 @@ def test_who_asks_for_an_unknown_endpoint_gets_another_or_none_if_that_is_strict
         assert step in HOSTS, "no mark is no demand"
 
 
+def test_a_strict_request_without_its_endpoint_counts_as_an_attempt(driver: MakeDriver) -> None:
+    """As any request that finds no endpoint, in Envoy too."""
+    snapshot = with_sessions(service("a", *HOSTS, include_attempt_count=True), replace(HEADER, is_strict=True))
+    ((name, config),) = snapshot.targets.items()
+    assert isinstance(config, TargetConfig)
+    (host,) = config.routes.virtual_hosts
+    routes = replace(config.routes, virtual_hosts=(replace(host, include_attempt_count_in_response=True),))
+    step = first(driver(replace(snapshot, targets={name: replace(config, routes=routes)})).call(headers=at("h:99")))
+    assert isinstance(step, Done)
+    assert isinstance(step.result, LocalReply)
+    assert ("x-envoy-attempt-count", "1") in step.result.headers
+
+
 @pytest.mark.parametrize("is_grpc", [False, True])
 @pytest.mark.parametrize("given", [None, frozenset(), frozenset({HealthStatus.DRAINING, HealthStatus.DEGRADED})])
 @pytest.mark.parametrize("health", HealthStatus)
