@@ -177,8 +177,6 @@ class Call(Beginnings, HostChoice):
             # "The slot is held through backoff and the retried attempt, until the next retry decision."
             self._drop_permit()
         self._is_good = is_good
-        if failure is not None:
-            self._release()
 
         number = len(self._tried)
         if failure is not None and (
@@ -191,9 +189,10 @@ class Call(Beginnings, HostChoice):
             wait_s = None
         else:
             wait_s = self._retry_wait_s(outcome, now)
+        if wait_s is not None or failure is not None:
+            self._release()  # Only now: Envoy counts the attempt among the requests of which a retry budget is a share.
         step: Step
         if wait_s is not None:
-            self._release()
             self._is_unrecorded = False
             self._state = WAITING
             step = self._wait(wait_s, now)

@@ -56,8 +56,7 @@ class CircuitBreaker:
     def try_acquire_retry(self) -> bool:
         """Take a permit for a retry; False: the limit is reached, nothing is taken.
 
-        Call it while the failed attempt still holds its request permit or not, as Envoy does not count it any more:
-        after `release`.
+        Call it before `release`: of a retry budget the failed attempt is one of the requests, as in Envoy.
         """
         with self.lock:
             if self.retries >= retry_limit(self.limits, self.active):

@@ -314,6 +314,25 @@ def test_full_retry_breaker_is_uo_and_uses_up_the_count(driver: MakeDriver) -> N
     assert counts(d) == (0, 0, 0)
 
 
+@pytest.mark.parametrize("outcome", [BUSY, BROKEN, REFUSED, Failure(FailureKind.TIMEOUT, True)])
+@pytest.mark.parametrize(("percent", "is_repeated"), [(100.0, True), (99.0, False)])
+def test_failed_attempt_is_one_of_the_requests_that_a_retry_budget_is_a_share_of(
+    driver: MakeDriver, outcome: Response | Failure, percent: float, is_repeated: bool
+) -> None:
+    limits = CircuitBreakers(retry_budget_percent=percent, min_retry_concurrency=0)
+    policy = retry("5xx", per_try_timeout_s=1.0)
+    d = driver(service("a", "h:1", retry=policy, template=options(circuit_breakers=limits)), HALF)
+    call = d.call()
+    call.start(1000.0)
+
+    step = call.finished(outcome, 1000.0)
+
+    assert is_repeated is isinstance(step, Sleep)
+    assert is_repeated is ("UO" not in call.flag)
+    call.close(1000.0)
+    assert counts(d) == (0, 0, 0)
+
+
 @pytest.mark.parametrize(("avoid", "expected"), [(True, "h:2"), (False, "h:1")])
 def test_previous_hosts_are_avoided(driver: MakeDriver, avoid: bool, expected: str) -> None:
     """Draws: the first host, no wait, the first host again, and then, if that is to be avoided, the second."""
