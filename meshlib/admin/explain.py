@@ -276,9 +276,10 @@ def _policy(
     # What a cluster says itself takes the place of what routes say.
     owners = _clusters_of(step, action, target, head)
     above = action.retry if action.retry is not None else host.retry
-    retry = next((owner.retry for owner in owners if owner.retry is not None), above)
+    own = next((owner.retry for owner in owners if owner.retry is not None), None)
     mirrors = next((owner.mirrors for owner in owners if owner.mirrors), action.mirrors)
-    plan = target.plan(action, retry)
+    plan = target.plan(action, above, own)
+    retry = plan.retry
     timeout_s, per_try_s, stream_s = plan.grpc if head.profile.grpc_times else plan.http
     if has_control_headers(head.headers):
         asked = asked_limits(head, plan, target.max_stream_duration_s)
@@ -289,7 +290,7 @@ def _policy(
     return PolicyExplanation(
         f"route {step.number}{f' {step.name}' if step.name else ''}",
         timeout_s,
-        _retry_words(retry),
+        _retry_words(retry, plan.per_try_s),
         _fault_words(_fault(route, host, target.config.routes, target)),
         per_try_timeout_s=per_try_s,
         stream_s=stream_s,
@@ -344,12 +345,12 @@ def _fault(route: Route, host: VirtualHost, routes: RouteConfiguration, target: 
     return route.fault or host.fault or routes.fault or listener.fault
 
 
-def _retry_words(retry: RetryPolicy | None) -> str:
+def _retry_words(retry: RetryPolicy | None, per_try_s: float | None) -> str:
     if retry is None or retry.num_retries == 0 or not retry.retry_on:
         return ""
     words = f"up to {retry.num_retries} retries on {','.join(sorted(retry.retry_on))}"
-    if retry.per_try_timeout_s is not None:
-        words += f", {retry.per_try_timeout_s:g} s per try"
+    if per_try_s is not None:
+        words += f", {per_try_s:g} s per try"
     most_s = retry.base_interval_s * 10 if retry.max_interval_s is None else retry.max_interval_s
     return words + f", waits of up to {retry.base_interval_s:g} s, doubling to {most_s:g} s"
 

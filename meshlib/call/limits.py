@@ -90,7 +90,7 @@ def asked_limits(head: RequestHead, plan: RoutePlan, max_stream_duration_s: floa
         timeout_s = asked_s or None
     try_s = parse_ms(headers, "x-envoy-upstream-rq-per-try-timeout-ms")
     if try_s is None:
-        try_s = None if plan.retry is None else plan.retry.per_try_timeout_s
+        try_s = plan.per_try_s
     return AskedLimits(timeout_s, per_try_timeout_s(try_s, timeout_s), stream_s, grpc_timeout_s if by_grpc else None)
 
 

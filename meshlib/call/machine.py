@@ -259,8 +259,7 @@ class Call(Beginnings, HostChoice):
                 drops = cluster.drops
         self.cluster = cluster
         if options.retry is not None and options.retry is not self._plan.retry:
-            self._plan = self.target.plan(action, options.retry)
-            self._take_limits(match, self._plan)
+            self._plan = self.target.plan(action, match.retry, options.retry)
         if options.mirrors:
             mirrors = pick_mirrors(options.mirrors, self._rng.getrandbits(64), head)
             match = self.match = replace(match, mirrors=mirrors)

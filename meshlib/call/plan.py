@@ -54,7 +54,7 @@ def plan_call(target: TargetView, match: RouteMatch, head: RequestHead, *, guard
     cluster = found if isinstance(found, ClusterState) else None
     own = None if cluster is None else cluster.config.cluster.retry
     policy = match.retry if own is None else own
-    plan = target.plan(match.action, policy)
+    plan = target.plan(match.action, match.retry, own)
     timeout_s, per_try_s, stream_s = plan.grpc if head.profile.grpc_times else plan.http
     if has_control_headers(head.headers):
         asked = asked_limits(head, plan, target.max_stream_duration_s)

@@ -33,13 +33,14 @@ class RoutePlan:
         action: The route's action, and
         retry: the retry policy in force: they are what the plan was made of.
         rules: Compiled retry conditions.
+        per_try_s: What the route's policy allows one attempt, whatever the limit of the call; None: no limit.
         idle_s: How long nothing may come of the exchange; None: no limit. Not for gRPC.
         idle_try_s: The same of one attempt.
         http: Limits in seconds, None for none: of the call, of one attempt, of the whole exchange.
         grpc: The same for gRPC calls.
     """
 
-    __slots__ = ("action", "grpc", "http", "idle_s", "idle_try_s", "retry", "rules")
+    __slots__ = ("action", "grpc", "http", "idle_s", "idle_try_s", "per_try_s", "retry", "rules")
 
     def __init__(
         self,
@@ -47,16 +48,19 @@ class RoutePlan:
         retry: RetryPolicy | None,
         max_stream_duration_s: float | None,
         stream_idle_s: float | None = None,
+        of_cluster: RetryPolicy | None = None,
     ) -> None:
-        """Work it out.
+        """Make a plan.
 
         Args:
+            retry: Of the route, or of its virtual host.
             max_stream_duration_s: The listener's default, and so is `stream_idle_s`.
+            of_cluster: Takes the place of `retry`, but for the times of attempts: these are the route's in Envoy 1.40.
         """
         self.action = action
-        self.retry = retry
-        self.rules = RetryRules.of_policy(retry)
-        per_try_s = None if retry is None else retry.per_try_timeout_s
+        self.retry = retry if of_cluster is None else of_cluster
+        self.rules = RetryRules.of_policy(self.retry)
+        per_try_s = self.per_try_s = None if retry is None else retry.per_try_timeout_s
         self.idle_s = (stream_idle_s if action.idle_timeout_s is None else action.idle_timeout_s) or None
         self.idle_try_s = None if retry is None else retry.per_try_idle_timeout_s
         timeout_s = route_timeout_s(action)
@@ -165,7 +169,7 @@ class TargetView:
         self._client_ids: list[int] = [] if previous is None else previous._client_ids
         # Route plans by the identity of what they are made of, which they keep alive. Only ever grows by one entry per
         # route; two threads may make the same one, and either is good.
-        self._plans: dict[tuple[int, int], RoutePlan]
+        self._plans: dict[tuple[int, int, int], RoutePlan]
         if previous is not None and _are_routes_same(previous.config, config):
             self.routes = previous.routes
             self._plans = previous._plans
@@ -226,16 +230,15 @@ class TargetView:
             known.append(rng.getrandbits(64))  # Two threads may both be first: the first entry counts.
         return known[0]
 
-    def plan(self, action: RouteAction, retry: RetryPolicy | None) -> RoutePlan:
-        """Return what a matched route's options come to."""
-        key = (id(action), id(retry))
+    def plan(self, action: RouteAction, retry: RetryPolicy | None, of_cluster: RetryPolicy | None = None) -> RoutePlan:
+        """Return what a matched route's options come to; the policies are those of `RoutePlan`."""
+        key = (id(action), id(retry), id(of_cluster))
         plan = self._plans.get(key)
         if plan is None:
             if len(self._plans) >= MAX_PLANS:
                 self._plans.clear()  # clusters with policies of their own, which have changed many times
-            plan = self._plans[key] = RoutePlan(
-                action, retry, self.max_stream_duration_s, self.config.listener.stream_idle_timeout_s
-            )
+            idle_s = self.config.listener.stream_idle_timeout_s
+            plan = self._plans[key] = RoutePlan(action, retry, self.max_stream_duration_s, idle_s, of_cluster)
         return plan
 
 

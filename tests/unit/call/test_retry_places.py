@@ -164,14 +164,26 @@ def test_time_to_hedge_is_the_first_of_an_attempts_times(
 
 
 def test_policy_of_the_cluster_comes_before_the_routes(driver: MakeDriver) -> None:
-    own = RetryPolicy(frozenset({"retriable-4xx"}), 1, per_try_timeout_s=0.7)
+    own = RetryPolicy(frozenset({"retriable-4xx"}), 1)
     snapshot = service("a", "h:1", retry=policy(), template=Cluster("", EdsDiscovery(""), retry=own))
     call = driver(snapshot).call()
-    step = call.start(1000.0)
-    assert isinstance(step, Attempt)
-    assert step.timeout_s == 0.7
+    call.start(1000.0)
     assert isinstance(call.finished(BUSY, 1000.0), Done)
     assert len(places(driver(snapshot).call(), Response(409))) == 2
+
+
+@pytest.mark.parametrize("times", [{"per_try_timeout_s": 0.7}, {"per_try_idle_timeout_s": 0.7}])
+@pytest.mark.parametrize("headers", [{}, {"x-envoy-max-retries": "1"}])
+@pytest.mark.parametrize("is_of_route", [True, False])
+def test_times_of_attempts_are_those_of_the_routes_policy(
+    driver: MakeDriver, times: dict[str, float], headers: dict[str, str], is_of_route: bool
+) -> None:
+    """As seen in Envoy 1.40: also where the cluster's policy takes its place in all else."""
+    of_route, own = policy(**times if is_of_route else {}), policy(**{} if is_of_route else times)
+    snapshot = service("a", "h:1", retry=of_route, template=Cluster("", EdsDiscovery(""), retry=own))
+    step = driver(snapshot).call(headers=headers).start(1000.0)
+    assert isinstance(step, Attempt)
+    assert (0.7 if is_of_route else 15.0) == step.timeout_s
 
 
 def limited(**changes: Any) -> Cluster:
