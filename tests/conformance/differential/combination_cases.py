@@ -38,11 +38,11 @@ _REQUEST_HEADERS = (
     ("x-added", "%PROTOCOL%"),
 )
 _RESPONSE_HEADERS = (
+    ("x-cluster", "%UPSTREAM_CLUSTER%"),
+    ("x-route", "%ROUTE_NAME%"),
     ("x-attempts", "%UPSTREAM_REQUEST_ATTEMPT_COUNT%"),
     ("x-code", "%RESPONSE_CODE%"),
     ("x-flags", "%RESPONSE_FLAGS%"),
-    ("x-cluster", "%UPSTREAM_CLUSTER%"),
-    ("x-route", "%ROUTE_NAME%"),
     ("x-again", "of the route"),
     ("x-said", "%RESP(x-copied?x-again)%"),
 )
@@ -115,6 +115,15 @@ class Case:
         return cls(told["number"], told["exact"], told["host"], told["clusters"], asks)
 
 
+def _without_second_looks(cluster: Json) -> None:
+    """Take off a cluster with subsets what has Envoy look at several of them for one attempt."""
+    subsets = cluster.get("lb_subset_config")
+    if subsets is None:
+        subsets = cluster["load_balancing_policy"]["policies"][0]["typed_extension_config"]["typed_config"]
+    for name in ("panic_mode_any", "metadata_fallback_policy"):
+        subsets.pop(name, None)
+
+
 class CombinationGenerator(SubsetGenerator, SessionGenerator):
     """Makes a case out of a seed."""
 
@@ -140,6 +149,9 @@ class CombinationGenerator(SubsetGenerator, SessionGenerator):
         self._has_copies = self._maybe(0.3)
         self._session_kind = self._random.choice(("cookie", "header", "envelope")) if self._maybe(0.2) else ""
         self._is_tight = self._is_exact and self._maybe(0.1)
+        # Some do not go together: see DIFFERENCES.md.
+        self._is_redirecting = self._maybe(0.4)
+        self._has_retry_priority = self._maybe(0.5)
 
     def _pick(self, *items: Any) -> Any:
         return self._random.choice(items)
@@ -188,6 +200,8 @@ class CombinationGenerator(SubsetGenerator, SessionGenerator):
         if kind is HostGenerator and self._session_kind:
             kind = SessionGenerator
         result: Json = kind.cluster(self, number)
+        if self._has_retry_priority and kind is SubsetGenerator:
+            _without_second_looks(result)
         self._hosts = self._host
         if (breakers := self._breakers()) is not None:
             result["circuit_breakers"] = breakers
@@ -295,7 +309,7 @@ class CombinationGenerator(SubsetGenerator, SessionGenerator):
             action["metadata_match"] = self._criteria()
         if self._maybe(0.75):
             action["retry_policy"] = self._retry_policy()
-        if self._maybe(0.25):
+        if self._is_redirecting and self._maybe(0.6):
             action["internal_redirect_policy"] = self._retries.redirects()
         if self._has_copies and self._maybe(0.7):
             action["request_mirror_policies"] = self._copies()
@@ -358,7 +372,8 @@ class CombinationGenerator(SubsetGenerator, SessionGenerator):
         if self._maybe(chance / 2):
             result["request_headers_to_remove"] = [self._pick("x-other", "x-may", "x-envoy-retry-on", "x-weight")]
         if self._maybe(chance):
-            result["response_headers_to_add"] = [self._added(_RESPONSE_HEADERS) for _ in range(self._pick(1, 2))]
+            headers = _RESPONSE_HEADERS if not self._is_redirecting else _RESPONSE_HEADERS[2:]
+            result["response_headers_to_add"] = [self._added(headers) for _ in range(self._pick(1, 2))]
         if self._maybe(chance / 2):
             result["response_headers_to_remove"] = [self._pick("x-again", "x-copied", "x-envoy-attempt-count")]
         return result
@@ -389,7 +404,7 @@ class CombinationGenerator(SubsetGenerator, SessionGenerator):
             result["retry_host_predicate"] = predicates
         if self._maybe(0.5):
             result["host_selection_retry_max_attempts"] = self._pick("1", "2", "5")
-        if self._maybe(0.3):
+        if self._has_retry_priority and self._maybe(0.6):
             config = {
                 "@type": f"{TYPE}envoy.extensions.retry.priority.previous_priorities.v3.PreviousPrioritiesConfig",
                 "update_frequency": self._pick(1, 2),

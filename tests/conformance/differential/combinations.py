@@ -24,7 +24,7 @@ from pathlib import Path
 import httpx
 from google.protobuf.json_format import ParseError
 
-from differential.combination_cases import COPY_HOSTS, HOSTS, Case, CombinationGenerator
+from differential.combination_cases import COPY_HOSTS, HOSTS, Ask, Case, CombinationGenerator
 from differential.combination_chances import Chances
 from differential.combination_sides import BY_HEADER, End, EnvoySide, MeshlibSide, Told, met_of
 from differential.decision import Pairs
@@ -129,7 +129,7 @@ def difference(case: Case, ends: Ends) -> Json:
     found: Json = {}
     chances = None if case.is_exact else Chances(case)
     for number, (ask, (envoy, meshlib)) in enumerate(zip(case.asks, ends, strict=True)):
-        told = _unlike(case, envoy, meshlib)
+        told = _unlike(case, ask, envoy, meshlib)
         is_decided = told and told.keys().isdisjoint(_LEFT_TO_CHANCE)
         if chances is not None and not is_decided and not envoy.is_kept_back:
             # They may have taken different ways, and then nothing else can be compared.
@@ -140,13 +140,14 @@ def difference(case: Case, ends: Ends) -> Json:
     return found
 
 
-def _unlike(case: Case, envoy: End, meshlib: End) -> dict[str, tuple[object, object]]:
+def _unlike(case: Case, ask: Ask, envoy: End, meshlib: End) -> dict[str, tuple[object, object]]:
     pairs: dict[str, tuple[object, object]] = {
         "status": (envoy.status, meshlib.status),
         "flags": (sorted(envoy.flags), sorted(meshlib.flags)),
         "told": (_told(case, envoy.told), _told(case, meshlib.told)),
     }
-    if not envoy.is_kept_back:  # see "Copies of a request that a limit keeps back" on the list of differences
+    # Copies of a request that a limit keeps back, or that fails before its body has come: see DIFFERENCES.md.
+    if not envoy.is_kept_back and (ask.method != "POST" or envoy.told):
         pairs["copies"] = (envoy.copies, meshlib.copies)
     if case.is_exact:
         pairs["hosts"] = (envoy.hosts, meshlib.hosts)
