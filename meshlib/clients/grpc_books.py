@@ -168,6 +168,7 @@ class Books(Generic[C]):
                 if core is not None:
                     core.uses -= 1
                     if core.uses:
+                        channel.is_gone = True
                         continue
                     for kind, one in tuple(self._cores.items()):
                         if one is core:
@@ -176,3 +177,4 @@ class Books(Generic[C]):
             self._dialler.close(channel.channel)
             if channel.route is not None:
                 self._relay.release(channel.route)
+            channel.is_gone = True

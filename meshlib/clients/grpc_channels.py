@@ -13,6 +13,7 @@ credentials may be sent); or gRPC's own TLS, to which `grpc_core` hands endpoint
 import asyncio
 import os
 import ssl
+import threading
 import weakref
 from collections.abc import Callable
 from dataclasses import replace
@@ -36,7 +37,7 @@ from meshlib.errors import IdentityError
 from meshlib.identity.certificates import parse_chain
 from meshlib.model.secret import ClientTls
 from meshlib.ports import Lock
-from meshlib.runtime.clock import wall
+from meshlib.runtime.clock import monotonic, wall
 from meshlib.runtime.dial import dial_target
 from meshlib.runtime.fork import keep_core
 from meshlib.runtime.relay import TlsRelay
@@ -51,6 +52,9 @@ C = TypeVar("C")
 # retries decide who is avoided, a channel only has to keep from dialling at every call.
 _INITIAL_BACKOFF_MS = 100
 _MAX_BACKOFF_MS = 1000
+_GATE_S = 5.0
+"""A fork takes milliseconds; what should go wrong in it must not stop calls for good."""
+_LOOK_S = 0.001
 
 
 class Channels(Books[C]):
@@ -59,6 +63,8 @@ class Channels(Books[C]):
     def __init__(self, relay: TlsRelay, dialler: Dialler[C], on_secured: Callable[[], None]) -> None:
         """As `Books`."""
         super().__init__(relay, dialler, on_secured)
+        self._may_dial = threading.Event()
+        self._may_dial.set()
         _all_channels.add(self)
 
     def acquire(
@@ -88,6 +94,8 @@ class Channels(Books[C]):
             if channel is not None and (channel.expires_at is None or wall() <= channel.expires_at):
                 channel.calls.append(None)
                 return channel
+        # A thread that is about to fork has retired all channels, and waits for their calls.
+        self._may_dial.wait(_GATE_S)
         key = ChannelKey(*found)
         # Outside the lock: certificates are read and a channel is made. Another thread may do the same meanwhile.
         made = self._new(key, view, attempt)
@@ -129,18 +137,35 @@ class Channels(Books[C]):
             return {"channels": len(self._open), "active": sum(len(channel.calls) for channel in self._open.values())}
 
     def quiesce(self) -> None:
-        """Before a fork: close what is idle. gRPC survives a fork with closed channels only."""
+        """Before a fork: have calls end, let none begin, and close the channels.
+
+        gRPC survives a fork with closed channels only, and with no other thread in it: else it skips its handlers, and calls
+        in the child hang. `resume` or `forget` must follow.
+        """
+        patience_s = self._dialler.fork_patience_s
         with self._lock:
-            idle = tuple(channel for channel in self._open.values() if not channel.calls)
-            for channel in idle:
+            if patience_s:
+                self._may_dial.clear()
+            ending = tuple(channel for channel in self._open.values() if patience_s or not channel.calls)
+            for channel in ending:
                 del self._open[channel.key]
-            self._retire(idle)
+            idle = self._retire(ending)
         self._dispose(idle)
+        give_up = monotonic() + patience_s
+        pause = threading.Event()
+        while monotonic() < give_up and not all(channel.is_gone for channel in ending):
+            pause.wait(_LOOK_S)
         self._dialler.settle()
+
+    def resume(self) -> None:
+        """After a fork, in the parent: calls may begin again."""
+        self._may_dial.set()
 
     def forget(self) -> None:
         """After a fork, in the child: the parent's channels do not work here, and closing them could hang."""
         self._lock = Lock()
+        self._may_dial = threading.Event()
+        self._may_dial.set()
         for channel in self._open.values():
             channel.expires_at = 0.0  # not to be taken again
         _inherited.append((self._open, self._cores))
@@ -346,6 +371,11 @@ def _before_fork() -> None:
         found.core.close()
 
 
+def _after_fork_in_parent() -> None:
+    for channels in tuple(_all_channels):
+        channels.resume()
+
+
 def _after_fork_in_child() -> None:
     global _lock
     _lock = Lock()
@@ -355,4 +385,4 @@ def _after_fork_in_child() -> None:
         found._after_fork_in_child()
 
 
-os.register_at_fork(before=_before_fork, after_in_child=_after_fork_in_child)
+os.register_at_fork(before=_before_fork, after_in_parent=_after_fork_in_parent, after_in_child=_after_fork_in_child)

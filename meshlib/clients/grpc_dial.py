@@ -38,7 +38,13 @@ def in_callback() -> Iterator[None]:
 
 
 class Dialler(Protocol[C]):
-    """One kind of channels. Nothing here does I/O before it returns."""
+    """One kind of channels. Nothing here does I/O before it returns.
+
+    Attributes:
+        fork_patience_s: How long a fork waits for calls under way.
+    """
+
+    fork_patience_s: float
 
     def dial(self, target: str, credentials: grpc.ChannelCredentials | None, options: Options, compression: Any) -> C:
         """Make a channel; credentials None: insecure."""
@@ -63,6 +69,9 @@ class Dialler(Protocol[C]):
 
 class SyncDialler:
     """For threads."""
+
+    fork_patience_s = 0.25
+    """A child that is forked in the middle of a call may not get a call of its own through. Streams may take any time."""
 
     def __init__(self) -> None:
         self._lock = Lock()
@@ -120,6 +129,9 @@ class SyncDialler:
 
 class AioDialler:
     """For one event loop. A channel whose loop is closed ends with its last reference."""
+
+    fork_patience_s = 0.0
+    """It may be the loop that forks, and then nothing goes on until it has."""
 
     def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
         self._loop = weakref.ref(loop)

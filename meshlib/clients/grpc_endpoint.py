@@ -44,6 +44,7 @@ class EndpointChannel(Generic[C]):
         steering: Metadata that name the endpoint to core.
         multicallables: By kind, method and serializers; making one costs 3 us.
         calls: As many as there are calls on it; counted without a lock.
+        is_closed: Somebody closes it; `is_gone`: and is done with that.
     """
 
     __slots__ = (
@@ -53,6 +54,7 @@ class EndpointChannel(Generic[C]):
         "dialled",
         "expires_at",
         "is_closed",
+        "is_gone",
         "is_retired",
         "key",
         "multicallables",
@@ -84,6 +86,7 @@ class EndpointChannel(Generic[C]):
         self.calls: deque[None] = deque()
         self.is_retired = False
         self.is_closed = False
+        self.is_gone = False
 
     def multicallable(
         self,
