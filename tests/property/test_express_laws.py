@@ -3,18 +3,16 @@
 from dataclasses import replace
 from typing import Any
 
-from hypothesis import event, given, settings
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from meshlib.admin.metrics import StandardMetrics
 from meshlib.balancing.endpoint_state import EndpointState
-from meshlib.call import Attempt, Call, Done, Sleep, Step
+from meshlib.call import Attempt, Call
 from meshlib.call.way import Way
 from meshlib.clients.grpc_common import HeadMaker
 from meshlib.events import Event
-from meshlib.model.cluster import CircuitBreakers, Cluster, EdsDiscovery, LeastRequest, LoadReports, OutlierDetection
 from meshlib.model.endpoint import DropOverload
-from meshlib.model.lb_policy import PeakEwma, PickFirst, Random, RingHash, RoundRobin
 from meshlib.model.matcher import HeaderMatcher, PathKind, PathMatcher, StringKind, StringMatcher
 from meshlib.model.outcome import GRPC_OK, Failure, FailureKind, Outcome, Response
 from meshlib.model.request import Headers, RequestHead
@@ -23,6 +21,7 @@ from meshlib.model.route import Route, RouteAction, RouteMatcher, SingleCluster
 from meshlib.model.snapshot import ClusterConfig, ConfigFault, Snapshot, TargetConfig
 from meshlib.runtime.context import InboundContext, added_to, with_handed_on
 from meshlib.testing import FakeClock, SeededRng, mesh_source, service
+from tests.property.express_worlds import ExpressWorld, Ongoing, clusters_with, come_to_the_same
 
 HEADERS = Headers([("content-type", "application/grpc")])
 retries = st.none() | st.builds(
@@ -32,27 +31,7 @@ retries = st.none() | st.builds(
     per_try_timeout_s=st.sampled_from([None, 0.5]),
     per_try_idle_timeout_s=st.sampled_from([None, 0.25]),
 )
-clusters = st.builds(
-    Cluster,
-    st.just(""),
-    st.just(EdsDiscovery("")),
-    # The last three have to know more, so that calls go the long way.
-    st.sampled_from([LeastRequest(), RoundRobin(), Random()] * 3 + [PickFirst(), PeakEwma(), RingHash()]),
-    circuit_breakers=st.builds(
-        CircuitBreakers, max_requests=st.sampled_from([4, 4, 2, 1, 0]), max_retries=st.integers(0, 2)
-    ),
-    high_priority_circuit_breakers=st.builds(CircuitBreakers, max_requests=st.integers(0, 4)),
-    outlier_detection=st.none()
-    | st.builds(
-        OutlierDetection,
-        consecutive_5xx=st.integers(1, 3),
-        interval_s=st.just(1.0),
-        max_ejection_percent=st.sampled_from([10, 60, 100]),
-        split_external_local_origin_errors=st.booleans(),
-    ),
-    load_reports=st.sampled_from([None, LoadReports(())]),
-    retry=retries,
-)
+clusters = clusters_with(3, retry=retries)
 actions = st.builds(
     RouteAction,
     st.just(SingleCluster("a")),
@@ -124,32 +103,27 @@ actions_on_calls = st.one_of(
 )
 
 
-class Open:
+class Open(Ongoing):
     """A call under way: a `Call`, or what an express one has begun."""
 
     def __init__(
         self, began_at: float, timeout_s: float | None, head: RequestHead, inbound: InboundContext | None
     ) -> None:
+        super().__init__()
         self.began_at, self.timeout_s, self.head = began_at, timeout_s, head
         self.is_repeated = inbound is not None and inbound.attempt > 1
-        self.call: Call | None = None
-        self.step: Step | None = None
         self.way: Way | None = None
         self.state: EndpointState | None = None
 
 
-class World:
+class World(ExpressWorld[Open]):
     """A mesh whose calls go the long way, or the short one where they can."""
 
     def __init__(self, snapshot: Snapshot, *, is_express: bool) -> None:
-        self.is_express = is_express
-        self.clock = FakeClock()
-        self.mesh = mesh_source(snapshot, clock=self.clock, rng=SeededRng(3))
+        mesh = mesh_source(snapshot, clock=FakeClock(), rng=SeededRng(3))
+        super().__init__(mesh, ("a",), [], is_express=is_express)
         self.metrics = StandardMetrics()
         self.heads = HeadMaker("a", "/pkg.Service/Method")
-        self.open: list[Open] = []
-        self.seen: list[Any] = []
-        self.taken = 0
 
     def hook(self, happened: Event) -> None:
         self.seen.append(happened)
@@ -208,21 +182,8 @@ class World:
     def note(self, number: int, address: str, left_s: float | None, items: object) -> None:
         self.seen.append((number, address, None if left_s is None else round(left_s, 6), items))
 
-    def follow(self, one: Open, step: Step) -> None:
-        """Go on to the next attempt, or to the end."""
-        call = one.call
-        assert call is not None
-        while isinstance(step, Sleep):
-            self.clock.advance(step.seconds)
-            step = call.slept(self.clock())
-        one.step = step
-        if isinstance(step, Attempt):
-            self.note(step.number, step.endpoint.address, step.timeout_s, step.head.headers.items)
-            return
-        assert isinstance(step, Done)
-        self.seen.append((step.result, step.flag, call.cluster_name, call.endpoints))
-        call.close(self.clock())
-        self.open.remove(one)
+    def attempted(self, one: Open, step: Attempt) -> None:
+        self.note(step.number, step.endpoint.address, step.timeout_s, step.head.headers.items)
 
     def end(self, number: int, outcome: Outcome | None) -> None:
         if not self.open:
@@ -242,42 +203,19 @@ class World:
             one.call = self._call(one)
             one.step = one.call.join(way, state, one.began_at)
             assert isinstance(one.step, Attempt)
-        if outcome is None:
-            one.call.close(now)
-            self.open.remove(one)
-            self.seen.append("given up")
-        else:
-            self.follow(one, one.call.finished(outcome, now))
+        self.ended(one, outcome)
 
     def counts(self) -> list[Any]:
-        cluster = self.mesh.cluster("a")
-        breakers = (cluster.breaker, cluster.high_breaker)
-        found: list[Any] = [cluster.attempts, *((breaker.active, breaker.retries) for breaker in breakers)]
-        found += [(state.address, state.active, state.is_ejected) for state in cluster.states.values()]
-        return found
+        return [self.mesh.cluster("a").attempts, *self.held(), *self.states_of("a")]
 
-    def act(self, name: str, *details: Any) -> None:
-        match name:
-            case "wait":
-                self.clock.advance(details[0])
-                for happened in self.mesh.cluster("a").sweep(self.clock(), self.mesh.rng):
-                    self.hook(happened)
-            case "update":
-                self.mesh.publish(replace(details[0], number=self.mesh.view.number + 1))
-            case _:
-                getattr(self, name)(*details)
+    def sweep(self) -> None:
+        for happened in self.mesh.cluster("a").sweep(self.clock(), self.mesh.rng):
+            self.hook(happened)
 
     def finish(self) -> list[Any]:
         while self.open:
             self.end(0, GRPC_OK)
-        loads = [
-            None if state.load is None else vars_of(state.load) for state in self.mesh.cluster("a").states.values()
-        ]
-        return [self.metrics.requests(), self.metrics.attempts(), self.metrics.ejections(), loads]
-
-
-def vars_of(load: Any) -> dict[str, Any]:
-    return {name: getattr(load, name) for name in type(load).__slots__ if isinstance(getattr(load, name), int)}
+        return [self.metrics.requests(), self.metrics.attempts(), self.metrics.ejections(), self.loads()]
 
 
 @given(st.data())
@@ -288,12 +226,4 @@ def test_express_calls_come_to_the_same(data: st.DataObject) -> None:
     first = [("begin", None, data.draw(metadata), None), ("end", 0, GRPC_OK)]
     actions = [*first, *data.draw(st.lists(actions_on_calls, min_size=3, max_size=30))]
     long, short = World(snapshot, is_express=False), World(snapshot, is_express=True)
-    for action in actions:
-        for world in (long, short):
-            world.act(*action)
-        assert long.seen == short.seen
-        assert long.counts() == short.counts()
-    assert long.finish() == short.finish()
-    assert long.seen == short.seen and long.counts() == short.counts()
-    assert set(long.counts()[1:3]) == {(0, 0)}
-    event(f"express: {min(short.taken, 3)}")
+    come_to_the_same(long, short, actions)

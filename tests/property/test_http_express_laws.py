@@ -4,12 +4,12 @@ from dataclasses import replace
 from typing import Any
 
 import httpx
-from hypothesis import event, given, settings
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from meshlib.admin.metrics import StandardMetrics
 from meshlib.balancing.endpoint_state import EndpointState
-from meshlib.call import Attempt, Call, Done, Sleep, Step
+from meshlib.call import Attempt, Call, Done
 from meshlib.clients.http1_response import ResponseHead
 from meshlib.clients.httpx_common import call_for, head_of, pool_key_of, record_of, timeouts_for
 from meshlib.clients.httpx_express import Begun, begin
@@ -17,11 +17,9 @@ from meshlib.clients.httpx_requests import http1_request_for
 from meshlib.clients.pools import PoolKey
 from meshlib.clients.timeouts import AttemptTimeouts
 from meshlib.events import Event
-from meshlib.model.cluster import CircuitBreakers, Cluster, EdsDiscovery, LeastRequest, LoadReports, OutlierDetection
 from meshlib.model.endpoint import DropOverload
 from meshlib.model.headers import NO_MUTATION, AppendAction, HeaderAdd, HeaderMutation
 from meshlib.model.health import HealthCheck, TcpProbe
-from meshlib.model.lb_policy import PeakEwma, PickFirst, Random, RingHash, RoundRobin
 from meshlib.model.matcher import (
     Fraction,
     HeaderMatcher,
@@ -50,6 +48,7 @@ from meshlib.runtime.context import InboundContext, entered
 from meshlib.testing import FakeClock, SeededRng, any_path, cluster, target
 from meshlib.testing.source import FakeMesh
 from meshlib.view import TargetView, View
+from tests.property.express_worlds import ExpressWorld, Ongoing, clusters_with, come_to_the_same
 
 words = ["5xx", "gateway-error", "connect-failure", "reset", "unavailable", "cancelled", "retriable-4xx"]
 words += ["retriable-status-codes", "retriable-headers", "envoy-ratelimited"]
@@ -64,25 +63,8 @@ retries = st.none() | st.builds(
     retriable_headers=st.sampled_from([(), (HeaderMatcher("x-again", True),)]),
     retriable_request_headers=st.sampled_from([()] * 15 + [(HeaderMatcher("x-user", True),)]),
 )
-clusters = st.builds(
-    Cluster,
-    st.just(""),
-    st.just(EdsDiscovery("")),
-    # The last three have to know more, so that requests go the long way.
-    st.sampled_from([LeastRequest(), RoundRobin(), Random()] * 6 + [PickFirst(), PeakEwma(), RingHash()]),
-    circuit_breakers=st.builds(
-        CircuitBreakers, max_requests=st.sampled_from([4, 4, 2, 1, 0]), max_retries=st.integers(0, 2)
-    ),
-    high_priority_circuit_breakers=st.builds(CircuitBreakers, max_requests=st.integers(0, 4)),
-    outlier_detection=st.none()
-    | st.builds(
-        OutlierDetection,
-        consecutive_5xx=st.integers(1, 3),
-        interval_s=st.just(1.0),
-        max_ejection_percent=st.sampled_from([10, 60, 100]),
-        split_external_local_origin_errors=st.booleans(),
-    ),
-    load_reports=st.sampled_from([None, LoadReports(())]),
+clusters = clusters_with(
+    6,
     health_check=st.sampled_from([None] * 9 + [HealthCheck(TcpProbe(), 1.0, 1.0, 1, 1)]),
     max_stream_duration_s=seconds,
     http2=st.sampled_from([False] * 15 + [True]),
@@ -228,6 +210,9 @@ actions_on_requests = st.one_of(
 )
 
 
+CLUSTERS = ("a", "b")
+
+
 class ExpressMesh(FakeMesh):
     """A mesh whose calls a meter counts, or that tells of them in events."""
 
@@ -245,27 +230,23 @@ class ExpressMesh(FakeMesh):
         self.metrics(event)
 
 
-class Open:
+class Open(Ongoing):
     """A request under way: a `Call`, or what an express one has begun."""
 
     def __init__(self, request: httpx.Request) -> None:
+        super().__init__()
         self.request = request
-        self.call: Call | None = None
-        self.step: Step | None = None
         self.begun: Begun | None = None
         self.status = 0  # once it was answered
 
 
-class World:
+class World(ExpressWorld[Open]):
     """A mesh whose requests go the long way, or the short one where they can."""
 
     def __init__(self, snapshot: Snapshot, *, is_express: bool, has_meter: bool) -> None:
-        self.is_express = is_express
-        self.seen: list[Any] = []
-        self.mesh = ExpressMesh(snapshot, self.seen, has_meter=has_meter)
-        self.clock: Any = self.mesh.clock
-        self.open: list[Open] = []
-        self.taken = 0
+        seen: list[Any] = []
+        self.mesh = ExpressMesh(snapshot, seen, has_meter=has_meter)
+        super().__init__(self.mesh, CLUSTERS, seen, is_express=is_express)
 
     def begin(
         self, parts: tuple[str, str, Pairs, bytes], served: tuple[float | None, int, Pairs] | None = None
@@ -306,37 +287,31 @@ class World:
         limit = timeouts.step_s("read")
         self.seen.append((number, address, None if limit is None else round(limit, 6), head, body, key[:5], key.dials))
 
-    def follow(self, one: Open, step: Step) -> None:
-        """Go on to the next attempt, or to the end."""
+    def attempted(self, one: Open, step: Attempt) -> None:
         call = one.call
         assert call is not None
-        while isinstance(step, Sleep):
-            self.clock.advance(step.seconds)
-            step = call.slept(self.clock())
-        one.step = step
-        if isinstance(step, Attempt):
-            key = pool_key_of(step, self.mesh, one.request, call.breaker)
-            timeouts = timeouts_for(step, one.request, self.clock, call, replayable=True)
-            try:
-                sent = http1_request_for(step, one.request, timeouts, key)
-            except Exception as error:  # it cannot be sent like that
-                self.seen.append(type(error))
-                call.close(self.clock())
-                self.open.remove(one)
-                return
-            self.note(step.number, step.endpoint.address, timeouts, sent.head, sent.body, key)
-            assert call.match is not None
-            if call.match.mirrors:
-                self.seen.append(call.match.mirrors)
+        key = pool_key_of(step, self.mesh, one.request, call.breaker)
+        timeouts = timeouts_for(step, one.request, self.clock, call, replayable=True)
+        try:
+            sent = http1_request_for(step, one.request, timeouts, key)
+        except Exception as error:  # it cannot be sent like that
+            self.seen.append(type(error))
+            call.close(self.clock())
+            self.open.remove(one)
             return
-        assert isinstance(step, Done)
+        self.note(step.number, step.endpoint.address, timeouts, sent.head, sent.body, key)
+        assert call.match is not None
+        if call.match.mirrors:
+            self.seen.append(call.match.mirrors)
+
+    def done(self, one: Open, step: Done) -> None:
         if isinstance(step.result, Response):
+            call = one.call
+            assert call is not None
             self.answered(one, step.result.status, call.body_deadline, call.idle_s, record_of(call, step))
             self.seen.append(call.response_headers(step.result.headers).items)
-            return
-        self.seen.append((step.result, step.flag, call.cluster_name, call.endpoints))
-        call.close(self.clock())
-        self.open.remove(one)
+        else:
+            super().done(one, step)
 
     def answered(self, one: Open, status: int, ends_at: float | None, idle_s: float | None, record: Any) -> None:
         one.status = status
@@ -374,13 +349,8 @@ class World:
         one = self.chosen(number, is_answered=False)
         if one is None:
             return
-        call = self.joined(one)
-        if failure is None:
-            call.close(self.clock())
-            self.open.remove(one)
-            self.seen.append("given up")
-        else:
-            self.follow(one, call.finished(failure, self.clock()))
+        self.joined(one)
+        self.ended(one, failure)
 
     def close(self, number: int) -> None:
         one = self.chosen(number, is_answered=True)
@@ -407,43 +377,22 @@ class World:
         self.open.remove(one)
 
     def counts(self) -> list[Any]:
-        found: list[Any] = []
-        for one in map(self.mesh.cluster, CLUSTERS):
-            found.append(one.attempts)
-            found += [(state.address, state.active, state.is_ejected) for state in one.states.values()]
-        return [*found, self.held(), self.mesh.metrics.attempts()]
+        attempts = [self.mesh.cluster(name).attempts for name in CLUSTERS]
+        states = [self.states_of(name) for name in CLUSTERS]
+        return [attempts, states, self.held(), self.mesh.metrics.attempts()]
 
-    def held(self) -> list[tuple[int, int]]:
-        clusters = map(self.mesh.cluster, CLUSTERS)
-        breakers = (breaker for one in clusters for breaker in (one.breaker, one.high_breaker))
-        return [(breaker.active, breaker.retries) for breaker in breakers]
-
-    def act(self, name: str, *details: Any) -> None:
-        match name:
-            case "wait":
-                self.clock.advance(details[0])
-                self.mesh.sweep()
-            case "update":
-                self.mesh.publish(replace(details[0], number=self.mesh.view.number + 1))
-            case _:
-                getattr(self, name)(*details)
+    def sweep(self) -> None:
+        self.mesh.sweep()
 
     def finish(self) -> list[Any]:
         while self.open:
             self.answer(0, (200, ()))
             self.close(0)
         metrics = self.mesh.metrics
-        states = [state for name in CLUSTERS for state in self.mesh.cluster(name).states.values()]
-        loads = [None if state.load is None else vars_of(state.load) for state in states]
         samples = [replace(sample, sum_ms=round(sample.sum_ms, 3)) for sample in metrics.requests()]
-        return [samples, metrics.attempts(), metrics.ejections(), loads]
+        return [samples, metrics.attempts(), metrics.ejections(), self.loads()]
 
 
-def vars_of(load: Any) -> dict[str, Any]:
-    return {name: getattr(load, name) for name in type(load).__slots__ if isinstance(getattr(load, name), int)}
-
-
-CLUSTERS = ("a", "b")
 GET = ("GET", "/", (), b"")
 
 
@@ -455,12 +404,4 @@ def test_express_requests_come_to_the_same(data: st.DataObject) -> None:
     actions = data.draw(st.lists(actions_on_requests, min_size=3, max_size=30))
     has_meter = data.draw(st.booleans())
     long, short = (World(snapshot, is_express=is_express, has_meter=has_meter) for is_express in (False, True))
-    for action in [("begin", GET), ("answer", 0, (200, ())), ("close", 0), *actions]:
-        for world in (long, short):
-            world.act(*action)
-        assert long.seen == short.seen
-        assert long.counts() == short.counts()
-    assert long.finish() == short.finish()
-    assert long.seen == short.seen and long.counts() == short.counts()
-    assert set(long.held()) == {(0, 0)}
-    event(f"express: {min(short.taken, 3)}")
+    come_to_the_same(long, short, [("begin", GET), ("answer", 0, (200, ())), ("close", 0), *actions])
