@@ -88,7 +88,7 @@ class _Body(httpx.AsyncByteStream):
             return self._rest(pieces)
         # Mostly it came together with the head.
         if connection.is_reusable:
-            self._leave()
+            self._leave(True)
         return self
 
     async def __anext__(self) -> bytes:
@@ -121,20 +121,19 @@ class _Body(httpx.AsyncByteStream):
 
     async def aclose(self) -> None:
         if not self._is_closed:
-            self._leave()
-        closing, self._closing = self._closing, None
-        if closing:
+            self._leave(self._connection.is_reusable)
+        if self._closing:
+            closing, self._closing = self._closing, None
             await self._pool.close_all(closing)
-        idle, self._idle = self._idle, None
-        if idle:
+        if self._idle:
+            idle, self._idle = self._idle, None
             await close_all(idle)
 
-    def _leave(self) -> None:
+    def _leave(self, keep: bool) -> None:
         """Give everything back; what is to be closed then is left for `aclose`."""
         self._is_closed = True
-        connection = self._connection
         try:
-            self._closing = self._pool.leave(connection, keep=connection.is_reusable)
+            self._closing = self._pool.leave(self._connection, keep=keep)
         finally:
             self._end()
             self._idle = self._pools.release(self._lease)

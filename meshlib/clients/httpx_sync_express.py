@@ -76,7 +76,7 @@ class _Body(httpx.SyncByteStream):
             return self._rest(pieces)
         # Mostly it came together with the head.
         if self._connection.is_reusable:
-            self.close()
+            self._leave(True)
         return iter(pieces)
 
     def _rest(self, pieces: list[bytes]) -> Iterator[bytes]:
@@ -107,12 +107,14 @@ class _Body(httpx.SyncByteStream):
         return body_error(call, error, begun.request, begun.sent.timeouts, begun.mesh.clock())
 
     def close(self) -> None:
-        if self._is_closed:
-            return
+        if not self._is_closed:
+            self._leave(self._connection.is_reusable)
+
+    def _leave(self, keep: bool) -> None:
+        """Give everything back."""
         self._is_closed = True
-        connection = self._connection
         try:
-            self._pool.leave(connection, keep=connection.is_reusable)
+            self._pool.leave(self._connection, keep=keep)
         finally:
             self._end()
             for pool in self._pools.release(self._lease):
