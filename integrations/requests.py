@@ -209,7 +209,9 @@ class _Body(io.RawIOBase):
 
     def __init__(self, received: httpx.Response) -> None:
         self._stream = cast(httpx.SyncByteStream, received.stream)
-        self._pieces = iter(self._stream)
+        self._pieces: Iterator[bytes] | None = (
+            None  # made when it is read: what is wrong with the first piece is said then
+        )
         self._left = memoryview(b"")
 
     def readable(self) -> bool:
@@ -218,6 +220,8 @@ class _Body(io.RawIOBase):
     def readinto(self, buffer: Any) -> int:
         if not self._left:
             try:
+                if self._pieces is None:
+                    self._pieces = iter(self._stream)
                 self._left = memoryview(next(self._pieces, b""))
             except httpx.TimeoutException as error:
                 raise _with_record(ReadTimeoutError(cast(Any, None), "", str(error)), error) from error

@@ -14,6 +14,8 @@ from meshlib.errors import DeadlineExceeded, MeshError, RoutingError
 from meshlib.integrations.requests import MeshAdapter
 from meshlib.model.retry import RetryPolicy
 
+from .test_httpx_express import ExpressMesh
+
 RETRY = RetryPolicy(frozenset({"5xx", "connect-failure", "reset"}), num_retries=3, base_interval_s=0.001)
 
 
@@ -161,3 +163,22 @@ def test_threads_share_a_session(session: requests.Session, mesh: Any, server: A
         thread.join()
     assert found == [200] * 80
     assert mesh.held("c") == (0, 0)
+
+
+@pytest.mark.parametrize("is_express", [False, True])
+def test_bodies_that_are_wrong_from_their_first_byte_are_errors_of_requests(raw_server: Any, is_express: bool) -> None:
+    """What came together with the head: it was httpx's error that got out where no `Call` is needed."""
+
+    def garble(connection: socket.socket, number: int) -> None:
+        connection.recv(65536)
+        connection.sendall(b"HTTP/1.1 200 OK\r\ntransfer-encoding: chunked\r\n\r\nzz\r\nab")
+
+    mesh = ExpressMesh(is_express=is_express)
+    mesh.serve("checkout", {"c": [raw_server(garble).address]})
+    with requests.Session() as session:
+        session.mount("http://", MeshAdapter(mesh))
+        with pytest.raises(requests.exceptions.ChunkedEncodingError):
+            session.get("http://checkout/")
+        with session.get("http://checkout/", stream=True) as response:
+            assert 200 == response.status_code
+    assert (0, 0) == mesh.held("c")
