@@ -152,6 +152,7 @@ class CombinationGenerator(SubsetGenerator, SessionGenerator):
         # Some do not go together: see DIFFERENCES.md.
         self._is_redirecting = self._maybe(0.4)
         self._has_retry_priority = self._maybe(0.5)
+        self._has_aggregate = not self._is_exact and not self._session_kind and self._maybe(0.4)
 
     def _pick(self, *items: Any) -> Any:
         return self._random.choice(items)
@@ -161,7 +162,7 @@ class CombinationGenerator(SubsetGenerator, SessionGenerator):
         clusters = [self.cluster(name) for name in names]
         self._leaves = [one["name"] for one in clusters]
         self._names = list(self._leaves)
-        if not self._is_exact and not self._session_kind and self._maybe(0.4):
+        if self._has_aggregate:
             clusters.append(self._aggregate())
             self._names.append(clusters[-1]["name"])
         if self._has_copies:
@@ -181,6 +182,8 @@ class CombinationGenerator(SubsetGenerator, SessionGenerator):
     def _endpoint(self) -> Json:
         result = super()._endpoint()
         known = result.setdefault("metadata", {}).setdefault("filter_metadata", {}).setdefault("envoy.lb", {})
+        if self._has_aggregate and result["health_status"] == "DEGRADED":
+            result["health_status"] = "UNKNOWN"
         known["hash_key"] = f"key-{self._host}"  # the port in its address is another one in each run
         if self._maybe(0.25):
             known["canary"] = self._pick(True, True, False)
@@ -200,6 +203,8 @@ class CombinationGenerator(SubsetGenerator, SessionGenerator):
         if kind is HostGenerator and self._session_kind:
             kind = SessionGenerator
         result: Json = kind.cluster(self, number)
+        if self._has_aggregate:
+            result["common_lb_config"].pop("healthy_panic_threshold", None)
         if self._has_retry_priority and kind is SubsetGenerator:
             _without_second_looks(result)
         self._hosts = self._host
@@ -287,7 +292,7 @@ class CombinationGenerator(SubsetGenerator, SessionGenerator):
             "include_is_timeout_retry_header",
             "include_attempt_count_in_response",
         ):
-            if self._maybe(0.3):
+            if self._maybe(0.3) and not (self._is_redirecting and "timeout" in flag):
                 result[flag] = True
         if self._maybe(0.15):
             result["retry_policy"] = self._retry_policy()
