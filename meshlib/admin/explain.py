@@ -6,58 +6,22 @@ from typing import Any, Protocol
 from urllib.parse import urlsplit
 
 from meshlib.admin.explain_cluster import ClusterExplanation, cluster_lines, explain_cluster
+from meshlib.admin.explain_policy import PolicyExplanation, explain_policies, policy_text
 from meshlib.admin.explain_source import Fact, fact
-from meshlib.call.limits import asked_limits, has_control_headers
-from meshlib.call.repeat import IDEMPOTENT
 from meshlib.errors import ConfigError, MeshError
-from meshlib.model.cluster import Cluster
 from meshlib.model.outcome import LocalReply
 from meshlib.model.profile import HTTP
 from meshlib.model.request import Headers, Moment, RequestHead, is_grpc_type
-from meshlib.model.retry import HedgePolicy, RetryPolicy
-from meshlib.model.route import ClusterHeader, FaultPolicy, Route, RouteAction, RouteConfiguration, VirtualHost
+from meshlib.model.route import (
+    RouteAction,
+)
 from meshlib.ports import Clock
 from meshlib.routing import RouteMatch
-from meshlib.routing.trace import RouteStep, RouteTrace, Verdict
-from meshlib.view import ClusterState, TargetView, View
+from meshlib.routing.trace import RouteTrace, Verdict
+from meshlib.view import TargetView, View
 from meshlib.xds.resources import LDS, RDS
 
 __all__ = ["AnswerExplanation", "ClusterExplanation", "Explanation", "Fact", "PolicyExplanation", "explain"]
-
-
-@dataclass(frozen=True, slots=True)
-class PolicyExplanation:
-    """What a route does to a request on its way. Seconds; None: no limit.
-
-    Attributes:
-        timeout_s: From the first attempt on, retries included.
-        per_try_timeout_s: Of one attempt, until its response headers.
-        stream_s: Of the whole exchange, from the call's beginning on.
-        idle_s: How long nothing may happen.
-        retry: In words, or empty.
-        retries: How often an attempt may be repeated.
-        retry_on: For which reasons, sorted.
-        repeats: Which failures of this very request are repeated: `all`, or `unprocessed` (what may have been processed
-            is not sent twice, because the request does not say that this does no harm).
-        hedge: In words, or empty.
-        fault: In words, or empty.
-        mirrors: Clusters that get a copy, with the share of requests, 0.0-1.0.
-        is_high_priority: The limits of high priority hold.
-    """
-
-    route: str
-    timeout_s: float | None
-    retry: str
-    fault: str
-    per_try_timeout_s: float | None = None
-    stream_s: float | None = None
-    idle_s: float | None = None
-    retries: int = 0
-    retry_on: tuple[str, ...] = ()
-    repeats: str = "all"
-    hedge: str = ""
-    mirrors: tuple[tuple[str, float], ...] = ()
-    is_high_priority: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,7 +39,7 @@ class Explanation:
     """Attributes:
     error: Why the request goes nowhere; empty: it goes somewhere.
     routes: The virtual host and every route with the reason for or against it; None with an error before that.
-    policies: Of each route that may take it.
+    policies: Of each route that may take it; of each cluster where a route's clusters differ.
     resources: Versions by `type name`, of the listener and the routes.
     facts: The same, then virtual host and routes, with where they were written.
     sends: The request line as it goes out: method and URL after all rewrites, and which headers the route changes.
@@ -121,7 +85,8 @@ class Explanation:
         if self.sends:
             lines.append(f"goes out as {self.sends}")
         for policy in self.policies:
-            lines.append(f"{policy.route}: {_policy_text(policy)}")
+            where = f" to {policy.cluster}" if policy.cluster else ""
+            lines.append(f"{policy.route}{where}: {policy_text(policy)}")
         for cluster in self.clusters:
             lines += cluster_lines(cluster)
         return "\n".join(lines)
@@ -196,7 +161,7 @@ def explain(
             continue
         facts.append(fact("route", step.name or str(step.number), metadata=route.metadata))
         if isinstance(action, RouteAction):
-            policies.append(_policy(step, route, action, host, target, head))
+            policies += explain_policies(step, route, action, host, target, head)
     now = mesh.clock()
     if target.routes.needs_moment:
         head = head.but(moment=Moment(target.hostname, now + target.wall_offset_s, None, target.metadata_of))
@@ -268,99 +233,3 @@ def _request(method: str, url: str, headers: Mapping[str, str] | None) -> tuple[
         is_grpc=is_grpc_type(fields.get("content-type") or ""), profile=HTTP,
     )  # fmt: skip
     return authority, head, f"{parts.scheme}://{authority}{path}"
-
-
-def _policy(
-    step: RouteStep, route: Route, action: RouteAction, host: VirtualHost, target: TargetView, head: RequestHead
-) -> PolicyExplanation:
-    # What a cluster says itself takes the place of what routes say.
-    owners = _clusters_of(step, action, target, head)
-    above = action.retry if action.retry is not None else host.retry
-    own = next((owner.retry for owner in owners if owner.retry is not None), None)
-    mirrors = next((owner.mirrors for owner in owners if owner.mirrors), action.mirrors)
-    plan = target.plan(action, above, own)
-    retry = plan.retry
-    timeout_s, per_try_s, stream_s = plan.grpc if head.profile.grpc_times else plan.http
-    if has_control_headers(head.headers):
-        asked = asked_limits(head, plan, target.max_stream_duration_s)
-        timeout_s, per_try_s, stream_s = asked.timeout_s, asked.per_try_s, asked.stream_s
-    rules = plan.rules.for_request(head)
-    retries = rules.num_retries if rules.on else 0
-    hedge = action.hedge if action.hedge is not None else host.hedge
-    return PolicyExplanation(
-        f"route {step.number}{f' {step.name}' if step.name else ''}",
-        timeout_s,
-        _retry_words(retry, plan.per_try_s),
-        _fault_words(_fault(route, host, target.config.routes, target)),
-        per_try_timeout_s=per_try_s,
-        stream_s=stream_s,
-        idle_s=plan.idle_s,
-        retries=retries,
-        retry_on=() if retry is None else tuple(sorted(retry.retry_on)),
-        repeats="all" if _may_repeat(head, route) else "unprocessed",
-        hedge=_hedge_words(hedge),
-        mirrors=tuple(
-            (mirror.cluster or f"(header {mirror.cluster_header})", mirror.share.numerator / mirror.share.denominator)
-            for mirror in mirrors
-        ),
-        is_high_priority=action.high_priority,
-    )
-
-
-def _clusters_of(step: RouteStep, action: RouteAction, target: TargetView, head: RequestHead) -> list[Cluster]:
-    """Return what a route's clusters say, as far as they are there; one of them may be named by the request."""
-    names = [name for name, _ in step.clusters]
-    if isinstance(action.cluster, ClusterHeader):
-        names += head.values(action.cluster.header.lower())[:1]
-    states = map(target.clusters.get, names)
-    return [state.config.cluster for state in states if isinstance(state, ClusterState)]
-
-
-def _may_repeat(head: RequestHead, route: Route) -> bool:
-    """Whether what may have been processed can be sent again; see `meshlib.call.repeat`."""
-    if head.profile.grpc_retries or head.method in IDEMPOTENT or "idempotency-key" in head.headers:
-        return True
-    return route.metadata.get("meshlib", {}).get("retry_non_idempotent") is True
-
-
-def _policy_text(policy: PolicyExplanation) -> str:
-    facts = ["no timeout" if policy.timeout_s is None else f"timeout {policy.timeout_s:g} s"]
-    for value, words in ((policy.per_try_timeout_s, "per try"), (policy.stream_s, "in all"), (policy.idle_s, "idle")):
-        if value is not None:
-            facts.append(f"{value:g} s {words}")
-    facts.append(policy.retry or "no retries")
-    if policy.retries and policy.repeats != "all":
-        facts.append("what may have been processed is not repeated")
-    facts += [policy.hedge, policy.fault]
-    facts += [f"{100 * share:g} % copied to {name}" for name, share in policy.mirrors]
-    if policy.is_high_priority:
-        facts.append("high priority")
-    return "; ".join(part for part in facts if part)
-
-
-def _fault(route: Route, host: VirtualHost, routes: RouteConfiguration, target: TargetView) -> FaultPolicy | None:
-    listener = target.config.listener
-    if not listener.has_fault_filter:
-        return None
-    return route.fault or host.fault or routes.fault or listener.fault
-
-
-def _retry_words(retry: RetryPolicy | None, per_try_s: float | None) -> str:
-    if retry is None or retry.num_retries == 0 or not retry.retry_on:
-        return ""
-    words = f"up to {retry.num_retries} retries on {','.join(sorted(retry.retry_on))}"
-    if per_try_s is not None:
-        words += f", {per_try_s:g} s per try"
-    most_s = retry.base_interval_s * 10 if retry.max_interval_s is None else retry.max_interval_s
-    return words + f", waits of up to {retry.base_interval_s:g} s, doubling to {most_s:g} s"
-
-
-def _hedge_words(hedge: HedgePolicy | None) -> str:
-    return "a second attempt beside one that is slow" if hedge is not None and hedge.on_per_try_timeout else ""
-
-
-def _fault_words(fault: FaultPolicy | None) -> str:
-    if fault is None:
-        return ""
-    kinds = [kind for kind, part in (("delay", fault.delay), ("abort", fault.abort)) if part is not None]
-    return f"injects faults: {', '.join(kinds)}" if kinds else ""

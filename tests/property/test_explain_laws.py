@@ -22,6 +22,7 @@ from meshlib.model.route import (
     ClusterWeight,
     DirectResponse,
     HashPolicy,
+    MirrorPolicy,
     Redirect,
     Route,
     RouteAction,
@@ -33,6 +34,7 @@ from meshlib.model.snapshot import ClusterConfig, Snapshot
 from meshlib.testing import SeededRng, builders, mesh_source
 
 BUSY = Response(503)
+ALL = Fraction(100)
 
 GOOD = (HealthStatus.HEALTHY,) * 8
 HEADER = HeaderMatcher("x-a", StringMatcher(StringKind.EXACT, "a"))
@@ -46,8 +48,6 @@ class Worlds:
 
     def __init__(self, seed: int) -> None:
         self._random = random.Random(seed)
-        # One for both clusters: of a split whose clusters have different ones the first is shown.
-        self._own = self._pick(None, None, None, self._retry())
 
     def _pick(self, *items: Any) -> Any:
         return self._random.choice(items)
@@ -82,6 +82,7 @@ class Worlds:
             prefix_rewrite=self._pick("", "/new"),
             host_rewrite_literal=self._pick("", "other"),
             hash_policies=self._pick((), (HashPolicy("header", "x-a"),)),
+            mirrors=self._pick((), (), (MirrorPolicy("m", ALL),)),
         )
 
     def _cluster(self, name: str) -> ClusterConfig:
@@ -99,7 +100,9 @@ class Worlds:
         )
         options: Any = {
             "panic_threshold_percent": self._pick(0.0, 50.0, 100.0),
-            "retry": self._own,
+            "retry": self._pick(None, None, None, self._retry()),
+            "hash_policies": self._pick((), (), (HashPolicy("header", "x-own"),)),
+            "mirrors": self._pick((), (), (MirrorPolicy("m" + name, ALL),)),
             "max_stream_duration_s": self._pick(None, None, 0.125),
             "circuit_breakers": self._pick(*[CircuitBreakers()] * 5, CircuitBreakers(max_requests=0)),
         }
@@ -116,6 +119,8 @@ class Worlds:
 
     def request(self) -> tuple[str, str, dict[str, str]]:
         headers = {"x-weight": str(self._random.randrange(10)), "x-cluster": self._pick("a", "b", "gone")}
+        if self._random.random() < 0.5:
+            headers["x-own"] = self._pick("a", "b")
         if self._random.random() < 0.7:
             headers["x-a"] = self._pick("", "a", "b")
         return self._pick("GET", "POST"), self._pick("/", "/a", "/a/b?q=1", "/c"), headers
@@ -184,10 +189,23 @@ def test_what_is_explained_is_what_happens(seed: int) -> None:
     assert priority.is_panicking or place.state in ("unknown", "healthy", "degraded")
 
     # For how long, and how often.
-    policy = next(one for one in found.policies if one.route.endswith(f" {call.match.route_name}"))
+    (policy,) = [
+        one
+        for one in found.policies
+        if one.route.endswith(f" {call.match.route_name}") and one.cluster in ("", call.cluster_name)
+    ]
     limit_s = least(policy.timeout_s, policy.per_try_timeout_s, policy.stream_s, policy.idle_s)
-    own_s = None if call.cluster is None else call.cluster.config.cluster.max_stream_duration_s
-    assert step.timeout_s == least(limit_s, own_s)
+    assert step.timeout_s == least(limit_s, policy.cluster_s)
+    assert policy.mirrors == tuple((one.cluster, 1.0) for one in call.match.mirrors)
+    is_hashed = any(f"header {name}" in policy.hashes for name in headers)
+    if is_hashed and cluster.policy.startswith(("RingHash", "Maglev")):
+        # What is hashed decides: the same request goes to the same endpoint, whatever chance says.
+        for other in range(3):
+            again = Call(target, head, rng=SeededRng(other), now=0.0)
+            second = again.start(0.0)
+            assert isinstance(second, Attempt)
+            assert second.endpoint == step.endpoint
+            again.close(0.0)
     is_repeated = policy.repeats == "all" and {"5xx", "gateway-error"} & set(policy.retry_on)
     now = 0.0
     while not isinstance(step, Done):

@@ -1,17 +1,19 @@
 from collections.abc import Mapping
 from dataclasses import replace
+from typing import Any
 
 from meshlib.admin.explain import Explanation, explain
 from meshlib.model.cluster import CircuitBreakers, Cluster, EdsDiscovery
 from meshlib.model.endpoint import ClusterLoadAssignment, Endpoint, HealthStatus, Locality, LocalityEndpoints
 from meshlib.model.headers import HeaderAdd, HeaderMutation
-from meshlib.model.lb_policy import LeastRequest
+from meshlib.model.lb_policy import LeastRequest, RingHash
 from meshlib.model.matcher import Fraction, HeaderMatcher, PathKind, PathMatcher, StringKind, StringMatcher
 from meshlib.model.request import RequestHead
 from meshlib.model.retry import RetryPolicy
 from meshlib.model.route import (
     ClusterHeader,
     ClusterWeight,
+    HashPolicy,
     MirrorPolicy,
     Redirect,
     Route,
@@ -191,3 +193,28 @@ def test_policies_of_a_cluster_that_the_request_names() -> None:
         headers={"x-cluster": "a"},
     )
     assert [(policy.retries, policy.retry_on) for policy in found.policies] == [(2, ("reset",))]
+
+
+def test_each_cluster_of_a_split_has_policies_of_its_own() -> None:
+    def cluster(name: str, **own: Any) -> ClusterConfig:
+        return ClusterConfig(Cluster(name, EdsDiscovery(name), **own), ClusterLoadAssignment(name))
+
+    whole = Fraction(100)
+    split = WeightedClusters((ClusterWeight("a", 3), ClusterWeight("b", 1), ClusterWeight("gone", 1)))
+    retry = RetryPolicy(frozenset({"5xx"}), 1)
+    route = Route(
+        RouteMatcher(ROOT), RouteAction(split, retry=retry, hash_policies=(HashPolicy("header", "x-r"),)), name="r"
+    )
+    own = {"retry": RetryPolicy(frozenset({"reset"}), 2), "mirrors": (MirrorPolicy("m", whole),)}
+    hashes = RingHash(hash_policies=(HashPolicy("cookie", "c"),))
+    clusters = {"a": cluster("a", **own), "b": cluster("b", max_stream_duration_s=2.0, lb_policy=hashes)}
+    found = explained(route, clusters=clusters)
+    assert [(one.cluster, one.retries, one.mirrors, one.hashes, one.cluster_s) for one in found.policies] == [
+        ("a", 2, (("m", 1.0),), ("header x-r",), None),
+        ("b", 1, (), ("cookie c",), 2.0),
+        ("gone", 1, (), ("header x-r",), None),
+    ]
+    assert "route 0 r to b: " in str(found)
+    assert "2 s by the cluster" in str(found)
+    same = explained(route, clusters={"a": cluster("a"), "b": cluster("b")})
+    assert [(one.cluster, one.retries) for one in same.policies] == [("", 1)]
