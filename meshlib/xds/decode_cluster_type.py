@@ -19,8 +19,10 @@ __all__ = [
     "DNS_TYPE",
     "LOGICAL_DNS",
     "STRICT_DNS",
+    "STRUCT",
     "configuration_of",
     "kind_of",
+    "message_of_struct",
     "type_of",
 ]
 
@@ -30,7 +32,8 @@ STRICT_DNS, LOGICAL_DNS = 1, 2
 CUSTOM: Final = -1
 """Stands for a `cluster_type` that is none of `DiscoveryType`, whose numbers the others are."""
 
-_STRUCT: Final = "google.protobuf.Struct"
+STRUCT: Final = "google.protobuf.Struct"
+"""Stands for the configuration of an extension that is known by its name alone."""
 _KINDS: Final[Mapping[str, int]] = MappingProxyType(
     {"envoy.cluster.static": 0, "envoy.cluster.strict_dns": STRICT_DNS, "envoy.cluster.logical_dns": LOGICAL_DNS}
 )
@@ -67,7 +70,7 @@ def configuration_of(custom: Any, path: str, problems: Problems) -> Any:
         return unpack(custom.typed_config, place, problems)
     kind = type_of(custom)
     if custom.HasField("typed_config"):
-        message = _of_struct(kind, plain(from_any(custom.typed_config)), place, problems)
+        message = message_of_struct(kind, plain(from_any(custom.typed_config)), place, problems)
     else:
         message = message_class(kind)()
     if message is not None:
@@ -76,11 +79,11 @@ def configuration_of(custom: Any, path: str, problems: Problems) -> Any:
 
 
 def _goes_by_name(custom: Any) -> bool:
-    return not custom.HasField("typed_config") or any_type(custom.typed_config) == _STRUCT
+    return not custom.HasField("typed_config") or any_type(custom.typed_config) == STRUCT
 
 
-def _of_struct(kind: str, values: dict[str, Any], path: str, problems: Problems) -> Any:
-    """Return the message that JSON stands for; Envoy passes over names that it does not know."""
+def message_of_struct(kind: str, values: dict[str, Any], path: str, problems: Problems) -> Any:
+    """Return the message that JSON stands for, or None after an error; Envoy passes over names that it does not know."""
     from google.protobuf.json_format import ParseError  # 2 MB, which most processes do without
 
     fields = message_class(kind).DESCRIPTOR.fields

@@ -1,6 +1,7 @@
 """Stateful sessions: the filter's own configuration, and its overrides at routes, virtual hosts and weighted clusters."""
 
 from collections.abc import Mapping
+from types import MappingProxyType
 from typing import Any, Final
 
 from meshlib.model.session import (
@@ -11,7 +12,10 @@ from meshlib.model.session import (
     SessionPolicy,
     SessionState,
 )
-from meshlib.xds.decode_common import any_type, cover, duration, join, override_configs, unpack
+from meshlib.protos import from_any
+from meshlib.xds.constraints import check_constraints
+from meshlib.xds.decode_cluster_type import STRUCT, message_of_struct
+from meshlib.xds.decode_common import any_type, cover, duration, join, override_configs, plain, unpack
 from meshlib.xds.problems import Problems
 
 __all__ = ["SESSION_OVERRIDE_TYPE", "SESSION_TYPE", "session_override", "session_policy"]
@@ -23,6 +27,13 @@ _STATES: Final = "envoy.extensions.http.stateful_session."
 _COOKIE: Final = f"{_STATES}cookie.v3.CookieBasedSessionState"
 _HEADER: Final = f"{_STATES}header.v3.HeaderBasedSessionState"
 _ENVELOPE: Final = f"{_STATES}envelope.v3.EnvelopeSessionState"
+_BY_NAME: Final[Mapping[str, str]] = MappingProxyType(
+    {
+        "envoy.http.stateful_session.cookie": _COOKIE,
+        "envoy.http.stateful_session.header": _HEADER,
+        "envoy.http.stateful_session.envelope": _ENVELOPE,
+    }
+)
 _HARMLESS: Final = frozenset({"stat_prefix"})
 
 
@@ -63,10 +74,19 @@ def session_override(configs: Mapping[str, Any], path: str, problems: Problems) 
 def _state(extension: Any, path: str, problems: Problems) -> SessionState | None:
     place = join(path, "typed_config")
     kind = any_type(extension.typed_config)
+    is_struct = kind == STRUCT
+    if is_struct:
+        # As in Envoy, which goes by the name alone.
+        kind = _BY_NAME.get(extension.name, "")
     if kind not in (_COOKIE, _HEADER, _ENVELOPE):
-        problems.error(place, f"{kind or '(none)'} is not supported")
+        problems.error(place, f"{kind or extension.name or '(none)'} is not supported")
         return None
-    message = unpack(extension.typed_config, place, problems)
+    if is_struct:
+        message = message_of_struct(kind, plain(from_any(extension.typed_config)), place, problems)
+        if message is not None:
+            check_constraints(message, place, problems)
+    else:
+        message = unpack(extension.typed_config, place, problems)
     if message is None:
         return None
     if kind == _COOKIE:

@@ -19,6 +19,21 @@ def state(kind: str, message: str, **fields: Any) -> dict[str, Any]:
     return {"name": kind, "typed_config": {"@type": f"{STATE}.{kind}.v3.{message}", **fields}}
 
 
+def struct(kind: str, value: dict[str, Any]) -> dict[str, Any]:
+    """Return the state that Envoy knows by its name."""
+    packed = {"@type": f"{TYPE}google.protobuf.Struct", "value": value}
+    return {"name": f"envoy.http.stateful_session.{kind}", "typed_config": packed}
+
+
+def typed_struct(kind: str, value: dict[str, Any]) -> dict[str, Any]:
+    packed = {
+        "@type": f"{TYPE}xds.type.v3.TypedStruct",
+        "type_url": f"{STATE}.{kind}.v3.HeaderBasedSessionState",
+        "value": value,
+    }
+    return {"name": kind, "typed_config": packed}
+
+
 COOKIE = state("cookie", "CookieBasedSessionState", cookie={"name": "s", "ttl": "60.9s", "path": "/x"})
 
 
@@ -45,6 +60,13 @@ def session_filter(**fields: Any) -> dict[str, Any]:
         (COOKIE, SessionCookie("s", MadeCookie(60, "/x"))),
         (state("header", "HeaderBasedSessionState", name="X-Session"), SessionHeader("x-session")),
         (state("envelope", "EnvelopeSessionState", header={"name": "X-Session"}), SessionEnvelope("x-session")),
+        (
+            struct("cookie", {"cookie": {"name": "s", "ttl": "60.9s", "path": "/x"}}),
+            SessionCookie("s", MadeCookie(60, "/x")),
+        ),
+        (struct("header", {"name": "X-Session"}), SessionHeader("x-session")),
+        (struct("envelope", {"header": {"name": "X-Session"}}), SessionEnvelope("x-session")),
+        (typed_struct("header", {"name": "X-Session"}), SessionHeader("x-session")),
     ],
 )
 def test_states_of_the_filter(config: dict[str, Any], expected: object) -> None:
@@ -67,6 +89,9 @@ def test_filter_without_a_state_is_there_for_what_routes_say() -> None:
         ([session_filter(), {**session_filter(), "name": "other"}], "second filter"),
         ([session_filter(session_state=state("cookie", "CookieBasedSessionState", cookie={}))], "name"),
         ([session_filter(session_state={"name": "x"})], "typed_config: is required"),
+        ([session_filter(session_state={**struct("header", {"name": "a"}), "name": "x"})], "x is not supported"),
+        ([session_filter(session_state=struct("header", {}))], "name"),
+        ([session_filter(session_state=struct("header", {"name": 1}))], "is not a envoy.extensions"),
         ([session_filter(session_state=state("header", "HeaderBasedSessionState"))], "name"),
     ],
 )
