@@ -57,7 +57,7 @@ class GrpcCase:
 
 
 @dataclass(slots=True)
-class _Service:
+class Service:
     """A service in the making."""
 
     name: str
@@ -125,8 +125,8 @@ class GrpcCaseMaker:
     def make(self, number: int, kind: str = "") -> GrpcCase:
         """Return a case of a kind, or of any."""
         kind = kind or self._pick(*KINDS)
-        service = _Service(f"s{number}")
-        makers: dict[str, Callable[[_Service], Sequence[GrpcCall]]] = {
+        service = Service(f"s{number}")
+        makers: dict[str, Callable[[Service], Sequence[GrpcCall]]] = {
             "matching": self._matching,
             "hashing": self._hashing,
             "retries": self._retries,
@@ -151,7 +151,7 @@ class GrpcCaseMaker:
 
     # Which route.
 
-    def _matching(self, service: _Service) -> Sequence[GrpcCall]:
+    def _matching(self, service: Service) -> Sequence[GrpcCall]:
         clusters = [service.cluster(str(host), [self._group(host)]) for host in range(3)]
         routes = [self._route(clusters) for _ in range(self._pick(1, 2, 3, 5))]
         service.listen(routes, host={"domains": self._domains(service.name)})
@@ -217,7 +217,7 @@ class GrpcCaseMaker:
 
     # Which endpoint.
 
-    def _hashing(self, service: _Service) -> Sequence[GrpcCall]:
+    def _hashing(self, service: Service) -> Sequence[GrpcCall]:
         sizes: Json = {}
         if self._maybe(0.7):
             sizes["minimum_ring_size"] = self._pick(1, 3, 10, 100, 1024, 4096)
@@ -256,7 +256,7 @@ class GrpcCaseMaker:
 
     # How often.
 
-    def _retries(self, service: _Service) -> Sequence[GrpcCall]:
+    def _retries(self, service: Service) -> Sequence[GrpcCall]:
         words = self._random.sample(
             ("cancelled", "deadline-exceeded", "internal", "resource-exhausted", "unavailable", "5xx", "reset"),
             self._pick(0, 1, 2, 4),
@@ -284,7 +284,7 @@ class GrpcCaseMaker:
 
     # How long.
 
-    def _timeouts(self, service: _Service) -> Sequence[GrpcCall]:
+    def _timeouts(self, service: Service) -> Sequence[GrpcCall]:
         def limit() -> str:
             return str(self._pick(f"{SHORT_S}s", f"{LONG_S}s", "0s"))
 
@@ -311,7 +311,7 @@ class GrpcCaseMaker:
 
     # What the mesh itself says.
 
-    def _answers(self, service: _Service) -> Sequence[GrpcCall]:
+    def _answers(self, service: Service) -> Sequence[GrpcCall]:
         groups = [self._group(0)]
         fields: Json = {}
         filters: list[Json] = []
@@ -370,7 +370,7 @@ class GrpcCaseMaker:
 
     # Which cluster, and which of its priorities.
 
-    def _clusters(self, service: _Service) -> Sequence[GrpcCall]:
+    def _clusters(self, service: Service) -> Sequence[GrpcCall]:
         match self._pick("priorities", "priorities", "turns", "dns", "aggregate", "aggregate", "first"):
             case "priorities":
                 cluster = service.cluster("c", self._priorities())
@@ -400,7 +400,7 @@ class GrpcCaseMaker:
             groups.append(self._group(host, priority=priority, zone=f"z{priority}", **fields))
         return groups
 
-    def _add_dns(self, service: _Service, name: str, host: int) -> None:
+    def _add_dns(self, service: Service, name: str, host: int) -> None:
         entry = {"endpoint": {"address": socket_address(f"localhost:{self._ports[host]}")}}
         service.resources.append(
             {
@@ -412,7 +412,7 @@ class GrpcCaseMaker:
             }
         )
 
-    def _aggregate(self, service: _Service) -> str:
+    def _aggregate(self, service: Service) -> str:
         below = []
         for number in range(self._pick(1, 2, 3)):
             if self._maybe(0.25):

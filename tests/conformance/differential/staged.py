@@ -37,7 +37,7 @@ __all__ = ["Case", "End", "ends"]
 MANAGER = "envoy.extensions.filters.network.http_connection_manager.v3.HttpConnectionManager"
 ROUTER = {"name": "router", "typed_config": {"@type": f"{TYPE}envoy.extensions.filters.http.router.v3.Router"}}
 OPTIONS = "envoy.extensions.upstreams.http.v3.HttpProtocolOptions"
-PATIENCE_S = 6.0
+PATIENCE_S = 8.0
 """How long a caller waits; whoever has no answer by then has status 0."""
 Upload = None | bytes | Sequence[tuple[float, bytes]]
 
@@ -455,9 +455,10 @@ class _Ended:
 
 def ends(cases: Mapping[str, Case], folder: Path) -> dict[str, tuple[End, End, End]]:
     """Returns for each case what Envoy, the blocking and the async client of meshlib come to."""
+    hosts = {f"case{number}": case for number, case in enumerate(cases.values())}
     with ThreadPoolExecutor(3) as pool:
-        theirs = pool.submit(by_envoy, cases, folder)
-        ours = pool.submit(by_meshlib, cases, is_async=False)
-        awaited = pool.submit(by_meshlib, cases, is_async=True)
+        theirs = pool.submit(by_envoy, hosts, folder)
+        ours = pool.submit(by_meshlib, hosts, is_async=False)
+        awaited = pool.submit(by_meshlib, hosts, is_async=True)
         found = theirs.result(), ours.result(), awaited.result()
-    return {name: (found[0][name], found[1][name], found[2][name]) for name in cases}
+    return {name: (found[0][host], found[1][host], found[2][host]) for name, host in zip(cases, hosts, strict=True)}

@@ -46,6 +46,10 @@ class GrpcioClient(Child):
         answer = self._ask("call", target=target, method=method, metadata=list(metadata), timeout_s=timeout_s)
         return answer["code"], answer["text"]
 
+    def play(self, calls: Sequence[tuple[str, str, str, float]]) -> list[tuple[str, list[str]]]:
+        """Make calls beside each other: targets, and what `grpc_arities.play` takes; returns what that does."""
+        return [(code, got) for code, got in self._ask("play", calls=list(calls))["ends"]]
+
     def open(self, targets: Sequence[str]) -> None:
         """Open channels and begin a call on each, without waiting for any."""
         self._ask("open", targets=list(targets))

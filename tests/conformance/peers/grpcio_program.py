@@ -6,9 +6,11 @@ One JSON command per line comes in, one JSON answer per line goes out.
 import json
 import sys
 import threading
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import grpc
+from grpc_arities import play
 
 TIMEOUT_S = 30.0
 
@@ -30,6 +32,14 @@ class Program:
         except grpc.RpcError as error:
             return {"code": error.code().name, "text": error.details() or ""}
         return {"code": "OK", "text": answer.decode()}
+
+    def play(self, calls: list[tuple[str, str, str, float]]) -> dict[str, Any]:
+        """Make calls beside each other."""
+        for target, *_ in calls:
+            self.channels.setdefault(target, grpc.insecure_channel(target))
+        with ThreadPoolExecutor(len(calls)) as pool:
+            ends = [pool.submit(play, self.channels[target], *call) for target, *call in calls]
+            return {"ends": [end.result() for end in ends]}
 
     def open(self, targets: list[str]) -> dict[str, Any]:
         """Open channels and begin a call on each."""
