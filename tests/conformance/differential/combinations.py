@@ -159,7 +159,7 @@ def _unlike(case: Case, ask: Ask, envoy: End, meshlib: End) -> dict[str, tuple[o
         pairs["headers"] = (_without_marks(one), _without_marks(other))
         for name in _MARKS:
             marks = [next((value for key, value in headers if key == name), "") for headers in (one, other)]
-            if envoy.hosts == meshlib.hosts and not is_same_mark(*marks):
+            if envoy.hosts == meshlib.hosts and not envoy.is_kept_back and not is_same_mark(*marks):
                 pairs[name] = (marks[0], marks[1])
     return {name: (one, other) for name, (one, other) in pairs.items() if one != other}
 
