@@ -29,6 +29,7 @@ from meshlib.clients.http2 import (
     traced,
 )
 from meshlib.clients.http2_headers import Field, receive, request_fields
+from meshlib.clients.httpx_requests import Http2Request
 from meshlib.clients.network import keepalive_s, left_of
 from meshlib.clients.network_async import AsyncDeadlineBackend, TrioStream
 from meshlib.clients.pools import PoolKey
@@ -473,6 +474,42 @@ class _AsyncConnection(httpcore.AsyncHTTPConnection):
         return super().has_expired() or (limit is not None and self._served >= limit and self.is_idle())
 
 
+class AsyncHttp2Answer:
+    """As `http2_sync.Http2Answer`."""
+
+    __slots__ = ("_pieces", "is_complete", "raw", "reader", "stream")
+
+    is_reusable = True
+
+    def __init__(self, raw: httpcore.Response) -> None:
+        self.raw = raw
+        self.reader = self.stream = self
+        self.is_complete = False
+        self._pieces: AsyncIterator[bytes] | None = None
+
+    def open_body(self) -> list[bytes]:
+        self._pieces = aiter(self.raw.stream)  # type: ignore[arg-type]  # httpcore types it as either kind
+        return []
+
+    async def read(self, max_bytes: int, timeout: float | None) -> bytes:
+        assert self._pieces is not None
+        try:
+            return await anext(self._pieces)
+        except StopAsyncIteration:
+            self.is_complete = True
+            return b""
+
+    def body(self, data: bytes) -> list[bytes]:
+        return [data] if data else []
+
+    @property
+    def trailers(self) -> Any:
+        return self.raw.extensions["trailers"]
+
+    def extensions(self, request: httpcore.Request, head: httpcore.Response) -> dict[str, Any]:
+        return dict(self.raw.extensions)
+
+
 class AsyncHttp2Pool(httpcore.AsyncConnectionPool):
     """As `http2_sync.Http2Pool`."""
 
@@ -509,6 +546,36 @@ class AsyncHttp2Pool(httpcore.AsyncConnectionPool):
     async def _close_connections(self, closing: list[httpcore.AsyncConnectionInterface]) -> None:
         if closing:  # httpcore shields nothing from cancellation twice a request
             await super()._close_connections(closing)
+
+    async def share(self, request: Http2Request) -> httpcore.Response:
+        """Send a request and return its response, in the time that its attempt has."""
+        # Streams of one connection take turns at reading it, and nothing limits the wait for the turn.
+        left = request.timeouts.left()
+        if left is None:
+            return await self.handle_async_request(request)
+        with anyio.move_on_after(left):
+            return await self.handle_async_request(request)
+        raise httpcore.ReadTimeout("the time for this attempt is over")
+
+    async def exchange(self, request: Http2Request) -> tuple[AsyncHttp2Answer, httpcore.Response]:
+        """As `AsyncHttp1Pool.exchange`."""
+        response = await self.share(request)
+        return AsyncHttp2Answer(response), response
+
+    def response(
+        self, answer: AsyncHttp2Answer, response: httpcore.Response, request: httpcore.Request
+    ) -> httpcore.Response:
+        """As `AsyncHttp1Pool.response`."""
+        return response
+
+    def leave(self, answer: AsyncHttp2Answer, *, keep: bool) -> list[AsyncHttp2Answer]:
+        """As `AsyncHttp1Pool.leave`."""
+        return [answer]
+
+    async def close_all(self, answers: list[AsyncHttp2Answer]) -> None:
+        """Close responses that `leave` has returned."""
+        for answer in answers:
+            await answer.raw.aclose()
 
     async def warm_up(self, request: httpcore.Request, connections: int) -> int:
         """As `http2_sync.Http2Pool.warm_up`."""

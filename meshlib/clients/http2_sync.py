@@ -1,5 +1,8 @@
 """HTTP/2 to one endpoint from threads; what is added to httpcore is said in `http2.py`."""
 
+from collections.abc import Iterable, Iterator
+from typing import Any
+
 import httpcore
 import httpx
 
@@ -38,6 +41,40 @@ class _Connection(httpcore.HTTPConnection):
         return super().has_expired() or (limit is not None and self._served >= limit and self.is_idle())
 
 
+class Http2Answer:
+    """A response, in the place that a connection of HTTP/1.1 has for its one request.
+
+    Attributes:
+        reader: Itself: nothing of the body is there before it is asked for.
+    """
+
+    __slots__ = ("raw", "reader")
+
+    is_complete = False
+    is_reusable = True
+
+    def __init__(self, raw: httpcore.Response) -> None:
+        self.raw = raw
+        self.reader = self
+
+    def open_body(self) -> list[bytes]:
+        return []
+
+    def pieces(self, request: httpcore.Request) -> Iterator[bytes]:
+        assert isinstance(self.raw.stream, Iterable)
+        return iter(self.raw.stream)
+
+    @property
+    def trailers(self) -> Any:
+        return self.raw.extensions["trailers"]
+
+    def extensions(self, request: httpcore.Request, head: httpcore.Response) -> dict[str, Any]:
+        return dict(self.raw.extensions)
+
+    def close(self) -> None:
+        self.raw.close()
+
+
 class Http2Pool(httpcore.ConnectionPool):
     """The HTTP/2 connections of one endpoint. httpcore's own retries are off: the mesh decides them."""
 
@@ -69,6 +106,21 @@ class Http2Pool(httpcore.ConnectionPool):
         )
         connection.max_requests = key.max_requests
         return connection
+
+    def exchange(self, request: httpcore.Request) -> tuple[Http2Answer, httpcore.Response]:
+        """As `Http1Pool.exchange`."""
+        response = self.handle_request(request)
+        return Http2Answer(response), response
+
+    def response(
+        self, answer: Http2Answer, response: httpcore.Response, request: httpcore.Request
+    ) -> httpcore.Response:
+        """As `Http1Pool.response`."""
+        return response
+
+    def leave(self, answer: Http2Answer, *, keep: bool) -> None:
+        """As `Http1Pool.leave`."""
+        answer.close()
 
     def warm_up(self, request: httpcore.Request, connections: int) -> int:
         """Open connections until so many are there; returns how many were opened. They age as idle ones do.

@@ -135,7 +135,7 @@ class Exchange:
             if isinstance(pool, AsyncHttp1Pool):
                 raw = await pool.handle_async_request(http1_request_for(attempt, self._request, timeouts, key))
             else:
-                raw = await self._share(pool, http2_request_for(attempt, self._request, timeouts, key), timeouts)
+                raw = await pool.share(http2_request_for(attempt, self._request, timeouts, key))
         except BaseException as error:
             return await self._failed(error, timeouts)
         return self._received(raw, timeouts)
@@ -156,17 +156,6 @@ class Exchange:
         timeouts.begin_body(ends_at, call.idle_s)
         self._raw = raw
         return response_of(raw)
-
-    async def _share(
-        self, pool: AsyncHttp2Pool, request: httpcore.Request, timeouts: AttemptTimeouts
-    ) -> httpcore.Response:
-        # Streams of one HTTP/2 connection take turns at reading it, and nothing limits the wait for the turn.
-        left = timeouts.left()
-        if left is None:
-            return await pool.handle_async_request(request)
-        with anyio.move_on_after(left):
-            return await pool.handle_async_request(request)
-        raise httpcore.ReadTimeout("the time for this attempt is over")
 
     async def discard(self) -> None:
         raw, self._raw = self._raw, None

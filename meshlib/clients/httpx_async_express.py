@@ -1,12 +1,13 @@
 """HTTP requests of event loops that need no `Call` as long as they go well; see `httpx_express`."""
 
 from collections.abc import AsyncIterator
+from typing import Any
 
 import httpx
 
 from meshlib.call import Call
-from meshlib.clients.connections_async import AsyncHttp1Pool
 from meshlib.clients.http1_async import READ_BYTES, AsyncHttp1Connection
+from meshlib.clients.http2_async import AsyncHttp2Answer
 from meshlib.clients.httpx_async_exchange import Pool, close_all
 from meshlib.clients.httpx_common import learn_of_trailers
 from meshlib.clients.httpx_errors import body_error
@@ -23,8 +24,7 @@ async def send_express(begun: Begun, pools: Pools[Pool]) -> httpx.Response | Tri
     lease: Lease[Pool] | None = None
     try:
         lease = pools.acquire(berth.key)
-        pool = lease.pool
-        assert isinstance(pool, AsyncHttp1Pool)
+        pool: Any = lease.pool  # what it takes is what the berth's protocol has made
         connection, head = await pool.exchange(sent)
     except BaseException as error:
         return Tried(sent.timeouts, lease, error)
@@ -60,14 +60,14 @@ class _Body(httpx.AsyncByteStream):
         begun: Begun,
         pools: Pools[Pool],
         lease: Lease[Pool],
-        pool: AsyncHttp1Pool,
-        connection: AsyncHttp1Connection,
+        pool: Pool,
+        connection: AsyncHttp1Connection | AsyncHttp2Answer,
         status: int,
     ) -> None:
         self._begun = begun
         self._pools = pools
         self._lease = lease
-        self._pool = pool
+        self._pool: Any = pool
         self._connection = connection
         self._status = status
         self._pieces: list[bytes] | None = None

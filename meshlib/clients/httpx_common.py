@@ -285,7 +285,7 @@ def response_of(raw: RawResponse | httpcore.Response) -> Response:
     return Response(raw.status, _RawHeaders(raw.headers))
 
 
-def headers_of(head: ResponseHead) -> Headers:
+def headers_of(head: ResponseHead | httpcore.Response) -> Headers:
     """Return the headers of a response for those who decide."""
     return _RawHeaders(head.headers)
 

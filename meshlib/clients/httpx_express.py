@@ -31,7 +31,7 @@ from meshlib.clients.http1_request import (
 )
 from meshlib.clients.http1_response import RawResponse, ResponseHead
 from meshlib.clients.httpx_common import MeshRecord, headers_of, pool_key_of
-from meshlib.clients.httpx_requests import origin_of
+from meshlib.clients.httpx_requests import Http2Request, http2_request, origin_of
 from meshlib.clients.httpx_shapes import known_shapes, make_shape
 from meshlib.clients.pools import Lease, PoolKey
 from meshlib.clients.source import MeshSource
@@ -87,7 +87,7 @@ class Tried(NamedTuple, Generic[P]):
 
     timeouts: AttemptTimeouts
     lease: Lease[P] | None
-    result: RawResponse | BaseException
+    result: RawResponse | httpcore.Response | BaseException
 
 
 class Begun:
@@ -106,7 +106,7 @@ class Begun:
 
     __slots__ = ("at", "berth", "head", "is_repeated", "left_s", "mesh", "meter", "request", "sent", "state", "way")
 
-    sent: WrittenRequest
+    sent: WrittenRequest | Http2Request
 
     def __init__(
         self,
@@ -148,7 +148,7 @@ class Begun:
         )
         return call, call.join(way, self.state, self.at)
 
-    def is_final(self, head: ResponseHead) -> bool:
+    def is_final(self, head: ResponseHead | httpcore.Response) -> bool:
         """Whether a response goes to the caller, and nobody has to know more of it. If so, it has been counted."""
         way, status = self.way, head.status
         cluster, rules = way.cluster, way.rules
@@ -343,6 +343,9 @@ def begin(
         clock=mesh.clock,
         now=now,
     )
+    if berth.key.http2:
+        begun.sent = http2_request(_shared(way, head, left_s), request, timeouts, berth.origin)
+        return begun
     line = b"%s %s HTTP/1.1\r\n%s%s\r\n" % (method.encode("ascii"), wire, lines, added)
     begun.sent = WrittenRequest(method, line, body, berth.origin, extensions, timeouts)
     return begun
@@ -359,6 +362,16 @@ def _rewritten(way: Way, head: RequestHead, length: int) -> tuple[bytes, bytes] 
     return wire, host + found[0]
 
 
+def _shared(way: Way, head: RequestHead, left_s: float | None) -> RequestHead:
+    """Return the head of a request as it goes out over HTTP/2."""
+    out = way.rewritten(head) if way.rewrites else head
+    assert out is not None
+    added = way.added
+    if left_s is not None and (way.expected_s is None or left_s < way.expected_s):
+        added = way.added_within(left_s)
+    return out.but(headers=Headers((*out.headers.items, *added)))
+
+
 def _berth(
     mesh: MeshSource, request: httpx.Request, head: RequestHead, way: Way, state: EndpointState, view: View
 ) -> Berth | None:
@@ -371,7 +384,7 @@ def _berth(
         valid = None if tls is None else validity(tls, view.secrets)
     except (IdentityError, httpx.TransportError):
         return None
-    if key.http2 or added is None:
+    if added is None:
         way.is_express = False
         return None
     name, address = way.match.cluster, endpoint.address

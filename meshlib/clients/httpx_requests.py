@@ -12,8 +12,9 @@ from meshlib.call import Attempt
 from meshlib.clients.http1_request import Http1Request, encoded, pairs_of
 from meshlib.clients.pools import PoolKey
 from meshlib.clients.timeouts import AttemptTimeouts
+from meshlib.model.request import RequestHead
 
-__all__ = ["http1_request_for", "http2_request_for", "origin_of"]
+__all__ = ["Http2Request", "http1_request_for", "http2_request", "http2_request_for", "origin_of"]
 
 
 def http1_request_for(
@@ -46,20 +47,27 @@ _NO_BODY: Final = _NoBody()
 
 def http2_request_for(
     attempt: Attempt, request: httpx.Request, timeouts: AttemptTimeouts, key: PoolKey
-) -> httpcore.Request:
+) -> "Http2Request":
     """As `http1_request_for`, for httpcore's HTTP/2."""
-    head = attempt.head
+    return http2_request(attempt.head, request, timeouts, origin_of(key.address, key.context is not None))
+
+
+def http2_request(
+    head: RequestHead, request: httpx.Request, timeouts: AttemptTimeouts, origin: httpcore.Origin
+) -> "Http2Request":
+    """Return a request whose head is settled, for one endpoint."""
     extensions: dict[str, Any] = {**request.extensions, "timeout": timeouts}
     extensions.pop("target", None)  # it is in the head, where rewrites apply to it
     stream = request.stream
     if isinstance(stream, ByteStream) and _is_empty(request):
         stream = _NO_BODY
-    return _Request(
+    return Http2Request(
         head.method.encode("ascii"),
-        _Url(origin_of(key.address, key.context is not None), encoded(head.path)),
+        _Url(origin, encoded(head.path)),
         pairs_of(head),
         cast(Any, stream),  # httpx types it as either kind; its client made the right one
         extensions,
+        timeouts,
     )
 
 
@@ -95,8 +103,8 @@ class _Url(httpcore.URL):
         return self._origin
 
 
-class _Request(httpcore.Request):
-    """httpcore's request, of parts that need no check."""
+class Http2Request(httpcore.Request):
+    """httpcore's request, of parts that need no check; its time-outs are among the extensions too."""
 
     def __init__(
         self,
@@ -105,9 +113,11 @@ class _Request(httpcore.Request):
         headers: list[tuple[bytes, bytes]],
         stream: Iterable[bytes] | AsyncIterable[bytes],
         extensions: MutableMapping[str, Any],
+        timeouts: AttemptTimeouts,
     ) -> None:
         self.method = method
         self.url = url
         self.headers = headers
         self.stream = stream
         self.extensions = extensions
+        self.timeouts = timeouts

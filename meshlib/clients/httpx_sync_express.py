@@ -1,12 +1,13 @@
 """Blocking HTTP requests that need no `Call` as long as they go well; see `httpx_express`."""
 
 from collections.abc import Iterator
+from typing import Any
 
 import httpx
 
 from meshlib.call import Call
-from meshlib.clients.connections import Http1Pool
 from meshlib.clients.http1_sync import Http1Connection
+from meshlib.clients.http2_sync import Http2Answer
 from meshlib.clients.httpx_common import learn_of_trailers
 from meshlib.clients.httpx_errors import body_error
 from meshlib.clients.httpx_express import Begun, Tried
@@ -27,8 +28,7 @@ def send_express(begun: Begun, pools: Pools[Pool]) -> httpx.Response | Tried[Poo
     lease: Lease[Pool] | None = None
     try:
         lease = pools.acquire(berth.key)
-        pool = lease.pool
-        assert isinstance(pool, Http1Pool)
+        pool: Any = lease.pool  # what it takes is what the berth's protocol has made
         connection, head = pool.exchange(sent)
     except BaseException as error:
         return Tried(sent.timeouts, lease, error)
@@ -51,8 +51,8 @@ class _Body(httpx.SyncByteStream):
         begun: Begun,
         pools: Pools[Pool],
         lease: Lease[Pool],
-        pool: Http1Pool,
-        connection: Http1Connection,
+        pool: Pool,
+        connection: Http1Connection | Http2Answer,
         status: int,
     ) -> None:
         self._begun = begun
@@ -82,7 +82,8 @@ class _Body(httpx.SyncByteStream):
     def _rest(self, pieces: list[bytes]) -> Iterator[bytes]:
         try:
             yield from pieces
-            yield from self._connection.pieces(self._begun.sent)
+            connection: Any = self._connection
+            yield from connection.pieces(self._begun.sent)
         except Exception as error:
             found = self._broken(error)
             self.close()
@@ -113,8 +114,9 @@ class _Body(httpx.SyncByteStream):
     def _leave(self, keep: bool) -> None:
         """Give everything back."""
         self._is_closed = True
+        pool: Any = self._pool
         try:
-            self._pool.leave(self._connection, keep=keep)
+            pool.leave(self._connection, keep=keep)
         finally:
             self._end()
             for pool in self._pools.release(self._lease):

@@ -1,7 +1,8 @@
 """HTTP requests that go well without a `Call` come to the same as with one, whatever the configuration and the others."""
 
+from collections.abc import Iterable
 from dataclasses import replace
-from typing import Any
+from typing import Any, cast
 
 import httpx
 from hypothesis import given, settings
@@ -10,12 +11,12 @@ from hypothesis import strategies as st
 from meshlib.admin.metrics import StandardMetrics
 from meshlib.balancing.endpoint_state import EndpointState
 from meshlib.call import Attempt, Call, Done
+from meshlib.clients.http1_request import Http1Request
 from meshlib.clients.http1_response import ResponseHead
 from meshlib.clients.httpx_common import call_for, head_of, pool_key_of, record_of, timeouts_for
 from meshlib.clients.httpx_express import Begun, begin
-from meshlib.clients.httpx_requests import http1_request_for
+from meshlib.clients.httpx_requests import Http2Request, http1_request_for, http2_request_for
 from meshlib.clients.pools import PoolKey
-from meshlib.clients.timeouts import AttemptTimeouts
 from meshlib.events import Event
 from meshlib.model.endpoint import DropOverload
 from meshlib.model.headers import NO_MUTATION, AppendAction, HeaderAdd, HeaderMutation
@@ -67,7 +68,7 @@ clusters = clusters_with(
     6,
     health_check=st.sampled_from([None] * 9 + [HealthCheck(TcpProbe(), 1.0, 1.0, 1, 1)]),
     max_stream_duration_s=seconds,
-    http2=st.sampled_from([False] * 15 + [True]),
+    http2=st.sampled_from([False] * 3 + [True]),
     retry=retries,
 )
 actions = st.builds(
@@ -279,27 +280,31 @@ class World(ExpressWorld[Open]):
             return
         one.begun = begun
         assert isinstance(begun.state, EndpointState)
-        self.note(1, begun.state.address, begun.sent.timeouts, begun.sent.head, begun.sent.body, begun.berth.key)
+        self.note(1, begun.state.address, begun.sent, begun.berth.key)
 
-    def note(
-        self, number: int, address: str, timeouts: AttemptTimeouts, head: bytes, body: bytes | None, key: PoolKey
-    ) -> None:
-        limit = timeouts.step_s("read")
-        self.seen.append((number, address, None if limit is None else round(limit, 6), head, body, key[:5], key.dials))
+    def note(self, number: int, address: str, sent: Http1Request | Http2Request, key: PoolKey) -> None:
+        limit = sent.timeouts.step_s("read")
+        self.seen.append((number, address, None if limit is None else round(limit, 6), key[:5], key.dials))
+        if isinstance(sent, Http2Request):
+            body = b"".join(cast(Iterable[bytes], sent.stream))
+            self.seen.append((sent.method, sent.url.scheme, sent.url.target, sent.headers, body))
+        else:
+            self.seen.append((sent.head, sent.body))
 
     def attempted(self, one: Open, step: Attempt) -> None:
         call = one.call
         assert call is not None
         key = pool_key_of(step, self.mesh, one.request, call.breaker)
         timeouts = timeouts_for(step, one.request, self.clock, call, replayable=True)
+        made = http2_request_for if key.http2 else http1_request_for
         try:
-            sent = http1_request_for(step, one.request, timeouts, key)
+            sent = made(step, one.request, timeouts, key)
         except Exception as error:  # it cannot be sent like that
             self.seen.append(type(error))
             call.close(self.clock())
             self.open.remove(one)
             return
-        self.note(step.number, step.endpoint.address, timeouts, sent.head, sent.body, key)
+        self.note(step.number, step.endpoint.address, sent, key)
         assert call.match is not None
         if call.match.mirrors:
             self.seen.append(call.match.mirrors)
