@@ -186,8 +186,8 @@ def _response(received: httpx.Response, request: requests.PreparedRequest, adapt
     message = Message()  # where the session looks for cookies
     for name, value in fields:
         message[name] = value
-    raw = HTTPResponse(
-        body=io.BufferedReader(_Body(received), 65536),
+    raw = _RawResponse(
+        body=_Reader(_Body(received), 65536),
         headers=HTTPHeaderDict(fields),
         status=received.status_code,
         version=11,
@@ -202,6 +202,22 @@ def _response(received: httpx.Response, request: requests.PreparedRequest, adapt
     response.connection = cast(HTTPAdapter, adapter)  # as requests' own does it
     response.mesh = received.extensions["mesh"]  # type: ignore[attr-defined]  # documented
     return response
+
+
+class _RawResponse(HTTPResponse):
+    """A response whose finaliser does not close it.
+
+    Closing takes the locks of pools, and finalisers run wherever the collector finds time, perhaps in a thread that holds
+    one. The stream within says by itself that it was dropped; this holds for the two classes below as well.
+    """
+
+    def __del__(self) -> None:
+        pass
+
+
+class _Reader(io.BufferedReader):
+    def __del__(self) -> None:
+        pass
 
 
 class _Body(io.RawIOBase):
@@ -238,6 +254,9 @@ class _Body(io.RawIOBase):
                 self._stream.close()
             finally:
                 super().close()
+
+    def __del__(self) -> None:
+        pass
 
 
 def _with_record(found: HTTPError, error: httpx.TransportError) -> HTTPError:

@@ -1,5 +1,6 @@
 """`requests` over the mesh, with the real library."""
 
+import gc
 import io
 import socket
 import threading
@@ -182,3 +183,27 @@ def test_bodies_that_are_wrong_from_their_first_byte_are_errors_of_requests(raw_
         with session.get("http://checkout/", stream=True) as response:
             assert 200 == response.status_code
     assert (0, 0) == mesh.held("c")
+
+
+@pytest.mark.parametrize("read", [0, 10])
+def test_finaliser_of_a_dropped_response_takes_no_lock(
+    session: requests.Session, mesh: Any, server: Any, read: int
+) -> None:
+    response = session.get("http://checkout/mebibytes?count=8", stream=True, timeout=5)
+    response.raw.read(read)
+    pools = session.get_adapter("http://checkout")._transport._pools  # type: ignore[attr-defined]
+    dropping = threading.Thread(target=_drop, args=([response],), daemon=True)
+    del response
+    with pools._lock:
+        dropping.start()
+        dropping.join(5)
+        is_waiting = dropping.is_alive()
+    dropping.join()
+    assert not is_waiting
+    assert session.get("http://checkout/echo", timeout=5).status_code == 200  # and what it held is given back
+    assert mesh.held("c") == (0, 0)
+
+
+def _drop(last: list[requests.Response]) -> None:
+    last.clear()
+    gc.collect()
