@@ -39,7 +39,7 @@ class Books(Generic[C]):
         # Guarded by the lock:
         self._lock = Lock()
         self._open: dict[ChannelKey, EndpointChannel[C]] = {}
-        self._leaving: set[EndpointChannel[C]] = set()  # retired, with calls on them
+        self._leaving: set[EndpointChannel[C]] = set()  # retired, with calls on them or being closed
         self._cores: dict[tuple[Options, grpc.Compression | None], CoreChannel[C]] = {}
         # Until when the relay has to serve, in monotonic seconds; None: the time begins with the next look.
         self._distrusted: dict[ChannelKey, float | None] = {}
@@ -164,17 +164,20 @@ class Books(Generic[C]):
                 if channel.is_closed:
                     continue
                 channel.is_closed = True
-                self._leaving.discard(channel)
                 if core is not None:
                     core.uses -= 1
                     if core.uses:
-                        channel.is_gone = True
+                        self._leaving.discard(channel)
                         continue
                     for kind, one in tuple(self._cores.items()):
                         if one is core:
                             del self._cores[kind]
-            channel.multicallables.clear()
-            self._dialler.close(channel.channel)
-            if channel.route is not None:
-                self._relay.release(channel.route)
-            channel.is_gone = True
+            try:
+                channel.multicallables.clear()
+                self._dialler.close(channel.channel)
+                if channel.route is not None:
+                    self._relay.release(channel.route)
+            finally:
+                with self._lock:
+                    # Not before it is closed: a fork waits for that.
+                    self._leaving.discard(channel)

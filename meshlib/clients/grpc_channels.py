@@ -11,6 +11,7 @@ credentials may be sent); or gRPC's own TLS, to which `grpc_core` hands endpoint
 """
 
 import asyncio
+import logging
 import os
 import ssl
 import threading
@@ -32,6 +33,7 @@ from meshlib.clients.grpc_endpoint import (
     EndpointChannel,
     Options,
 )
+from meshlib.clients.grpc_fork import Forks
 from meshlib.clients.source import MeshSource
 from meshlib.errors import IdentityError
 from meshlib.identity.certificates import parse_chain
@@ -47,13 +49,12 @@ from meshlib.view import ClusterState, View
 __all__ = ["Channels", "MeshChannels", "channels_of", "close_channels", "tls_status"]
 
 C = TypeVar("C")
+_LOG = logging.getLogger(__name__)
 
 # C-core's back-off grows to two minutes, in which an endpoint that is back would go on failing: outlier detection and
 # retries decide who is avoided, a channel only has to keep from dialling at every call.
 _INITIAL_BACKOFF_MS = 100
 _MAX_BACKOFF_MS = 1000
-_GATE_S = 5.0
-"""A fork takes milliseconds; what should go wrong in it must not stop calls for good."""
 _LOOK_S = 0.001
 
 
@@ -63,8 +64,7 @@ class Channels(Books[C]):
     def __init__(self, relay: TlsRelay, dialler: Dialler[C], on_secured: Callable[[], None]) -> None:
         """As `Books`."""
         super().__init__(relay, dialler, on_secured)
-        self._may_dial = threading.Event()
-        self._may_dial.set()
+        self._dialling = 0  # guarded by the lock: calls that make a channel
         _all_channels.add(self)
 
     def acquire(
@@ -94,27 +94,50 @@ class Channels(Books[C]):
             if channel is not None and (channel.expires_at is None or wall() <= channel.expires_at):
                 channel.calls.append(None)
                 return channel
-        # A thread that is about to fork has retired all channels, and waits for their calls.
-        self._may_dial.wait(_GATE_S)
+        self._begin_dialling()
         key = ChannelKey(*found)
-        # Outside the lock: certificates are read and a channel is made. Another thread may do the same meanwhile.
-        made = self._new(key, view, attempt)
-        with self._lock:
-            channel = self._open.get(key)
-            if channel is None:
-                channel = made
-                if key.address in self._addresses:
-                    self._open[key] = channel
-                else:
-                    # An attempt of an older configuration: for this call only.
-                    channel.is_retired = True
-                    self._leaving.add(channel)
-            channel.calls.append(None)
+        made: EndpointChannel[C] | None = None
+        try:
+            # Outside the lock: certificates are read and a channel is made. Another thread may do the same meanwhile.
+            made = self._new(key, view, attempt)
+        finally:
+            with self._lock:
+                self._dialling -= 1
+                if made is not None:
+                    channel = self._enter(made)
+                    channel.calls.append(None)
         if channel is not made:
             self._dispose((made,))
         if key.tls is not None:
             self._on_secured()
         return channel
+
+    def _begin_dialling(self) -> None:
+        """Count a call that is about to make a channel. It waits for threads that are about to fork.
+
+        These have retired all channels, and wait for their calls.
+        """
+        waits = self._dialler.waits_for_forks()
+        while True:
+            has_waited = waits and not _forks.wait_over()
+            with self._lock:
+                if not waits or has_waited or not _forks.are_under_way:
+                    self._dialling += 1
+                    return
+
+    def _enter(self, made: EndpointChannel[C]) -> EndpointChannel[C]:
+        """Put a new channel into the books, the lock being held; returns the one to use, which may be another thread's."""
+        key = made.key
+        channel = self._open.get(key)
+        if channel is not None:
+            self._retire((made,))
+            return channel
+        if key.address in self._addresses:
+            self._open[key] = made
+        else:
+            # An attempt of an older configuration: for this call only.
+            self._retire((made,))
+        return made
 
     def close(self, *, at_once: bool = False) -> None:
         """Retire every channel; those without calls are closed now, the others with their last call.
@@ -140,32 +163,34 @@ class Channels(Books[C]):
         """Before a fork: have calls end, let none begin, and close the channels.
 
         gRPC survives a fork with closed channels only, and with no other thread in it: else it skips its handlers, and calls
-        in the child hang. `resume` or `forget` must follow.
+        in the child hang. Calls that take longer than a fork waits are not waited for again by the next.
         """
         patience_s = self._dialler.fork_patience_s
-        with self._lock:
-            if patience_s:
-                self._may_dial.clear()
-            ending = tuple(channel for channel in self._open.values() if patience_s or not channel.calls)
-            for channel in ending:
-                del self._open[channel.key]
-            idle = self._retire(ending)
-        self._dispose(idle)
         give_up = monotonic() + patience_s
         pause = threading.Event()
-        while monotonic() < give_up and not all(channel.is_gone for channel in ending):
+        while True:
+            with self._lock:
+                ending = tuple(channel for channel in self._open.values() if patience_s or not channel.calls)
+                for channel in ending:
+                    del self._open[channel.key]
+                idle = self._retire(ending)
+            self._dispose(idle)
+            with self._lock:
+                lasting = tuple(channel for channel in self._leaving if not channel.outlasts_forks)
+                # gRPC's own threads do not wait for the fork when they try calls again: these are in the books anew.
+                is_still = not (lasting or self._dialling or self._open)
+            if is_still or monotonic() >= give_up:
+                break
             pause.wait(_LOOK_S)
+        for channel in lasting:
+            channel.outlasts_forks = True
         self._dialler.settle()
-
-    def resume(self) -> None:
-        """After a fork, in the parent: calls may begin again."""
-        self._may_dial.set()
 
     def forget(self) -> None:
         """After a fork, in the child: the parent's channels do not work here, and closing them could hang."""
         self._lock = Lock()
-        self._may_dial = threading.Event()
-        self._may_dial.set()
+        self._dialler.forget()
+        self._dialling = 0
         for channel in self._open.values():
             channel.expires_at = 0.0  # not to be taken again
         _inherited.append((self._open, self._cores))
@@ -360,29 +385,34 @@ _lock = Lock()
 _by_mesh: "weakref.WeakKeyDictionary[MeshSource, MeshChannels]" = weakref.WeakKeyDictionary()
 _all_channels: "weakref.WeakSet[Channels[Any]]" = weakref.WeakSet()
 _inherited: list[Any] = []
+_forks = Forks()
 
 
 def _before_fork() -> None:
+    _forks.begin()  # first of all: whatever fails below, `end` follows
     if _all_channels:
         keep_core()
+    # An exception in one must not keep the others from standing still: the interpreter would print and ignore it.
     for channels in tuple(_all_channels):
-        channels.quiesce()
+        try:
+            channels.quiesce()
+        except Exception:
+            _LOG.exception("error before a fork")
     for found in tuple(_by_mesh.values()):
-        found.core.close()
-
-
-def _after_fork_in_parent() -> None:
-    for channels in tuple(_all_channels):
-        channels.resume()
+        try:
+            found.core.close()
+        except Exception:
+            _LOG.exception("error before a fork")
 
 
 def _after_fork_in_child() -> None:
     global _lock
     _lock = Lock()
+    _forks.forget()
     for channels in tuple(_all_channels):
         channels.forget()
     for found in tuple(_by_mesh.values()):
         found._after_fork_in_child()
 
 
-os.register_at_fork(before=_before_fork, after_in_parent=_after_fork_in_parent, after_in_child=_after_fork_in_child)
+os.register_at_fork(before=_before_fork, after_in_parent=_forks.end, after_in_child=_after_fork_in_child)

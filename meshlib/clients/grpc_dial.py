@@ -62,8 +62,16 @@ class Dialler(Protocol[C]):
         """Run a function where channels can be made, now or soon; not at all when that place is gone."""
         ...
 
+    def waits_for_forks(self) -> bool:
+        """Whether this thread may wait until other threads have forked before it makes a channel."""
+        ...
+
     def settle(self) -> None:
         """Wait until what is being closed by threads of ours is closed."""
+        ...
+
+    def forget(self) -> None:
+        """After a fork, in the child: the other threads are not here."""
         ...
 
 
@@ -112,12 +120,23 @@ class SyncDialler:
         """As `Dialler.run`."""
         function()
 
+    def waits_for_forks(self) -> bool:
+        """As `Dialler.waits_for_forks`: gRPC's own threads may not, as the fork waits for channels that these work for."""
+        return not getattr(_here, "is_callback", False)
+
     def settle(self) -> None:
-        """As `Dialler.settle`."""
+        """As `Dialler.settle`; gRPC's own threads do not wait, as a channel that is being closed may wait for them."""
+        if getattr(_here, "is_callback", False):
+            return
         with self._lock:
             closers = tuple(self._closers)
         for thread in closers:
             thread.join(_SETTLE_S)
+
+    def forget(self) -> None:
+        """As `Dialler.forget`."""
+        self._lock = Lock()
+        self._closers = set()
 
     def _close(self, channel: grpc.Channel) -> None:
         try:
@@ -172,6 +191,13 @@ class AioDialler:
 
     def settle(self) -> None:
         """As `Dialler.settle`: the loop does it, or nobody."""
+
+    def waits_for_forks(self) -> bool:
+        """As `Dialler.waits_for_forks`: a loop does not stand still."""
+        return False
+
+    def forget(self) -> None:
+        """As `Dialler.forget`: the loop is not here, and nothing of it is used."""
 
     def _start(self, channel: grpc.aio.Channel) -> None:
         task = asyncio.get_running_loop().create_task(channel.close(None))

@@ -44,7 +44,8 @@ class EndpointChannel(Generic[C]):
         steering: Metadata that name the endpoint to core.
         multicallables: By kind, method and serializers; making one costs 3 us.
         calls: As many as there are calls on it; counted without a lock.
-        is_closed: Somebody closes it; `is_gone`: and is done with that.
+        is_closed: Somebody closes it, or has.
+        outlasts_forks: A fork has waited for its calls in vain.
     """
 
     __slots__ = (
@@ -54,10 +55,10 @@ class EndpointChannel(Generic[C]):
         "dialled",
         "expires_at",
         "is_closed",
-        "is_gone",
         "is_retired",
         "key",
         "multicallables",
+        "outlasts_forks",
         "route",
         "secrets",
         "steering",
@@ -86,7 +87,7 @@ class EndpointChannel(Generic[C]):
         self.calls: deque[None] = deque()
         self.is_retired = False
         self.is_closed = False
-        self.is_gone = False
+        self.outlasts_forks = False
 
     def multicallable(
         self,

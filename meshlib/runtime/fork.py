@@ -9,6 +9,7 @@ import logging
 import os
 import threading
 import weakref
+from collections.abc import Callable
 from typing import Protocol
 
 import grpc
@@ -57,21 +58,23 @@ def keep_core() -> None:
 
 def _before() -> None:
     keep_core()
-    for participant in list(_participants):
-        try:
-            participant.before_fork()
-        except Exception:
-            # An exception here would be printed and ignored by the interpreter, with the other participants not told.
-            _LOG.exception("error before a fork")
+    _tell("before a fork", lambda participant: participant.before_fork())
 
 
 def _in_parent() -> None:
-    for participant in list(_participants):
-        participant.after_fork_in_parent()
+    _tell("after a fork", lambda participant: participant.after_fork_in_parent())
 
 
 def _in_child() -> None:
     global _lock
     _lock = threading.Lock()
+    _tell("after a fork", lambda participant: participant.after_fork_in_child())
+
+
+def _tell(when: str, tell: Callable[[ForkAware], None]) -> None:
     for participant in list(_participants):
-        participant.after_fork_in_child()
+        try:
+            tell(participant)
+        except Exception:
+            # It would be printed and ignored by the interpreter, with the other participants not told.
+            _LOG.exception("error %s", when)
