@@ -43,6 +43,9 @@ PLACEHOLDER = os.devnull
 """gunicorn turns TLS on by the name of a certificate file; the context comes from the mesh and never reads it."""
 CERTIFICATE_SETTINGS = ("certfile", "keyfile", "ca_certs")
 NOTIFY_S = 0.5
+BOOT_S = 30.0
+"""gunicorn's default `timeout`: how long a worker may take to load the application. Without a `timeout` it may take any
+time, but a lease that nobody renews has to end."""
 
 
 class MeshWorker(ThreadWorker):  # type: ignore[misc]  # gunicorn has no annotations
@@ -167,7 +170,7 @@ class MeshWorker(ThreadWorker):  # type: ignore[misc]  # gunicorn has no annotat
         crew = MeshWorker._crew
         assert crew is not None
         if self._announcement is not None:
-            return self._announcement.leave(crew, self._berth, is_replaced=is_replaced)
+            return self._announcement.leave(crew, self._berth, handover_s=self._handover_s(), is_replaced=is_replaced)
         # Not announced yet, but the lease may be held for us.
         is_last = crew.leave(self._berth)
         if is_last:
@@ -177,6 +180,10 @@ class MeshWorker(ThreadWorker):  # type: ignore[misc]  # gunicorn has no annotat
                     service=service, address=_address(self.sockets), lease_id=crew.lease_id(service)
                 )
         return is_last
+
+    def _handover_s(self) -> float:
+        """Return how long workers that are loading may take until they renew the lease: the master kills slower ones."""
+        return float(self.cfg.timeout or BOOT_S) + float(_options()["timeout_s"])
 
 
 class _MixedConfig:

@@ -21,10 +21,6 @@ a margin for busy machines (the management server pushes within 0.1 s)."""
 LISTENER_TIMEOUT_S = 15.0
 """gRPC's own time for a resource that does not come (gRFC A57)."""
 
-HANDOVER_S = 15.0
-"""How long a lease is held for processes that are to share it and have not started yet. Connections wait in the
-backlog of their socket meanwhile."""
-
 SPEAKS_TLS = ("security.istio.io/tlsMode", "istio")
 """Istio's label of workloads that can speak mTLS. Where a listener takes both, clients learn by it that they may use it."""
 
@@ -89,7 +85,7 @@ class Announcement:
             if isinstance(config, InboundConfig):
                 mesh.leaving_addresses[self.address] = config
 
-    def leave(self, crew: Crew, berth: int, *, is_replaced: bool = False) -> bool:
+    def leave(self, crew: Crew, berth: int, *, handover_s: float, is_replaced: bool = False) -> bool:
         """End this process's part in a shared lease. Safe to call twice.
 
         Renewing stops before the others can see that we are gone, so who ends the lease is not contradicted. Where
@@ -98,6 +94,8 @@ class Announcement:
         Args:
             crew: Who shares it.
             berth: Ours.
+            handover_s: How long the lease is held where the others have yet to start: the time that they may take.
+                Connections wait in the backlog of their socket meanwhile.
             is_replaced: Someone follows, whether it can be seen already or not: the lease is not ended.
 
         Returns:
@@ -110,7 +108,7 @@ class Announcement:
         registration.release()
         crew.board(berth)
         if (is_replaced or not crew.is_alone(berth)) and not crew.is_renewed:
-            registration.hold(HANDOVER_S)
+            registration.hold(handover_s)
         is_out = crew.leave(berth) and not is_replaced
         if is_out:
             registration.withdraw()

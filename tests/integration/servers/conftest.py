@@ -240,6 +240,11 @@ class ManagementServer:
         answer = httpx.get(f"{self.admin}/v1/registrations", trust_env=False).json()["registrations"]
         return sorted(one["id"] for one in answer if one["service"] == service)
 
+    def lifetimes(self, service: str) -> dict[str, float]:
+        """How long each lease lives without a renewal, in seconds."""
+        answer = httpx.get(f"{self.admin}/v1/registrations", trust_env=False).json()["registrations"]
+        return {one["id"]: one["ttl_s"] for one in answer if one["service"] == service}
+
     def client_context(self, account: str | None, trust_domain: str = "cluster.local") -> ssl.SSLContext:
         """TLS as a client without meshlib speaks it; None: without a certificate."""
         context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)

@@ -4,6 +4,7 @@ import os
 import signal
 import time
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import httpx
@@ -103,6 +104,21 @@ def test_reload_and_max_requests_keep_the_instance_and_sigterm_fails_no_request(
             wait_for(lambda: len(calls.answers) > count + 20 or calls.failures, "the other one answers")
         assert [] == calls.failures
         assert 1 == len(world.server.leases("site"))
+
+
+def test_the_lease_is_held_for_as_long_as_a_new_worker_may_load(world: Any, wait_for: Any, tmp_path: Path) -> None:
+    """A worker that loaded for longer than 15 s, as on a busy machine, found its instance gone from the mesh."""
+    loading = tmp_path / "loading"
+    process = world.gunicorn("slow", "--workers", "1", "--timeout", "50", LOADS_WHILE=str(loading))
+    world.wait_serving("slow")
+    (lease,) = world.server.leases("slow")
+    loading.touch()
+    try:
+        process.send(signal.SIGHUP)
+        wait_for(lambda: world.server.lifetimes("slow") == {lease: 65.0}, "the lease is held for the new worker", 60.0)
+    finally:
+        loading.unlink()
+    wait_for(lambda: world.server.lifetimes("slow") == {lease: 5.0}, "the new worker renews it", 60.0)
 
 
 def test_a_killed_worker_leaves_the_lease_and_a_killed_master_ends_it(world: Any, wait_for: Any) -> None:

@@ -14,6 +14,9 @@ from django.urls import path, re_path
 from meshlib.integrations import default_mesh
 from meshlib.runtime.context import current_request
 
+while os.path.exists(os.environ.get("LOADS_WHILE", "")):
+    time.sleep(0.02)  # an application that takes its time
+
 settings.configure(
     SECRET_KEY=os.urandom(32).hex(),
     ALLOWED_HOSTS=["*"],
