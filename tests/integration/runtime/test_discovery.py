@@ -592,7 +592,7 @@ async def test_grpc_calls_wait_for_what_they_need_too(world: World, grpc_port: i
         assert own(b"", metadata=(("x-cluster", "g2"),), timeout=10) == b"grpc"
 
     @mesh.call("shop")
-    def plain_function() -> str:
+    def plain_function(endpoint: Any) -> str:
         return "never"
 
     with pytest.raises(MeshError):
