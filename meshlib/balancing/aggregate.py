@@ -1,24 +1,36 @@
 """How the load of an aggregate cluster is spread over its leaves.
 
 The priorities of all leaves stand in one row, those of the first leaf first, and load is spread over them as over the
-priorities of one cluster. A leaf gets what its priorities get together; it then chooses by its own rules. So the second
-leaf gets something only when the first has lost more than its overprovisioning covers.
+priorities of one cluster. So the second leaf gets something only when the first has lost more than its overprovisioning
+covers. What is drawn says also which priority of the leaf it is, and whether its healthy or its degraded hosts.
 
 Source: Envoy, "Aggregate cluster"; gRFC A37.
 """
 
 from collections.abc import Sequence
+from typing import NamedTuple
 
-from meshlib.balancing.priority import PriorityHealth, load_without, priority_load
-from meshlib.ports import Rng
+from meshlib.balancing.priority import PriorityHealth, PriorityPart, load_without, priority_load
 
-__all__ = ["LeafTable", "leaf_loads"]
+__all__ = ["LeafShare", "leaf_shares"]
 
 
-def leaf_loads(
+class LeafShare(NamedTuple):
+    """Attributes:
+    percent: Of the load, above 0.
+    leaf: Its index.
+    part: Of the leaf.
+    """
+
+    percent: int
+    leaf: int
+    part: PriorityPart
+
+
+def leaf_shares(
     leaves: Sequence[Sequence[PriorityHealth]], *, panic_threshold: int = 50, avoided: frozenset[int] | None = None
-) -> tuple[int, ...]:
-    """Return the per cent of load of each leaf.
+) -> list[LeafShare]:
+    """Return what gets load.
 
     Args:
         leaves: The priorities of each leaf, in the order of preference.
@@ -26,40 +38,25 @@ def leaf_loads(
         avoided: Priorities, by their place in the row, that a retry does not want; None: it is no such retry.
 
     Returns:
-        They sum to 100; all are 0 when no leaf has an endpoint that can be used.
+        They sum to 100. None when the priorities that are not avoided can take nothing, and when there is no endpoint.
     """
     row = [health for leaf in leaves for health in leaf]
+    places = [(leaf, number) for leaf, priorities in enumerate(leaves) for number in range(len(priorities))]
     if avoided is None:
         load = priority_load(row, panic_threshold=panic_threshold)
     else:
         left = load_without(row, avoided, panic_threshold=panic_threshold)
         if left is None:
-            return (0,) * len(leaves)
+            return []
         load = left
-    totals = [healthy + degraded for healthy, degraded in zip(load.healthy, load.degraded, strict=True)]
-    result, start = [], 0
-    for leaf in leaves:
-        result.append(sum(totals[start : start + len(leaf)]))
-        start += len(leaf)
-    return tuple(result)
-
-
-class LeafTable:
-    """Draws the index of a leaf by load; immutable."""
-
-    __slots__ = ("_table",)
-
-    def __init__(self, loads: Sequence[int]) -> None:
-        self._table = tuple(index for index, load in enumerate(loads) for _ in range(load))
-
-    def __bool__(self) -> bool:
-        return bool(self._table)
-
-    def choose(self, rng: Rng) -> int:
-        """Return the index of a leaf; that of the first one when none can be used."""
-        table = self._table
-        if not table:
-            return 0
-        first = table[0]
-        # Nearly always all goes to one leaf: no draw is needed then.
-        return first if first == table[-1] else table[int(rng.random() * 100)]
+    shares = [
+        LeafShare(percent, leaf, PriorityPart(number, is_degraded))
+        for is_degraded, percents in ((False, load.healthy), (True, load.degraded))
+        for percent, (leaf, number) in zip(percents, places, strict=True)
+        if percent
+    ]
+    if not shares:  # nothing can be used, and there is no panic: as in Envoy the first priority is to see to it
+        first = next((place for place, health in zip(places, row, strict=True) if health.hosts), None)
+        if first is not None:
+            shares = [LeafShare(100, first[0], PriorityPart(first[1], False))]
+    return shares

@@ -21,7 +21,9 @@ from meshlib.balancing.priority import (
     HashPriorityPicker,
     PriorityHealth,
     PriorityLoad,
+    PriorityPart,
     PriorityPicker,
+    load_of_part,
     load_without,
     priority_load,
 )
@@ -45,7 +47,14 @@ from meshlib.model.lb_policy import (
 from meshlib.model.snapshot import ClusterConfig
 from meshlib.ports import Pause, no_pause
 
-__all__ = ["build_picker", "build_retry_picker", "cluster_health", "priorities_of"]
+__all__ = [
+    "build_part_picker",
+    "build_picker",
+    "build_retry_picker",
+    "cluster_health",
+    "keeps_priorities",
+    "priorities_of",
+]
 
 _NOBODY = EmptyPicker()
 
@@ -181,6 +190,30 @@ def build_retry_picker(
     return _whole(config, priorities, memory, no_pause, avoided)
 
 
+def build_part_picker(
+    config: ClusterConfig, states: Mapping[str, EndpointState], memory: PolicyMemory, part: PriorityPart
+) -> Picker | None:
+    """Make the picker for requests to which an aggregate cluster has said where in this leaf they go.
+
+    Returns:
+        None: it is where the cluster sends all its requests anyway.
+    """
+    priorities = host_sets(config, states, memory.seed)
+    if config.cluster.subsets is None:
+        health = [health_of(priority, config) for priority in priorities]
+        if _load(config, health, None) == _load(config, health, part):
+            return None
+    return _whole(config, priorities, memory, no_pause, part)
+
+
+def keeps_priorities(config: ClusterConfig) -> bool:
+    """Whether a policy goes by the hash alone, and lets nobody else choose the priority (Envoy's)."""
+    policy = config.cluster.lb_policy
+    while isinstance(policy, RandomSubsetting):
+        policy = policy.child
+    return isinstance(policy, RingHash | Maglev)
+
+
 def priorities_of(
     config: ClusterConfig, states: Mapping[str, EndpointState], chosen: Sequence[EndpointState], seed: int = 0
 ) -> frozenset[int]:
@@ -196,29 +229,36 @@ def _whole(
     priorities: Sequence[PriorityHosts],
     shared: PolicyMemory,
     pause: Pause,
-    avoided: frozenset[int] | None,
+    wanted: frozenset[int] | PriorityPart | None,
 ) -> Picker:
     subsets = config.cluster.subsets
     if subsets is None:
         weighted = config.cluster.locality_weighted
-        return _picker(config, priorities, shared, pause, locality_weighted=weighted, avoided=avoided)
+        return _picker(config, priorities, shared, pause, locality_weighted=weighted, wanted=wanted)
     # Without the option, the localities of a subset have no weights.
     weighted = config.cluster.locality_weighted and subsets.locality_weight_aware
     return SubsetPicker(
         subsets,
         priorities,
-        lambda chosen: _picker(config, chosen, shared, pause, locality_weighted=weighted, avoided=avoided),
+        lambda chosen: _picker(config, chosen, shared, pause, locality_weighted=weighted, wanted=wanted),
         pause,
     )
 
 
 def _load(
-    config: ClusterConfig, health: Sequence[PriorityHealth], avoided: frozenset[int] | None
+    config: ClusterConfig, health: Sequence[PriorityHealth], wanted: frozenset[int] | PriorityPart | None
 ) -> PriorityLoad | None:
+    """Spread the load.
+
+    Args:
+        wanted: Priorities that a retry avoids, or where an aggregate cluster sends a request; None: as usual.
+    """
     factor, threshold = config.assignment.overprovisioning_factor, int(config.cluster.panic_threshold_percent)
-    if avoided is None:
+    if wanted is None:
         return priority_load(health, overprovisioning_factor=factor, panic_threshold=threshold)
-    return load_without(health, avoided, overprovisioning_factor=factor, panic_threshold=threshold)
+    if isinstance(wanted, PriorityPart):
+        return load_of_part(health, wanted, overprovisioning_factor=factor, panic_threshold=threshold)
+    return load_without(health, wanted, overprovisioning_factor=factor, panic_threshold=threshold)
 
 
 def _picker(
@@ -228,16 +268,16 @@ def _picker(
     pause: Pause,
     *,
     locality_weighted: bool,
-    avoided: frozenset[int] | None,
+    wanted: frozenset[int] | PriorityPart | None,
 ) -> Picker:
     """Make the picker over the hosts of a cluster, or over some of them.
 
     Args:
-        avoided: Priorities that a retry does not want; None: it is no such retry.
+        wanted: As with `_load`.
     """
     health = [health_of(priority, config) for priority in priorities]
     pause()
-    load = _load(config, health, avoided)
+    load = _load(config, health, wanted)
     if load is None:
         return _NOBODY
     policy = config.cluster.lb_policy

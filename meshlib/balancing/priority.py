@@ -9,13 +9,22 @@ Source: Envoy, "Priority levels", "Degraded endpoints" and "Panic threshold".
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Final
+from typing import Final, NamedTuple
 
 from meshlib.balancing.endpoint_state import EndpointState
 from meshlib.balancing.picker import HostPicker
 from meshlib.ports import Rng
 
-__all__ = ["HashPriorityPicker", "PriorityHealth", "PriorityLoad", "PriorityPicker", "load_without", "priority_load"]
+__all__ = [
+    "HashPriorityPicker",
+    "PriorityHealth",
+    "PriorityLoad",
+    "PriorityPart",
+    "PriorityPicker",
+    "load_of_part",
+    "load_without",
+    "priority_load",
+]
 
 
 @dataclass(frozen=True, slots=True)
@@ -158,6 +167,31 @@ def load_without(
         loads = [load + share for load, share in zip(loads, more, strict=True)]
     count = len(priorities)
     return PriorityLoad(tuple(loads[:count]), tuple(loads[count:]), usual.is_panicking)
+
+
+class PriorityPart(NamedTuple):
+    """The healthy, or the degraded, hosts of a priority."""
+
+    priority: int
+    is_degraded: bool
+
+
+def load_of_part(
+    priorities: Sequence[PriorityHealth],
+    part: PriorityPart,
+    *,
+    overprovisioning_factor: int = 140,
+    panic_threshold: int = 50,
+) -> PriorityLoad:
+    """Give all load to a part of one priority. Which priorities panic stays as it is.
+
+    Source: Envoy, `AggregateLoadBalancerContext::determinePriorityLoad`.
+    """
+    usual = priority_load(priorities, overprovisioning_factor=overprovisioning_factor, panic_threshold=panic_threshold)
+    nothing = (0,) * len(priorities)
+    all_ = tuple(100 if number == part.priority else 0 for number in range(len(priorities)))
+    healthy, degraded = (nothing, all_) if part.is_degraded else (all_, nothing)
+    return PriorityLoad(healthy, degraded, usual.is_panicking)
 
 
 class PriorityPicker(HostPicker):

@@ -1,10 +1,11 @@
 """Which endpoint an attempt goes to, where the policy of the cluster is not alone in saying so."""
 
+from meshlib.balancing.build import keeps_priorities
 from meshlib.balancing.endpoint_state import EndpointState
 from meshlib.balancing.picker import Picker
 from meshlib.call.endings import CallEndings
 from meshlib.call.named import named_endpoints
-from meshlib.call.retry_hosts import MAX_UNREACHABLE, TriedPriorities, another_host, keeps_priorities, unwanted_hosts
+from meshlib.call.retry_hosts import MAX_UNREACHABLE, TriedPriorities, another_host, unwanted_hosts
 from meshlib.model.lb_policy import Maglev, RandomSubsetting, RingHash
 from meshlib.model.outcome import Failure, FailureKind
 from meshlib.routing.hash_policy import CookieMaker, cluster_hash
@@ -27,7 +28,7 @@ class HostChoice(CallEndings):
             return found
         retry, tried = self._plan.retry, self._tried
         if tried and retry is not None and retry.priority_update:
-            picker = self._other_priorities(cluster)
+            picker = self._other_priorities(cluster, picker)
         if picker.has_subsets:
             picker = picker.within(match.criteria)
         hash_ = self._hash_for(match, cluster) if picker.uses_hash else None
@@ -64,15 +65,14 @@ class HostChoice(CallEndings):
                 return True
         return False
 
-    def _other_priorities(self, cluster: ClusterState) -> Picker:
+    def _other_priorities(self, cluster: ClusterState, usual: Picker) -> Picker:
         """Return the picker of a retry which avoids the priorities that were tried."""
-        if keeps_priorities(cluster):
-            return cluster.picker
         assert self.match is not None
-        routed = self.target.clusters.get(self.match.cluster)
         # Of an aggregate cluster they were avoided when its leaf was chosen.
-        avoided = self._avoided if isinstance(routed, AggregateState) else self._tried_priorities(cluster)
-        return cluster.picker if avoided is None else cluster.picker_without(avoided) or cluster.picker
+        if keeps_priorities(cluster.config) or isinstance(self.target.clusters.get(self.match.cluster), AggregateState):
+            return usual
+        avoided = self._tried_priorities(cluster)
+        return usual if avoided is None else cluster.picker_without(avoided) or usual
 
     def _tried_priorities(self, cluster: ClusterState) -> frozenset[int] | None:
         """Return the priorities that a retry avoids; None: load is spread as usual."""
@@ -84,16 +84,13 @@ class HostChoice(CallEndings):
         self._priorities.add(self._tried[-1])
         return self._priorities.avoided(cluster, retry.priority_update)
 
-    def _next_leaf(self, routed: AggregateState) -> ClusterState:
-        """Return the leaf of an aggregate cluster that a retry goes to."""
+    def _next_leaf(self, routed: AggregateState) -> tuple[ClusterState, Picker]:
+        """Return the leaf of an aggregate cluster that a retry goes to, and its picker."""
         if self._elsewhere is not None:
-            return self._elsewhere[0]
+            leaf = self._elsewhere[0]
+            return leaf, leaf.picker
         avoided = self._tried_priorities(routed)
-        self._avoided = None
-        if avoided is None:
-            return routed.choose(self._rng)
-        leaf, self._avoided = routed.choose_without(avoided, self._rng)
-        return leaf
+        return routed.choose(self._rng) if avoided is None else routed.choose_without(avoided, self._rng)
 
     def _of_session(self, session: Session, cluster: ClusterState) -> tuple[EndpointState | None, bool]:
         """Return the endpoint that the request belongs to, and whether without it no other may be taken."""

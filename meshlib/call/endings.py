@@ -128,8 +128,6 @@ class CallEndings(CallFacts):
     _wake_at: float | None = None
     _is_timeout_retry = False
     _priorities: TriedPriorities | None = None
-    # Those of the leaf that a retry has moved to.
-    _avoided: frozenset[int] | None = None
     # Of a gRPC call: what it could not connect to, and where it goes instead.
     _unreachable: list[EndpointState] = []  # noqa: RUF012 - `_goes_elsewhere` makes the call's own
     _elsewhere: tuple[ClusterState, EndpointState] | None = None

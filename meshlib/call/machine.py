@@ -4,6 +4,7 @@ from collections.abc import Iterable
 from dataclasses import replace
 
 from meshlib.balancing.endpoint_state import EndpointState
+from meshlib.balancing.picker import Picker
 from meshlib.call.beginning import Beginnings
 from meshlib.call.choosing import HostChoice
 from meshlib.call.endings import DELAYED, DONE, NEW, RUNNING, WAITING
@@ -252,9 +253,9 @@ class Call(Beginnings, HostChoice):
             return self._local(MAINTENANCE)
         # Retries, hashes and copies are the business of the cluster that the route names, also if it is an aggregate;
         # attempts are that of the leaf. Drops are Envoy's `cluster` and gRPC's leaf (A37).
-        routed, drops = cluster, cluster.drops
+        routed, drops, picker = cluster, cluster.drops, cluster.picker
         if cluster.is_aggregate:
-            cluster = cluster.choose(self._rng)
+            cluster, picker = cluster.choose(self._rng)
             if profile.grpc_drops:
                 drops = cluster.drops
         self.cluster = cluster
@@ -295,7 +296,7 @@ class Call(Beginnings, HostChoice):
             ways = self.target.ways
             if match not in ways or ((way := ways[match]) is not None and way.config is not cluster.config):
                 self._keep_http_way(match, cluster)
-        return self._attempt(match, cluster, now)
+        return self._attempt(match, cluster, picker, now)
 
     def _set_end(self, options: Cluster, head: RequestHead, now: float) -> None:
         """Work out when the call, and its attempts, must be over."""
@@ -359,7 +360,7 @@ class Call(Beginnings, HostChoice):
         self._set_end(way.config.cluster, self.head, now)
         if isinstance(begun, LocalReply):
             return self._unable(begun)
-        return self._attempt(way.match, way.cluster, now, begun)
+        return self._attempt(way.match, way.cluster, way.cluster.picker, now, begun)
 
     # --- attempts ------------------------------------------------------------------------------------------------
 
@@ -367,18 +368,24 @@ class Call(Beginnings, HostChoice):
         assert self.match is not None and self.cluster is not None
         routed = self.target.clusters.get(self.match.cluster)
         if isinstance(routed, AggregateState):
-            self._move(self._next_leaf(routed))
-        return self._attempt(self.match, self.cluster, now)
+            leaf, picker = self._next_leaf(routed)
+            self._move(leaf)
+            return self._attempt(self.match, leaf, picker, now)
+        return self._attempt(self.match, self.cluster, self.cluster.picker, now)
 
     def _attempt(
-        self, match: RouteMatch, cluster: ClusterState, now: float, state: EndpointState | None = None
+        self, match: RouteMatch, cluster: ClusterState, picker: Picker, now: float, state: EndpointState | None = None
     ) -> Step:
-        """Make an attempt; `state`: its endpoint is chosen and counted in."""
+        """Make an attempt.
+
+        Args:
+            picker: The cluster's, or that for the part of it which an aggregate cluster has chosen.
+            state: The endpoint, when it is chosen and counted in.
+        """
         deadline, tried = self._ends_at, self._tried
         if state is None:
             if deadline is not None and now >= deadline:
                 return self._expired(now)
-            picker = cluster.picker
             cluster.memory.now = now
             if match.session is not None and not tried:
                 state, is_final = self._of_session(match.session, cluster)

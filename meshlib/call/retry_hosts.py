@@ -9,13 +9,12 @@ from typing import overload
 
 from meshlib.balancing.endpoint_state import EndpointState
 from meshlib.balancing.picker import Picker
-from meshlib.model.lb_policy import Maglev, RandomSubsetting, RingHash
 from meshlib.model.retry import RetryPolicy
 from meshlib.model.subset import MatchCriteria
 from meshlib.ports import Rng
 from meshlib.view import ClusterState
 
-__all__ = ["MAX_UNREACHABLE", "TriedPriorities", "another_host", "keeps_priorities", "unwanted_hosts"]
+__all__ = ["MAX_UNREACHABLE", "TriedPriorities", "another_host", "unwanted_hosts"]
 
 MAX_UNREACHABLE = 8
 """Endpoints that one gRPC call tries to connect to before it fails. gRPC, which connects before calls come, has no such
@@ -98,14 +97,6 @@ def another_host(
             return state
         picker = cluster.picker_without(cluster.priorities_of(unreachable))
     return None
-
-
-def keeps_priorities(cluster: ClusterState) -> bool:
-    """Whether a cluster's policy goes by the hash alone, and does not let a retry choose the priority (Envoy's)."""
-    policy = cluster.config.cluster.lb_policy
-    while isinstance(policy, RandomSubsetting):
-        policy = policy.child
-    return isinstance(policy, RingHash | Maglev)
 
 
 class TriedPriorities:

@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 
-from meshlib.balancing.aggregate import LeafTable, leaf_loads
+from meshlib.balancing.aggregate import leaf_shares
 from meshlib.balancing.build import cluster_health
 from meshlib.balancing.endpoint_state import EndpointState
 from meshlib.balancing.picker import Picker
@@ -13,6 +13,9 @@ from meshlib.ports import Rng
 from meshlib.view.cluster_state import ClusterState
 
 __all__ = ["AggregateState"]
+
+Table = tuple[tuple[ClusterState, Picker], ...]
+"""By per cent of the load: a leaf, and its picker for the priority, and the hosts of it, that the aggregate has chosen."""
 
 
 class AggregateState(ClusterState):
@@ -36,22 +39,22 @@ class AggregateState(ClusterState):
     ) -> None:
         self.leaves: tuple[ClusterState, ...] = ()
         # The table, and what it was made of: the leaves' pickers, which are new whenever anything of their hosts is.
-        self._made: tuple[tuple[Picker, ...], LeafTable] = ((), LeafTable(()))
+        self._made: tuple[tuple[Picker, ...], Table] = ((), ())
         # The same for retries, by the priorities that they avoid.
-        self._made_without: tuple[tuple[Picker, ...], dict[frozenset[int], LeafTable]] = ((), {})
+        self._made_without: tuple[tuple[Picker, ...], dict[frozenset[int], Table]] = ((), {})
         super().__init__(config, now, seed, safety, home)
 
-    def choose(self, rng: Rng) -> ClusterState:
-        """Return the leaf for one attempt; the cluster itself, which has no endpoints, when there is none."""
-        leaves = self.leaves
-        if len(leaves) < 2:
-            return leaves[0] if leaves else self
-        pickers = tuple([leaf.picker for leaf in leaves])
+    def choose(self, rng: Rng) -> tuple[ClusterState, Picker]:
+        """Return the leaf for one attempt and its picker; the cluster itself, which has no endpoints, when there is none."""
+        pickers = tuple([leaf.picker for leaf in self.leaves])
         made, table = self._made
         if made != pickers:
             table = self._table(None)
             self._made = (pickers, table)
-        return leaves[table.choose(rng)]
+        if table:
+            return _draw(table, rng)
+        leaf = self.leaves[0] if self.leaves else self
+        return leaf, leaf.picker
 
     def priorities_of(self, states: Sequence[EndpointState]) -> frozenset[int]:
         """Return the priorities which some endpoints are of, by their place in the row of all leaves' priorities."""
@@ -65,17 +68,15 @@ class AggregateState(ClusterState):
     def can_avoid(self, avoided: frozenset[int]) -> bool:
         return bool(self._without(avoided))
 
-    def choose_without(self, avoided: frozenset[int], rng: Rng) -> tuple[ClusterState, frozenset[int]]:
-        """Return the leaf for a retry, and which of its own priorities are avoided.
+    def choose_without(self, avoided: frozenset[int], rng: Rng) -> tuple[ClusterState, Picker]:
+        """Return the leaf for a retry, and its picker.
 
         Args:
             avoided: As from `priorities_of`; `can_avoid` has said that it can be done.
         """
-        chosen = self._without(avoided).choose(rng)
-        start = sum(leaf.priority_count for leaf in self.leaves[:chosen])
-        return self.leaves[chosen], frozenset(number - start for number in avoided if number >= start)
+        return _draw(self._without(avoided), rng)
 
-    def _without(self, avoided: frozenset[int]) -> LeafTable:
+    def _without(self, avoided: frozenset[int]) -> Table:
         pickers = tuple([leaf.picker for leaf in self.leaves])
         origin, made = self._made_without
         if origin != pickers:
@@ -84,7 +85,18 @@ class AggregateState(ClusterState):
             made[avoided] = self._table(avoided)
         return made[avoided]
 
-    def _table(self, avoided: frozenset[int] | None) -> LeafTable:
-        health = [cluster_health(leaf.config, leaf.states, leaf.memory.seed) for leaf in self.leaves]
+    def _table(self, avoided: frozenset[int] | None) -> Table:
+        leaves = self.leaves
+        health = [cluster_health(leaf.config, leaf.states, leaf.memory.seed) for leaf in leaves]
         threshold = int(self.config.cluster.panic_threshold_percent)
-        return LeafTable(leaf_loads(health, panic_threshold=threshold, avoided=avoided))
+        result: list[tuple[ClusterState, Picker]] = []
+        for percent, number, part in leaf_shares(health, panic_threshold=threshold, avoided=avoided):
+            leaf = leaves[number]
+            result += [(leaf, leaf.picker_of(part))] * percent
+        return tuple(result)
+
+
+def _draw(table: Table, rng: Rng) -> tuple[ClusterState, Picker]:
+    first = table[0]
+    # Nearly always all goes to one place: no draw is needed then.
+    return first if first is table[-1] else table[int(rng.random() * 100)]

@@ -3,10 +3,17 @@
 from collections.abc import Mapping, Sequence
 from typing import Final
 
-from meshlib.balancing.build import build_picker, build_retry_picker, priorities_of
+from meshlib.balancing.build import (
+    build_part_picker,
+    build_picker,
+    build_retry_picker,
+    keeps_priorities,
+    priorities_of,
+)
 from meshlib.balancing.endpoint_state import EndpointState
 from meshlib.balancing.memory import PolicyMemory
 from meshlib.balancing.picker import Picker
+from meshlib.balancing.priority import PriorityPart
 from meshlib.balancing.zone_aware import Home
 from meshlib.events import Event, HostEjected, HostUnejected
 from meshlib.model.cluster import AuthorityNames
@@ -73,6 +80,7 @@ class ClusterState(AttemptCounts):
         "_generation",
         "_given",
         "_kept",
+        "_part_pickers",
         "_retry_pickers",
         "_tls",
         "checks",
@@ -123,6 +131,7 @@ class ClusterState(AttemptCounts):
         self.trials: Trials | None = None
         self.has_lost = False
         self._retry_pickers: tuple[Picker | None, dict[frozenset[int], Picker | None]] = (None, {})
+        self._part_pickers: tuple[Picker | None, dict[PriorityPart, Picker]] = (None, {})
         self.checks: HealthChecks | None = None
         self._tls = EndpointTls(config.cluster)
         self._configure(config, now)
@@ -302,6 +311,18 @@ class ClusterState(AttemptCounts):
             made[avoided] = build_retry_picker(self.config, self.states, self.memory, avoided)
         return made[avoided]
 
+    def picker_of(self, part: PriorityPart) -> Picker:
+        """Return the picker for requests that an aggregate cluster sends to a part of this one."""
+        usual = self.picker
+        if keeps_priorities(self.config):
+            return usual
+        origin, made = self._part_pickers
+        if origin is not usual:
+            origin, made = self._part_pickers = (usual, {})
+        if part not in made:
+            made[part] = build_part_picker(self.config, self.states, self.memory, part) or usual
+        return made[part]
+
     def tls_for(self, endpoint: Endpoint) -> ClientTls | None:
         """As `EndpointTls.of`."""
         return self._tls.of(endpoint)
@@ -344,9 +365,9 @@ class ClusterState(AttemptCounts):
                 return state
         return None
 
-    def choose(self, rng: Rng) -> "ClusterState":
-        """Return the cluster whose endpoints the next attempt chooses from: itself, unless it is an aggregate."""
-        return self
+    def choose(self, rng: Rng) -> "tuple[ClusterState, Picker]":
+        """Return the cluster whose endpoints the next attempt chooses from, and how: itself, unless it is an aggregate."""
+        return self, self.picker
 
     def succeeded(
         self, breaker: CircuitBreaker, state: EndpointState, now: float, rng: Rng

@@ -182,8 +182,6 @@ class CombinationGenerator(SubsetGenerator, SessionGenerator):
     def _endpoint(self) -> Json:
         result = super()._endpoint()
         known = result.setdefault("metadata", {}).setdefault("filter_metadata", {}).setdefault("envoy.lb", {})
-        if self._has_aggregate and result["health_status"] == "DEGRADED":
-            result["health_status"] = "UNKNOWN"
         known["hash_key"] = f"key-{self._host}"  # the port in its address is another one in each run
         if self._maybe(0.25):
             known["canary"] = self._pick(True, True, False)
@@ -203,8 +201,6 @@ class CombinationGenerator(SubsetGenerator, SessionGenerator):
         if kind is HostGenerator and self._session_kind:
             kind = SessionGenerator
         result: Json = kind.cluster(self, number)
-        if self._has_aggregate:
-            result["common_lb_config"].pop("healthy_panic_threshold", None)
         if self._has_retry_priority and kind is SubsetGenerator:
             _without_second_looks(result)
         self._hosts = self._host

@@ -8,13 +8,20 @@ import pytest
 
 from meshlib.call import Attempt, Done, Sleep
 from meshlib.model.cluster import AggregateDiscovery, CircuitBreakers, Cluster, EdsDiscovery, OutlierDetection
-from meshlib.model.endpoint import ClusterLoadAssignment, DropOverload, Endpoint, HealthStatus
+from meshlib.model.endpoint import (
+    ClusterLoadAssignment,
+    DropOverload,
+    Endpoint,
+    HealthStatus,
+    Locality,
+    LocalityEndpoints,
+)
 from meshlib.model.matcher import Fraction
 from meshlib.model.outcome import LocalReply, Response
 from meshlib.model.retry import RetryPolicy
 from meshlib.model.route import MirrorPolicy
 from meshlib.model.snapshot import ClusterConfig, Snapshot
-from meshlib.testing import merge, service
+from meshlib.testing import SeededRng, merge, service
 
 MakeDriver = Callable[..., Any]
 RETRY = RetryPolicy(frozenset({"5xx"}))
@@ -134,3 +141,44 @@ def test_no_usable_leaf_is_no_healthy_upstream(driver: MakeDriver) -> None:
     assert isinstance(step, Done)
     assert isinstance(step.result, LocalReply)
     assert "UH" == step.result.flag
+
+
+def places(driver: MakeDriver, near: LocalityEndpoints | tuple[LocalityEndpoints, ...], *leaves: str) -> set[str]:
+    """Return where calls to an aggregate may go, by chance; "" for nowhere. The leaf `near` never panics by itself."""
+    groups = near if isinstance(near, tuple) else (near,)
+    calm = Cluster("", EdsDiscovery(""), panic_threshold_percent=0.0)
+    snapshot = merge(service("all"), service("near", template=calm), service("far", "h:9"))
+    config = snapshot.clusters["near"]
+    assert isinstance(config, ClusterConfig)
+    near_ = replace(config, assignment=ClusterLoadAssignment("near", groups))
+    aggregate = ClusterConfig(Cluster("all", AggregateDiscovery(leaves)), ClusterLoadAssignment("all"), "", leaves)
+    d = driver(replace(snapshot, clusters={**snapshot.clusters, "near": near_, "all": aggregate}), rng=SeededRng(1))
+    found = set()
+    for _ in range(100):
+        call = d.call()
+        step = call.start(d.clock())
+        found.add(step.endpoint.address if isinstance(step, Attempt) else "")
+        call.close(d.clock())
+    return found
+
+
+def group(priority: int, *healths: HealthStatus) -> LocalityEndpoints:
+    """Endpoints `PRIORITY:NUMBER` of some health."""
+    endpoints = tuple(Endpoint(f"{priority}:{number}", health=health) for number, health in enumerate(healths))
+    return LocalityEndpoints(Locality(str(priority)), endpoints, priority=priority, weight=1)
+
+
+UP, WEAK, DOWN = HealthStatus.HEALTHY, HealthStatus.DEGRADED, HealthStatus.UNHEALTHY
+
+
+def test_the_aggregate_says_whether_degraded_endpoints_take_part(driver: MakeDriver) -> None:
+    # The leaf alone would share 35 to 35; in the row the healthy endpoint of the other leaf comes before the degraded.
+    near = group(0, UP, WEAK, DOWN, DOWN)
+    assert {"0:0", "h:9"} == places(driver, near, "near", "far")
+    assert {"0:0", "0:1"} == places(driver, near, "near")
+
+
+def test_the_aggregates_panic_may_lead_to_a_priority_without_healthy_endpoints(driver: MakeDriver) -> None:
+    # By itself the leaf would send all to the one healthy endpoint; the aggregate panics, and goes by numbers.
+    near = (group(0, DOWN), group(1, UP, DOWN, DOWN, DOWN))
+    assert {"", "1:0"} == places(driver, near, "near")
