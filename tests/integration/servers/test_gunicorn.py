@@ -112,6 +112,8 @@ def test_the_lease_is_held_for_as_long_as_a_new_worker_may_load(world: Any, wait
     process = world.gunicorn("slow", "--workers", "1", "--timeout", "50", LOADS_WHILE=str(loading))
     world.wait_serving("slow")
     (lease,) = world.server.leases("slow")
+    with world.client("gateway", "slow") as client:
+        assert 200 == client.get("http://slow/users/7").status_code  # the worker has done more than announce itself
     loading.touch()
     try:
         process.send(signal.SIGHUP)
