@@ -201,7 +201,7 @@ class MeshEngine(TargetDesk, EventHooks):
         for event in view.sweep(now, self.rng):
             self.emit(event)
         view.keep_time(clocks.wall() - now)
-        self._tidying_up.run()
+        self._tidying_up.run(lambda: self._is_closed)
 
     def changed(self) -> None:
         """Have everyone who waits look again. Called by the control thread."""

@@ -22,8 +22,12 @@ class TidyingUp:
         with self._lock:
             self._known.append(weakref.WeakMethod(tidy))
 
-    def run(self) -> None:
-        """Call them; never raises."""
+    def run(self, is_closed: Callable[[], bool] = lambda: False) -> None:
+        """Call them; never raises.
+
+        Args:
+            is_closed: Whether the mesh is; another thread may close it meanwhile, and there is nothing to tidy then.
+        """
         with self._lock:
             self._known = [one for one in self._known if one() is not None]
             known = tuple(self._known)
@@ -31,9 +35,13 @@ class TidyingUp:
             tidy = one()
             if tidy is None:
                 continue
+            if is_closed():
+                return
             try:
                 tidy()
             except Exception:
+                if is_closed():
+                    return
                 _LOG.exception("%r failed", tidy)
 
     def after_fork_in_child(self) -> None:

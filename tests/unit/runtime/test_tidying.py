@@ -1,6 +1,8 @@
 import gc
 import logging
 
+import pytest
+
 import meshlib
 from meshlib.runtime.tidying import TidyingUp
 
@@ -52,3 +54,22 @@ def test_a_mesh_tidies_up_with_its_other_periodic_work_and_knows_its_transports(
     mesh.tick(mesh.clock())
     assert 1 == room.tidied
     assert 1 + len(transports) == len(mesh._tidying_up)
+
+
+def test_a_mesh_that_is_closed_meanwhile_is_no_failure(caplog: pytest.LogCaptureFixture) -> None:
+    """Its end had a traceback in the log, when the control thread was just about to tidy up."""
+
+    class Closing:
+        is_closed = False
+        calls = 0
+
+        def tidy(self) -> None:
+            self.is_closed = True
+            self.calls += 1
+            raise RuntimeError("the mesh is closed")
+
+    closing, tidying = Closing(), TidyingUp()
+    tidying.add(closing.tidy)
+    tidying.run(lambda: closing.is_closed)
+    tidying.run(lambda: closing.is_closed)
+    assert (1, []) == (closing.calls, caplog.messages)
