@@ -18,6 +18,7 @@ import grpc.aio
 from server_apart import ServerApart, find_helpers
 
 from meshlib.clients.grpc_aio import AioMeshChannel
+from meshlib.clients.grpc_dial import SyncDialler
 from meshlib.clients.grpc_sync import MeshChannel
 
 UNARY = "/test.Service/Unary"
@@ -46,6 +47,7 @@ def busy() -> None:
     find_helpers()
     from conftest import Mesh  # type: ignore[import-not-found]  # beside this file
 
+    SyncDialler.fork_patience_s = 20.0  # on a busy machine a call may take longer than a fork waits
     server = ServerApart()
     mesh, answer = Mesh(), b"%d x" % server.port
     mesh.serve(server.address)
