@@ -371,7 +371,9 @@ class CombinationGenerator(SubsetGenerator, SessionGenerator):
         if self._maybe(chance):
             result["request_headers_to_add"] = [self._added(_REQUEST_HEADERS) for _ in range(self._pick(1, 2))]
         if self._maybe(chance / 2):
-            result["request_headers_to_remove"] = [self._pick("x-other", "x-may", "x-envoy-retry-on", "x-weight")]
+            # Without the header by which a split is drawn, it would be by chance where a redirect leads.
+            weight = () if self._is_redirecting else (WEIGHT_HEADER,)
+            result["request_headers_to_remove"] = [self._pick("x-other", "x-may", "x-envoy-retry-on", *weight)]
         if self._maybe(chance):
             headers = _RESPONSE_HEADERS if not self._is_redirecting else _RESPONSE_HEADERS[2:]
             result["response_headers_to_add"] = [self._added(headers) for _ in range(self._pick(1, 2))]
