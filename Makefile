@@ -83,7 +83,7 @@ $(FLOOR_STAMP): pyproject.toml
 	test -x $(FLOOR_VENV)/bin/python || $(PYTHON) -m venv $(FLOOR_VENV)
 	$(FLOOR_VENV)/bin/python -m pip install --quiet --disable-pip-version-check -e '.[server,http2,opentelemetry,requests,aiohttp]' \
 	  $(foreach name,grpcio grpcio-status grpcio-tools,$(name)==$(GRPCIO_FLOOR)) opentelemetry-propagator-b3 hypothesis 'pytest>=8.3' \
-	  'pytest-asyncio>=0.24' 'pytest-timeout>=2.3' 'pytest-xdist>=3.6' 'respx>=0.21,<1' 'trustme>=1.1'
+	  'pytest-asyncio>=0.24' 'pytest-timeout>=2.3' 'pytest-xdist>=3.6' 'respx>=0.21,<1' 'trio>=0.26' 'trustme>=1.1'
 	rm -f $(FLOOR_VENV)/.installed-*
 	touch $@
 

@@ -255,8 +255,8 @@ def http1(connection: Any, state: h2.connection.H2Connection, stream: int) -> No
     connection.sendall(b"HTTP/1.1 400 Bad Request\r\ncontent-length: 0\r\n\r\n" + b"x" * 20_000)
 
 
-# What cores say that come before those whose TLS is used, on plain channels too.
-OLD_CORES: dict[Script, Any] = {large_message: CODE.UNAVAILABLE, unknown_compression: b"ok"}
+# What cores say that come before those whose TLS is used, on plain channels too. They wait for the whole of a large message.
+OLD_CORES: dict[Script, Any] = {large_message: CODE.DEADLINE_EXCEEDED, unknown_compression: b"ok"}
 
 
 @BOTH
