@@ -11,6 +11,7 @@ which copies came. Hosts are compared one by one where a hash chooses them; else
 choose (`combination_chances`). What differs is tried again alone, as a busy machine may be late.
 """
 
+import itertools
 import json
 import tempfile
 import time
@@ -45,6 +46,7 @@ SHRINKING_S = 60.0
 """For each disagreement that is shown; most are small by then."""
 _LEFT_TO_CHANCE = ("status", "flags", "attempts")
 _MARKS = ("set-cookie", "x-session")
+_RUNS = itertools.count()
 _REDIRECT = "x-envoy-original-url"
 
 
@@ -92,6 +94,7 @@ def run_combinations(seed: int, count: int, folder: Path) -> Report:
 
 
 def _ends(cases: Sequence[Case], up: ScriptedUpstream, folder: Path) -> list[Ends]:
+    run = next(_RUNS)  # attempts that Envoy has given up may reach a busy upstream when their case is tried again
     with (
         tempfile.TemporaryDirectory(dir=folder) as place,
         closing(EnvoySide(cases, up, Path(place))) as envoy,
@@ -101,7 +104,7 @@ def _ends(cases: Sequence[Case], up: ScriptedUpstream, folder: Path) -> list[End
         def both(case: Case) -> list[tuple[str, tuple[int, Pairs, str], str, End]]:
             found = []
             for number, ask in enumerate(case.asks):
-                marks = [f"{case.number}-{number}-{side}" for side in ("e", "m")]
+                marks = [f"{run}-{case.number}-{number}-{side}" for side in ("e", "m")]
                 for mark in marks:
                     up.expect(mark, ask.script)
                 found.append((marks[0], envoy.ask(case, ask, marks[0]), marks[1], meshlib.ask(case, ask, marks[1])))
