@@ -45,6 +45,7 @@ from meshlib.model.lb_policy import (
     RoundRobin,
 )
 from meshlib.model.snapshot import ClusterConfig
+from meshlib.model.subset import MatchCriteria
 from meshlib.ports import Pause, no_pause
 
 __all__ = [
@@ -52,11 +53,14 @@ __all__ = [
     "build_picker",
     "build_retry_picker",
     "cluster_health",
+    "has_choice",
     "keeps_priorities",
     "priorities_of",
 ]
 
 _NOBODY = EmptyPicker()
+_AVOIDED = EmptyPicker()
+"""Of a subset of which a retry avoids all priorities."""
 
 TurnPolicy = RoundRobin | LeastRequest | Random | ClientSideWeightedRoundRobin | PickFirst | PeakEwma | CustomPolicy
 """Policies that choose among a list of hosts, which priorities, health and localities have left."""
@@ -190,6 +194,15 @@ def build_retry_picker(
     return _whole(config, priorities, memory, no_pause, avoided)
 
 
+def has_choice(picker: Picker, criteria: MatchCriteria | None) -> bool:
+    """Whether the priorities that a retry does not avoid can take something, in the subset that it goes to.
+
+    Args:
+        picker: Made by `build_retry_picker`.
+    """
+    return not picker.has_subsets or picker.within(criteria) is not _AVOIDED
+
+
 def build_part_picker(
     config: ClusterConfig, states: Mapping[str, EndpointState], memory: PolicyMemory, part: PriorityPart
 ) -> Picker | None:
@@ -279,7 +292,7 @@ def _picker(
     pause()
     load = _load(config, health, wanted)
     if load is None:
-        return _NOBODY
+        return _AVOIDED
     policy = config.cluster.lb_policy
     while isinstance(policy, RandomSubsetting):
         policy = policy.child

@@ -76,13 +76,13 @@ class HostChoice(CallEndings):
 
     def _tried_priorities(self, cluster: ClusterState) -> frozenset[int] | None:
         """Return the priorities that a retry avoids; None: load is spread as usual."""
-        retry = self._plan.retry
-        if retry is None or not retry.priority_update:
+        retry, match = self._plan.retry, self.match
+        if match is None or retry is None or not retry.priority_update:
             return None
         if self._priorities is None:
             self._priorities = TriedPriorities()
         self._priorities.add(self._tried[-1])
-        return self._priorities.avoided(cluster, retry.priority_update)
+        return self._priorities.avoided(cluster, retry.priority_update, match.criteria)
 
     def _next_leaf(self, routed: AggregateState) -> tuple[ClusterState, Picker]:
         """Return the leaf of an aggregate cluster that a retry goes to, and its picker."""

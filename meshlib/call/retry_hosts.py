@@ -112,19 +112,22 @@ class TriedPriorities:
         """A host was tried."""
         self._hosts.append(state)
 
-    def avoided(self, cluster: ClusterState, update_frequency: int) -> frozenset[int] | None:
+    def avoided(
+        self, cluster: ClusterState, update_frequency: int, criteria: MatchCriteria | None
+    ) -> frozenset[int] | None:
         """Return the priorities that the next attempt avoids; None: load is spread as usual.
 
         Args:
             cluster: That the route names; the priorities of an aggregate are those of its leaves in a row.
             update_frequency: Priorities are looked at when so many more hosts have been tried.
+            criteria: Of the route, for subsets.
         """
         count = len(self._hosts)
         if count < update_frequency:
             return None
         if count % update_frequency == 0:
             self._avoided |= cluster.priorities_of(self._hosts)
-            if not cluster.can_avoid(self._avoided):  # nothing is left: start over with all
+            if not cluster.can_avoid(self._avoided, criteria):  # nothing is left: start over with all
                 self._avoided = frozenset()
                 self._hosts.clear()
-        return self._avoided if cluster.can_avoid(self._avoided) else None
+        return self._avoided if cluster.can_avoid(self._avoided, criteria) else None

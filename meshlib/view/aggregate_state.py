@@ -9,6 +9,7 @@ from meshlib.balancing.picker import Picker
 from meshlib.balancing.zone_aware import Home
 from meshlib.model.retry import DEFAULT_SAFETY, Safety
 from meshlib.model.snapshot import ClusterConfig
+from meshlib.model.subset import MatchCriteria
 from meshlib.ports import Rng
 from meshlib.view.cluster_state import ClusterState
 
@@ -65,7 +66,8 @@ class AggregateState(ClusterState):
             start += leaf.priority_count
         return frozenset(found)
 
-    def can_avoid(self, avoided: frozenset[int]) -> bool:
+    def can_avoid(self, avoided: frozenset[int], criteria: MatchCriteria | None) -> bool:
+        """As `ClusterState.can_avoid`; an aggregate looks at whole leaves, whatever their subsets."""
         return bool(self._without(avoided))
 
     def choose_without(self, avoided: frozenset[int], rng: Rng) -> tuple[ClusterState, Picker]:

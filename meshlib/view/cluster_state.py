@@ -7,6 +7,7 @@ from meshlib.balancing.build import (
     build_part_picker,
     build_picker,
     build_retry_picker,
+    has_choice,
     keeps_priorities,
     priorities_of,
 )
@@ -24,6 +25,7 @@ from meshlib.model.request import RequestHead
 from meshlib.model.retry import DEFAULT_SAFETY, Safety
 from meshlib.model.secret import ClientTls
 from meshlib.model.snapshot import ClusterConfig
+from meshlib.model.subset import MatchCriteria
 from meshlib.ports import Pause, Rng, no_pause
 from meshlib.resilience.circuit_breaker import CircuitBreaker
 from meshlib.resilience.health_check import CheckResult, CheckTurn
@@ -298,9 +300,14 @@ class ClusterState(AttemptCounts):
         """How many priorities the cluster has."""
         return max((group.priority for group in self.config.assignment.localities), default=-1) + 1
 
-    def can_avoid(self, avoided: frozenset[int]) -> bool:
-        """Whether the other priorities can take something."""
-        return self.picker_without(avoided) is not None
+    def can_avoid(self, avoided: frozenset[int], criteria: MatchCriteria | None) -> bool:
+        """Whether the other priorities can take something.
+
+        Args:
+            criteria: Of the route: with subsets it is those of one subset that count.
+        """
+        picker = self.picker_without(avoided)
+        return picker is not None and has_choice(picker, criteria)
 
     def picker_without(self, avoided: frozenset[int]) -> Picker | None:
         """Return the picker for retries that avoid some priorities; None: the others can take nothing."""

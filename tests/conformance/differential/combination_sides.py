@@ -40,6 +40,7 @@ BY_HEADER = "x-case"
 _BODY = b"body"
 _ROUTER = "envoy.extensions.filters.http.router.v3.Router"
 _LOG_SOON = ("--file-flush-interval-msec", "10", "--file-flush-min-size-kb", "1")
+_STILL_LOOKS = 3
 _SAFETY = Safety(budget=None, one_layer=False)
 """What meshlib adds to Envoy's rules is on the list of differences, and is switched off here."""
 _FILTERS = (
@@ -150,6 +151,7 @@ class EnvoySide:
             return answers.keys() <= logged.keys()
 
         poll(is_complete, "lines of the access log", every_s=0.04)
+        self._await_attempts()
         hosts: dict[str, list[str]] = {}
         for entry in self._entries(1):
             host = entry["host"] or ""
@@ -164,6 +166,14 @@ class EnvoySide:
                 tried = tried[:-1]
             found[mark] = End(status, True, flags, tuple(tried), headers, body, is_kept_back=is_kept_back)
         return found
+
+    def _await_attempts(self) -> None:
+        """Wait until the log of attempts, a file with a time of its own to be written, grows no more."""
+        size, looks = -1, 0
+        while looks < _STILL_LOOKS:
+            time.sleep(0.04)
+            before, size = size, self._logs[1].stat().st_size
+            looks = looks + 1 if size == before else 0
 
     def _entries(self, number: int) -> list[Json]:
         lines = self._logs[number].read_text().splitlines(keepends=True)

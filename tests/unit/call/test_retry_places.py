@@ -16,6 +16,7 @@ from meshlib.model.request import Headers
 from meshlib.model.retry import HedgePolicy, RetryPolicy
 from meshlib.model.route import RouteAction, SingleCluster
 from meshlib.model.snapshot import ClusterConfig, Snapshot
+from meshlib.model.subset import MatchCriteria, SubsetConfig, SubsetFallback
 from meshlib.testing import SeededRng, service
 
 MakeDriver = Callable[..., Any]
@@ -98,6 +99,26 @@ def test_priorities_are_looked_at_now_and_then(driver: MakeDriver) -> None:
 def test_one_priority_alone_is_tried_again(driver: MakeDriver) -> None:
     d = driver(priorities(2, retry=policy(priority_update=1)))
     assert [place[0] for place in places(d.call())] == ["0"] * 5
+
+
+@pytest.mark.parametrize(("wanted", "update", "tried"), [("2", 1, "22222"), ("12", 1, "12121"), ("12", 2, "11221")])
+def test_with_subsets_it_is_their_own_priorities_that_are_left(
+    driver: MakeDriver, wanted: str, update: int, tried: str
+) -> None:
+    """A subset that has nothing in the priorities which were not tried starts over with all of its own."""
+    snapshot = priorities(1, 1, 1, retry=policy(priority_update=update))
+    config = snapshot.clusters["a"]
+    assert isinstance(config, ClusterConfig)
+    groups = tuple(
+        replace(group, endpoints=tuple(replace(one, metadata=chosen) for one in group.endpoints))
+        for group in config.assignment.localities
+        for chosen in ({"envoy.lb": MappingProxyType({"in": str(group.priority) in wanted})},)
+    )
+    subsets = SubsetConfig((), fallback=SubsetFallback.DEFAULT_SUBSET, default_subset=MatchCriteria.of({"in": True}))
+    assignment = replace(config.assignment, localities=groups)
+    changed = replace(config, cluster=replace(config.cluster, subsets=subsets), assignment=assignment)
+    d = driver(replace(snapshot, clusters={"a": changed}))
+    assert "".join(place[0] for place in places(d.call())) == tried
 
 
 def waits(driver: Any, retry: RetryPolicy, *headers: tuple[str, str]) -> float:
