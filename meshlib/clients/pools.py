@@ -114,13 +114,15 @@ class Pools(Generic[P]):
         self.dropped: deque[Any] = deque()
         _all_pools.add(self)
         while _orphans:
-            _orphans.popleft().give_back()
+            try:
+                orphan = _orphans.popleft()
+            except IndexError:  # another thread, which makes a transport too, was quicker
+                break
+            orphan.give_back()
 
     def __del__(self) -> None:
-        found, self.dropped = (
-            self.dropped,
-            _orphans,
-        )  # where responses put themselves whose finalisers run after this one
+        # Responses whose finalisers run after this one put themselves there.
+        found, self.dropped = self.dropped, _orphans
         _orphans.extend(found)
 
     def acquire(self, key: PoolKey, *, fresh: bool = False) -> Lease[P]:
