@@ -99,12 +99,12 @@ async def two_on_one_connection(client: httpx.AsyncClient) -> None:
 
 @pytest.fixture
 def flaky(http_server: Any) -> Any:
-    """A server that refuses every other request."""
-    count = iter(range(1_000_000))
+    """A server that refuses what is no retry, so that each call has two attempts, however the one before it ended."""
 
     def answer(handler: Any, body: bytes) -> None:
-        content = b"y" * 100_000 if next(count) % 2 else b"busy"
-        handler.send_response(200 if len(content) > 4 else 503)
+        is_retry = "x-meshlib-attempt" in handler.headers
+        content = b"y" * 100_000 if is_retry else b"busy"
+        handler.send_response(200 if is_retry else 503)
         handler.send_header("content-length", str(len(content)))
         handler.end_headers()
         handler.wfile.write(content)
@@ -154,7 +154,8 @@ async def cancel_everywhere(mesh: Any, run: Any, scenario: Scenario, address: st
             break  # it ended before the step: that was the last one
         count = max(count, at + 1)
         at += 1
-    assert at > 3, "there was something to cancel"
+    # To connect and to read the answer at least; how often more depends on what has come when somebody looks.
+    assert at > 1, "there was something to cancel"
     gc.collect()
 
 
