@@ -121,6 +121,7 @@ class HeldChecks:
             await asyncio.wait({held, gone}, return_when=asyncio.FIRST_COMPLETED)
         finally:
             gone.cancel()
+            await asyncio.wait({gone})  # it has the reader until it has ended
         if held.done():
             return held.result()
         if service.held is held:
