@@ -7,7 +7,6 @@ Others are passed on as they are.
 `meshlib.clients.network_async` is the same for event loops.
 """
 
-import contextlib
 import select
 import socket
 import ssl
@@ -35,7 +34,7 @@ __all__ = [
 
 SocketOption = tuple[int, int, int] | tuple[int, int, bytes | bytearray] | tuple[int, int, None, int]
 WRITE_BYTES: Final = 65536
-"""Written in one go to a peer that is listened to meanwhile."""
+"""Written over TLS in one go to a peer that is listened to meanwhile."""
 _TOLERANCE_S: Final = 0.001
 """A socket's time-out is not worth a system call when it is off by less than that."""
 
@@ -158,8 +157,18 @@ class SocketStream(httpcore.NetworkStream):
             listener: Takes what comes while there is no room; it raises if the rest is not wanted.
         """
         rest, listens = memoryview(data), listener.listens
+        # TLS takes what it is given as a whole, and again the same when there was no room for all of it.
+        size = WRITE_BYTES if isinstance(self._socket, ssl.SSLSocket) else len(rest)
         try:
             while rest:
+                self._set_limit(0.0)
+                try:
+                    rest = rest[self._socket.send(rest[:size]) :]
+                except (BlockingIOError, ssl.SSLWantWriteError, ssl.SSLWantReadError):
+                    pass
+                else:
+                    self.wrote, listens = True, listener.listens
+                    continue
                 if not self._has_room(left_of(timeout, httpcore.WriteTimeout), listens):
                     found = self.read_at_once()
                     if found is None:
@@ -167,11 +176,6 @@ class SocketStream(httpcore.NetworkStream):
                     else:
                         listener.take(found)
                         listens = listener.listens
-                    continue
-                self._set_limit(0.0)
-                with contextlib.suppress(BlockingIOError, ssl.SSLWantWriteError, ssl.SSLWantReadError):
-                    rest = rest[self._socket.send(rest[:WRITE_BYTES]) :]
-                    self.wrote, listens = True, listener.listens
         except TimeoutError as error:
             raise httpcore.WriteTimeout(error) from error
         except OSError as error:
