@@ -123,7 +123,8 @@ def priority_load(
     if panicking and all(panicking):
         return PriorityLoad(tuple(_total_panic(priorities)), nothing, panicking)
     if total == 0:
-        return PriorityLoad(nothing, nothing, panicking)
+        # Without panic the first priority has it all, as in Envoy: a healthy host that does not count may be there.
+        return PriorityLoad((100, *nothing[1:]) if nothing else nothing, nothing, panicking)
 
     healthy_load, left = _shares(healthy, total, 100)
     degraded_load, left = _shares(degraded, total, left)

@@ -72,8 +72,9 @@ def test_total_panic_spreads_by_hosts() -> None:
     assert PriorityLoad((34, 66), (0, 0), (True, True)) == load
 
 
-def test_without_panic_nothing_healthy_is_nothing_at_all() -> None:
-    assert PriorityLoad((0,), (0,), (False,)) == priority_load([health(0, 4)], panic_threshold=0)
+def test_without_panic_the_first_priority_has_it_all_when_nothing_is_healthy() -> None:
+    """Its healthy hosts, that is: nobody is chosen there."""
+    assert PriorityLoad((100,), (0,), (False,)) == priority_load([health(0, 4)], panic_threshold=0)
 
 
 def test_no_priorities_have_no_load() -> None:
@@ -92,3 +93,9 @@ def test_no_priorities_have_no_load() -> None:
 def test_retries_leave_priorities_out(priorities: list[PriorityHealth], avoided: set[int], expected: object) -> None:
     found = load_without(priorities, frozenset(avoided))
     assert expected == (None if found is None else (found.healthy, found.degraded))
+
+
+def test_without_panic_the_first_priority_has_it_all_when_nobody_counts() -> None:
+    """A host that is healthy and does not count yet is chosen, as in Envoy."""
+    nobody = [PriorityHealth(healthy=1, degraded=0, count=0, hosts=2), PriorityHealth(0, 0, count=1, hosts=1)]
+    assert priority_load(nobody, panic_threshold=0) == PriorityLoad((100, 0), (0, 0), (False, False))
