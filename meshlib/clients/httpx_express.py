@@ -11,7 +11,7 @@ which takes over what was begun: `Begun.joined`.
 
 from collections.abc import Callable
 from functools import lru_cache
-from typing import Final, Generic, NamedTuple, TypeVar
+from typing import Any, Final, Generic, NamedTuple, TypeVar
 
 import httpcore
 import httpx
@@ -30,7 +30,7 @@ from meshlib.clients.http1_request import (
     plain_lines,
 )
 from meshlib.clients.http1_response import RawResponse, ResponseHead
-from meshlib.clients.httpx_common import MeshRecord, headers_of, pool_key_of
+from meshlib.clients.httpx_common import MeshRecord, headers_of, learn_of_trailers, pool_key_of
 from meshlib.clients.httpx_requests import Http2Request, http2_request, origin_of
 from meshlib.clients.httpx_shapes import known_shapes, make_shape
 from meshlib.clients.pools import Lease, PoolKey
@@ -179,6 +179,23 @@ class Begun:
         call, _ = self.joined()
         call.answered(_without_headers(status))
         return call
+
+    def left(self, call: Call | None, status: int, reader: Any) -> None:
+        """Count a request out whose response nobody reads any more.
+
+        Args:
+            call: Its own, if it has one by now.
+            reader: Of the response, with its `trailers`.
+        """
+        if call is None and self.way.cluster.learner is not None:  # since a moment ago
+            call = self.answered(status)
+        if call is None:
+            self.ended(status)
+        else:
+            now = self.mesh.clock()
+            if call.wants_trailers:
+                learn_of_trailers(call, {"trailers": reader.trailers}, now)
+            call.close(now, status=status)
 
     def ended(self, status: int) -> None:
         """Give back and count what a request took whose response was read to its end, or is not wanted."""

@@ -8,7 +8,6 @@ import httpx
 from meshlib.call import Call
 from meshlib.clients.http1_sync import Http1Connection
 from meshlib.clients.http2_sync import Http2Answer
-from meshlib.clients.httpx_common import learn_of_trailers
 from meshlib.clients.httpx_errors import body_error
 from meshlib.clients.httpx_express import Begun, Tried
 from meshlib.clients.httpx_sync_exchange import Pool
@@ -118,23 +117,11 @@ class _Body(httpx.SyncByteStream):
         try:
             pool.leave(self._connection, keep=keep)
         finally:
-            self._end()
+            self._begun.left(self._call, self._status, self._connection.reader)
             for pool in self._pools.release(self._lease):
                 pool.close()
 
     def give_back(self) -> None:
         if not self._is_closed:
             self._is_closed = True
-            self._end()
-
-    def _end(self) -> None:
-        begun, call = self._begun, self._call
-        if call is None and begun.way.cluster.learner is not None:  # since a moment ago
-            call = begun.answered(self._status)
-        if call is None:
-            begun.ended(self._status)
-        else:
-            now = begun.mesh.clock()
-            if call.wants_trailers:
-                learn_of_trailers(call, {"trailers": self._connection.reader.trailers}, now)
-            call.close(now, status=self._status)
+            self._begun.left(self._call, self._status, self._connection.reader)
